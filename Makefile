@@ -1,0 +1,41 @@
+# Every target sets up what it needs: a virtual environment in .venv, built from constraints.txt.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SHELL  := /bin/bash
+ARGS   ?=
+
+.PHONY: demo test check format teacher faults bench docs clean
+
+demo: $(VENV)/ready        ## distil the miniature teacher into the miniature student, end to end
+	$(BIN)/firstsight demo --dir demo
+
+test: $(VENV)/ready        ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/ready       ## format, lint, types: what CI runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+teacher: $(VENV)/ready     ## train the miniature teacher and student base again (about an hour on 2 cores)
+	$(BIN)/python -m firstsight.miniature.train --out build/miniature
+
+faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a minute of each
+	FIRSTSIGHT_FAULTS=long $(BIN)/python -m pytest -m faults --timeout=7200 $(ARGS)
+
+docs: $(VENV)/ready        ## docs/cli.md from --help
+	$(BIN)/python -m firstsight.cli_reference > docs/cli.md
+
+clean:
+	rm -rf $(VENV) build demo runs .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "firstsight needs Python >= 3.11; $(PYTHON) is older. Try: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

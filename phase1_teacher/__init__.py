@@ -1,0 +1,1 @@
+"""Phase 1: run the frozen teacher once and write its soft targets."""

@@ -1,0 +1,1 @@
+"""Phase 2: train and evaluate the student on the cached soft targets."""

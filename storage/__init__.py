@@ -1,0 +1,1 @@
+"""The logit cache: arrays, bytes and files. Knows nothing of models."""
