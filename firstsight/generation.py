@@ -1,0 +1,52 @@
+"""Greedy answers, batched: padded on the left, cut at the end of turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from firstsight.prompting import Encoded, Prompter
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: Any, prompter: Prompter, prompts: Sequence[Encoded], *, max_new_tokens: int
+) -> list[list[int]]:
+    """The greedy continuation of each prompt.
+
+    Args:
+        prompts: encoded without an answer.
+        max_new_tokens: longest answer, end of turn included.
+
+    Returns:
+        Token ids of each answer, the end of turn included where the model reached it.
+    """
+    end = prompter.end_of_turn_ids[-1]
+    pad = prompter.tokenizer.pad_token_id
+    pad = end if pad is None else pad
+    length = max(len(prompt.input_ids) for prompt in prompts)
+    input_ids = torch.full((len(prompts), length), pad, dtype=torch.int64)
+    mask = torch.zeros_like(input_ids)
+    types = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, length - len(prompt.input_ids) :] = prompt.input_ids
+        mask[row, length - len(prompt.input_ids) :] = 1
+        types[row, length - len(prompt.input_ids) :] = prompt.mm_token_type_ids
+    inputs = {"input_ids": input_ids, "attention_mask": mask, "mm_token_type_ids": types}
+    if any(prompt.pixel_values is not None for prompt in prompts):
+        inputs["pixel_values"] = torch.cat([p.pixel_values for p in prompts if p.pixel_values is not None])
+        inputs["image_grid_thw"] = torch.cat(
+            [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
+        )
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    output = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=pad,
+        temperature=None, top_p=None, top_k=None,
+    )  # fmt: skip
+    return [_cut(row, end) for row in output[:, length:].tolist()]
+
+
+def _cut(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids

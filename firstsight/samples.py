@@ -1,0 +1,245 @@
+"""Samples: one line of a JSONL file in the `messages` + `images` form that TRL takes, checked and given its key.
+
+    {"id": "...", "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]},
+                               {"role": "assistant", "content": [{"type": "text", "text": "..."}]}],
+     "images": ["images/a.png"], "category": "...", "environment": "..."}
+
+`frames` (with optional `times`, in seconds) may stand in place of `images`: frames of a video, in order.
+A content may be a plain string; images without a place then stand before the first user message's text, as in TRL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from firstsight.errors import DataError
+
+MAX_IMAGE_PIXELS = 64_000_000
+"""Larger images are refused before they are decoded: a few KB of PNG can hold gigabytes of pixels."""
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One question, its images and, where there is one, its answer."""
+
+    id: str
+    prompt: tuple[dict[str, Any], ...]
+    """Messages before the answer, each `{"role", "content": [parts]}` with parts `{"type": "image"}` or
+    `{"type": "text", "text"}`."""
+    answer: str | None
+    """Text of the closing assistant message; None: no ground truth."""
+    images: tuple[Path, ...]
+    times: tuple[float, ...] | None
+    """Seconds of the frames, where they are known."""
+    category: str | None
+    environment: str | None
+    place: str
+    """`file:line`, for messages."""
+
+    @property
+    def question(self) -> str:
+        """Text of the last user message."""
+        users = [m for m in self.prompt if m["role"] == "user"]
+        parts = users[-1]["content"] if users else ()
+        return " ".join(part["text"] for part in parts if part["type"] == "text")
+
+    @property
+    def key(self) -> str:
+        """The identity of the content: 64 hex digits, sha256 over the canonical messages, the bytes of the images and their times.
+
+        Paths and token ids are not part of it: a moved file keeps its key, an edited sample gets another one.
+        """
+        content = {
+            "prompt": self.prompt,
+            "answer": self.answer,
+            "images": [file_digest(path) for path in self.images],
+            "times": self.times,
+        }
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def open_images(self) -> list[Image.Image]:
+        """The images as RGB, upright.
+
+        Raises:
+            DataError: a file that is missing, no image, damaged, or larger than `MAX_IMAGE_PIXELS`.
+        """
+        return [_open_image(path, self.place) for path in self.images]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits; remembered while size and modification time stay the same."""
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=65_536)
+def _file_digest(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_image(path: Path, place: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise DataError(
+                    f"{place}: image {path} has {image.width} x {image.height} pixels, more than {MAX_IMAGE_PIXELS:,}; scale it down"
+                )
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{place}: image {path} is not there; check data.root and the row's path") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{place}: image {path} cannot be decoded ({error}); replace the file") from None
+
+
+def load_samples(path: Path, root: Path) -> list[Sample]:
+    """Read and check a JSONL file; image paths are relative to `root` and stay under it.
+
+    Raises:
+        DataError: names file and line, and what is wrong with the row; a missing image is found here, before any model is loaded.
+    """
+    return list(iter_samples(path, root))
+
+
+def iter_samples(path: Path, root: Path) -> Iterator[Sample]:
+    """`load_samples`, one sample at a time."""
+    if not path.is_file():
+        raise DataError(f"data file {path} is not there; check data.root and the file's name in the recipe")
+    seen: dict[str, int] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{path.name}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{place}: not a JSON object ({error}); repair the line") from None
+            sample = _parse_row(row, root, place)
+            if sample.id in seen:
+                raise DataError(
+                    f"{place}: id {sample.id!r} was used in line {seen[sample.id]} already; ids must be unique"
+                )
+            seen[sample.id] = number
+            yield sample
+
+
+def _parse_row(row: Any, root: Path, place: str) -> Sample:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
+    if not isinstance(row.get("id"), str | int):
+        raise DataError(f"{place}: key 'id' must be a string, got {row.get('id')!r}")
+    if "images" in row and "frames" in row:
+        raise DataError(f"{place}: 'images' and 'frames' exclude each other; keep one of them")
+    files = row.get("images", row.get("frames", []))
+    if not isinstance(files, list):
+        raise DataError(f"{place}: 'images' must be a list of paths, got {type(files).__name__}")
+    images = tuple(_image_path(file, root, place) for file in files)
+    messages = _parse_messages(row.get("messages"), len(images), place)
+    answer = None
+    if messages[-1]["role"] == "assistant":
+        answer = "".join(part["text"] for part in messages[-1]["content"])
+        messages = messages[:-1]
+        if not answer.strip():
+            raise DataError(
+                f"{place}: the answer is empty; remove the assistant message if there is no ground truth"
+            )
+    if not any(message["role"] == "user" for message in messages):
+        raise DataError(f"{place}: 'messages' has no user message before the answer")
+    return Sample(
+        id=str(row["id"]),
+        prompt=tuple(messages),
+        answer=answer,
+        images=images,
+        times=_parse_times(row.get("times"), len(images), place),
+        category=row.get("category"),
+        environment=row.get("environment"),
+        place=place,
+    )
+
+
+def _image_path(file: Any, root: Path, place: str) -> Path:
+    if not isinstance(file, str):
+        raise DataError(f"{place}: an image must be a path relative to data.root, got {type(file).__name__}")
+    path = root / file
+    inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
+    if not inside:
+        raise DataError(f"{place}: image {file!r} lies outside data.root ({root}); move it under it")
+    if not path.is_file():
+        raise DataError(f"{place}: image {path} is not there; check data.root and the row's path")
+    return path
+
+
+def _parse_times(times: Any, count: int, place: str) -> tuple[float, ...] | None:
+    if times is None:
+        return None
+    if (
+        not isinstance(times, list)
+        or len(times) != count
+        or not all(isinstance(t, int | float) for t in times)
+    ):
+        raise DataError(
+            f"{place}: 'times' must list one number (seconds) per frame, {count} here, got {times!r}"
+        )
+    return tuple(float(t) for t in times)
+
+
+def _parse_messages(messages: Any, images: int, place: str) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{place}: 'messages' must be a list of messages, got {messages!r}")
+    parsed = [_parse_message(message, place) for message in messages]
+    placed = sum(part["type"] == "image" for message in parsed for part in message["content"])
+    if placed == 0 and images:
+        first = next((m for m in parsed if m["role"] == "user"), None)
+        if first is not None:
+            first["content"] = [{"type": "image"}] * images + first["content"]
+            placed = images
+    if placed != images:
+        raise DataError(
+            f"{place}: the messages have places for {placed} images, the row lists {images}; make them equal"
+        )
+    if any(part["type"] == "image" for part in parsed[-1]["content"]) and parsed[-1]["role"] == "assistant":
+        raise DataError(f"{place}: an answer cannot hold an image")
+    return parsed
+
+
+def _parse_message(message: Any, place: str) -> dict[str, Any]:
+    role = message.get("role") if isinstance(message, dict) else None
+    if role not in ROLES:
+        raise DataError(f"{place}: a message's role must be one of {', '.join(ROLES)}, got {role!r}")
+    content = message.get("content")
+    if isinstance(content, str):
+        return {"role": role, "content": [{"type": "text", "text": content}]}
+    if not isinstance(content, list):
+        raise DataError(f"{place}: a message's content must be a string or a list of parts, got {content!r}")
+    return {"role": role, "content": [_parse_part(part, place) for part in content]}
+
+
+def _parse_part(part: Any, place: str) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind in ("image", "video_frame"):
+        return {"type": "image"}
+    raise DataError(
+        f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r}"
+    )
+
+
+def select(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """The first `limit` samples; all of them where `limit` is None."""
+    return list(samples) if limit is None else list(samples[:limit])
