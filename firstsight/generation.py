@@ -37,9 +37,7 @@ def generate_answers(
     inputs = {"input_ids": input_ids, "attention_mask": mask, "mm_token_type_ids": types}
     if any(prompt.pixel_values is not None for prompt in prompts):
         inputs["pixel_values"] = torch.cat([p.pixel_values for p in prompts if p.pixel_values is not None])
-        inputs["image_grid_thw"] = torch.cat(
-            [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
-        )
+        inputs["image_grid_thw"] = torch.cat([p.image_grid_thw for p in prompts if p.image_grid_thw is not None])
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     output = model.generate(
         **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=pad,

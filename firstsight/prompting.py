@@ -59,9 +59,7 @@ class Prompter:
 
     def __init__(self, processor: Any, *, max_length: int, system_prompt: str | None = None) -> None:
         if not getattr(processor, "chat_template", None):
-            raise ModelError(
-                "the processor has no chat template; add chat_template.jinja to the model's directory"
-            )
+            raise ModelError("the processor has no chat template; add chat_template.jinja to the model's directory")
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
@@ -100,9 +98,7 @@ class Prompter:
                 "raise it, or lower max_pixels"
             )
         types = inputs.get("mm_token_type_ids")
-        types = (
-            torch.zeros(len(prompt_ids), dtype=torch.int64) if types is None else torch.as_tensor(types)[0]
-        )
+        types = torch.zeros(len(prompt_ids), dtype=torch.int64) if types is None else torch.as_tensor(types)[0]
         return Encoded(
             input_ids=torch.cat([prompt_ids, torch.tensor(answer, dtype=torch.int64)]),
             mm_token_type_ids=torch.cat([types.long(), torch.zeros(len(answer), dtype=torch.int64)]),
@@ -137,9 +133,7 @@ class Prompter:
 
     def _refuse_special_tokens(self, sample: Sample) -> None:
         """A control token in a user's text would be read as structure: shifted rows, or an image that is not there."""
-        texts = [
-            part["text"] for message in sample.prompt for part in message["content"] if part["type"] == "text"
-        ]
+        texts = [part["text"] for message in sample.prompt for part in message["content"] if part["type"] == "text"]
         for text in [*texts, sample.answer or ""]:
             if "<" not in text:
                 continue

@@ -155,9 +155,7 @@ def _parse_row(row: Any, root: Path, place: str) -> Sample:
         answer = "".join(part["text"] for part in messages[-1]["content"])
         messages = messages[:-1]
         if not answer.strip():
-            raise DataError(
-                f"{place}: the answer is empty; remove the assistant message if there is no ground truth"
-            )
+            raise DataError(f"{place}: the answer is empty; remove the assistant message if there is no ground truth")
     if not any(message["role"] == "user" for message in messages):
         raise DataError(f"{place}: 'messages' has no user message before the answer")
     return Sample(
@@ -187,14 +185,8 @@ def _image_path(file: Any, root: Path, place: str) -> Path:
 def _parse_times(times: Any, count: int, place: str) -> tuple[float, ...] | None:
     if times is None:
         return None
-    if (
-        not isinstance(times, list)
-        or len(times) != count
-        or not all(isinstance(t, int | float) for t in times)
-    ):
-        raise DataError(
-            f"{place}: 'times' must list one number (seconds) per frame, {count} here, got {times!r}"
-        )
+    if not isinstance(times, list) or len(times) != count or not all(isinstance(t, int | float) for t in times):
+        raise DataError(f"{place}: 'times' must list one number (seconds) per frame, {count} here, got {times!r}")
     return tuple(float(t) for t in times)
 
 
@@ -235,9 +227,7 @@ def _parse_part(part: Any, place: str) -> dict[str, str]:
         return {"type": "text", "text": part["text"]}
     if kind in ("image", "video_frame"):
         return {"type": "image"}
-    raise DataError(
-        f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r}"
-    )
+    raise DataError(f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r}")
 
 
 def select(samples: Sequence[Sample], limit: int | None) -> list[Sample]:

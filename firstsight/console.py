@@ -1,0 +1,52 @@
+"""What the three commands have in common: errors become one line and exit code 2; options that several commands take."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import click
+
+from firstsight.errors import FirstSightError
+from storage.errors import CacheError
+
+
+class Commands(click.Group):
+    """A group whose commands never show a traceback for what a user gave."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; user errors exit 2, trouble with files exits 1."""
+        try:
+            return super().invoke(ctx)
+        except (FirstSightError, CacheError) as error:
+            raise _fail(str(error), 2) from error
+        except OSError as error:
+            if error.errno not in _FILE_TROUBLE:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            raise _fail(f"{place}{error.strerror}", 1) from error
+
+
+_FILE_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT}
+
+
+def _fail(message: str, code: int) -> click.exceptions.Exit:
+    click.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(message, err=True)
+    return click.exceptions.Exit(code)
+
+
+config_option = click.option(
+    "--config",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The recipe, a YAML file.",
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a key of the recipe; may be given several times.",
+)

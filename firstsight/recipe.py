@@ -1,0 +1,252 @@
+"""Recipes: one YAML file that describes a run of both phases.
+
+    recipe = load_recipe(Path("recipe.yaml"), ["loss.alpha=0.5", "training.learning_rate=3e-5"])
+
+Relative paths are relative to the recipe's directory. An unknown key is an error that names the nearest known one.
+Nothing here imports torch: a typo is found within a second. The `training` section holds `transformers.TrainingArguments`
+by name and is checked by `check_training`, which imports them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from firstsight.errors import ModelError, RecipeError
+
+
+class Section(BaseModel):
+    """A section of a recipe: keyword-only, immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class TeacherSection(Section):
+    """The frozen model that is run once."""
+
+    model: str = "Qwen/Qwen2-VL-7B-Instruct"
+    """Directory or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    quantization: Literal["int8", "nf4", "none"] = "int8"
+    """`int8` and `nf4` by bitsandbytes."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Compute type. float16 overflows are on record for the Qwen2-VL family."""
+    max_pixels: Annotated[int, Field(gt=0)] | None = None
+    """Images are scaled down to at most this many pixels; None: the processor's own limit."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    device_map: str | None = None
+    """`auto`, `cpu`, `cuda:0`, ...; None: the first GPU where there is one."""
+    batch_tokens: Annotated[int, Field(gt=0)] = 16_384
+    """Tokens of one forward pass, padding and images included. LLM.int8 results depend on it, so the cache is bound to it."""
+    trust_remote_code: bool = False
+
+
+class StudentSection(Section):
+    """The model that is trained."""
+
+    model: str = "Qwen/Qwen2-VL-2B-Instruct"
+    """Directory or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of the saved weights; training keeps float32 master weights."""
+    max_pixels: Annotated[int, Field(gt=0)] | None = None
+    """Images are scaled down to at most this many pixels; None: the processor's own limit."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+
+
+class DataSection(Section):
+    """Where the samples are."""
+
+    root: Path = Path("data")
+    """Image paths of the rows are relative to it and stay under it."""
+    train: Path = Path("train.jsonl")
+    """Relative to `root`."""
+    validation: Path = Path("validation.jsonl")
+    """Relative to `root`."""
+    max_length: Annotated[int, Field(gt=0)] = 4096
+    """Longest sequence in tokens, images and answer included; a longer sample is refused."""
+    system_prompt: str | None = None
+    """Put before the messages of samples that have no system message; null: the chat template's default."""
+
+
+class CacheSection(Section):
+    """The cache of soft targets."""
+
+    path: str = "cache.zarr"
+    """Directory, or s3:// gs:// az:// prefix."""
+    top_k: Annotated[int, Field(ge=1, le=65_535)] = 64
+    """Stored entries per answer position."""
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 1.5, 2.0, 4.0)
+    """Node temperatures at which the mass of the tail is stored; training may use any temperature between them."""
+    unit_positions: Annotated[int, Field(gt=0)] = 4096
+    """Answer positions of one unit of work."""
+
+    @field_validator("temperatures")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("must be in ascending order, each once")
+        if value[0] > 1.0:
+            raise ValueError("must begin at 1 or below: the stored log-probabilities are those of T = 1")
+        return value
+
+
+class LossSection(Section):
+    """The distillation loss: alpha * KL at a temperature + (1 - alpha) * cross-entropy."""
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Within the range of cache.temperatures."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Weight of the KL; 0: hard labels only."""
+    tail: Literal["bucket", "renormalize", "none"] = "bucket"
+    """What stands for the entries that are not stored."""
+
+
+class Recipe(Section):
+    """A run of both phases."""
+
+    teacher: TeacherSection = TeacherSection()
+    student: StudentSection = StudentSection()
+    data: DataSection = DataSection()
+    cache: CacheSection = CacheSection()
+    loss: LossSection = LossSection()
+    training: dict[str, Any] = Field(default_factory=dict)
+    """`transformers.TrainingArguments` by name."""
+    directory: Path = Field(default=Path(), exclude=True)
+    """Of the recipe file."""
+
+    def file(self, split: Literal["train", "validation"]) -> Path:
+        """The JSONL file of a split."""
+        return self.data_root / (self.data.train if split == "train" else self.data.validation)
+
+    @property
+    def data_root(self) -> Path:
+        """Directory that the rows' image paths are relative to."""
+        return self.directory / self.data.root
+
+    @property
+    def cache_location(self) -> str:
+        """Directory or URL of the cache."""
+        return self.cache.path if "://" in self.cache.path else str(self.directory / self.cache.path)
+
+    @property
+    def output_dir(self) -> Path:
+        """Directory of the training run."""
+        return self.directory / str(self.training.get("output_dir", "runs/student"))
+
+    def model_source(self, section: TeacherSection | StudentSection) -> str:
+        """A directory as a path, else the hub id.
+
+        Raises:
+            ModelError: the name can only be a directory, and the directory is not there.
+        """
+        local = (self.directory / Path(section.model).expanduser()).resolve()
+        if local.is_dir():
+            return str(local)
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", section.model) or section.model.startswith((".", "~")):
+            kind = "teacher" if isinstance(section, TeacherSection) else "student"
+            raise ModelError(f"{kind}.model: directory {local} is not there; give a directory or a hub id")
+        return section.model
+
+    def dump(self) -> dict[str, Any]:
+        """The recipe as plain YAML types, defaults included."""
+        return self.model_dump(mode="json")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (1e-5), and no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `section.key=value` overrides, check it.
+
+    Raises:
+        RecipeError: names the file and the key, what was expected and what was found.
+    """
+    if not path.is_file():
+        raise RecipeError(f"recipe {path} is not there")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected sections such as `teacher:`, got {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    content.pop("directory", None)
+    try:
+        return Recipe.model_validate({**content, "directory": path.resolve().parent})
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_first_error(error)}") from None
+
+
+def check_training(training: dict[str, Any]) -> None:
+    """Check the names of the `training` section against `transformers.TrainingArguments` (imports them: seconds).
+
+    Raises:
+        RecipeError: an unknown name, with the nearest known one.
+    """
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for name in training:
+        if name not in known:
+            raise RecipeError(f"training.{name}: no such key in TrainingArguments{_nearest(name, known)}")
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or len(parts) != 2:
+        raise RecipeError(f"--set {override}: expected section.key=value, such as loss.alpha=0.5")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
+    section = content.setdefault(parts[0], {})
+    if section is None:
+        section = content[parts[0]] = {}
+    if not isinstance(section, dict):
+        raise RecipeError(f"--set {override}: {parts[0]!r} is not a section")
+    section[parts[1]] = value
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    dotted = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        owner: Any = Recipe if len(place) == 1 else Recipe.model_fields[place[0]].annotation
+        known = [name for name in owner.model_fields if name != "directory"]
+        return f"{dotted}: no such key{_nearest(place[-1], known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; known keys: {', '.join(sorted(known))}"
