@@ -1,0 +1,90 @@
+"""The spec of a cache: what its numbers depend on, and nothing that is known only afterwards.
+
+Phase 1 compares all of it with the store's; phase 2 compares the part that it can know without the teacher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from firstsight.models import weights_digest
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe, StudentSection, TeacherSection
+from firstsight.vocabulary import VocabularyAlignment, table_digest, token_table
+
+_IMAGE_SETTINGS = (
+    "size", "do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+    "do_convert_rgb", "patch_size", "temporal_patch_size", "merge_size",
+)  # fmt: skip
+
+
+def cache_spec(
+    recipe: Recipe,
+    *,
+    teacher_directory: Path,
+    teacher: Prompter,
+    student: Prompter,
+    alignment: VocabularyAlignment,
+) -> dict[str, Any]:
+    """The spec that phase 1 writes into the root of the store: a JSON object."""
+    section = recipe.teacher
+    return {
+        "top_k": recipe.cache.top_k,
+        "temperatures": list(recipe.cache.temperatures),
+        "vocabulary_size": len(alignment.teacher_of_student),
+        "shared_ids": alignment.shared_ranges(),
+        "teacher": {
+            "model": model_name(recipe, section),
+            "revision": section.revision,
+            "weights": weights_digest(teacher_directory),
+            "quantization": section.quantization,
+            "dtype": section.dtype,
+            "attn_implementation": section.attn_implementation,
+            "batch_tokens": section.batch_tokens,
+            "tokens": table_digest(token_table(teacher.tokenizer)),
+            "chat_template": text_digest(teacher.processor.chat_template),
+            "system_prompt": recipe.data.system_prompt,
+            "image_processor": image_settings(teacher.processor),
+        },
+        "student": student_identity(student),
+        "alignment": {"kind": alignment.kind, "digest": alignment.digest},
+    }
+
+
+def student_identity(student: Prompter) -> dict[str, Any]:
+    """The student's tokens and special roles: what a cache's ids mean."""
+    tokenizer = student.tokenizer
+    return {
+        "tokens": table_digest(token_table(tokenizer)),
+        "end_of_turn": student.end_of_turn_ids,
+        "eos": tokenizer.eos_token_id,
+    }
+
+
+def model_name(recipe: Recipe, section: TeacherSection | StudentSection) -> str:
+    """A hub id as it is; of a directory its last part, so that moving it changes nothing."""
+    source = recipe.model_source(section)
+    return Path(source).name if Path(source).is_dir() else source
+
+
+def text_digest(text: Any) -> str:
+    """sha256 of a text, 64 hex digits."""
+    return hashlib.sha256(str(text).encode()).hexdigest()
+
+
+def image_settings(processor: Any) -> dict[str, Any]:
+    """What decides the pixels that a model sees, as plain JSON values."""
+    images = processor.image_processor
+    return {name: _plain(getattr(images, name, None)) for name in _IMAGE_SETTINGS}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "items"):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | float | str) or value is None:
+        return value
+    return int(value)

@@ -1,0 +1,169 @@
+"""Loading: processors, the frozen teacher, the student; and the backbone without its head.
+
+Every path that takes a hub id takes a directory as well. Weights come from safetensors only, and no code from a model's
+directory is run unless the recipe says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstsight.errors import ModelError
+from firstsight.recipe import Recipe, StudentSection, TeacherSection
+from firstsight.samples import file_digest
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+
+
+def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, *, weights: bool = True) -> Path:
+    """The model's directory; a hub id is downloaded (or found in the local cache) first.
+
+    Args:
+        recipe: relative directories are relative to it.
+        section: `recipe.teacher` or `recipe.student`.
+        weights: False leaves the weights out: configuration and tokenizer only.
+
+    Raises:
+        ModelError: no such directory, an unreachable hub, or no safetensors.
+    """
+    source = recipe.model_source(section)
+    kind = "teacher" if isinstance(section, TeacherSection) else "student"
+    directory = Path(source)
+    if not directory.is_dir():
+        directory = _download(source, section.revision, weights, kind)
+    if not (directory / "config.json").is_file():
+        raise ModelError(
+            f"{kind}.model: {directory} has no config.json; give the directory of a transformers checkpoint"
+        )
+    if weights and not any(directory.glob("*.safetensors")):
+        raise ModelError(f"{kind}.model: {directory} has no .safetensors; weights are read from safetensors only")
+    return directory
+
+
+def _download(source: str, revision: str | None, weights: bool, kind: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{kind}.model: {source!r} is neither a directory nor reachable on the hub ({reason})"
+        ) from None
+
+
+def load_processor(directory: Path, section: TeacherSection | StudentSection) -> Any:
+    """The model's processor, with the section's `max_pixels` applied.
+
+    Raises:
+        ModelError: the directory has no usable processor.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{directory}: no usable processor ({' '.join(str(error).split())[:200]})") from None
+    if section.max_pixels is not None:
+        images = processor.image_processor
+        limit = section.max_pixels
+        least = min(images.size["shortest_edge"], limit)
+        images.size = type(images.size)(**{**dict(images.size), "longest_edge": limit, "shortest_edge": least})
+    return processor
+
+
+def load_config(directory: Path, section: TeacherSection | StudentSection) -> Any:
+    """The model's configuration."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(directory, trust_remote_code=section.trust_remote_code)
+
+
+def head_rows(config: Any) -> int:
+    """V, rows of the head, padding included."""
+    return int(config.get_text_config().vocab_size)
+
+
+def default_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def load_teacher(directory: Path, section: TeacherSection) -> Any:
+    """The frozen teacher, quantised as the recipe says, in eval mode.
+
+    Raises:
+        ModelError: the weights cannot be loaded.
+    """
+    import transformers
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per matmul otherwise
+    options: dict[str, Any] = {}
+    if section.quantization == "int8":
+        options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    elif section.quantization == "nf4":
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+            bnb_4bit_use_double_quant=True,
+        )
+    model = _load(directory, section, device_map=section.device_map or str(default_device()), **options)
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype) -> Any:
+    """The student with weights of `dtype`, on the CPU: the trainer places it."""
+    return _load(directory, section, dtype=dtype)
+
+
+def _load(directory: Path, section: TeacherSection | StudentSection, **options: Any) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    options.setdefault("dtype", getattr(torch, section.dtype))
+    try:
+        return AutoModelForImageTextToText.from_pretrained(
+            directory,
+            attn_implementation=section.attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=section.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{directory}: the weights cannot be loaded ({' '.join(str(error).split())[:240]})") from None
+
+
+def weights_digest(directory: Path) -> str:
+    """sha256 over the digests of all safetensors files in name order, 64 hex digits."""
+    files = sorted(directory.glob("*.safetensors"))
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        digests = list(pool.map(file_digest, files))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def backbone_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+    """Hidden states at the answer positions; no logits are made.
+
+    Args:
+        model: with a head (`ForConditionalGeneration`).
+        inputs: of `prompting.collate`.
+        rows: int64 [N], from `prompting.answer_index`.
+        columns: int64 [N], likewise.
+
+    Returns:
+        [N, D] in the model's dtype.
+    """
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+    states: Tensor = hidden[rows.to(hidden.device), columns.to(hidden.device)]
+    return states
