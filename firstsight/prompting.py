@@ -80,6 +80,14 @@ class Prompter:
         ids: list[int] = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return ids + self.end_of_turn_ids
 
+    def prompt_tokens(self, sample: Sample) -> tuple[int, int]:
+        """Tokens of the prompt and how many of them are image tokens, without decoding an image."""
+        ids = self.tokenizer(self.prompt_text(sample), add_special_tokens=False)["input_ids"]
+        images = self.processor.image_processor
+        patches = sum(images.get_number_of_image_patches(height, width, {}) for width, height in sample.image_sizes())
+        image_tokens = int(patches) // images.merge_size**2
+        return len(ids) - len(sample.images) + image_tokens, image_tokens
+
     def encode(self, sample: Sample, *, with_answer: bool = True) -> Encoded:
         """Model inputs of a sample.
 

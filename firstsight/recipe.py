@@ -89,6 +89,8 @@ class CacheSection(Section):
     """Node temperatures at which the mass of the tail is stored; training may use any temperature between them."""
     unit_positions: Annotated[int, Field(gt=0)] = 4096
     """Answer positions of one unit of work."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """`skip`: a sample that cannot be dumped is recorded as skipped, with the reason, and the dump goes on."""
 
     @field_validator("temperatures")
     @classmethod

@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,7 +77,38 @@ class Sample:
         Raises:
             DataError: a file that is missing, no image, damaged, or larger than `MAX_IMAGE_PIXELS`.
         """
-        return [_open_image(path, self.place) for path in self.images]
+        opened = []
+        for path in self.images:
+            with self._checked(path) as image:
+                opened.append(ImageOps.exif_transpose(image).convert("RGB"))
+        return opened
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each image as stored, from the files' headers."""
+        sizes = []
+        for path in self.images:
+            with self._checked(path) as image:
+                sizes.append(image.size)
+        return sizes
+
+    @contextmanager
+    def _checked(self, path: Path) -> Iterator[Image.Image]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap is lower
+                with Image.open(path) as image:
+                    if image.width * image.height > MAX_IMAGE_PIXELS:
+                        raise DataError(
+                            f"{self.place}: image {path} has {image.width} x {image.height} pixels, more than "
+                            f"{MAX_IMAGE_PIXELS:,}; scale it down"
+                        )
+                    yield image
+        except FileNotFoundError:
+            raise DataError(f"{self.place}: image {path} is not there; check data.root and the row's path") from None
+        except DataError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{self.place}: image {path} cannot be decoded ({error}); replace the file") from None
 
 
 def file_digest(path: Path) -> str:
@@ -88,22 +121,6 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: Path, _size: int, _mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _open_image(path: Path, place: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise DataError(
-                    f"{place}: image {path} has {image.width} x {image.height} pixels, more than {MAX_IMAGE_PIXELS:,}; scale it down"
-                )
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{place}: image {path} is not there; check data.root and the row's path") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{place}: image {path} cannot be decoded ({error}); replace the file") from None
 
 
 def load_samples(path: Path, root: Path) -> list[Sample]:
@@ -228,8 +245,3 @@ def _parse_part(part: Any, place: str) -> dict[str, str]:
     if kind in ("image", "video_frame"):
         return {"type": "image"}
     raise DataError(f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r}")
-
-
-def select(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """The first `limit` samples; all of them where `limit` is None."""
-    return list(samples) if limit is None else list(samples[:limit])

@@ -35,6 +35,8 @@ class VocabularyAlignment:
     """[V_t]; -1: the student has no such token."""
     teacher_of_student: NDArray[np.int64]
     """[V_s]; -1: the teacher has no such token."""
+    teacher_tokens: NDArray[np.bool_]
+    """[V_t]: rows that are tokens, not padding."""
     kind: str
     """`identical`: equal ids; `permuted`: same tokens, other ids; `partial`: some tokens are on one side alone."""
 
@@ -119,6 +121,7 @@ def align_vocabularies(
     return VocabularyAlignment(
         student_of_teacher=to_student,
         teacher_of_student=to_teacher,
+        teacher_tokens=np.isin(np.arange(teacher_rows), list(teacher)),
         kind="partial" if not whole else "identical" if same_ids else "permuted",
     )
 
