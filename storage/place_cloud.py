@@ -1,0 +1,119 @@
+"""A cache in an object store (s3://, gs://, az://) through obstore: the extra `[cloud]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from storage.errors import ObjectMissing, PlaceError, UnsafeObject
+from storage.failpoints import failpoint
+from storage.place import checked_path
+
+_REQUESTS = 16
+
+
+class CloudPlace:
+    """Objects below a prefix of a bucket. Credentials, region and endpoint come from the environment."""
+
+    def __init__(self, location: str) -> None:
+        try:
+            import obstore
+            from obstore import exceptions, store
+        except ImportError:
+            raise PlaceError(
+                f"{location} needs the package obstore; install it with: pip install 'firstsight[cloud]'"
+            ) from None
+        self.location = location.rstrip("/")
+        self._obstore: Any = obstore
+        self._failures: Any = exceptions
+        try:
+            self._store: Any = store.from_url(self.location)
+        except (exceptions.BaseError, ValueError) as error:
+            raise PlaceError(f"{location} cannot be opened: {_line(error)}") from None
+
+    def read(self, path: str, *, limit: int) -> bytes:
+        """The bytes of an object; see `Place.read`."""
+        checked_path(path)
+        try:
+            result = self._obstore.get(self._store, path)
+            size = int(result.meta["size"])
+            if size > limit:
+                raise UnsafeObject(f"{self.location}/{path} has {size:,} bytes, expected at most {limit:,}; refused")
+            return bytes(result.bytes())
+        except (FileNotFoundError, self._failures.NotFoundError):
+            raise ObjectMissing(f"{self.location}/{path} is not there") from None
+        except self._failures.BaseError as error:
+            raise PlaceError(f"{self.location}/{path} cannot be read: {_line(error)}") from None
+
+    def size(self, path: str) -> int | None:
+        """The size of an object in bytes, or None; see `Place.size`."""
+        checked_path(path)
+        try:
+            return int(self._obstore.head(self._store, path)["size"])
+        except (FileNotFoundError, self._failures.NotFoundError):
+            return None
+        except self._failures.BaseError as error:
+            raise PlaceError(f"{self.location}/{path} cannot be read: {_line(error)}") from None
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put an object on the condition that it is not there; see `Place.create`."""
+        checked_path(path)
+        failpoint("create:begin")
+        try:
+            self._obstore.put(self._store, path, data, mode="create", use_multipart=False)
+        except self._failures.AlreadyExistsError:
+            # A retried request says "exists" after its first try succeeded and the answer was lost.
+            return self.read(path, limit=max(len(data), 1) * 64 + 2**20) == data
+        except self._failures.BaseError as error:
+            raise PlaceError(f"{self.location}/{path} cannot be created: {_line(error)}") from None
+        return True
+
+    def write_tree(self, prefix: str, files: Mapping[str, bytes]) -> None:
+        """Put the objects under a fresh prefix, several at a time; see `Place.write_tree`."""
+
+        def put(item: tuple[str, bytes]) -> None:
+            path = f"{prefix}/{item[0]}"
+            checked_path(path)
+            try:
+                self._obstore.put(self._store, path, item[1], use_multipart=False)
+            except self._failures.BaseError as error:
+                raise PlaceError(f"{self.location}/{path} cannot be written: {_line(error)}") from None
+
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(put, files.items()))
+        failpoint("tree:parent")
+
+    def names(self, prefix: str) -> list[str]:
+        """The names directly under a prefix; see `Place.names`."""
+        try:
+            found = self._obstore.list_with_delimiter(self._store, prefix or None)
+        except self._failures.BaseError as error:
+            raise PlaceError(f"{self.location}/{prefix} cannot be listed: {_line(error)}") from None
+        objects = [str(item["path"]) for item in found["objects"]]
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in [*found["common_prefixes"], *objects])
+
+    def tree(self, prefix: str) -> dict[str, int]:
+        """All objects under a prefix and their sizes; see `Place.tree`."""
+        cut = len(prefix) + 1 if prefix else 0
+        try:
+            pages = self._obstore.list(self._store, prefix or None)
+            return {str(item["path"])[cut:]: int(item["size"]) for page in pages for item in page}
+        except self._failures.BaseError as error:
+            raise PlaceError(f"{self.location}/{prefix} cannot be listed: {_line(error)}") from None
+
+    def delete_tree(self, prefix: str) -> int:
+        """Remove the objects under a prefix, or the object itself; see `Place.delete_tree`."""
+        found = self.tree(prefix)
+        paths = [f"{prefix}/{path}" for path in found] or [prefix]
+        try:
+            freed = sum(found.values()) or self.size(prefix) or 0
+            self._obstore.delete(self._store, paths)
+        except self._failures.BaseError as error:
+            raise PlaceError(f"{self.location}/{prefix} cannot be removed: {_line(error)}") from None
+        return freed
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error of the client, which may print its whole request."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

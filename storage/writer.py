@@ -1,0 +1,253 @@
+"""Writing a cache: create it, plan its units, commit each unit whole or not at all.
+
+writer = create_cache("cache.zarr", spec)
+writer.plan(PlannedSample(key, positions) for key, positions in samples)
+for planned in writer.pending():
+    with writer.unit(planned) as unit:
+        for key in planned.keys:
+            unit.append(SampleTargets(key=key, hard=True, targets=...))
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from storage.canonical import canonical_json, digest_of
+from storage.checks import check_sample
+from storage.chunks import chunk_name, encode_chunk
+from storage.encoding import encode_unit
+from storage.errors import InvalidTargets, ObjectMissing, StaleAttempt
+from storage.failpoints import failpoint
+from storage.manifest import (
+    MANIFESTS,
+    MAX_UNIT_VALUES,
+    UNITS,
+    Manifest,
+    array_metadata,
+    committed_units,
+    content_digest,
+    group_document,
+    manifest_bytes,
+    manifest_path,
+    read_manifest,
+)
+from storage.place import Place, open_place
+from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
+from storage.spec import (
+    ROOT_LIMIT,
+    ROOT_PATH,
+    Layout,
+    complete_spec,
+    layout_of,
+    parse_root,
+    require_same,
+    root_document,
+)
+from storage.targets import SampleTargets
+
+ATTEMPT_SECONDS = 6 * 24 * 3600  # a writer refuses to commit an older attempt; gc takes orphans after seven days
+_EMPTY_GROUP = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3})
+
+
+def create_cache(location: str | Path, spec: Mapping[str, Any]) -> CacheWriter:
+    """Create a cache, or open it for writing where it exists with the same specification.
+
+    Args:
+        location: a local path or an s3://, gs://, az:// address.
+        spec: a JSON object; storage needs top_k, temperatures, vocabulary_size and shared_ids in it.
+
+    Raises:
+        SpecMismatch: a cache is there with another specification; `.differences` lists them.
+        InvalidSpec: a field that storage needs is missing or impossible.
+    """
+    complete = complete_spec(spec)
+    place = open_place(location)
+    try:
+        found = parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
+    except ObjectMissing:
+        for group in (PLANS, MANIFESTS, UNITS):
+            place.create(f"{group}/{ROOT_PATH}", _EMPTY_GROUP)
+        place.create(ROOT_PATH, root_document(complete))
+        found = parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
+    require_same(found, complete, place.location)
+    return CacheWriter(place, found)
+
+
+class CacheWriter:
+    """Plans units and commits them; any number of processes may write one cache at a time."""
+
+    def __init__(self, place: Place, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.place = place
+        self.layout = layout_of(spec)
+        self.spec_digest = digest_of(spec)
+
+    def plan(self, samples: Iterable[PlannedSample], *, unit_positions: int = 4096) -> int:
+        """Plan the samples that no plan has yet, in the given order; how many this call added.
+
+        Args:
+            samples: keys and numbers of answer positions.
+            unit_positions: a unit closes when it has reached this many positions.
+
+        Of several planners at the same time exactly one adds a sample.
+        """
+        return add_plan(self.place, samples, unit_positions)
+
+    def units(self) -> list[PlannedUnit]:
+        """All planned units, in the order of the plans."""
+        return [unit for units in read_plans(self.place) for unit in units]
+
+    def pending(self) -> list[PlannedUnit]:
+        """The planned units that are not committed yet."""
+        committed = set(committed_units(self.place))
+        return [unit for unit in self.units() if unit.name not in committed]
+
+    def is_committed(self, unit_name: str) -> bool:
+        """Whether the unit is committed now; asks the place again, at the price of one look-up."""
+        return self.place.size(manifest_path(unit_name)) is not None
+
+    @contextmanager
+    def unit(self, unit: PlannedUnit) -> Iterator[UnitWriter]:
+        """Collect the samples of a unit and commit them when the block ends; an exception commits nothing.
+
+        Raises:
+            InvalidTargets: a sample breaks a rule, is not of the unit, or is missing at the end.
+            PlaceError: the place refused a write, as on a full disk; nothing is committed.
+        """
+        writer = UnitWriter(self, unit)
+        yield writer
+        writer.commit()
+
+
+class UnitWriter:
+    """Collects the samples of one unit in memory."""
+
+    def __init__(self, cache: CacheWriter, unit: PlannedUnit) -> None:
+        self.statistics: dict[str, float] = {}
+        """Sums that add up over units; a name -> a finite number."""
+        self.notes: dict[str, Any] = {}
+        """What a reader of the unit should know: JSON values."""
+        self.won: bool | None = None
+        """After the block: whether our attempt is the committed one, or another process was first."""
+        self._cache = cache
+        self._unit = unit
+        self._samples: dict[str, SampleTargets] = {}
+        self._skipped: dict[str, str] = {}
+        self._shared = cache.layout.shared_mask()
+
+    def append(self, sample: SampleTargets) -> None:
+        """Add one sample of the unit; its arrays are copied. InvalidTargets if it breaks a rule of the format."""
+        self._claim(sample.key)
+        self._samples[sample.key] = check_sample(sample, self._cache.layout, self._shared)
+
+    def skip(self, key: str, reason: str) -> None:
+        """Record that a sample of the unit has no targets, and why."""
+        self._claim(key)
+        self._skipped[key] = str(reason)
+
+    def commit(self) -> None:
+        """Check, encode, write and commit; called by the end of the `unit` block."""
+        unit, layout = self._unit, self._cache.layout
+        missing = [key for key in unit.keys if key not in self._samples and key not in self._skipped]
+        if missing:
+            raise InvalidTargets(
+                f"unit {unit.name}: {len(missing)} of {len(unit.keys)} samples neither appended nor skipped, "
+                f"the first is {missing[0]}; nothing was committed"
+            )
+        attempt, started = _attempt_name(), time.time()
+        samples = [self._samples[key] for key in unit.keys if key in self._samples]
+        manifest, files = encode_files(
+            samples,
+            layout,
+            unit=unit.name,
+            attempt=attempt,
+            spec_digest=self._cache.spec_digest,
+            skipped=self._skipped,
+            statistics=_sums(self.statistics, unit.name),
+            notes=self.notes,
+        )
+        place = self._cache.place
+        place.write_tree(manifest.prefix, files)
+        if time.time() - started > ATTEMPT_SECONDS:
+            raise StaleAttempt(
+                f"unit {unit.name}: writing took more than {ATTEMPT_SECONDS // 86400} days; it may have been taken "
+                "for garbage and is not committed; dump the unit again"
+            )
+        place.create(manifest_path(unit.name), manifest_bytes(manifest))
+        failpoint("commit:created")
+        self.won = self._committed_attempt() == attempt
+        if not self.won:
+            place.delete_tree(manifest.prefix)
+
+    def _committed_attempt(self) -> str:
+        """Read the manifest back: whose attempt it names is committed, whatever the request itself answered."""
+        cache = self._cache
+        return read_manifest(cache.place, self._unit.name, cache.layout, cache.spec_digest).attempt
+
+    def _claim(self, key: str) -> None:
+        if key not in self._unit.keys:
+            raise InvalidTargets(f"unit {self._unit.name} has no sample {key}; append the keys of the planned unit")
+        if key in self._samples or key in self._skipped:
+            raise InvalidTargets(f"unit {self._unit.name}: sample {key} was appended or skipped before")
+
+
+def encode_files(
+    samples: list[SampleTargets],
+    layout: Layout,
+    *,
+    unit: str,
+    attempt: str,
+    spec_digest: str,
+    skipped: dict[str, str],
+    statistics: dict[str, float],
+    notes: dict[str, Any],
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The objects of a unit as bytes by path below the attempt, and the manifest that describes them."""
+    attributes, arrays = encode_unit(samples, layout)
+    if arrays["gap"].size > MAX_UNIT_VALUES:
+        raise InvalidTargets(
+            f"unit {unit}: {arrays['gap'].size:,} stored entries, at most {MAX_UNIT_VALUES:,} fit; "
+            "plan with fewer unit_positions"
+        )
+    files = {"zarr.json": group_document(attributes)}
+    for name, array in arrays.items():
+        files[f"{name}/zarr.json"] = array_metadata(name, array.dtype.name, array.shape)
+        if array.size:
+            files[f"{name}/{chunk_name(array.shape)}"] = encode_chunk(array)
+    manifest = Manifest(
+        unit=unit,
+        attempt=attempt,
+        spec_digest=spec_digest,
+        samples=len(samples),
+        positions=len(arrays["target"]),
+        soft_positions=arrays["gap"].shape[1],
+        skipped=skipped,
+        statistics=statistics,
+        notes=notes,
+        attributes=attributes,
+        arrays={name: (array.dtype.name, array.shape) for name, array in arrays.items()},
+        objects={path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()},
+        content_digest=content_digest(arrays),
+    )
+    return manifest, files
+
+
+def _sums(statistics: Mapping[str, float], unit: str) -> dict[str, float]:
+    sums = {str(name): float(value) for name, value in statistics.items()}
+    for name, value in sums.items():
+        if not math.isfinite(value):
+            raise InvalidTargets(f"unit {unit}: statistic {name} is {value}; a sum must be finite")
+    return sums
+
+
+def _attempt_name() -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"
