@@ -88,8 +88,13 @@ class Prompter:
         image_tokens = int(patches) // images.merge_size**2
         return len(ids) - len(sample.images) + image_tokens, image_tokens
 
-    def encode(self, sample: Sample, *, with_answer: bool = True) -> Encoded:
+    def encode(self, sample: Sample, answer_ids: Sequence[int] | None = None) -> Encoded:
         """Model inputs of a sample.
+
+        Args:
+            sample: its images are opened here.
+            answer_ids: tokens that follow the prompt, end of turn included; `[]`: the prompt alone; None: the sample's
+                own answer.
 
         Raises:
             DataError: an image that cannot be read, special tokens in the text, or more than `max_length` tokens.
@@ -98,7 +103,9 @@ class Prompter:
         images = sample.open_images()
         inputs = self.processor(text=[self.prompt_text(sample)], images=images or None, return_tensors="pt")
         prompt_ids = inputs["input_ids"][0]
-        answer = self.answer_ids(sample.answer) if with_answer and sample.answer is not None else []
+        if answer_ids is None:
+            answer_ids = self.answer_ids(sample.answer) if sample.answer is not None else []
+        answer = torch.tensor(answer_ids, dtype=torch.int64)
         length = len(prompt_ids) + len(answer)
         if length > self.max_length:
             raise DataError(
@@ -108,7 +115,7 @@ class Prompter:
         types = inputs.get("mm_token_type_ids")
         types = torch.zeros(len(prompt_ids), dtype=torch.int64) if types is None else torch.as_tensor(types)[0]
         return Encoded(
-            input_ids=torch.cat([prompt_ids, torch.tensor(answer, dtype=torch.int64)]),
+            input_ids=torch.cat([prompt_ids, answer]),
             mm_token_type_ids=torch.cat([types.long(), torch.zeros(len(answer), dtype=torch.int64)]),
             prompt_length=len(prompt_ids),
             pixel_values=inputs.get("pixel_values"),

@@ -1,0 +1,102 @@
+"""What a run writes while it trains: `training_history.json` per epoch and `best/` by validation loss."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+_TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second")
+_VALIDATION = ("loss", "kd", "ce", "agreement")
+
+
+def epoch_history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per epoch from the trainer's log: training means of the epoch, validation at its end.
+
+    Args:
+        log: `TrainerState.log_history`.
+
+    Returns:
+        Rows `{"epoch", "step", "learning_rate", "train": {...}, "validation": {...}}`; validation None before it was run.
+    """
+    epochs: dict[int, list[dict[str, Any]]] = {}
+    for entry in log:
+        epochs.setdefault(max(1, math.ceil(entry["epoch"] - 1e-9)), []).append(entry)
+    rows = []
+    for number, entries in sorted(epochs.items()):
+        train = [entry for entry in entries if "loss" in entry]
+        validation = [entry for entry in entries if "eval_loss" in entry]
+        rows.append(
+            {
+                "epoch": number,
+                "step": entries[-1]["step"],
+                "learning_rate": train[-1]["learning_rate"] if train else None,
+                "train": {
+                    name: sum(entry[name] for entry in train) / len(train)
+                    for name in _TRAIN
+                    if train and name in train[0]
+                },
+                "validation": {name: validation[-1][f"eval_{name}"] for name in _VALIDATION} if validation else None,
+            }
+        )
+    return rows
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Fill a new directory by `write` and put it in place of `path`."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write(scratch)
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+        os.replace(scratch, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(scratch, path)
+
+
+class HistoryCallback(TrainerCallback):
+    """Writes the history and the best student whenever a validation has run.
+
+    Args:
+        output_dir: of the run.
+        save: writes the current student into a directory.
+    """
+
+    def __init__(self, output_dir: Path, save: Callable[[Path], None]) -> None:
+        self.output_dir = output_dir
+        self.save = save
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After a validation."""
+        if not state.is_world_process_zero:
+            return
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if losses[-1] == min(losses):
+            replace_directory(self.output_dir / "best", self.save)
+        self._write(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the last step."""
+        if state.is_world_process_zero:
+            self._write(state)
+
+    def _write(self, state: Any) -> None:
+        log = [entry for entry in state.log_history if "epoch" in entry]
+        write_json(self.output_dir / "training_history.json", epoch_history(log))

@@ -1,0 +1,82 @@
+"""The student in training: the stock model whose `forward` also computes the fused loss; and how it is saved.
+
+The loss is inside `forward`, so that DDP and FSDP see it. The class keeps its stock name: what is saved loads in plain
+transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstsight.models import backbone_states
+from phase2_student.loss import AnswerTargets, LossTerms, TailMode, distillation_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """What `forward` needs to know of the loss."""
+
+    temperature: float
+    alpha: float
+    tail: TailMode
+    unshared_ids: Tensor
+    """int64 [U]: rows of the head that the teacher's vocabulary does not have."""
+
+
+class DistillationForward:
+    """Mixed in front of a model class: with `stored_ids` among the inputs, `forward` returns the loss and its parts."""
+
+    loss_settings: LossSettings
+
+    def forward(self, *args: Any, stored_ids: Tensor | None = None, **inputs: Any) -> Any:
+        """The stock forward; or, for a batch of `dataset.Collator`, `(loss, LossTerms)`."""
+        if stored_ids is None:
+            return super().forward(*args, **inputs)  # type: ignore[misc]
+        targets = AnswerTargets(
+            ids_NK=stored_ids,
+            log_p_NK=inputs.pop("log_p"),
+            log_r_N=inputs.pop("log_r"),
+            target_ids_N=inputs.pop("target_ids"),
+            soft_N=inputs.pop("soft"),
+            hard_N=inputs.pop("hard"),
+        )
+        num_items = inputs.pop("num_items")
+        states = backbone_states(self, inputs, inputs.pop("answer_rows"), inputs.pop("answer_columns"))
+        settings = self.loss_settings
+        head: Any = self
+        return distillation_loss(
+            states,
+            head.get_output_embeddings().weight,
+            targets,
+            unshared_ids=settings.unshared_ids.to(states.device),
+            temperature=settings.temperature,
+            alpha=settings.alpha,
+            num_items=num_items,
+            tail=settings.tail,
+        )
+
+
+def with_distillation_forward(model: Any, settings: LossSettings) -> Any:
+    """The same model object, its class extended by `DistillationForward` under the stock name."""
+    stock = type(model)
+    model.__class__ = type(stock.__name__, (DistillationForward, stock), {"__module__": stock.__module__})
+    model.loss_settings = settings
+    return model
+
+
+def save_student(model: Any, processor: Any, directory: Path, dtype: torch.dtype) -> None:
+    """Write a directory that `from_pretrained` loads: weights rounded to `dtype`, configuration, processor."""
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(directory, state_dict=state)
+    config = type(model.config).from_pretrained(directory)
+    config.dtype = dtype
+    config.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+__all__ = ["DistillationForward", "LossSettings", "LossTerms", "save_student", "with_distillation_forward"]

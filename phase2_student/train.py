@@ -1,0 +1,205 @@
+"""A training run: read -> join -> loss -> train. The teacher is never loaded; it need not be there.
+
+plan = prepare(recipe)     # data, cache, tokenizer: everything that can be refused is refused here
+result = train(plan)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+import firstsight
+from firstsight.errors import RecipeError
+from firstsight.identity import model_name, student_identity
+from firstsight.models import head_rows, load_config, load_processor, load_student, resolve_directory
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe, check_training
+from firstsight.samples import load_samples
+from phase2_student.dataset import Collator, DistillationDataset
+from phase2_student.history import HistoryCallback, replace_directory, write_json
+from phase2_student.student import LossSettings, save_student, with_distillation_forward
+from storage.errors import SpecMismatch
+from storage.reader import Cache, open_cache
+
+_DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 10,
+}
+_FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": []}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that has passed every check which needs no weights."""
+
+    recipe: Recipe
+    arguments: Any
+    """`transformers.TrainingArguments`."""
+    directory: Path
+    """Of the student base."""
+    prompter: Prompter
+    cache: Cache
+    train: DistillationDataset
+    validation: DistillationDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where a run ended."""
+
+    output_dir: Path
+    steps: int
+    seconds: float
+    best_validation_loss: float
+
+
+def prepare(recipe: Recipe, *, progress: bool = True) -> Plan:
+    """Check data, cache and student against each other.
+
+    Raises:
+        FirstSightError: bad recipe or data, samples without targets, target ids that differ.
+        CacheError: no cache, or one of another student.
+    """
+    train_samples = load_samples(recipe.file("train"), recipe.data_root)
+    validation_samples = load_samples(recipe.file("validation"), recipe.data_root)
+    cache = open_cache(recipe.cache_location)
+    arguments = training_arguments(recipe)
+    directory = resolve_directory(recipe, recipe.student)
+    prompter = Prompter(
+        load_processor(directory, recipe.student),
+        max_length=recipe.data.max_length,
+        system_prompt=recipe.data.system_prompt,
+    )
+    _check_spec(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)))
+    options: dict[str, Any] = {"temperature": recipe.loss.temperature, "progress": progress}
+    return Plan(
+        recipe=recipe,
+        arguments=arguments,
+        directory=directory,
+        prompter=prompter,
+        cache=cache,
+        train=DistillationDataset(train_samples, prompter, cache, **options),
+        validation=DistillationDataset(validation_samples, prompter, cache, **options),
+    )
+
+
+def training_arguments(recipe: Recipe) -> Any:
+    """The recipe's `training` section as `transformers.TrainingArguments`.
+
+    Raises:
+        RecipeError: an unknown name, or a value that does not fit.
+    """
+    from typing import get_type_hints
+
+    from transformers import TrainingArguments
+
+    check_training(recipe.training)
+    hints = get_type_hints(TrainingArguments)
+    for name, value in recipe.training.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise RecipeError(f"training.{name}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
+        if name in _FIXED and value != _FIXED[name]:
+            raise RecipeError(f"training.{name}: must be {_FIXED[name]!r} here, got {value!r}; remove the key")
+    report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+    values = {**_DEFAULTS, "report_to": report_to, **recipe.training, **_FIXED, "output_dir": str(recipe.output_dir)}
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"training: {' '.join(str(error).split())[:240]}") from None
+
+
+def _check_spec(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> None:
+    """The part of the spec that phase 2 can know: student tokens and roles, head rows, and the teacher's name as the recipe has it."""
+    spec = cache.spec
+    wanted: dict[str, Any] = {"vocabulary_size": rows}
+    wanted.update({f"student.{name}": value for name, value in student_identity(prompter).items()})
+    cached = {"vocabulary_size": spec["vocabulary_size"], **{f"student.{k}": v for k, v in spec["student"].items()}}
+    differences = [(name, cached.get(name), value) for name, value in wanted.items() if cached.get(name) != value]
+    if differences:
+        raise SpecMismatch(cache.location, differences)
+
+
+def train(plan: Plan, *, resume: bool = True) -> TrainResult:
+    """Run the training; continues from the newest checkpoint where there is one."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from phase2_student.trainer import DistillationTrainer
+
+    recipe, arguments = plan.recipe, plan.arguments
+    output_dir = recipe.output_dir
+    output_dir.mkdir(parents=True, exist_ok=True)
+    dtype = getattr(torch, recipe.student.dtype)
+    settings = LossSettings(
+        temperature=recipe.loss.temperature,
+        alpha=recipe.loss.alpha,
+        tail=recipe.loss.tail,
+        unshared_ids=torch.from_numpy((~plan.cache.shared_mask()).nonzero()[0]),
+    )
+    # float32 master weights: at lr 1e-5 a bf16 weight of 0.02 does not move; bf16: true computes in bf16 by autocast
+    model = with_distillation_forward(load_student(plan.directory, recipe.student, dtype=torch.float32), settings)
+    model.config.use_cache = False
+    tokenizer = plan.prompter.tokenizer
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def save(directory: Path) -> None:
+        save_student(model, plan.prompter.processor, directory, dtype)
+
+    trainer = DistillationTrainer(
+        model=model,
+        args=arguments,
+        data_collator=Collator(pad_id),
+        train_dataset=plan.train,
+        eval_dataset=plan.validation,
+        callbacks=[HistoryCallback(output_dir, save)],
+    )
+    if trainer.is_world_process_zero():
+        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf-8")
+        write_json(output_dir / "run.json", _provenance(plan))
+    checkpoint = get_last_checkpoint(str(output_dir)) if resume else None
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        replace_directory(output_dir / "final", save)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return TrainResult(
+        output_dir=output_dir,
+        steps=trainer.state.global_step,
+        seconds=outcome.metrics["train_runtime"],
+        best_validation_loss=min(losses, default=float("nan")),
+    )
+
+
+def precision(plan: Plan) -> str:
+    """Which arithmetic a run uses, in words."""
+    compute = "bfloat16" if plan.arguments.bf16 else "float16" if plan.arguments.fp16 else "float32"
+    return f"float32 master weights, computing in {compute}, saved as {plan.recipe.student.dtype}"
+
+
+def _provenance(plan: Plan) -> dict[str, Any]:
+    import transformers
+
+    return {
+        "firstsight": firstsight.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "student": model_name(plan.recipe, plan.recipe.student),
+        "cache": plan.cache.location,
+        "cache_digest": plan.cache.digest,
+        "precision": precision(plan),
+        "seed": plan.arguments.seed,
+        "train_samples": len(plan.train),
+        "validation_samples": len(plan.validation),
+        "skipped_samples": plan.train.skipped + plan.validation.skipped,
+    }
