@@ -25,8 +25,9 @@ from firstsight.samples import Sample, load_samples
 from firstsight.vocabulary import Token, VocabularyAlignment, align_answer, align_vocabularies, token_table
 from phase1_teacher.batches import batch_by_tokens
 from phase1_teacher.top_k import TargetBlock, TargetMaker
+from storage.plan import PlannedSample, PlannedUnit
 from storage.targets import SampleTargets, Targets
-from storage.writer import CacheWriter, PlannedSample, PlannedUnit, UnitWriter, create_cache
+from storage.writer import CacheWriter, UnitWriter, create_cache
 
 
 @dataclass(frozen=True, kw_only=True)
