@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def write_evaluation(evaluation: dict[str, Any], directory: Path) -> Path:
 
 def accuracy(records: Sequence[dict[str, Any]]) -> float:
     """Share of exact answers."""
-    return sum(record["exact"] for record in records) / len(records)
+    return sum(bool(record["exact"]) for record in records) / len(records)
 
 
 def by_category(records: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -102,7 +103,7 @@ def summary_text(evaluation: dict[str, Any]) -> str:
 def difference_lines(models: Sequence[dict[str, Any]]) -> list[str]:
     """Paired difference in exact match of each model to the one before it, with its 95 % interval."""
     lines = []
-    for before, model in zip(models, models[1:], strict=False):
+    for before, model in itertools.pairwise(models):
         first, second = ([float(r["exact"]) for r in m["samples"]] for m in (model, before))
         mean, low, high = paired_bootstrap(first, second)
         lines.append(

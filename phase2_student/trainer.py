@@ -85,7 +85,7 @@ class DistillationTrainer(Trainer):
             sums += torch.stack(list(terms)).double().cpu()
             positions += len(inputs["target_ids"])
             samples += len(inputs["input_ids"])
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         sums, positions = self._reduced(sums), self._reduced(positions)
         settings = self.model.loss_settings
         kd, ce = float(sums[0]), float(sums[1])
