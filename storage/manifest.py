@@ -73,6 +73,12 @@ def attempt_prefix(unit: str, attempt: str) -> str:
     return f"{UNITS}/{unit}.{attempt}"
 
 
+def split_attempt(name: str) -> tuple[str, str] | None:
+    """The unit and the attempt in the name of an attempt's prefix; None for any other name."""
+    unit, _, attempt = name.partition(".")
+    return (unit, attempt) if UNIT_NAME.fullmatch(unit) and _ATTEMPT.fullmatch(attempt) else None
+
+
 def manifest_path(unit: str) -> str:
     """The path of the manifest that commits a unit."""
     return f"{MANIFESTS}/{unit}.json"

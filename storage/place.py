@@ -21,6 +21,9 @@ class Place(Protocol):
     def read(self, path: str, *, limit: int) -> bytes:
         """The bytes of an object. ObjectMissing; UnsafeObject if it is larger than `limit` bytes or no plain file."""
 
+    def read_many(self, limits: Mapping[str, int]) -> dict[str, bytes]:
+        """The bytes of several objects, path -> limit in bytes; as `read`."""
+
     def size(self, path: str) -> int | None:
         """The size of an object in bytes; None if it is not there."""
 
@@ -36,8 +39,14 @@ class Place(Protocol):
     def tree(self, prefix: str) -> dict[str, int]:
         """All objects under a prefix: path relative to it -> size in bytes."""
 
+    def temporaries(self) -> dict[str, tuple[int, float]]:
+        """What interrupted `create` calls left: path -> bytes, last change in seconds since the epoch."""
+
+    def changed(self, prefix: str) -> int | None:
+        """A number that differs after an object was created or removed directly under a prefix; None if unknown."""
+
     def delete_tree(self, prefix: str) -> int:
-        """Remove all objects under a prefix, or the one object of that path; the bytes freed."""
+        """Remove what is there of the objects under a prefix, or the one object of that path; the bytes freed."""
 
 
 def checked_path(path: str) -> list[str]:

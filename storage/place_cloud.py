@@ -46,6 +46,12 @@ class CloudPlace:
         except self._failures.BaseError as error:
             raise PlaceError(f"{self.location}/{path} cannot be read: {_line(error)}") from None
 
+    def read_many(self, limits: Mapping[str, int]) -> dict[str, bytes]:
+        """The bytes of several objects, requested side by side; see `Place.read_many`."""
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            found = pool.map(lambda item: self.read(item[0], limit=item[1]), limits.items())
+            return dict(zip(limits, found, strict=True))
+
     def size(self, path: str) -> int | None:
         """The size of an object in bytes, or None; see `Place.size`."""
         checked_path(path)
@@ -101,6 +107,14 @@ class CloudPlace:
             return {str(item["path"])[cut:]: int(item["size"]) for page in pages for item in page}
         except self._failures.BaseError as error:
             raise PlaceError(f"{self.location}/{prefix} cannot be listed: {_line(error)}") from None
+
+    def temporaries(self) -> dict[str, tuple[int, float]]:
+        """None: an object store has no partly created objects; see `Place.temporaries`."""
+        return {}
+
+    def changed(self, prefix: str) -> int | None:
+        """Unknown; see `Place.changed`."""
+        return None
 
     def delete_tree(self, prefix: str) -> int:
         """Remove the objects under a prefix, or the object itself; see `Place.delete_tree`."""

@@ -43,6 +43,10 @@ class LocalPlace:
                     data += more
                 return data
 
+    def read_many(self, limits: Mapping[str, int]) -> dict[str, bytes]:
+        """The bytes of several files; see `Place.read_many`."""
+        return {path: self.read(path, limit=limit) for path, limit in limits.items()}
+
     def size(self, path: str) -> int | None:
         """The size of a file in bytes, or None; see `Place.size`."""
         checked_path(path)
@@ -127,16 +131,37 @@ class LocalPlace:
                         found[file.relative_to(top).as_posix()] = file.lstat().st_size
         return found
 
+    def temporaries(self) -> dict[str, tuple[int, float]]:
+        """Temporary files of `create`; see `Place.temporaries`."""
+        found: dict[str, tuple[int, float]] = {}
+        with self._translated(""):
+            for directory in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
+                for file in directory.glob(".*.tmp"):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = file.lstat()
+                        found[file.relative_to(self.root).as_posix()] = (status.st_size, status.st_mtime)
+        return found
+
+    def changed(self, prefix: str) -> int | None:
+        """The modification time of a directory in nanoseconds; see `Place.changed`."""
+        try:
+            return os.stat(self.root / prefix).st_mtime_ns
+        except OSError:
+            return None
+
     def delete_tree(self, prefix: str) -> int:
         """Remove a directory or a file; see `Place.delete_tree`."""
         target = self.root / prefix
         with self._translated(prefix):
-            if target.is_symlink() or not target.is_dir():
+            if target.is_dir() and not target.is_symlink():
+                freed = sum(self.tree(prefix).values())
+                shutil.rmtree(target, ignore_errors=True)  # another process may remove the same garbage
+                return freed
+            try:
                 freed = target.lstat().st_size
                 target.unlink()
-                return freed
-            freed = sum(self.tree(prefix).values())
-            shutil.rmtree(target)
+            except FileNotFoundError:
+                return 0
             return freed
 
     def _open(self, path: str) -> int:

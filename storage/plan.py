@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from storage.place import Place
 PLANS = "plans"
 PLAN_LIMIT = 96 * 2**20
 PLAN_SAMPLES = 1_000_000
-_PLAN_NAME = re.compile(r"(\d{6})\.json")
+PLAN_NAME = re.compile(r"(\d{6})\.json")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -33,6 +33,8 @@ class PlannedUnit:
 
     name: str
     keys: tuple[str, ...]
+    positions: int = 0
+    """How many answer positions the planner expected of it."""
 
 
 def check_key(key: Any) -> str:
@@ -80,27 +82,31 @@ def add_plan(place: Place, samples: Iterable[PlannedSample], unit_positions: int
             added += len(batch)
 
 
-def _group(samples: dict[str, int], unit_positions: int) -> list[list[str]]:
-    units: list[list[str]] = [[]]
-    filled = 0
+def _group(samples: dict[str, int], unit_positions: int) -> list[dict[str, Any]]:
+    units: list[dict[str, Any]] = [{"keys": [], "positions": 0}]
     for key, positions in samples.items():
-        if filled >= unit_positions:
-            units.append([])
-            filled = 0
-        units[-1].append(key)
-        filled += positions
+        if units[-1]["positions"] >= unit_positions:
+            units.append({"keys": [], "positions": 0})
+        units[-1]["keys"].append(key)
+        units[-1]["positions"] += positions
     return units
 
 
 def _parse(document: dict[str, Any], number: int, path: str) -> list[PlannedUnit]:
     units = document.get("units")
-    if set(document) != {"id", "units"} or not isinstance(units, list) or not all(map(_is_keys, units)):
+    if set(document) != {"id", "units"} or not isinstance(units, list) or not all(map(_is_unit, units)):
         raise CorruptObject(f"{path}: not a plan of this format; the file was changed", object=path)
-    return [PlannedUnit(f"{number:06d}-{index:06d}", tuple(keys)) for index, keys in enumerate(units)]
+    return [
+        PlannedUnit(f"{number:06d}-{index:06d}", tuple(unit["keys"]), unit["positions"])
+        for index, unit in enumerate(units)
+    ]
 
 
-def _is_keys(keys: Any) -> bool:
-    return isinstance(keys, Sequence) and all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys)
+def _is_unit(unit: Any) -> bool:
+    if not isinstance(unit, dict) or set(unit) != {"keys", "positions"} or type(unit["positions"]) is not int:
+        return False
+    keys = unit["keys"]
+    return isinstance(keys, list) and all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys)
 
 
 def _plan_name(number: int) -> str:
@@ -108,4 +114,4 @@ def _plan_name(number: int) -> str:
 
 
 def _plan_names(place: Place) -> list[str]:
-    return [name for name in place.names(PLANS) if _PLAN_NAME.fullmatch(name)]
+    return [name for name in place.names(PLANS) if PLAN_NAME.fullmatch(name)]

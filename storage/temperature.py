@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,22 +35,26 @@ def at_temperature(
             f"temperature {temperature:g} lies outside the cache's nodes [{nodes[0]:g}, {nodes[-1]:g}]; "
             "choose one inside, or dump again with other temperatures"
         )
-    log_tail = _tail_at(tail.astype(np.float64), np.asarray(nodes, dtype=np.float64), float(temperature))
+    log_tail = _tail_at(tail.astype(np.float64), [float(node) for node in nodes], float(temperature))
     scaled = logprobs.astype(np.float64) / temperature
     peak = np.maximum(scaled.max(axis=1, initial=-np.inf), log_tail)
     log_mass = peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1) + np.exp(log_tail - peak))
     return (scaled - log_mass[:, None]).astype(np.float32), (log_tail - log_mass).astype(np.float32)
 
 
-def _tail_at(tail: NDArray[np.float64], nodes: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    nearest = int(np.abs(nodes - temperature).argmin())
-    if float(nodes[nearest]) == temperature:
-        column: NDArray[np.float64] = tail[:, nearest]
+def _tail_at(tail: NDArray[np.float64], nodes: list[float], temperature: float) -> NDArray[np.float64]:
+    if temperature in nodes:
+        column: NDArray[np.float64] = tail[:, nodes.index(temperature)]
         return column
-    x, at = 1.0 / nodes, 1.0 / temperature
-    weights = np.array(
-        [np.prod((at - np.delete(x, i)) / (x[i] - np.delete(x, i))) for i in range(len(x))], dtype=np.float64
-    )
-    empty = np.isneginf(tail).any(axis=1)
-    interpolated = np.where(empty[:, None], 0.0, tail) @ weights
+    empty = np.isneginf(tail.min(axis=1))
+    interpolated = np.where(empty[:, None], 0.0, tail) @ np.array(_lagrange_weights(nodes, temperature))
     return np.where(empty, -np.inf, interpolated)
+
+
+def _lagrange_weights(nodes: list[float], temperature: float) -> list[float]:
+    """The weight of the value at each node in the polynomial in 1 / T through all of them."""
+    weights = []
+    for own in nodes:
+        others = [node for node in nodes if node != own]
+        weights.append(math.prod((1 / temperature - 1 / node) / (1 / own - 1 / node) for node in others))
+    return weights

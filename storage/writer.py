@@ -24,7 +24,7 @@ from storage.canonical import canonical_json, digest_of
 from storage.checks import check_sample
 from storage.chunks import chunk_name, encode_chunk
 from storage.encoding import encode_unit
-from storage.errors import InvalidTargets, ObjectMissing, StaleAttempt
+from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt
 from storage.failpoints import failpoint
 from storage.manifest import (
     MANIFESTS,
@@ -175,7 +175,14 @@ class UnitWriter:
             notes=self.notes,
         )
         place = self._cache.place
-        place.write_tree(manifest.prefix, files)
+        try:
+            place.write_tree(manifest.prefix, files)
+        except CacheError:
+            place.delete_tree(manifest.prefix)
+            if not self._cache.is_committed(unit.name):
+                raise
+            self.won = False  # another process committed the unit, and gc took our attempt while we wrote it
+            return
         if time.time() - started > ATTEMPT_SECONDS:
             raise StaleAttempt(
                 f"unit {unit.name}: writing took more than {ATTEMPT_SECONDS // 86400} days; it may have been taken "

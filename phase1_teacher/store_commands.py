@@ -1,0 +1,182 @@
+"""The commands of `fs-teacher` that look after a cache: status, verify, gc. They need no model and no GPU."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, ParamSpec
+
+import click
+
+P = ParamSpec("P")
+_SHOWN = 20
+
+
+def _cache_command(function: Callable[P, None]) -> Callable[P, None]:
+    """Turn an error of the cache into one line and exit code 2."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from storage.errors import CacheError
+
+        try:
+            function(*args, **kwargs)
+        except CacheError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+
+    return run
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@_cache_command
+def status(cache: str, as_json: bool) -> None:
+    """Show how far CACHE is and what it costs.
+
+    Units done and missing, samples, answer positions, stored bytes per position, bits per field, and the
+    specification that every dump into this cache must match. Reads plans and manifests only.
+
+    \b
+    Example:
+      fs-teacher status cache.zarr
+    """
+    from storage.status import cache_status
+
+    found = cache_status(cache)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    share = found.committed / found.units if found.units else 1.0
+    click.echo(f"{found.location}")
+    click.echo(f"  units      {found.committed:,} of {found.units:,} committed ({share:.1%})")
+    click.echo(f"  samples    {found.samples:,} of {found.planned_samples:,} stored, {len(found.skipped):,} skipped")
+    click.echo(f"  positions  {found.positions:,} answer positions, {found.soft_positions:,} with soft targets")
+    per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
+    click.echo(f"  size       {_size(found.bytes)}{per_position}")
+    if found.field_bits:
+        click.echo("  bits per position")
+        for name, bits in sorted(found.field_bits.items(), key=lambda item: -item[1]):
+            click.echo(f"    {name:<15} {bits:8.2f}")
+    if found.statistics:
+        click.echo("  sums over all units")
+        for name, value in sorted(found.statistics.items()):
+            click.echo(f"    {name:<15} {value:,.6g}")
+    if found.split_units:
+        click.echo(f"  units with notes: {_first(found.split_units)}")
+    if found.pending:
+        click.echo(f"  not committed: {_first(found.pending)}")
+        click.echo("  fs-teacher dump goes on with them")
+    for key, reason in list(found.skipped.items())[:_SHOWN]:
+        click.echo(f"  skipped {key}: {reason}")
+    if len(found.skipped) > _SHOWN:
+        click.echo(f"  and {len(found.skipped) - _SHOWN:,} more skipped samples: see --json")
+    click.echo("  specification")
+    for line in _flat("", found.spec):
+        click.echo(f"    {line}")
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--partial", is_flag=True, help="Accept planned units that are not committed: the dump still runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@_cache_command
+def verify(cache: str, partial: bool, as_json: bool) -> None:
+    """Check every byte of CACHE against its digests.
+
+    Names each bad unit and array. Exit code 0: whole and unharmed; 1: something is damaged, or planned units are
+    missing (see --partial); 2: no cache could be opened.
+
+    \b
+    Example:
+      fs-teacher verify cache.zarr
+    """
+    from tqdm import tqdm
+
+    from storage.verify import verify_cache
+
+    with tqdm(unit="unit", desc="verify", disable=as_json or not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = verify_cache(cache, progress=progress)
+    sound = report.ok(partial=partial)
+    if as_json:
+        _print_json({"ok": sound, **asdict(report)})
+        sys.exit(0 if sound else 1)
+    for problem in report.problems:
+        unit = f"unit {problem.unit}" if problem.unit else "cache"
+        array = f", array {problem.array}" if problem.array else ""
+        click.echo(f"BAD {unit}{array}: {problem.message}")
+    if report.missing:
+        click.echo(
+            f"MISSING {len(report.missing):,} planned units have no manifest: {_first(report.missing)}; "
+            "they were not dumped yet or their manifests were deleted: fs-teacher dump makes them (again)"
+        )
+    click.echo(
+        f"{report.units:,} units, {report.samples:,} samples, {report.positions:,} positions, "
+        f"{_size(report.bytes)} read: {'all good' if sound else f'{len(report.problems):,} problems'}"
+    )
+    sys.exit(0 if sound else 1)
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@_cache_command
+def gc(cache: str, dry_run: bool, as_json: bool) -> None:
+    """Remove data in CACHE that no manifest can ever name.
+
+    That is: attempts at a unit that another attempt committed, and attempts and temporary files of interrupted
+    writers older than seven days. Safe while other processes write and read.
+
+    \b
+    Example:
+      fs-teacher gc cache.zarr --dry-run
+    """
+    from storage.gc import collect_garbage
+
+    report = collect_garbage(cache, dry_run=dry_run)
+    if as_json:
+        _print_json({**asdict(report), "bytes": report.bytes})
+        return
+    verb = "would remove" if dry_run else "removed"
+    for item in report.removed:
+        click.echo(f"{verb} {item.path} ({_size(item.bytes)}): {item.reason}")
+    for item in report.young:
+        click.echo(f"kept {item.path} ({_size(item.bytes)}): {item.reason}, a writer may still commit it")
+    click.echo(f"{verb} {len(report.removed):,} objects, {_size(report.bytes)}")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _flat(path: str, value: Any) -> list[str]:
+    """Lines `dotted.path: value` of a nested specification."""
+    if isinstance(value, dict):
+        lines = []
+        for key, item in sorted(value.items()):
+            lines += _flat(f"{path}.{key}" if path else str(key), item)
+        return lines
+    text = json.dumps(value, ensure_ascii=False)
+    return [f"{path}: {text if len(text) <= 100 else text[:97] + '...'}"]

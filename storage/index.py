@@ -1,0 +1,198 @@
+"""The index of sample keys: a local file derived from plans and manifests, so that a cache opens in O(1).
+
+Pages of 4,096 bytes (docs/FORMAT.md, "Index"): a header, then rows sorted by key. Each page carries its number and a
+crc32c and is checked when it is first touched, so a look-up reads and checks a handful of pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import secrets
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+from storage.errors import CorruptIndex
+
+INDEX_NAME = "index.bin"
+SKIPPED = 2**32 - 1
+PAGE = 4096
+_MAGIC = b"FSINDEX1"
+_ROW = struct.Struct("<32sIII")
+_HEADER = struct.Struct("<8s32s32s32sQQQQ")
+_FOOT = struct.Struct("<III")  # rows in the page, page number, crc32c of all before
+_ROWS = (PAGE - _FOOT.size) // _ROW.size
+_SETTLED_NS = 2 * 10**9  # a directory changed less than this before the index was built may change unnoticed
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a sample lies."""
+
+    unit: str
+    sample: int
+    """Its number among the samples of the unit, or SKIPPED."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the index knows of the whole cache."""
+
+    spec_digest: str
+    state: str
+    """Digest of the names of the committed units."""
+    content: str
+    """The digest of the cache."""
+    changed: int
+    """`Place.changed` of the manifests before they were read; 0 if unknown."""
+    built: int
+    """Time when it was built, nanoseconds since the epoch."""
+    samples: int
+    skipped: int
+
+    def settled(self) -> bool:
+        """Whether an equal `changed` number proves that no manifest came or went since."""
+        return 0 < self.changed < self.built - _SETTLED_NS
+
+
+def state_of(units: Iterable[str]) -> str:
+    """The digest of a set of unit names."""
+    return hashlib.sha256("\n".join(sorted(units)).encode()).hexdigest()
+
+
+def build_index(header: Header, entries: Iterable[tuple[str, Entry]]) -> bytes:
+    """The bytes of an index file over (key, entry) pairs; the later of two entries of a key wins."""
+    rows = sorted(
+        (bytes.fromhex(key), *map(int, entry.unit.split("-")), entry.sample) for key, entry in dict(entries).items()
+    )
+    digests = [bytes.fromhex(digest) for digest in (header.spec_digest, header.state, header.content)]
+    counts = (header.changed, header.built, header.samples, header.skipped)
+    pages = [_page(0, len(rows), _HEADER.pack(_MAGIC, *digests, *counts))]
+    for start in range(0, len(rows), _ROWS):
+        chunk = rows[start : start + _ROWS]
+        pages.append(_page(len(pages), len(chunk), b"".join(_ROW.pack(*row) for row in chunk)))
+    return b"".join(pages)
+
+
+def save_index(file: Path, data: bytes) -> bool:
+    """Put the index file in place at once; False where the directory cannot be written."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        return False
+    return True
+
+
+class Index:
+    """Looks keys up in the bytes of an index. CorruptIndex names the file and the page."""
+
+    def __init__(self, data: bytes | mmap.mmap, where: str) -> None:
+        self._data = data
+        self._where = where
+        self._checked: set[int] = set()
+        if len(data) < PAGE:
+            raise self._corrupt(f"{len(data)} bytes are too few")
+        self._count = self._rows(0)
+        magic, spec, state, content, changed, built, samples, skipped = _HEADER.unpack_from(data, 0)
+        pages = 1 + -(-self._count // _ROWS)
+        if magic != _MAGIC or len(data) != pages * PAGE:
+            raise self._corrupt(f"its header tells of {pages} pages, the file has {len(data):,} bytes")
+        self.header = Header(
+            spec_digest=spec.hex(),
+            state=state.hex(),
+            content=content.hex(),
+            changed=changed,
+            built=built,
+            samples=samples,
+            skipped=skipped,
+        )
+
+    @classmethod
+    def open(cls, file: Path) -> Index | None:
+        """The index in a file, memory-mapped; None if there is none."""
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CorruptIndex(f"{file}: {error.strerror}; delete it, it is rebuilt", object=str(file)) from None
+        try:
+            if os.fstat(descriptor).st_size < PAGE:
+                return cls(b"", str(file))
+            return cls(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), str(file))
+        finally:
+            os.close(descriptor)
+
+    def find(self, key: str) -> Entry | None:
+        """Where a sample lies; None if the index does not have its key."""
+        try:
+            wanted = bytes.fromhex(key)
+        except ValueError:
+            return None
+        low, high = 1, len(self._data) // PAGE - 1
+        while low < high:  # the last page whose first key is not above the wanted one
+            middle = (low + high + 1) // 2
+            self._rows(middle)
+            first = self._data[middle * PAGE : middle * PAGE + 32]
+            low, high = (middle, high) if first <= wanted else (low, middle - 1)
+        return next((entry for found, entry in self._page_entries(low) if found == wanted), None)
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """All keys in ascending order, and where each lies."""
+        for page in range(1, len(self._data) // PAGE):
+            for key, entry in self._page_entries(page):
+                yield key.hex(), entry
+
+    def _page_entries(self, page: int) -> Iterator[tuple[bytes, Entry]]:
+        if page * PAGE >= len(self._data):
+            return
+        for row in range(self._rows(page)):
+            key, plan, unit, sample = _ROW.unpack_from(self._data, page * PAGE + row * _ROW.size)
+            yield key, Entry(f"{plan:06d}-{unit:06d}", sample)
+
+    def _rows(self, page: int) -> int:
+        """How many rows a page has, after checking it once."""
+        start = page * PAGE
+        rows, number, checksum = _FOOT.unpack_from(self._data, start + PAGE - _FOOT.size)
+        if page not in self._checked:
+            if google_crc32c.value(self._data[start : start + PAGE - 4]) != checksum or number != page:
+                raise self._corrupt(f"page {page} does not match its crc32c")
+            self._checked.add(page)
+        return int(rows)
+
+    def _corrupt(self, problem: str) -> CorruptIndex:
+        return CorruptIndex(f"{self._where}: {problem}; delete the file, it is rebuilt", object=self._where)
+
+
+def fresh_header(
+    spec_digest: str, units: list[str], content: str, changed: int | None, samples: int, skipped: int
+) -> Header:
+    """The header of an index that is built now."""
+    return Header(
+        spec_digest=spec_digest,
+        state=state_of(units),
+        content=content,
+        changed=changed or 0,
+        built=time.time_ns(),
+        samples=samples,
+        skipped=skipped,
+    )
+
+
+def _page(number: int, rows: int, body: bytes) -> bytes:
+    page = body.ljust(PAGE - _FOOT.size, b"\0") + struct.pack("<II", rows, number)
+    return page + struct.pack("<I", google_crc32c.value(page))

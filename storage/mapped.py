@@ -1,0 +1,82 @@
+"""Decoded units in a local scratch directory, memory-mapped: one decoding serves all workers and epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.encoding import DecodedUnit
+from storage.errors import CorruptIndex
+from storage.manifest import Manifest
+from storage.targets import Targets
+
+
+def map_unit(scratch: Path, manifest: Manifest, load: Callable[[], DecodedUnit]) -> DecodedUnit:
+    """The decoded unit of a manifest, mapped from `scratch`; `load` decodes it if it is not there yet.
+
+    A file belongs to the content digest of its unit. It is checked against its crc32c when it is mapped.
+    """
+    file = scratch / f"{manifest.content_digest}.unit"
+    if not file.exists():
+        scratch.mkdir(parents=True, exist_ok=True)
+        _save(file, load())
+    return _open(file)
+
+
+def _save(file: Path, unit: DecodedUnit) -> None:
+    arrays = {"offsets": unit.offsets, "hard": unit.hard, **vars(unit.targets)}
+    table: dict[str, Any] = {}
+    start = 0
+    for name, array in arrays.items():
+        table[name] = [array.dtype.str, list(array.shape), start]
+        start += -(-array.nbytes // 64) * 64
+    body = bytearray(start)
+    for name, array in arrays.items():
+        at = table[name][2]
+        body[at : at + array.nbytes] = np.ascontiguousarray(array).tobytes()
+    head = json.dumps({"keys": unit.keys, "arrays": table, "bytes": start}).encode()
+    head += b" " * (-(len(head) + 12) % 64)
+    checksum = google_crc32c.extend(google_crc32c.value(head), bytes(body))
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_bytes(struct.pack("<QI", len(head), checksum) + head + body)
+        os.replace(temporary, file)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _open(file: Path) -> DecodedUnit:
+    raw: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")
+    try:
+        length, checksum = struct.unpack("<QI", raw[:12].tobytes())
+        if google_crc32c.value(raw[12:].data) != checksum:
+            raise ValueError("its crc32c does not match")
+        head = json.loads(raw[12 : 12 + length].tobytes())
+    except (ValueError, struct.error) as error:
+        raise CorruptIndex(f"{file}: {error}; delete it, it is made again", object=str(file)) from None
+    start = 12 + length
+
+    def array(name: str) -> NDArray[Any]:
+        dtype, shape, at = head["arrays"][name]
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        view: NDArray[Any] = raw[start + at : start + at + size].view(dtype).reshape(shape)
+        return view
+
+    names = ("ids", "logprobs", "tail", "target_ids", "target_logprobs", "soft")
+    return DecodedUnit(
+        keys=tuple(head["keys"]),
+        offsets=array("offsets"),
+        hard=array("hard"),
+        targets=Targets(**{name: array(name) for name in names}),
+    )
