@@ -144,3 +144,55 @@ def test_projection_is_fp32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast, _ = distillation_loss(states, head, targets, **options)
     assert cast.item() == plain.item()
+
+
+@pytest.mark.parametrize("soft_all", [True, False])
+def test_hard_labels_alone_are_plain_cross_entropy_and_skip_the_soft_part(soft_all):
+    states, head, targets, unshared, _ = make_case(seed=8, soft_all=soft_all)
+    options = {"unshared_ids": unshared, "temperature": 2.0, "alpha": 0.0, "num_items": float(N)}
+    states.requires_grad_()
+    loss, terms = distillation_loss(states, head, targets, **options)
+    hard = targets.hard_N
+    expected = cross_entropy((states @ head.T)[hard], targets.target_ids_N[hard], reduction="sum") / N
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert terms.kd.isnan()
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, [states])[0], torch.autograd.grad(expected, [states])[0], rtol=1e-5, atol=1e-6
+    )
+    with torch.no_grad():  # a validation shows both parts, whatever is trained
+        quiet, quiet_terms = distillation_loss(states, head, targets, **options)
+    assert quiet.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert quiet_terms.kd.isfinite()
+    assert quiet_terms.agree == terms.agree
+
+
+def test_agreement_counts_the_teachers_most_likely_token():
+    states, head, targets, unshared, _ = make_case(seed=9, soft_all=False)
+    top = (states @ head.T).argmax(dim=1)
+    expected = ((top == targets.ids_NK[:, 0]) & targets.soft_N).sum()
+    for alpha in (0.0, 0.7):
+        _, terms = distillation_loss(
+            states.requires_grad_(), head, targets, unshared_ids=unshared, temperature=2.0, alpha=alpha, num_items=1.0
+        )
+        assert terms.agree == expected
+
+
+def test_a_tail_far_below_the_stored_entries_keeps_its_mass():
+    """Stored logits 400 nats above the rest: 1 - sum q is 0 in fp32, the logsumexp is not."""
+    states, head, targets, unshared, _ = make_case(seed=10)
+    head = head * 0.01
+    lift = torch.zeros(N, V).scatter_(1, targets.ids_NK, 400.0)
+    states, head = torch.cat([states, torch.eye(N)], dim=1), torch.cat([head, lift.T], dim=1)
+    options = {"unshared_ids": unshared, "temperature": 2.0, "alpha": 1.0, "num_items": float(N)}
+    loss, _ = distillation_loss(states, head, targets, **options)
+    expected = reference_loss(states.double(), head.double(), targets, **options)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_second_backward_is_refused():
+    states, head, targets, unshared, _ = make_case(seed=11)
+    states.requires_grad_()
+    loss, _ = distillation_loss(states, head, targets, unshared_ids=unshared, temperature=2.0, alpha=0.7, num_items=N)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
