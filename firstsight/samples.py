@@ -147,17 +147,22 @@ def iter_samples(path: Path, root: Path) -> Iterator[Sample]:
             if not line.strip():
                 continue
             place = f"{path.name}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{place}: not a JSON object ({error}); repair the line") from None
-            sample = _parse_row(row, root, place)
+            sample = parse_line(line, root, place)
             if sample.id in seen:
                 raise DataError(
                     f"{place}: id {sample.id!r} was used in line {seen[sample.id]} already; ids must be unique"
                 )
             seen[sample.id] = number
             yield sample
+
+
+def parse_line(line: str | bytes, root: Path, place: str) -> Sample:
+    """The sample in one line of a data file; `place` names the line in messages. Raises as `load_samples`."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{place}: not a JSON object ({error}); repair the line") from None
+    return _parse_row(row, root, place)
 
 
 def _parse_row(row: Any, root: Path, place: str) -> Sample:
