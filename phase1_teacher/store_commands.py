@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
-P = ParamSpec("P")
 _SHOWN = 20
-
-
-def _cache_command(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn an error of the cache into one line and exit code 2."""
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from storage.errors import CacheError
-
-        try:
-            function(*args, **kwargs)
-        except CacheError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
-
-    return run
 
 
 @click.command()
 @click.argument("cache")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-@_cache_command
 def status(cache: str, as_json: bool) -> None:
     """Show how far CACHE is and what it costs.
 
     Units done and missing, samples, answer positions, stored bytes per position, bits per field, and the
     specification that every dump into this cache must match. Reads plans and manifests only.
 
-    \b
-    Example:
-      fs-teacher status cache.zarr
+    Example: fs-teacher status cache.zarr
     """
     from storage.status import cache_status
 
@@ -84,16 +62,13 @@ def status(cache: str, as_json: bool) -> None:
 @click.argument("cache")
 @click.option("--partial", is_flag=True, help="Accept planned units that are not committed: the dump still runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-@_cache_command
 def verify(cache: str, partial: bool, as_json: bool) -> None:
     """Check every byte of CACHE against its digests.
 
     Names each bad unit and array. Exit code 0: whole and unharmed; 1: something is damaged, or planned units are
     missing (see --partial); 2: no cache could be opened.
 
-    \b
-    Example:
-      fs-teacher verify cache.zarr
+    Example: fs-teacher verify cache.zarr
     """
     from tqdm import tqdm
 
@@ -130,16 +105,13 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
 @click.argument("cache")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-@_cache_command
 def gc(cache: str, dry_run: bool, as_json: bool) -> None:
     """Remove data in CACHE that no manifest can ever name.
 
     That is: attempts at a unit that another attempt committed, and attempts and temporary files of interrupted
     writers older than seven days. Safe while other processes write and read.
 
-    \b
-    Example:
-      fs-teacher gc cache.zarr --dry-run
+    Example: fs-teacher gc cache.zarr --dry-run
     """
     from storage.gc import collect_garbage
 

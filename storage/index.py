@@ -21,7 +21,8 @@ import google_crc32c
 
 from storage.errors import CorruptIndex
 
-INDEX_NAME = "index.bin"
+INDEX = "index"
+INDEX_NAME = "keys.bin"
 SKIPPED = 2**32 - 1
 PAGE = 4096
 _MAGIC = b"FSINDEX1"

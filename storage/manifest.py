@@ -19,8 +19,9 @@ from storage.spec import FORMAT_VERSION, Layout
 
 MANIFESTS = "manifests"
 UNITS = "units"
-MANIFEST_LIMIT = 64 * 2**20
-MAX_UNIT_VALUES = 2**28
+MANIFEST_LIMIT = 8 * 2**20
+MAX_UNIT_VALUES = 2**24
+MAX_UNIT_SAMPLES = 2**20
 UNIT_NAME = re.compile(r"\d{6}-\d{6}")
 _ATTEMPT = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -140,7 +141,8 @@ def _problem(document: dict[str, Any], unit: str, layout: Layout, spec_digest: s
     if not _ATTEMPT.fullmatch(document["attempt"]):
         return f"its attempt name is {document['attempt']!r}"
     counts = [document[name] for name in ("samples", "positions", "soft_positions")]
-    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts) or counts[2] > counts[1]:
+    limits = (MAX_UNIT_SAMPLES, MAX_UNIT_VALUES, counts[1])
+    if any(type(count) is not int or not 0 <= count <= limit for count, limit in zip(counts, limits, strict=True)):
         return f"its counts of samples, positions and soft positions are {counts}"
     if document["soft_positions"] * max(layout.top_k, len(layout.temperatures)) > MAX_UNIT_VALUES:
         return f"it has more than {MAX_UNIT_VALUES:,} stored entries"

@@ -57,15 +57,16 @@ def _save(file: Path, unit: DecodedUnit) -> None:
 
 
 def _open(file: Path) -> DecodedUnit:
-    raw: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")
+    data = file.read_bytes()
     try:
-        length, checksum = struct.unpack("<QI", raw[:12].tobytes())
-        if google_crc32c.value(raw[12:].data) != checksum:
+        length, checksum = struct.unpack("<QI", data[:12])
+        if google_crc32c.value(data[12:]) != checksum:
             raise ValueError("its crc32c does not match")
-        head = json.loads(raw[12 : 12 + length].tobytes())
+        head = json.loads(data[12 : 12 + length])
     except (ValueError, struct.error) as error:
         raise CorruptIndex(f"{file}: {error}; delete it, it is made again", object=str(file)) from None
     start = 12 + length
+    raw: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")
 
     def array(name: str) -> NDArray[Any]:
         dtype, shape, at = head["arrays"][name]

@@ -13,8 +13,8 @@ from storage.errors import CorruptObject, InvalidTargets
 from storage.place import Place
 
 PLANS = "plans"
-PLAN_LIMIT = 96 * 2**20
-PLAN_SAMPLES = 1_000_000
+PLAN_LIMIT = 8 * 2**20
+PLAN_SAMPLES = 100_000
 PLAN_NAME = re.compile(r"(\d{6})\.json")
 _KEY = re.compile(r"[0-9a-f]{64}")
 

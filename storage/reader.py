@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from storage.canonical import digest_of
 from storage.encoding import DecodedUnit
 from storage.errors import CacheMissing, CorruptIndex, MissingSample, ObjectMissing, SkippedSample, UnknownUnit
-from storage.index import INDEX_NAME, SKIPPED, Entry, Index, build_index, fresh_header, save_index, state_of
+from storage.index import INDEX, INDEX_NAME, SKIPPED, Entry, Index, build_index, fresh_header, save_index, state_of
 from storage.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
 from storage.mapped import map_unit
 from storage.place import Place, open_place
@@ -49,7 +49,10 @@ def read_root(place: Place) -> dict[str, Any]:
     try:
         return parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
     except ObjectMissing:
-        raise CacheMissing(f"no cache at {place.location}; check the path, or make one with fs-teacher dump") from None
+        raise CacheMissing(
+            f"no cache at {place.location}: {place.location}/{ROOT_PATH} is not there; "
+            "check the path, or make a cache with fs-teacher dump"
+        ) from None
 
 
 class Cache:
@@ -124,8 +127,8 @@ class Cache:
         if entry.sample >= len(unit.keys) or unit.keys[entry.sample] != key:
             raise CorruptIndex(
                 f"the index of {self.location} finds sample {key} at another place than unit {entry.unit} has it; "
-                f"delete its {INDEX_NAME}, it is rebuilt",
-                object=INDEX_NAME,
+                f"delete its {INDEX}/{INDEX_NAME}, it is rebuilt",
+                object=f"{INDEX}/{INDEX_NAME}",
             )
         view = unit.sample(entry.sample)
         copies = {field: np.array(array) for field, array in vars(view.targets).items()}
@@ -202,7 +205,7 @@ class Cache:
 
     def _index_file(self) -> Path | None:
         if isinstance(self._place, LocalPlace):
-            return self._place.root / INDEX_NAME
+            return self._place.root / INDEX / INDEX_NAME
         if self._scratch is None:
             return None
         self._scratch.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from storage.errors import CorruptObject, InvalidSpec, SpecMismatch, Unsupported
 FORMAT = "firstsight-cache"
 FORMAT_VERSION = 1
 ROOT_PATH = "zarr.json"
-ROOT_LIMIT = 16 * 2**20
+ROOT_LIMIT = 8 * 2**20
 MAX_VOCABULARY = 2**24
 MAX_TOP_K = 2**20
 MAX_NODES = 16

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from storage.canonical import digest_of
 from storage.encoding import DecodeError, decode_unit
-from storage.errors import CacheError, CorruptIndex, CorruptObject, PlaceError
-from storage.index import INDEX_NAME, Index
+from storage.errors import CacheError, CorruptIndex, CorruptObject
+from storage.index import INDEX, INDEX_NAME, Index
 from storage.manifest import (
     MANIFESTS,
     UNIT_NAME,
@@ -74,14 +74,14 @@ def verify_cache(location: str | Path, *, progress: Progress | None = None) -> V
     planned = _plans(place, report)
     present = committed_units(place)
     _check_names(place, report)
-    for group in (PLANS, MANIFESTS, UNITS):
+    for group in (PLANS, MANIFESTS, UNITS, INDEX):
         _check_group(place, f"{group}/{ROOT_PATH}", report)
     if planned is not None:
         report.missing = [name for name in planned if name not in set(present)]
     for number, name in enumerate(present):
         try:
             manifest = read_manifest(place, name, layout, spec_digest)
-        except (CorruptObject, PlaceError) as error:
+        except CacheError as error:
             report.problems.append(Problem(name, None, manifest_path(name), str(error)))
         else:
             _check_unit(place, manifest, layout, report, planned)
@@ -168,7 +168,7 @@ def _add(report: VerifyReport, manifest: Manifest, path: str, error: Exception) 
 def _check_index(place: LocalPlace, layout: Layout, spec_digest: str, report: VerifyReport) -> None:
     """An index that claims to be of this state must find every sample where it lies."""
     try:
-        index = Index.open(place.root / INDEX_NAME)
+        index = Index.open(place.root / INDEX / INDEX_NAME)
         if index is None:
             return
         found = list(index.entries())
@@ -177,7 +177,8 @@ def _check_index(place: LocalPlace, layout: Layout, spec_digest: str, report: Ve
             found != list(expected.entries()) or index.header.content != expected.header.content
         ):
             raise CorruptIndex(
-                f"{place.root / INDEX_NAME}: it does not match the cache; delete it, it is rebuilt", object=INDEX_NAME
+                f"{place.root / INDEX / INDEX_NAME}: it does not match the cache; delete it, it is rebuilt",
+                object=f"{INDEX}/{INDEX_NAME}",
             )
     except CacheError as error:
-        report.problems.append(Problem(None, None, INDEX_NAME, str(error)))
+        report.problems.append(Problem(None, None, f"{INDEX}/{INDEX_NAME}", str(error)))

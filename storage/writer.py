@@ -26,8 +26,10 @@ from storage.chunks import chunk_name, encode_chunk
 from storage.encoding import encode_unit
 from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt
 from storage.failpoints import failpoint
+from storage.index import INDEX
 from storage.manifest import (
     MANIFESTS,
+    MAX_UNIT_SAMPLES,
     MAX_UNIT_VALUES,
     UNITS,
     Manifest,
@@ -54,6 +56,7 @@ from storage.spec import (
 from storage.targets import SampleTargets
 
 ATTEMPT_SECONDS = 6 * 24 * 3600  # a writer refuses to commit an older attempt; gc takes orphans after seven days
+MAX_REASON = 500  # characters; keeps a manifest small when every sample is skipped
 _EMPTY_GROUP = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3})
 
 
@@ -73,7 +76,7 @@ def create_cache(location: str | Path, spec: Mapping[str, Any]) -> CacheWriter:
     try:
         found = parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
     except ObjectMissing:
-        for group in (PLANS, MANIFESTS, UNITS):
+        for group in (PLANS, MANIFESTS, UNITS, INDEX):
             place.create(f"{group}/{ROOT_PATH}", _EMPTY_GROUP)
         place.create(ROOT_PATH, root_document(complete))
         found = parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
@@ -151,7 +154,7 @@ class UnitWriter:
     def skip(self, key: str, reason: str) -> None:
         """Record that a sample of the unit has no targets, and why."""
         self._claim(key)
-        self._skipped[key] = str(reason)
+        self._skipped[key] = str(reason)[:MAX_REASON]
 
     def commit(self) -> None:
         """Check, encode, write and commit; called by the end of the `unit` block."""
@@ -164,6 +167,12 @@ class UnitWriter:
             )
         attempt, started = _attempt_name(), time.time()
         samples = [self._samples[key] for key in unit.keys if key in self._samples]
+        values = sum(len(sample.targets) for sample in samples) * max(layout.top_k, len(layout.temperatures))
+        if values > MAX_UNIT_VALUES or len(samples) > MAX_UNIT_SAMPLES:
+            raise InvalidTargets(
+                f"unit {unit.name}: {values:,} stored entries of {len(samples):,} samples, at most "
+                f"{MAX_UNIT_VALUES:,} of {MAX_UNIT_SAMPLES:,} fit into one unit; plan with fewer unit_positions"
+            )
         manifest, files = encode_files(
             samples,
             layout,
@@ -219,11 +228,6 @@ def encode_files(
 ) -> tuple[Manifest, dict[str, bytes]]:
     """The objects of a unit as bytes by path below the attempt, and the manifest that describes them."""
     attributes, arrays = encode_unit(samples, layout)
-    if arrays["gap"].size > MAX_UNIT_VALUES:
-        raise InvalidTargets(
-            f"unit {unit}: {arrays['gap'].size:,} stored entries, at most {MAX_UNIT_VALUES:,} fit; "
-            "plan with fewer unit_positions"
-        )
     files = {"zarr.json": group_document(attributes)}
     for name, array in arrays.items():
         files[f"{name}/zarr.json"] = array_metadata(name, array.dtype.name, array.shape)

@@ -1,0 +1,180 @@
+"""Flip bits, cut, delete and swap in every kind of file: each is an error that names the place, none is silent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from storage_cases import LONG, sample_of, write_cache
+
+from storage.errors import CacheError, CorruptIndex, CorruptObject
+from storage.index import INDEX, INDEX_NAME
+from storage.reader import open_cache
+from storage.verify import verify_cache
+
+FLIPS = 1000 if LONG else 60
+TRUNCATIONS = 100 if LONG else 20
+KINDS = {
+    "chunks": "units/0*/*/c.*",
+    "array metadata": "units/0*/*/zarr.json",
+    "unit metadata": "units/0*/zarr.json",
+    "root": "zarr.json",
+    "group metadata": "[pmui]*/zarr.json",
+    "plans": "plans/0*.json",
+    "manifests": "manifests/0*.json",
+    "index": f"{INDEX}/{INDEX_NAME}",
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    location = tmp_path_factory.mktemp("corruption") / "cache"
+    write_cache(location, [sample_of(number, 5, soft_share=0.8) for number in range(4)], unit_positions=10)
+    past = 1_000_000_000
+    os.utime(location / "manifests", (past, past))
+    open_cache(location)
+    return location
+
+
+@pytest.fixture
+def location(original, tmp_path):
+    shutil.copytree(original, tmp_path / "cache", dirs_exist_ok=True)  # copy2 keeps the time of the manifests
+    return tmp_path / "cache"
+
+
+def _content(location: Path) -> dict[str, list[bytes]]:
+    cache = open_cache(location)
+    return {
+        key: [array.tobytes() for array in vars(cache[key].targets).values()]
+        for key in cache.keys()  # noqa: SIM118 - a cache is no dict
+    }
+
+
+def _problem_paths(location: Path) -> list[str]:
+    """The objects that verify names, or that the error of an unreadable root names."""
+    try:
+        report = verify_cache(location)
+    except CacheError as error:
+        return [str(error)]
+    for problem in report.problems:
+        assert str(location) in problem.message
+        assert "\n" not in problem.message
+    return [problem.object for problem in report.problems] + [f"manifests/{name}.json" for name in report.missing]
+
+
+def _check_noticed(location: Path, file: Path, content: dict[str, list[bytes]]) -> None:
+    """verify names the file; reading raises an error of the cache or gives what was stored."""
+    relative = file.relative_to(location).as_posix()
+    assert any(relative in path for path in _problem_paths(location))
+    with contextlib.suppress(CacheError):
+        assert _content(location) == content
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_bit_flips(original, location, kind):
+    content = _content(original)
+    files = sorted(location.glob(KINDS[kind]))
+    assert files
+    generator = random.Random(kind)
+    bits = [(file, bit) for file in files for bit in range(8 * file.stat().st_size)]
+    for file, bit in generator.sample(bits, min(FLIPS, len(bits))):
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        _put(file, bytes(damaged))
+        _check_noticed(location, file, content)
+        _put(file, whole)
+    assert _problem_paths(location) == []
+
+
+def _put(file: Path, data: bytes) -> None:
+    """Change a file in place, so that the time of its directory stays."""
+    with open(file, "r+b") as out:
+        out.write(data)
+        out.truncate()
+
+
+@pytest.mark.faults
+def test_truncations(original, location):
+    content = _content(original)
+    generator = random.Random(1)
+    files = [file for pattern in KINDS.values() for file in sorted(location.glob(pattern))]
+    for _ in range(TRUNCATIONS):
+        file = generator.choice(files)
+        whole = file.read_bytes()
+        _put(file, whole[: generator.randrange(len(whole))])
+        _check_noticed(location, file, content)
+        _put(file, whole)
+    assert _problem_paths(location) == []
+
+
+def test_deletions(original, location):
+    """A deleted index is built again; a deleted manifest is a unit that is not committed."""
+    content = _content(original)
+    for kind, pattern in KINDS.items():
+        for file in sorted(location.glob(pattern)):
+            whole = file.read_bytes()
+            file.unlink()
+            if kind == "index":
+                assert _problem_paths(location) == []
+                assert _content(location) == content
+            elif kind == "manifests":
+                assert _problem_paths(location) == [file.relative_to(location).as_posix()]
+                found = _content(location)
+                assert len(found) == 2
+                assert found.items() <= content.items()
+            elif kind == "plans":
+                assert _problem_paths(location)
+                with pytest.raises(CorruptObject, match="plan"):
+                    _content(location)
+            else:
+                _check_noticed(location, file, content)
+            file.write_bytes(whole)
+
+
+def test_swapped_chunks_are_noticed(original, location):
+    content = _content(original)
+    first, second = sorted(location.glob("units/0*/gap/c.0.0"))
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+    assert {first.relative_to(location).as_posix(), second.relative_to(location).as_posix()} <= set(
+        _problem_paths(location)
+    )
+    with pytest.raises(CorruptObject, match=r"sha256|bytes") as caught:
+        _content(location)
+    assert caught.value.array == "gap"
+    first.write_bytes(one)
+    _check_noticed(location, second, content)
+
+
+def test_swapped_units_are_noticed(location):
+    first, second = sorted(location.glob("manifests/0*.json"))
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+    assert len(_problem_paths(location)) == 2
+    with pytest.raises(CorruptObject, match="belongs to another unit"):
+        _content(location)
+
+
+def test_an_object_that_no_manifest_lists(location):
+    (unit, *_) = sorted(location.glob("units/0*"))
+    (unit / "gap" / "c.0.1").write_bytes(b"more")
+    (location / "manifests" / "notes.txt").write_text("hello")
+    assert set(_problem_paths(location)) == {f"units/{unit.name}/gap/c.0.1", "manifests/notes.txt"}
+
+
+def test_a_damaged_index_says_what_to_do(location):
+    file = location / INDEX / INDEX_NAME
+    data = bytearray(file.read_bytes())
+    data[5000] ^= 1
+    _put(file, bytes(data))
+    cache = open_cache(location)
+    with pytest.raises(CorruptIndex, match=r"page 1 does not match its crc32c; delete the file, it is rebuilt"):
+        list(cache.keys())

@@ -1,0 +1,241 @@
+"""A cache made to harm: refused before memory grows or anything outside it is opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import pytest
+import storage_cases
+from storage_cases import key_of, sample_of, write_cache
+
+from storage.canonical import seal, unseal
+from storage.errors import CacheError, CorruptObject, UnsafeObject
+from storage.place import checked_path
+from storage.place_local import LocalPlace
+from storage.reader import open_cache
+from storage.verify import verify_cache
+
+
+@pytest.fixture
+def location(tmp_path):
+    write_cache(tmp_path / "cache", [sample_of(number) for number in range(4)])
+    return tmp_path / "cache"
+
+
+def _forge(location: Path, change) -> None:
+    """Change the manifest and give it a right digest of its own."""
+    (file,) = location.glob("manifests/0*.json")
+    document = unseal(file.read_bytes(), "manifest")
+    change(document)
+    file.write_bytes(seal(document))
+
+
+def _replace(location: Path, path: str, data: bytes) -> None:
+    """Put other bytes for an object of the unit and let the manifest agree."""
+    import hashlib
+
+    (unit,) = location.glob("units/0*")
+    (unit / path).write_bytes(data)
+    _forge(location, lambda manifest: manifest["objects"].update({path: [len(data), hashlib.sha256(data).hexdigest()]}))
+
+
+def _growth_of_reading(location: Path) -> tuple[int, str]:
+    """Read the first sample in a fresh process: (growth of its memory in bytes, name of the error)."""
+    code = (
+        "import resource, sys\n"
+        "from storage.errors import CacheError\n"
+        "from storage.reader import open_cache\n"
+        "from storage.verify import verify_cache\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "name = 'none'\n"
+        "try:\n"
+        f"    open_cache(sys.argv[1])['{key_of(0)}']\n"
+        "except CacheError as error:\n"
+        "    name = type(error).__name__\n"
+        "problems = verify_cache(sys.argv[1]).problems\n"
+        "assert problems\n"
+        "print(peak() - before, name)\n"
+    )
+    root = Path(storage_cases.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(location)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    growth, name = done.stdout.split()
+    return int(growth), name
+
+
+def _with_crc(packed: bytes) -> bytes:
+    return packed + google_crc32c.value(packed).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_zstd_bomb(location, declared):
+    bomb = bytes(numcodecs.Zstd(level=3).encode(np.zeros(2**30, np.uint8)))
+    assert len(bomb) < 2**17
+    if not declared:  # claim the expected length, deliver a gigabyte
+        honest = bytes(numcodecs.Zstd(level=3).encode(np.zeros(8 * 40, np.uint8)))
+        size = 8 * 40 - 256
+        assert honest[4] >> 6 == 1
+        bomb = honest[:4] + bytes([0x60]) + size.to_bytes(2, "little") + bomb[9:]
+    _replace(location, "gap/c.0.0", _with_crc(bomb))
+    growth, name = _growth_of_reading(location)
+    assert name == "CorruptObject"
+    assert growth < 256 * 2**20
+
+
+def test_blosc_bomb(location):
+    bomb = bytes(numcodecs.Blosc("zstd", 5, numcodecs.Blosc.SHUFFLE).encode(np.zeros(2**28, np.uint16)))
+    _replace(location, "tail/c.0.0", _with_crc(bomb))
+    growth, name = _growth_of_reading(location)
+    assert name == "CorruptObject"
+    assert growth < 256 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("array", "shape"),
+    [
+        ("gap", [8, 10**13]),
+        ("gap", [8, 39]),
+        ("gap", [8, -40]),
+        ("gap", [8]),
+        ("gap_escape", [10**9]),
+        ("id_dictionary", [501]),
+        ("keys", [10**12, 32]),
+    ],
+)
+def test_forged_shape(location, array, shape):
+    _forge(location, lambda manifest: manifest["arrays"][array].__setitem__(1, shape))
+    with pytest.raises(CorruptObject, match=f"array {array} has the shape"):
+        open_cache(location)[key_of(0)]
+
+
+def test_forged_counts(location):
+    def change(manifest):
+        manifest.update(samples=10**6, positions=2**31, soft_positions=2**31)
+
+    _forge(location, change)
+    growth, name = _growth_of_reading(location)
+    assert name == "CorruptObject"
+    assert growth < 256 * 2**20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(attempt="../../../etc"),
+        lambda manifest: manifest["objects"].update({"../../secret": [6, "0" * 64]}),
+        lambda manifest: manifest["objects"].update({"/etc/passwd": [6, "0" * 64]}),
+        lambda manifest: manifest.update(unit="../000000"),
+        lambda manifest: manifest.update(objects=[]),
+        lambda manifest: manifest.update(arrays={"gap": ["float64", [8, 40]]}),
+        lambda manifest: manifest.update(statistics={"positions": "many"}),
+        lambda manifest: manifest["attributes"].update(direct=-1),
+        lambda manifest: manifest["attributes"].update(value_step=0),
+        lambda manifest: manifest["attributes"].update(program="rm"),
+        lambda manifest: manifest.pop("notes"),
+        lambda manifest: manifest.update(samples="4"),
+    ],
+)
+def test_forged_manifest(location, change):
+    _forge(location, change)
+    with pytest.raises(CorruptObject, match=r"manifests/000000-000000\.json"):
+        open_cache(location)
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "../x", "a/../b", "/etc/passwd", "a//b", "", ".hidden", "a/.x", "a\\..\\b", "a\0b"]
+)
+def test_names_that_could_leave_the_cache(location, path):
+    with pytest.raises(UnsafeObject, match="not a valid object name"):
+        checked_path(path)
+    with pytest.raises(UnsafeObject):
+        LocalPlace(location).read(path, limit=10)
+
+
+@pytest.mark.parametrize("which", ["chunk", "directory", "manifest", "index", "fifo"])
+def test_links_and_devices_are_not_opened(tmp_path, location, which):
+    outside = tmp_path / "outside"
+    open_cache(location)
+    if which == "chunk":
+        target = next(location.glob("units/0*/gap/c.0.0"))
+    elif which == "directory":
+        target = next(location.glob("units/0*/gap"))
+    elif which == "manifest":
+        target = next(location.glob("manifests/0*.json"))
+    elif which == "index":
+        target = next(location.glob("index/*.bin"))
+    else:
+        target = next(location.glob("units/0*/gap/c.0.0"))
+    if which == "fifo":
+        target.unlink()
+        os.mkfifo(target)
+    else:
+        target.rename(outside)
+        target.symlink_to(outside)
+    with pytest.raises(CacheError, match=r"refused|Too many levels"):
+        open_cache(location)[key_of(0)]
+    report = verify_cache(location)
+    assert any(target.relative_to(location).as_posix() in problem.object for problem in report.problems)
+
+
+def test_a_deeply_nested_document(location):
+    (file,) = location.glob("manifests/0*.json")
+    file.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(CorruptObject, match="not a JSON document"):
+        open_cache(location)
+
+
+def test_a_manifest_of_a_gigabyte(location):
+    (file,) = location.glob("manifests/0*.json")
+    with open(file, "r+b") as out:
+        out.truncate(2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnsafeObject, match="expected at most"):
+        open_cache(location)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18
+
+
+def test_arrays_that_contradict_each_other(location):
+    """All digests right, the content not: an id beyond the vocabulary, a token past the dictionary."""
+    from storage.chunks import encode_chunk
+
+    (unit,) = location.glob("units/0*")
+    (file,) = location.glob("manifests/0*.json")
+    manifest = json.loads(file.read_bytes())
+    shapes = {name: (np.dtype(dtype), shape) for name, (dtype, shape) in manifest["arrays"].items()}
+    for array, problem in (
+        ("id_dictionary", "id is not below"),
+        ("id_token", "past the dictionary|another length"),
+        ("target", "another number of soft positions|not below"),
+        ("samples", "have .* positions|neither 0 nor 1"),
+        ("gap", "another length"),
+        ("tail", "content"),
+        ("keys", "plan|content"),
+    ):
+        saved, saved_manifest = unit.joinpath(array).glob("c.*"), file.read_bytes()
+        chunk = next(saved)
+        whole = chunk.read_bytes()
+        dtype, shape = shapes[array]
+        forged = np.full(shape, 200 if dtype.itemsize == 1 and array != "gap" else 255, dtype)
+        _replace(location, f"{array}/{chunk.name}", encode_chunk(forged))
+        problems = verify_cache(location).problems
+        assert len(problems) == 1
+        import re
+
+        assert re.search(problem, problems[0].message), problems[0].message
+        chunk.write_bytes(whole)
+        file.write_bytes(saved_manifest)
+    assert verify_cache(location).ok()

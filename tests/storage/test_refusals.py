@@ -1,0 +1,194 @@
+"""One malformed input per rule of the format, each refused with its name and place."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+from storage_cases import key_of, sample_of, spec_of, write_cache
+
+from storage.errors import (
+    CacheMissing,
+    CorruptObject,
+    InvalidSpec,
+    InvalidTargets,
+    SpecMismatch,
+    StaleAttempt,
+    UnsupportedFormat,
+)
+from storage.plan import PlannedSample
+from storage.reader import open_cache
+from storage.writer import create_cache
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_k": 0}, "spec.top_k: expected a whole number from 1"),
+        ({"top_k": 2.5}, "spec.top_k"),
+        ({"top_k": None}, "spec.top_k"),
+        ({"top_k": 501}, "501 entries cannot be stored of 500 shared ids"),
+        ({"vocabulary_size": -1}, "spec.vocabulary_size"),
+        ({"temperatures": []}, "spec.temperatures"),
+        ({"temperatures": [2, 1]}, "ascending"),
+        ({"temperatures": [0, 1]}, "positive"),
+        ({"temperatures": "1"}, "spec.temperatures"),
+        ({"shared_ids": [[0, 501]]}, r"within \[0, 500\)"),
+        ({"shared_ids": [[10, 20], [5, 8]]}, "ascending, disjoint"),
+        ({"shared_ids": [3]}, "pairs"),
+        ({"format_version": 2}, "this program writes 1"),
+        ({"teacher": {1, 2}}, "JSON values only"),
+        ({"teacher": float("nan")}, "JSON values only"),
+    ],
+)
+def test_impossible_spec(tmp_path, change, message):
+    with pytest.raises(InvalidSpec, match=message):
+        create_cache(tmp_path / "cache", {**spec_of(), **change})
+    assert not (tmp_path / "cache").exists()
+
+
+def test_spec_that_is_no_mapping(tmp_path):
+    with pytest.raises(InvalidSpec, match="is a mapping, got list"):
+        create_cache(tmp_path / "cache", [])
+
+
+def test_spec_mismatch_lists_every_difference(tmp_path):
+    create_cache(tmp_path / "cache", spec_of(student={"roles": {"eos": 3}}))
+    changed = spec_of(top_k=4, student={"roles": {"eos": 4, "pad": 1}})
+    with pytest.raises(SpecMismatch) as caught:
+        create_cache(tmp_path / "cache", changed)
+    assert caught.value.differences == [
+        ("student.roles.eos", 3, 4),
+        ("student.roles.pad", SpecMismatch.ABSENT, 1),
+        ("top_k", 8, 4),
+    ]
+    assert "student.roles.eos: the cache has 3, requested is 4\n" in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+
+
+def test_equal_specs_open_the_cache_whatever_the_kind_of_number(tmp_path):
+    create_cache(tmp_path / "cache", spec_of(nodes=(1, 2)))
+    assert create_cache(tmp_path / "cache", spec_of(nodes=(1.0, 2.0))).spec["temperatures"] == [1, 2]
+
+
+def _changed(name, change):
+    sample = sample_of(0)
+    array = getattr(sample.targets, name).copy()
+    result = change(array)
+    return dataclasses.replace(
+        sample, targets=dataclasses.replace(sample.targets, **{name: array if result is None else result})
+    )
+
+
+def _set(index, value):
+    def change(array):
+        array[index] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("ids", lambda a: a.astype(np.int64), "ids must be uint32 of shape"),
+        ("ids", lambda a: a[:, :7], "ids must be uint32 of shape"),
+        ("ids", lambda a: a.tolist(), "got list"),
+        ("ids", _set((2, 1), 500), r"not below vocabulary_size 500 \(position 2 of 10\)"),
+        ("ids", lambda a: a[:, [0, 0, 2, 3, 4, 5, 6, 7]], "stands twice"),
+        ("logprobs", _set((3, 0), np.nan), r"not finite \(position 3"),
+        ("logprobs", _set((3, 7), -np.inf), "not finite"),
+        ("logprobs", _set((4, 0), 0.5), "above 0"),
+        ("logprobs", _set((4, 7), -3e8), "too low"),
+        ("logprobs", lambda a: a[:, ::-1].copy(), "do not descend"),
+        ("tail", _set((1, 2), np.nan), "not a number"),
+        ("tail", _set((1, 2), 17), "above 16"),
+        ("tail", _set((1, 2), -np.inf), "empty at one temperature"),
+        ("target_ids", _set(5, 500), "not below vocabulary_size"),
+        ("target_ids", lambda a: (a + 1) % 500, "not among its ids"),
+        ("target_logprobs", _set(5, np.inf), "not finite"),
+        ("target_logprobs", _set(5, 1), "above 0"),
+        ("target_logprobs", _set(5, -1e6), "below -65504"),
+        ("soft", lambda a: a.astype(np.uint8), "soft must be bool"),
+    ],
+)
+def test_impossible_targets(tmp_path, name, change, message):
+    writer = create_cache(tmp_path / "cache", spec_of())
+    writer.plan([PlannedSample(key_of(0), 10)])
+    (unit,) = writer.pending()
+    with pytest.raises(InvalidTargets, match=message), writer.unit(unit) as out:
+        out.append(_changed(name, change))
+    assert writer.pending() == [unit]
+    assert not list((tmp_path / "cache" / "units").glob("0*"))
+
+
+def test_ids_outside_the_shared_ones(tmp_path):
+    writer = create_cache(tmp_path / "cache", {**spec_of(), "shared_ids": [[0, 5], [10, 20]]})
+    writer.plan([PlannedSample(key_of(0), 10)])
+    with pytest.raises(InvalidTargets, match="shared_ids"), writer.unit(writer.pending()[0]) as out:
+        out.append(sample_of(0))
+
+
+def test_keys_of_a_unit(tmp_path):
+    writer = create_cache(tmp_path / "cache", spec_of())
+    with pytest.raises(InvalidTargets, match="64 lower-case hex digits"):
+        writer.plan([PlannedSample("ABC", 1)])
+    with pytest.raises(InvalidTargets, match="unit_positions"):
+        writer.plan([PlannedSample(key_of(0), 1)], unit_positions=0)
+    writer.plan([PlannedSample(key_of(0), 10), PlannedSample(key_of(1), 10)])
+    (unit,) = writer.pending()
+    with pytest.raises(InvalidTargets, match="has no sample"), writer.unit(unit) as out:
+        out.skip(key_of(2), "why")
+    with pytest.raises(InvalidTargets, match="appended or skipped before"), writer.unit(unit) as out:  # noqa: PT012
+        out.append(sample_of(0))
+        out.skip(key_of(0), "why")
+    with pytest.raises(InvalidTargets, match="1 of 2 samples neither"), writer.unit(unit) as out:
+        out.append(sample_of(0))
+    with pytest.raises(InvalidTargets, match="statistic mass"), writer.unit(unit) as out:  # noqa: PT012
+        out.append(sample_of(0))
+        out.skip(key_of(1), "why")
+        out.statistics["mass"] = float("nan")
+    with pytest.raises(RuntimeError, match="the teacher failed"), writer.unit(unit) as out:  # noqa: PT012
+        out.append(sample_of(0))
+        out.append(sample_of(1))
+        raise RuntimeError("the teacher failed")
+    assert writer.pending() == [unit]
+
+
+def test_an_old_attempt_is_not_committed(tmp_path, monkeypatch):
+    writer = create_cache(tmp_path / "cache", spec_of())
+    writer.plan([PlannedSample(key_of(0), 10)])
+    (unit,) = writer.pending()
+    times = iter([0.0, 7 * 86400.0])
+    monkeypatch.setattr("storage.writer.time.time", lambda: next(times))
+    with pytest.raises(StaleAttempt, match="dump the unit again"), writer.unit(unit) as out:
+        out.append(sample_of(0))
+    assert writer.pending() == [unit]
+
+
+def test_places_without_a_cache(tmp_path):
+    with pytest.raises(CacheMissing, match=r"no cache at .*missing/zarr\.json is not there; check the path"):
+        open_cache(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises((CacheMissing, OSError), match="file"):
+        open_cache(tmp_path / "file")
+
+
+def test_another_zarr_group_is_no_cache(tmp_path):
+    (tmp_path / "zarr.json").write_text('{"attributes":{},"node_type":"group","zarr_format":3}\n')
+    with pytest.raises(UnsupportedFormat, match="no firstsight-cache"):
+        open_cache(tmp_path)
+    (tmp_path / "zarr.json").write_text("[" * 100_000)
+    with pytest.raises(CorruptObject, match=r"zarr\.json"):
+        open_cache(tmp_path)
+
+
+def test_a_newer_format_version_is_refused(tmp_path):
+    from storage.spec import root_document
+
+    write_cache(tmp_path, [])
+    (tmp_path / "zarr.json").write_bytes(root_document({**spec_of(), "format_version": 2}))
+    with pytest.raises(UnsupportedFormat, match="format version 2, this program reads 1"):
+        open_cache(tmp_path)
