@@ -1,6 +1,6 @@
 """One Zarr v3 array of a single chunk: its metadata document and its encoded bytes, within known bounds.
 
-Every array of a unit has exactly one chunk and one of two codec chains, both ending in crc32c. Decoding here never
+Every array of a unit has exactly one chunk and one codec chain, which ends in crc32c. Decoding here never
 trusts a length that the bytes claim: the caller says how many bytes the array has, and anything else is an error.
 `zarr` reads the same objects; this module exists because it checks before it allocates, and is faster.
 """
@@ -12,13 +12,14 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc, zstd
+from numcodecs import blosc
 from numpy.typing import NDArray
 
 from storage.canonical import canonical_json
 
-ZSTD_LEVEL = 3
-BLOSC_LEVEL = 5
+# Item size -> level and block size. Single bytes gain from entropy tables of their own every 32 KiB, and nothing from
+# a higher level; the small arrays of wider items compress best as a whole.
+_BLOSC = {1: (1, 2**15), 2: (5, 0), 4: (5, 0)}
 _DATA_TYPES = {"uint8": "|u1", "uint16": "<u2", "uint32": "<u4", "float16": "<f2"}
 
 
@@ -54,74 +55,40 @@ def array_document(dtype: np.dtype[Any], shape: tuple[int, ...], axes: tuple[str
 
 
 def encode_chunk(array: NDArray[Any]) -> bytes:
-    """The array through its codec chain: little-endian bytes, zstd (blosc with byte shuffle if wider), crc32c."""
+    """The array through its codec chain: little-endian bytes, blosc (zstd, byte shuffle), crc32c."""
     raw = np.ascontiguousarray(array, dtype=_DATA_TYPES[array.dtype.name])
-    packed = _zstd(raw) if raw.dtype.itemsize == 1 else _blosc(raw)
+    level, block = _BLOSC[raw.dtype.itemsize]
+    packed = bytes(blosc.compress(raw, b"zstd", level, blosc.SHUFFLE, block))
     return packed + struct.pack("<I", google_crc32c.value(packed))
 
 
 def decode_chunk(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The array of known dtype and shape in a chunk's bytes; ChunkError before anything is allocated for a lie."""
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if len(data) < 5:
-        raise ChunkError(f"{len(data)} bytes are no chunk")
-    packed, checksum = data[:-4], struct.unpack("<I", data[-4:])[0]
-    if google_crc32c.value(packed) != checksum:
+    packed = data[:-4]
+    if len(packed) < 16 or google_crc32c.value(packed) != struct.unpack("<I", data[-4:])[0]:
         raise ChunkError("the crc32c of the chunk does not match its bytes")
-    out = np.empty(shape, dtype=_DATA_TYPES[dtype.name])
-    claimed = _zstd_length(packed) if dtype.itemsize == 1 else _blosc_length(packed)
+    (claimed,) = struct.unpack("<I", packed[4:8])  # of a Blosc frame: the length of its content
     if claimed != expected:
         raise ChunkError(f"the chunk claims {claimed:,} bytes, the array has {expected:,}")
+    out = np.empty(shape, dtype=_DATA_TYPES[dtype.name])
     try:
-        (zstd if dtype.itemsize == 1 else blosc).decompress(packed, out)
+        blosc.decompress(packed, out)
     except (RuntimeError, ValueError) as error:
         raise ChunkError(f"the chunk does not decompress: {error}") from None
     return out
 
 
-def _zstd(raw: NDArray[Any]) -> bytes:
-    return bytes(zstd.compress(raw, ZSTD_LEVEL))
-
-
-def _blosc(raw: NDArray[Any]) -> bytes:
-    return bytes(blosc.compress(raw, b"zstd", BLOSC_LEVEL, blosc.SHUFFLE, 0))
-
-
 def _codecs(dtype: np.dtype[Any]) -> list[dict[str, Any]]:
-    crc32c = {"name": "crc32c"}
-    if dtype.itemsize == 1:
-        return [
-            {"name": "bytes"},
-            {"configuration": {"checksum": False, "level": ZSTD_LEVEL}, "name": "zstd"},
-            crc32c,
-        ]
+    level, block = _BLOSC[dtype.itemsize]
     configuration = {
-        "blocksize": 0,
-        "clevel": BLOSC_LEVEL,
+        "blocksize": block,
+        "clevel": level,
         "cname": "zstd",
         "shuffle": "shuffle",
         "typesize": dtype.itemsize,
     }
-    return [
-        {"configuration": {"endian": "little"}, "name": "bytes"},
-        {"configuration": configuration, "name": "blosc"},
-        crc32c,
-    ]
-
-
-def _blosc_length(packed: bytes) -> int:
-    """Bytes 4 to 8 of a Blosc frame: the length of its content."""
-    return int(struct.unpack("<I", packed[4:8])[0]) if len(packed) >= 16 else -1
-
-
-def _zstd_length(packed: bytes) -> int:
-    """The content size that a zstd frame header declares (RFC 8878, section 3.1.1.1); -1 if none."""
-    if len(packed) < 6 or packed[:4] != b"\x28\xb5\x2f\xfd":
-        return -1
-    descriptor = packed[4]
-    flag, single_segment = descriptor >> 6, descriptor >> 5 & 1
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    width = (single_segment, 2, 4, 8)[flag]
-    if width == 0 or len(packed) < start + width:
-        return -1
-    return int.from_bytes(packed[start : start + width], "little") + (256 if width == 2 else 0)
+    first: dict[str, Any] = {"name": "bytes"}
+    if dtype.itemsize > 1:
+        first["configuration"] = {"endian": "little"}
+    return [first, {"configuration": configuration, "name": "blosc"}, {"name": "crc32c"}]

@@ -183,7 +183,7 @@ def _shape_problem(
         "target": (positions,),
         "target_logprob": (soft,),
         "tail": (len(layout.temperatures), soft),
-        "gap": (layout.top_k, soft),
+        "gap": ((layout.top_k + 1) // 2, soft),
         "id_token": (layout.top_k, soft),
     }
     bounded = {"gap_escape": entries, "id_extra": entries, "id_dictionary": min(entries, layout.vocabulary_size)}

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from storage.canonical import canonical_json, digest_of
-from storage.checks import check_sample
+from storage.checks import UnitCheck, copied
 from storage.chunks import chunk_name, encode_chunk
-from storage.encoding import encode_unit
+from storage.encoding import concatenated, encode_unit
 from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt
 from storage.failpoints import failpoint
 from storage.index import INDEX
@@ -144,12 +144,11 @@ class UnitWriter:
         self._unit = unit
         self._samples: dict[str, SampleTargets] = {}
         self._skipped: dict[str, str] = {}
-        self._shared = cache.layout.shared_mask()
 
     def append(self, sample: SampleTargets) -> None:
-        """Add one sample of the unit; its arrays are copied. InvalidTargets if it breaks a rule of the format."""
+        """Add one sample of the unit; its arrays are copied. Their values are checked when the block ends."""
         self._claim(sample.key)
-        self._samples[sample.key] = check_sample(sample, self._cache.layout, self._shared)
+        self._samples[sample.key] = copied(sample, self._cache.layout)
 
     def skip(self, key: str, reason: str) -> None:
         """Record that a sample of the unit has no targets, and why."""
@@ -226,8 +225,13 @@ def encode_files(
     statistics: dict[str, float],
     notes: dict[str, Any],
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """The objects of a unit as bytes by path below the attempt, and the manifest that describes them."""
-    attributes, arrays = encode_unit(samples, layout)
+    """The objects of a unit as bytes by path below the attempt, and the manifest that describes them.
+
+    InvalidTargets if a sample breaks a rule of the format.
+    """
+    targets = concatenated([sample.targets for sample in samples], layout)
+    UnitCheck(samples, targets).run(layout)
+    attributes, arrays = encode_unit(samples, targets, layout)
     files = {"zarr.json": group_document(attributes)}
     for name, array in arrays.items():
         files[f"{name}/zarr.json"] = array_metadata(name, array.dtype.name, array.shape)

@@ -102,6 +102,9 @@ def assert_stored(given: SampleTargets, found: SampleTargets) -> None:
     """The found targets are the given ones within the error bounds that the format states."""
     assert found.key == given.key
     assert found.hard == given.hard
+    for name, array in vars(given.targets).items():
+        assert getattr(found.targets, name).dtype == array.dtype
+        assert getattr(found.targets, name).shape == array.shape
     soft = given.targets.soft
     np.testing.assert_array_equal(found.targets.soft, soft)
     np.testing.assert_array_equal(found.targets.target_ids, given.targets.target_ids)
