@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from storage.errors import ObjectMissing, PlaceError, UnsafeObject
+from storage.errors import CacheError, ObjectMissing, PlaceError, UnsafeObject
 from storage.failpoints import failpoint
 from storage.place import checked_path
 
@@ -25,26 +27,33 @@ class CloudPlace:
                 f"{location} needs the package obstore; install it with: pip install 'firstsight[cloud]'"
             ) from None
         self.location = location.rstrip("/")
-        self._obstore: Any = obstore
+        self._client: Any = obstore
+        self._process = os.getpid()
         self._failures: Any = exceptions
         try:
             self._store: Any = store.from_url(self.location)
         except (exceptions.BaseError, ValueError) as error:
             raise PlaceError(f"{location} cannot be opened: {_line(error)}") from None
 
+    def _obstore(self) -> Any:
+        """The client; PlaceError in a forked process, where its runtime has no threads and every request would hang."""
+        if os.getpid() != self._process:
+            raise PlaceError(
+                f"{self.location} was opened before this process was forked, which its client does not survive; "
+                "start workers with the spawn method (multiprocessing_context='spawn'), or copy the cache to a "
+                "local directory"
+            )
+        return self._client
+
     def read(self, path: str, *, limit: int) -> bytes:
         """The bytes of an object; see `Place.read`."""
         checked_path(path)
-        try:
-            result = self._obstore.get(self._store, path)
+        with self._translated(path, "read"):
+            result = self._obstore().get(self._store, path)
             size = int(result.meta["size"])
             if size > limit:
                 raise UnsafeObject(f"{self.location}/{path} has {size:,} bytes, expected at most {limit:,}; refused")
             return bytes(result.bytes())
-        except (FileNotFoundError, self._failures.NotFoundError):
-            raise ObjectMissing(f"{self.location}/{path} is not there") from None
-        except self._failures.BaseError as error:
-            raise PlaceError(f"{self.location}/{path} cannot be read: {_line(error)}") from None
 
     def read_many(self, limits: Mapping[str, int]) -> dict[str, bytes]:
         """The bytes of several objects, requested side by side; see `Place.read_many`."""
@@ -56,23 +65,21 @@ class CloudPlace:
         """The size of an object in bytes, or None; see `Place.size`."""
         checked_path(path)
         try:
-            return int(self._obstore.head(self._store, path)["size"])
-        except (FileNotFoundError, self._failures.NotFoundError):
+            with self._translated(path, "read"):
+                return int(self._obstore().head(self._store, path)["size"])
+        except ObjectMissing:
             return None
-        except self._failures.BaseError as error:
-            raise PlaceError(f"{self.location}/{path} cannot be read: {_line(error)}") from None
 
     def create(self, path: str, data: bytes) -> bool:
         """Put an object on the condition that it is not there; see `Place.create`."""
         checked_path(path)
         failpoint("create:begin")
-        try:
-            self._obstore.put(self._store, path, data, mode="create", use_multipart=False)
-        except self._failures.AlreadyExistsError:
-            # A retried request says "exists" after its first try succeeded and the answer was lost.
-            return self.read(path, limit=max(len(data), 1) * 64 + 2**20) == data
-        except self._failures.BaseError as error:
-            raise PlaceError(f"{self.location}/{path} cannot be created: {_line(error)}") from None
+        with self._translated(path, "created"):
+            try:
+                self._obstore().put(self._store, path, data, mode="create", use_multipart=False)
+            except self._failures.AlreadyExistsError:
+                # A retried request says "exists" after its first try succeeded and the answer was lost.
+                return self.read(path, limit=2**31) == data
         return True
 
     def write_tree(self, prefix: str, files: Mapping[str, bytes]) -> None:
@@ -81,10 +88,8 @@ class CloudPlace:
         def put(item: tuple[str, bytes]) -> None:
             path = f"{prefix}/{item[0]}"
             checked_path(path)
-            try:
-                self._obstore.put(self._store, path, item[1], use_multipart=False)
-            except self._failures.BaseError as error:
-                raise PlaceError(f"{self.location}/{path} cannot be written: {_line(error)}") from None
+            with self._translated(path, "written"):
+                self._obstore().put(self._store, path, item[1], use_multipart=False)
 
         with ThreadPoolExecutor(_REQUESTS) as pool:
             list(pool.map(put, files.items()))
@@ -92,21 +97,17 @@ class CloudPlace:
 
     def names(self, prefix: str) -> list[str]:
         """The names directly under a prefix; see `Place.names`."""
-        try:
-            found = self._obstore.list_with_delimiter(self._store, prefix or None)
-        except self._failures.BaseError as error:
-            raise PlaceError(f"{self.location}/{prefix} cannot be listed: {_line(error)}") from None
+        with self._translated(prefix, "listed"):
+            found = self._obstore().list_with_delimiter(self._store, prefix or None)
         objects = [str(item["path"]) for item in found["objects"]]
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in [*found["common_prefixes"], *objects])
 
     def tree(self, prefix: str) -> dict[str, int]:
         """All objects under a prefix and their sizes; see `Place.tree`."""
         cut = len(prefix) + 1 if prefix else 0
-        try:
-            pages = self._obstore.list(self._store, prefix or None)
+        with self._translated(prefix, "listed"):
+            pages = self._obstore().list(self._store, prefix or None)
             return {str(item["path"])[cut:]: int(item["size"]) for page in pages for item in page}
-        except self._failures.BaseError as error:
-            raise PlaceError(f"{self.location}/{prefix} cannot be listed: {_line(error)}") from None
 
     def temporaries(self) -> dict[str, tuple[int, float]]:
         """None: an object store has no partly created objects; see `Place.temporaries`."""
@@ -119,13 +120,24 @@ class CloudPlace:
     def delete_tree(self, prefix: str) -> int:
         """Remove the objects under a prefix, or the object itself; see `Place.delete_tree`."""
         found = self.tree(prefix)
-        paths = [f"{prefix}/{path}" for path in found] or [prefix]
-        try:
-            freed = sum(found.values()) or self.size(prefix) or 0
-            self._obstore.delete(self._store, paths)
-        except self._failures.BaseError as error:
-            raise PlaceError(f"{self.location}/{prefix} cannot be removed: {_line(error)}") from None
+        freed = sum(found.values()) or self.size(prefix) or 0
+        with self._translated(prefix, "removed"):
+            self._obstore().delete(self._store, [f"{prefix}/{path}" for path in found] or [prefix])
         return freed
+
+    @contextlib.contextmanager
+    def _translated(self, path: str, done: str) -> Iterator[None]:
+        """Turn what the client raises into one line with the place."""
+        where = f"{self.location}/{path}"
+        try:
+            yield
+        except CacheError:
+            raise
+        except (self._failures.BaseError, OSError) as error:
+            missing = isinstance(error, (FileNotFoundError, self._failures.NotFoundError))
+            if missing and done == "read":
+                raise ObjectMissing(f"{where} is not there") from None
+            raise PlaceError(f"{where} cannot be {done}: {_line(error)}") from None
 
 
 def _line(error: BaseException) -> str:
