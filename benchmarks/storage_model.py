@@ -35,7 +35,7 @@ def sources(limit: int) -> Iterator[str]:
     paths = sysconfig.get_paths()
     files = sorted({*Path(paths["stdlib"]).rglob("*.py"), *Path(paths["purelib"]).rglob("*.py")})
     generator = np.random.default_rng(0)
-    generator.shuffle(files)  # type: ignore[arg-type]
+    generator.shuffle(files)
     for file in files:
         try:
             text = file.read_text(encoding="utf-8")
@@ -181,7 +181,7 @@ def main() -> None:
     entropy = -(p * np.log2(p)).sum() * TOP_K / 8
     print(f"held-out loss {loss:.3f} nats/token; order-0 entropy of the top-{TOP_K} ids {entropy:.1f} bytes/position")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(options.out, loss=loss, **arrays)
+    np.savez(options.out, loss=np.array(loss), **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

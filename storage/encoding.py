@@ -233,8 +233,10 @@ def _decode_ids(arrays: dict[str, NDArray[Any]], direct: int, layout: Layout) ->
     escaped = np.flatnonzero(flat >= direct) if direct < 256 else np.empty(0, dtype=np.int64)
     if len(escaped) != len(extra):
         raise DecodeError("id_extra", "it has another length than the tokens ask for")
-    base = 256 if extra.dtype == np.uint8 else 2**16
-    places = (flat.take(escaped).astype(np.int64) - direct) * base + extra + direct
+    places = flat.take(escaped).astype(np.int32) - direct
+    places <<= 8 * extra.dtype.itemsize
+    places += extra
+    places += direct
     if len(dictionary) < direct and flat.size and int(flat.max()) >= len(dictionary):
         raise DecodeError("id_token", "it points past the dictionary")
     if places.size and int(places.max()) >= len(dictionary):

@@ -150,7 +150,18 @@ class Index:
             self._rows(middle)
             first = self._data[middle * PAGE : middle * PAGE + 32]
             low, high = (middle, high) if first <= wanted else (low, middle - 1)
-        return next((entry for found, entry in self._page_entries(low) if found == wanted), None)
+        if low * PAGE >= len(self._data):
+            return None
+        rows = self._rows(low)
+        base, first, last = low * PAGE, 0, rows
+        while first < last:  # the first row whose key is not below the wanted one
+            middle = (first + last) // 2
+            at = base + middle * _ROW.size
+            first, last = (middle + 1, last) if self._data[at : at + 32] < wanted else (first, middle)
+        if first == rows:
+            return None
+        found, plan, unit, sample = _ROW.unpack_from(self._data, base + first * _ROW.size)
+        return Entry(f"{plan:06d}-{unit:06d}", sample) if found == wanted else None
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """All keys in ascending order, and where each lies."""

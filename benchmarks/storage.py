@@ -1,0 +1,259 @@
+"""Size and speed of the cache on targets of a trained language model.
+
+    python -m benchmarks.storage_model --out build/storage_targets.npz     # once, about half an hour on one core
+    python -m benchmarks.storage --targets build/storage_targets.npz
+
+Prints bytes per position, field by field and with every object counted, beside the entropy of ids and values and beside
+plain fp16 values + uint32 ids; the mean head KL; encoding, decoding and reading in positions per second of one core; the
+time a decoded unit takes to serve a sample. Speeds are medians over runs, in seconds of processor time where no disk is
+involved; `--json` prints the same as one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.chunks import decode_chunk, encode_chunk
+from storage.encoding import VALUE_STEP, concatenated, decode_unit, encode_unit
+from storage.plan import PlannedSample
+from storage.reader import Cache, open_cache
+from storage.spec import Layout
+from storage.status import cache_status
+from storage.targets import SampleTargets, Targets
+from storage.writer import create_cache, encode_files
+
+NODES = (1.0, 1.5, 2.0, 4.0)
+NAMES = ("ids", "logprobs", "tail", "target_ids", "target_logprobs")
+
+
+def load_samples(path: Path, answer: int) -> tuple[list[SampleTargets], dict[str, NDArray[Any]]]:
+    """The saved targets cut into answers of a given length, and the whole arrays."""
+    with np.load(path) as file:
+        whole = {name: file[name] for name in NAMES}
+        whole["loss"] = file["loss"]
+    samples = []
+    for start in range(0, len(whole["ids"]) - answer + 1, answer):
+        rows = {name: whole[name][start : start + answer] for name in NAMES}
+        targets = Targets(**rows, soft=np.ones(answer, dtype=np.bool_))
+        key = hashlib.sha256(start.to_bytes(8, "little")).hexdigest()
+        samples.append(SampleTargets(key=key, hard=True, targets=targets))
+    return samples, whole
+
+
+def entropy(symbols: NDArray[Any]) -> float:
+    """Order-0 entropy of whole numbers, bits per symbol."""
+    counts = np.unique(symbols, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def head_kl(given: NDArray[np.float32], stored: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[P] KL divergence, nats, of the stored entries from the given ones, both renormalised on these entries."""
+    log_p = given - np.log(np.exp(given.astype(np.float64)).sum(axis=1, keepdims=True))
+    log_q = stored - np.log(np.exp(stored.astype(np.float64)).sum(axis=1, keepdims=True))
+    kl: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return kl
+
+
+def rate(positions: int, work: Callable[[], object], clock: Callable[[], float], runs: int) -> float:
+    """Positions per second: the median of several runs."""
+    seconds = []
+    for _ in range(runs + 1):
+        start = clock()
+        work()
+        seconds.append(clock() - start)
+    return positions / statistics.median(seconds[1:])
+
+
+def size_facts(location: Path, whole: dict[str, NDArray[Any]], positions: int) -> dict[str, Any]:
+    """Every byte below the cache, against entropies and the plain layout."""
+    status = cache_status(location)
+    on_disk = sum(file.stat().st_size for file in location.rglob("*") if file.is_file() and file.suffix != ".bin")
+    index = sum(file.stat().st_size for file in location.rglob("*.bin"))
+    steps = np.rint(-whole["logprobs"][:positions].astype(np.float64) / VALUE_STEP).astype(np.int64)
+    top_k = steps.shape[1]
+    ids_bytes = entropy(whole["ids"][:positions]) * top_k / 8
+    value_bytes = entropy(np.diff(steps, axis=1, prepend=0)) * top_k / 8
+    return {
+        "positions": positions,
+        "bytes_per_position": on_disk / positions,
+        "index_bytes_per_position": index / positions,
+        "fields": {name: bits / 8 for name, bits in status.field_bits.items()},
+        "entropy_ids": ids_bytes,
+        "entropy_values": value_bytes,
+        "limit_1.15_entropy_plus_16": 1.15 * (ids_bytes + value_bytes) + 16,
+        "plain_fp16_uint32": top_k * 6 + len(NODES) * 2 + 4 + 2,
+    }
+
+
+def error_facts(cache: Cache, samples: list[SampleTargets]) -> dict[str, float]:
+    """Distance of what is read from what was written."""
+    kl, worst, tails = [], 0.0, 0.0
+    for sample in samples:
+        found = cache[sample.key].targets
+        np.testing.assert_array_equal(found.ids, sample.targets.ids)
+        np.testing.assert_array_equal(found.target_ids, sample.targets.target_ids)
+        kl.append(head_kl(sample.targets.logprobs, found.logprobs))
+        worst = max(worst, float(np.abs(found.logprobs - sample.targets.logprobs).max()))
+        tails = max(tails, float(np.abs(found.tail - sample.targets.tail).max()))
+    every = np.concatenate(kl)
+    return {
+        "mean_head_kl": float(every.mean()),
+        "largest_head_kl": float(every.max()),
+        "largest_error_nats": worst,
+        "largest_tail_error_nats": tails,
+    }
+
+
+def speed_facts(samples: list[SampleTargets], layout: Layout, unit_positions: int, runs: int) -> dict[str, float]:
+    """Encoding and decoding in memory, unit by unit."""
+    units = list(_units(samples, unit_positions))
+    positions = sum(len(sample.targets) for unit in units for sample in unit)
+
+    def encode_only() -> list[Any]:
+        encoded = []
+        for unit in units:
+            attributes, arrays = encode_unit(unit, concatenated([sample.targets for sample in unit], layout), layout)
+            encoded.append(
+                (attributes, arrays, {name: encode_chunk(array) for name, array in arrays.items() if array.size})
+            )
+        return encoded
+
+    def encode_checked() -> None:
+        for unit in units:
+            empty: dict[str, Any] = {"skipped": {}, "statistics": {}, "notes": {}}
+            encode_files(unit, layout, unit="000000-000000", attempt="", spec_digest="", **empty)
+
+    encoded = encode_only()
+
+    def decode() -> None:
+        for attributes, arrays, chunks in encoded:
+            found = {
+                name: decode_chunk(chunks[name], array.dtype, array.shape) if array.size else array
+                for name, array in arrays.items()
+            }
+            decode_unit(attributes, found, layout)
+
+    return {
+        "encode": rate(positions, encode_only, time.process_time, runs),
+        "encode_with_checks_and_digests": rate(positions, encode_checked, time.process_time, runs),
+        "decode": rate(positions, decode, time.process_time, runs),
+    }
+
+
+def reading_facts(location: Path, samples: list[SampleTargets], runs: int) -> dict[str, float]:
+    """Reading everything from disk with every check, and serving samples of decoded units."""
+    positions = sum(len(sample.targets) for sample in samples)
+
+    def read_all() -> None:
+        cache = open_cache(location, memory_budget=0)
+        for name in cache.units():
+            cache.read_unit(name)
+
+    cache = open_cache(location, memory_budget=2**34)
+    order = [samples[index].key for index in np.random.default_rng(0).permutation(len(samples))]
+    for key in order:
+        cache[key]
+    seconds = []
+    for key in order:
+        start = time.perf_counter()
+        cache[key]
+        seconds.append(time.perf_counter() - start)
+    open_seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        open_cache(location)
+        open_seconds.append(time.perf_counter() - start)
+    return {
+        "read_whole_cache": rate(positions, read_all, time.perf_counter, runs),
+        "sample_from_decoded_unit_us": statistics.median(seconds) * 1e6,
+        "sample_from_decoded_unit_p99_us": float(np.quantile(seconds, 0.99)) * 1e6,
+        "open_ms": statistics.median(open_seconds) * 1e3,
+    }
+
+
+def _units(samples: list[SampleTargets], unit_positions: int) -> Iterator[list[SampleTargets]]:
+    unit: list[SampleTargets] = []
+    for sample in samples:
+        unit.append(sample)
+        if sum(len(item.targets) for item in unit) >= unit_positions:
+            yield unit
+            unit = []
+    if unit:
+        yield unit
+
+
+def main() -> None:
+    """Write a cache of the saved targets, measure it, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", type=Path, required=True)
+    parser.add_argument("--answer", type=int, default=40, help="positions of an answer")
+    parser.add_argument("--unit-positions", type=int, default=4096)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    samples, whole = load_samples(options.targets, options.answer)
+    positions = len(samples) * options.answer
+    vocabulary_size = int(whole["ids"].max()) + 1
+    spec = {
+        "top_k": whole["ids"].shape[1],
+        "temperatures": list(NODES),
+        "vocabulary_size": vocabulary_size,
+        "shared_ids": [[0, vocabulary_size]],
+    }
+    layout = Layout(
+        top_k=spec["top_k"], temperatures=NODES, vocabulary_size=vocabulary_size, shared_ids=((0, vocabulary_size),)
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        location = Path(directory, "cache")
+        writer = create_cache(location, spec)
+        writer.plan(
+            [PlannedSample(sample.key, options.answer) for sample in samples], unit_positions=options.unit_positions
+        )
+        table = {sample.key: sample for sample in samples}
+        start = time.perf_counter()
+        for unit in writer.pending():
+            with writer.unit(unit) as out:
+                for key in unit.keys:
+                    out.append(table[key])
+        written = positions / (time.perf_counter() - start)
+        facts = {
+            "model_loss_nats": float(whole["loss"]),
+            "size": size_facts(location, whole, positions),
+            "error": error_facts(open_cache(location), samples),
+            "positions_per_second": {
+                **speed_facts(samples, layout, options.unit_positions, options.runs),
+                "write_to_disk": written,
+            },
+            "reading": reading_facts(location, samples, options.runs),
+        }
+    print(json.dumps(facts, indent=2) if options.json else _text(facts))
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = []
+    for group, values in facts.items():
+        if not isinstance(values, dict):
+            lines.append(f"{group:<34}{values:12,.3f}")
+            continue
+        lines.append(group)
+        for name, value in values.items():
+            for inner, number in value.items() if isinstance(value, dict) else [(name, value)]:
+                shown = f"{number:,.3g}" if 0 < abs(number) < 0.1 else f"{number:,.2f}"
+                lines.append(f"  {inner:<32}{shown:>14}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
