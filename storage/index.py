@@ -145,36 +145,36 @@ class Index:
         except ValueError:
             return None
         low, high = 1, len(self._data) // PAGE - 1
+        if not high:
+            return None
         while low < high:  # the last page whose first key is not above the wanted one
             middle = (low + high + 1) // 2
             self._rows(middle)
-            first = self._data[middle * PAGE : middle * PAGE + 32]
-            low, high = (middle, high) if first <= wanted else (low, middle - 1)
-        if low * PAGE >= len(self._data):
-            return None
+            low, high = (middle, high) if self._key(middle, 0) <= wanted else (low, middle - 1)
         rows = self._rows(low)
-        base, first, last = low * PAGE, 0, rows
-        while first < last:  # the first row whose key is not below the wanted one
-            middle = (first + last) // 2
-            at = base + middle * _ROW.size
-            first, last = (middle + 1, last) if self._data[at : at + 32] < wanted else (first, middle)
-        if first == rows:
+        row, end = 0, rows
+        while row < end:  # the first row whose key is not below the wanted one
+            middle = (row + end) // 2
+            row, end = (middle + 1, end) if self._key(low, middle) < wanted else (row, middle)
+        if row == rows:
             return None
-        found, plan, unit, sample = _ROW.unpack_from(self._data, base + first * _ROW.size)
-        return Entry(f"{plan:06d}-{unit:06d}", sample) if found == wanted else None
+        found, entry = self._entry(low, row)
+        return entry if found == wanted else None
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """All keys in ascending order, and where each lies."""
         for page in range(1, len(self._data) // PAGE):
-            for key, entry in self._page_entries(page):
+            for row in range(self._rows(page)):
+                key, entry = self._entry(page, row)
                 yield key.hex(), entry
 
-    def _page_entries(self, page: int) -> Iterator[tuple[bytes, Entry]]:
-        if page * PAGE >= len(self._data):
-            return
-        for row in range(self._rows(page)):
-            key, plan, unit, sample = _ROW.unpack_from(self._data, page * PAGE + row * _ROW.size)
-            yield key, Entry(f"{plan:06d}-{unit:06d}", sample)
+    def _key(self, page: int, row: int) -> bytes:
+        start = page * PAGE + row * _ROW.size
+        return self._data[start : start + 32]
+
+    def _entry(self, page: int, row: int) -> tuple[bytes, Entry]:
+        key, plan, unit, sample = _ROW.unpack_from(self._data, page * PAGE + row * _ROW.size)
+        return key, Entry(f"{plan:06d}-{unit:06d}", sample)
 
     def _rows(self, page: int) -> int:
         """How many rows a page has, after checking it once."""

@@ -142,6 +142,7 @@ class UnitWriter:
         """After the block: whether our attempt is the committed one, or another process was first."""
         self._cache = cache
         self._unit = unit
+        self._expected = frozenset(unit.keys)
         self._samples: dict[str, SampleTargets] = {}
         self._skipped: dict[str, str] = {}
 
@@ -208,7 +209,7 @@ class UnitWriter:
         return read_manifest(cache.place, self._unit.name, cache.layout, cache.spec_digest).attempt
 
     def _claim(self, key: str) -> None:
-        if key not in self._unit.keys:
+        if key not in self._expected:
             raise InvalidTargets(f"unit {self._unit.name} has no sample {key}; append the keys of the planned unit")
         if key in self._samples or key in self._skipped:
             raise InvalidTargets(f"unit {self._unit.name}: sample {key} was appended or skipped before")
