@@ -44,8 +44,8 @@ def check_key(key: Any) -> str:
     return key
 
 
-def read_plans(place: Place) -> Iterator[list[PlannedUnit]]:
-    """The units of every plan object, in the order of the plans; CorruptObject for a damaged or missing plan."""
+def read_plans(place: Place, start: int = 0) -> Iterator[list[PlannedUnit]]:
+    """The units of every plan object from number `start` on, in order; CorruptObject for a damaged or missing plan."""
     for number, name in enumerate(_plan_names(place)):
         path = f"{PLANS}/{name}"
         if name != _plan_name(number):
@@ -53,6 +53,8 @@ def read_plans(place: Place) -> Iterator[list[PlannedUnit]]:
                 f"{place.location}/{PLANS}/{_plan_name(number)} is missing, but {name} is there; restore it",
                 object=f"{PLANS}/{_plan_name(number)}",
             )
+        if number < start:
+            continue
         yield _parse(unseal(place.read(path, limit=PLAN_LIMIT), f"{place.location}/{path}"), number, path)
 
 
@@ -68,12 +70,11 @@ def add_plan(place: Place, samples: Iterable[PlannedSample], unit_positions: int
     added = 0
     seen = 0
     while True:
-        plans = list(read_plans(place))
-        for units in plans[seen:]:
+        for units in read_plans(place, seen):
             for unit in units:
                 for key in unit.keys:
                     wanted.pop(key, None)
-        seen = len(plans)
+            seen += 1
         if not wanted:
             return added
         batch = dict(list(wanted.items())[:PLAN_SAMPLES])
