@@ -22,6 +22,7 @@ TAIL_ORIGIN = 16.0  # nats; no tail of a vocabulary below e^16 lies above it
 TAIL_EMPTY = 65535
 ESCAPE = 15  # a gap of 15 steps and more stands in `gap_escape`
 MAX_STEPS = 2**31 - 1
+_LINES = 8  # ranks at a time: what belongs together stays in the processor's cache, and little is allocated
 
 AXES: dict[str, tuple[str, ...]] = {
     "keys": ("sample", "byte"),
@@ -182,21 +183,31 @@ def _encode_values(logprobs: NDArray[np.float32]) -> tuple[NDArray[np.uint8], ND
 
 
 def _decode_values(gap: NDArray[np.uint8], escapes: NDArray[np.uint32], step: float, top_k: int) -> NDArray[np.float32]:
-    nibbles = np.empty((2 * len(gap), gap.shape[1]), dtype=np.uint8)
-    np.right_shift(gap, 4, out=nibbles[0::2])
-    np.bitwise_and(gap, 15, out=nibbles[1::2])
-    nibbles = nibbles[:top_k]
-    escaped = np.flatnonzero(nibbles == ESCAPE)
-    if len(escaped) != len(escapes):
-        raise DecodeError("gap_escape", "it has another length than the gaps ask for")
-    steps_KQ = nibbles.astype(np.int32)
-    steps_KQ.ravel()[escaped] = escapes
-    for rank in range(1, top_k):  # np.cumsum along this axis takes twenty times as long
-        steps_KQ[rank] += steps_KQ[rank - 1]
-    largest = int(escapes.max(initial=0))
-    if largest > MAX_STEPS or (largest > MAX_STEPS // top_k and (steps_KQ < 0).any()):  # a sum that wrapped
-        raise DecodeError("gap_escape", "a log-probability lies below the range of the format")
-    return _transposed(steps_KQ.astype(np.float32) * np.float32(-step))
+    high, low = gap >> 4, gap & 15
+    wanted = np.count_nonzero(high == ESCAPE) + np.count_nonzero(low[: top_k // 2] == ESCAPE)
+    if wanted != len(escapes) or int(escapes.max(initial=0)) > MAX_STEPS:
+        raise DecodeError("gap_escape", "it has another length than the gaps ask for, or a gap out of range")
+    may_wrap = int(escapes.max(initial=0)) > MAX_STEPS // top_k - ESCAPE
+    result = np.empty((gap.shape[1], top_k), dtype=np.float32)
+    total = np.zeros(gap.shape[1], dtype=np.int32)
+    used = 0
+    for start in range(0, top_k, _LINES):
+        pairs = slice(start // 2, (start + _LINES) // 2)
+        steps = (
+            np.stack([high[pairs], low[pairs]], axis=1)
+            .reshape(2 * len(high[pairs]), gap.shape[1])[: top_k - start]
+            .astype(np.int32)
+        )
+        escaped = np.flatnonzero(steps == ESCAPE)
+        steps.ravel()[escaped] = escapes[used : used + len(escaped)]
+        used += len(escaped)
+        for line in steps:  # np.cumsum along this axis takes twenty times as long
+            line += total
+            total = line
+        if may_wrap and (steps < 0).any():
+            raise DecodeError("gap_escape", "a log-probability lies below the range of the format")
+        result[:, start : start + _LINES] = (steps.astype(np.float32) * np.float32(-step)).T
+    return result
 
 
 def _encode_ids(ids: NDArray[np.uint32], vocabulary_size: int) -> tuple[int, dict[str, NDArray[Any]]]:
@@ -229,23 +240,28 @@ def _decode_ids(arrays: dict[str, NDArray[Any]], direct: int, layout: Layout) ->
     dictionary = np.cumsum(arrays["id_dictionary"], dtype=np.uint32)
     if dictionary.size and int(dictionary.max()) >= layout.vocabulary_size:
         raise DecodeError("id_dictionary", f"an id is not below {layout.vocabulary_size:,}")
-    flat = token.ravel()
-    escaped = np.flatnonzero(flat >= direct) if direct < 256 else np.empty(0, dtype=np.int64)
-    if len(escaped) != len(extra):
+    if np.count_nonzero(token >= direct) != len(extra):
         raise DecodeError("id_extra", "it has another length than the tokens ask for")
-    places = flat.take(escaped).astype(np.int32) - direct
-    places <<= 8 * extra.dtype.itemsize
-    places += extra
-    places += direct
-    if len(dictionary) < direct and flat.size and int(flat.max()) >= len(dictionary):
-        raise DecodeError("id_token", "it points past the dictionary")
-    if places.size and int(places.max()) >= len(dictionary):
+    if token.size and min(int(token.max()), direct - 1) >= len(dictionary):
         raise DecodeError("id_token", "it points past the dictionary")
     near = np.zeros(256, dtype=np.uint32)
     near[: min(direct, len(dictionary))] = dictionary[:direct]
-    out = near.take(flat)
-    out[escaped] = dictionary.take(places)
-    return _transposed(out.reshape(token.shape))
+    result = np.empty(token.shape[::-1], dtype=np.uint32)
+    used = 0
+    for start in range(0, len(token), _LINES):
+        flat = token[start : start + _LINES].ravel()
+        block = near.take(flat)
+        escaped = np.flatnonzero(flat >= direct)
+        places = flat.take(escaped).astype(np.int32) - direct
+        places <<= 8 * extra.dtype.itemsize
+        places += extra[used : used + len(places)]
+        places += direct
+        used += len(places)
+        if places.size and int(places.max()) >= len(dictionary):
+            raise DecodeError("id_token", "it points past the dictionary")
+        block[escaped] = dictionary.take(places)
+        result[:, start : start + _LINES] = block.reshape(token[start : start + _LINES].shape).T
+    return result
 
 
 def _encode_tail(tail: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -266,11 +282,11 @@ def _transposed(rows: NDArray[Any]) -> NDArray[Any]:
     """A contiguous transpose, eight lines of the short axis at a time: faster than numpy's own copy."""
     result = np.empty(rows.shape[::-1], dtype=rows.dtype)
     if len(rows) > len(result):
-        for start in range(0, len(result), 8):
-            result[start : start + 8] = rows[:, start : start + 8].T
+        for start in range(0, len(result), _LINES):
+            result[start : start + _LINES] = rows[:, start : start + _LINES].T
     else:
-        for start in range(0, len(rows), 8):
-            result[:, start : start + 8] = rows[start : start + 8].T
+        for start in range(0, len(rows), _LINES):
+            result[:, start : start + _LINES] = rows[start : start + _LINES].T
     return result
 
 

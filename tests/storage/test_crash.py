@@ -134,7 +134,7 @@ def test_killed_at_random(tmp_path, samples, undisturbed, record_property):
             wanted = generator.choice((1, 1, 1, 2))
             while process.poll() is None and len(_attempts(location) - known) < wanted:
                 time.sleep(0.0005)
-            time.sleep(generator.uniform(0, 0.008))
+            time.sleep(generator.uniform(0, 0.03))
             process.kill()
             if process.wait() != -signal.SIGKILL:
                 before = _check(location, before, samples)
