@@ -22,7 +22,7 @@ TAIL_ORIGIN = 16.0  # nats; no tail of a vocabulary below e^16 lies above it
 TAIL_EMPTY = 65535
 ESCAPE = 15  # a gap of 15 steps and more stands in `gap_escape`
 MAX_STEPS = 2**31 - 1
-_LINES = 8  # ranks at a time: what belongs together stays in the processor's cache, and little is allocated
+_LINES = 16  # ranks at a time: what belongs together stays in the processor's cache, and little is allocated
 
 AXES: dict[str, tuple[str, ...]] = {
     "keys": ("sample", "byte"),
@@ -279,7 +279,7 @@ def _decode_tail(differences: NDArray[np.uint16], origin: float, step: float) ->
 
 
 def _transposed(rows: NDArray[Any]) -> NDArray[Any]:
-    """A contiguous transpose, eight lines of the short axis at a time: faster than numpy's own copy."""
+    """A contiguous transpose, a few lines of the short axis at a time: faster than numpy's own copy."""
     result = np.empty(rows.shape[::-1], dtype=rows.dtype)
     if len(rows) > len(result):
         for start in range(0, len(result), _LINES):
