@@ -79,8 +79,9 @@ def rate(positions: int, work: Callable[[], object], clock: Callable[[], float],
 def size_facts(location: Path, whole: dict[str, NDArray[Any]], positions: int) -> dict[str, Any]:
     """Every byte below the cache, against entropies and the plain layout."""
     status = cache_status(location)
-    on_disk = sum(file.stat().st_size for file in location.rglob("*") if file.is_file() and file.suffix != ".bin")
+    open_cache(location)  # builds the index
     index = sum(file.stat().st_size for file in location.rglob("*.bin"))
+    on_disk = sum(file.stat().st_size for file in location.rglob("*") if file.is_file()) - index
     steps = np.rint(-whole["logprobs"][:positions].astype(np.float64) / VALUE_STEP).astype(np.int64)
     top_k = steps.shape[1]
     ids_bytes = entropy(whole["ids"][:positions]) * top_k / 8
