@@ -1,0 +1,199 @@
+"""Train the miniature teacher and student base from scratch.
+
+    python -m firstsight.miniature.train --out DIR [--only teacher|student]
+
+leaves DIR/teacher and DIR/student, as shipped in this package, and a log with the accuracy on held-out questions.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration
+
+from firstsight.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
+from firstsight.miniature.pool import Batch, Pool, Row, Sampler, collate, make_pool
+from firstsight.synth.scenes import CATEGORIES
+
+# Seeds of scenes that neither `firstsight data synth` nor the held-out pool draws from.
+TRAINING_POOL_SEED = 710_001
+HELD_OUT_POOL_SEED = 710_002
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One training run."""
+
+    steps: int
+    seed: int
+    # Clips per step, and the share of them with several frames.
+    batch: int = 24
+    temporal: float = 0.3
+    # Until this share of the steps every clip is described in full and asked about once, which makes the vision tower learn
+    # much faster; after that clips are asked about four times, and half of them described.
+    describe_until: float = 0.3
+    questions: int = 4
+    captions: float = 0.5
+    learning_rate: float = 1e-3
+    warm_up: int = 200
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    report_every: int = 250
+    save_every: int = 500
+
+
+TEACHER_PLAN = Plan(steps=5000, seed=0)
+STUDENT_PLAN = Plan(steps=1500, seed=1)
+
+
+def answer_logits(model: Qwen2VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    """Logits at the answer positions, (N, rows of the head)."""
+    hidden_BLD = model.model(**batch.inputs, use_cache=False).last_hidden_state
+    logits_NV: torch.Tensor = model.lm_head(hidden_BLD[batch.rows_N, batch.columns_N])
+    return logits_NV
+
+
+def _learning_rate(plan: Plan, step: int) -> float:
+    if step < plan.warm_up:
+        return plan.learning_rate * (step + 1) / plan.warm_up
+    progress = (step - plan.warm_up) / (plan.steps - plan.warm_up)
+    return plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _optimizer(model: torch.nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """AdamW; norms and biases are not decayed."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
+
+
+class _Feed:
+    """Batches of rows of similar length: they are drawn for four batches at a time and sorted, which saves padding."""
+
+    AHEAD = 4
+
+    def __init__(self, sampler: Sampler, plan: Plan, pad: int, image_pad: int) -> None:
+        self._sampler, self._plan, self._pad, self._image_pad = sampler, plan, pad, image_pad
+        self._rng = np.random.default_rng([plan.seed, 1])
+        self._waiting: list[list[Row]] = []
+
+    def next(self, step: int) -> Batch:
+        plan = self._plan
+        if not self._waiting:
+            early = step < plan.describe_until * plan.steps
+            questions, captions = (1, 1.0) if early else (plan.questions, plan.captions)
+            rows = [
+                self._sampler.draw(self._rng, plan.temporal, questions, captions)
+                for _ in range(self.AHEAD * plan.batch)
+            ]
+            rows.sort(key=len)
+            batches = [rows[start : start + plan.batch] for start in range(0, len(rows), plan.batch)]
+            self._waiting = [batches[int(i)] for i in self._rng.permutation(len(batches))]
+        return collate(self._waiting.pop(), self._sampler.pool, self._pad, self._image_pad)
+
+
+@torch.inference_mode()
+def forced_accuracy(
+    model: Qwen2VLForConditionalGeneration, rows: list[Row], pool: Pool, *, grey: bool = False
+) -> dict[str, float]:
+    """Share of rows whose every answer token is the most likely one, per category: what greedy decoding would get right."""
+    config = model.config
+    right: dict[str, list[bool]] = {category: [] for category in CATEGORIES}
+    model.eval()
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        batch = collate(part, pool, config.text_config.pad_token_id, config.image_token_id, grey=grey)
+        hits_N = answer_logits(model, batch).argmax(-1) == batch.targets_N
+        for number, row in enumerate(part):
+            right[row.branches[0].category].append(bool(hits_N[batch.rows_N == number].all()))
+    model.train()
+    return {category: float(np.mean(hits)) for category, hits in right.items() if hits}
+
+
+def held_out_rows(pool: Pool, tokenizer: Qwen2Tokenizer) -> list[Row]:
+    """One question about every clip of the pool: the same ones every time."""
+    sampler = Sampler(pool, tokenizer)
+    rng = np.random.default_rng(3)
+    return [sampler.row(index, [sampler.own_question(rng, index)]) for index in range(len(pool.clips))]
+
+
+def train(
+    model: Qwen2VLForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    plan: Plan,
+    training: Pool,
+    held_out: Pool,
+    directory: Path,
+) -> None:
+    """Train `model` in place by `plan`; the directory holds a loadable checkpoint from the first report on."""
+    text = model.config.text_config
+    feed = _Feed(Sampler(training, tokenizer), plan, text.pad_token_id, model.config.image_token_id)
+    rows = held_out_rows(held_out, tokenizer)
+    optimizer = _optimizer(model, plan)
+    model.train()
+    log = directory.parent / f"{directory.name}.log.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("")
+    start = time.perf_counter()
+    losses: list[float] = []
+    for step in range(plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(plan, step)
+        batch = feed.next(step)
+        loss = cross_entropy(answer_logits(model, batch), batch.targets_N)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        optimizer.step()
+        losses.append(loss.item())
+        done = step + 1
+        if done % plan.report_every == 0 or done == plan.steps:
+            accuracy = forced_accuracy(model, rows, held_out)
+            report = {
+                "step": done,
+                "loss": round(float(np.mean(losses)), 4),
+                "seconds": round(time.perf_counter() - start),
+                "accuracy": round(float(np.mean(list(accuracy.values()))), 4),
+                "per_category": {category: round(value, 3) for category, value in accuracy.items()},
+            }
+            losses = []
+            click.echo(json.dumps(report))
+            with log.open("a") as lines:
+                lines.write(json.dumps(report) + "\n")
+        if done % plan.save_every == 0 or done == plan.steps:
+            save_pair_member(model, tokenizer, directory)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write.")
+@click.option("--only", type=click.Choice(["teacher", "student"]), help="Train one of the two.")
+@click.option("--clips", default=42_000, show_default=True, help="Clips to draw the training questions from.")
+@click.option("--steps", type=int, help="Other number of steps.")
+def main(out: Path, only: str | None, clips: int, steps: int | None) -> None:
+    """Train the miniature teacher and student base from scratch.
+
+    Example: python -m firstsight.miniature.train --out build/miniature
+    """
+    torch.set_num_threads(2)
+    tokenizer = build_tokenizer()
+    start = time.perf_counter()
+    training = make_pool(TRAINING_POOL_SEED, clips)
+    held_out = make_pool(HELD_OUT_POOL_SEED, 280)
+    click.echo(f"{len(training.frames_F)} pictures in {time.perf_counter() - start:.0f} s")
+    for name, build, plan in (("teacher", build_teacher, TEACHER_PLAN), ("student", build_student, STUDENT_PLAN)):
+        if only in (None, name):
+            run = plan if steps is None else replace(plan, steps=steps)
+            train(build(tokenizer, run.seed), tokenizer, run, training, held_out, out / name)
+
+
+if __name__ == "__main__":
+    main()
