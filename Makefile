@@ -29,7 +29,7 @@ faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a 
 	FIRSTSIGHT_FAULTS=long $(BIN)/python -m pytest -m faults --timeout=7200 $(ARGS)
 
 docs: $(VENV)/ready        ## docs/cli.md from --help
-	$(BIN)/python -m firstsight.cli_reference > docs/cli.md
+	$(BIN)/python docs/make_cli.py
 
 clean:
 	rm -rf $(VENV) build demo runs .pytest_cache .mypy_cache .ruff_cache

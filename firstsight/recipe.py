@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from firstsight.errors import ModelError, RecipeError
 
@@ -125,6 +126,17 @@ class Recipe(Section):
     """`transformers.TrainingArguments` by name."""
     directory: Path = Field(default=Path(), exclude=True)
     """Of the recipe file."""
+
+    @model_validator(mode="after")
+    def _temperature_within_nodes(self) -> Recipe:
+        low, high = self.cache.temperatures[0], self.cache.temperatures[-1]
+        if not low <= self.loss.temperature <= high:
+            raise PydanticCustomError(
+                "temperature_range",
+                "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}",
+                {"low": f"{low:g}", "high": f"{high:g}", "got": f"{self.loss.temperature:g}"},
+            )
+        return self
 
     def file(self, split: Literal["train", "validation"]) -> Path:
         """The JSONL file of a split."""
@@ -246,6 +258,8 @@ def _first_error(error: ValidationError) -> str:
         known = [name for name in owner.model_fields if name != "directory"]
         return f"{dotted}: no such key{_nearest(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
     return f"{dotted}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 

@@ -1,0 +1,96 @@
+"""Recipes: defaults, overrides, and one clear line for each mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from firstsight.errors import ModelError, RecipeError
+from firstsight.recipe import Recipe, check_training, load_recipe
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_defaults_are_the_reference_pair(write):
+    recipe = load_recipe(write("{}"))
+    assert (recipe.teacher.model, recipe.teacher.quantization) == ("Qwen/Qwen2-VL-7B-Instruct", "int8")
+    assert (recipe.loss.temperature, recipe.loss.alpha, recipe.cache.top_k) == (2.0, 0.7, 64)
+    assert recipe.cache.temperatures == (1.0, 1.5, 2.0, 4.0)
+
+
+def test_overrides_and_relative_paths(write, tmp_path):
+    path = write("loss: {alpha: 0.5}\ntraining: {learning_rate: 1e-5, output_dir: runs/a}")
+    recipe = load_recipe(path, ["loss.alpha=0.25", "training.seed=3", "cache.path=c.zarr", "teacher.max_pixels=12544"])
+    assert recipe.loss.alpha == 0.25
+    assert recipe.training == {"learning_rate": 1e-5, "output_dir": "runs/a", "seed": 3}
+    assert recipe.teacher.max_pixels == 12544
+    assert recipe.cache_location == str(tmp_path / "c.zarr")
+    assert recipe.output_dir == tmp_path / "runs/a"
+    assert recipe.file("train") == tmp_path / "data/train.jsonl"
+
+
+def test_urls_stay_urls(write):
+    assert load_recipe(write("cache: {path: s3://bucket/cache}")).cache_location == "s3://bucket/cache"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("loss: {alpa: 0.5}", [], r"loss\.alpa: no such key; did you mean 'alpha'\?"),
+        ("los: {alpha: 0.5}", [], r"los: no such key; did you mean 'loss'\?"),
+        ("{}", ["loss.alpha=1.7"], r"loss\.alpha: input should be less than or equal to 1, got 1\.7"),
+        ("{}", ["loss.temperature=0"], r"loss\.temperature: input should be greater than 0, got 0"),
+        ("{}", ["loss.temperature=.nan"], r"loss\.temperature: input should be a finite number"),
+        ("{}", ["loss.temperature=5"], r"loss\.temperature: must lie within cache\.temperatures, 1 to 4, got 5"),
+        ("{}", ["cache.top_k=0"], r"cache\.top_k: input should be greater than or equal to 1, got 0"),
+        ("{}", ["cache.temperatures=[2, 1]"], r"cache\.temperatures: must be in ascending order"),
+        ("{}", ["cache.temperatures=[2, 4]"], r"cache\.temperatures: must begin at 1 or below"),
+        ("{}", ["alpha=1"], r"--set alpha=1: expected section\.key=value"),
+        ("{}", ["loss.alpha"], r"--set loss\.alpha: expected section\.key=value"),
+        ("{}", ["loss.alpha=[1"], r"--set .*is not a YAML value"),
+        ("loss: 3", ["loss.alpha=1"], r"'loss' is not a section"),
+        ("- 1", [], r"expected sections such as `teacher:`, got list"),
+        ("loss: [", [], r"not YAML"),
+        ("loss: {alpha: 0.1, alpha: 0.2}", [], r"key 'alpha' stands twice"),
+        (
+            "teacher: {quantization: int4}",
+            [],
+            r"teacher\.quantization: input should be 'int8', 'nf4' or 'none', got 'int4'",
+        ),
+    ],
+)
+def test_each_mistake_is_one_line(write, text, overrides, message):
+    with pytest.raises(RecipeError, match=message) as error:
+        load_recipe(write(text), overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_recipe(tmp_path):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml is not there"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_training_names_are_checked():
+    with pytest.raises(
+        RecipeError, match=r"training\.learning_rat: no such key in TrainingArguments; did you mean 'learning_rate'"
+    ):
+        check_training({"learning_rat": 1.0})
+    check_training({"learning_rate": 1.0, "optim": "adamw_torch"})
+
+
+def test_models_are_directories_or_hub_ids(tmp_path):
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    recipe = Recipe.model_validate({"teacher": {"model": "models/a"}, "directory": tmp_path})
+    assert recipe.model_source(recipe.teacher) == str(tmp_path / "models" / "a")
+    assert recipe.model_source(recipe.student) == "Qwen/Qwen2-VL-2B-Instruct"
+    for name in ("./b", "/nowhere/b", "x/y/z"):
+        lost = Recipe.model_validate({"student": {"model": name}, "directory": tmp_path})
+        with pytest.raises(ModelError, match=r"student\.model: directory .* is not there"):
+            lost.model_source(lost.student)

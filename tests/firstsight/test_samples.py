@@ -1,0 +1,130 @@
+"""Samples: what a row may look like, its key, and one clear line for each mistake."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from firstsight.errors import DataError
+from firstsight.samples import check_files, load_samples
+
+
+def row(**changes):
+    base = {
+        "id": "a",
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]},
+        ],
+        "images": ["one.png"],
+        "category": "object_recognition",
+        "environment": "kitchen",
+    }
+    return {**base, **changes}
+
+
+@pytest.fixture
+def load(tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "one.png")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "two.png")
+
+    def load(*rows):
+        path = tmp_path / "train.jsonl"
+        path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8")
+        return load_samples(path, tmp_path)
+
+    return load
+
+
+def test_row(load):
+    (sample,) = load(row())
+    assert (sample.id, sample.answer, sample.question) == ("a", "A cup.", "What is this?")
+    assert [image.size for image in sample.open_images()] == [(40, 30)] == sample.image_sizes()
+    assert sample.place == "train.jsonl:1"
+
+
+def test_string_content_gets_the_images_in_front_as_in_trl(load):
+    plain = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "A cup."}]
+    same, other = load(row(), row(id="b", messages=plain))
+    assert same.prompt == other.prompt
+    assert same.key == other.key
+
+
+def test_no_answer_and_blank_lines(load):
+    (sample,) = load("", row(messages=row()["messages"][:1]), "")
+    assert sample.answer is None
+
+
+def test_frames_with_times(load):
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Then?"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Moved."}]
+    frames = {**row(messages=messages), "frames": ["one.png", "two.png"]}
+    del frames["images"]
+    first, second = load({**frames, "times": [0, 1.5]}, {**frames, "id": "b", "times": [0, 2.5]})
+    assert first.times == (0.0, 1.5)
+    assert first.key != second.key
+
+
+def test_key_follows_content_not_place(load, tmp_path):
+    before = load(row())[0].key
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "one.png").rename(tmp_path / "moved" / "x.png")
+    moved, edited = load(
+        row(id="other", images=["moved/x.png"], category="counting"),
+        row(
+            id="b",
+            images=["moved/x.png"],
+            messages=[*row()["messages"][:1], {"role": "assistant", "content": "A mug."}],
+        ),
+    )
+    assert moved.key == before
+    assert edited.key != before
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "moved" / "x.png")
+    assert load(row(images=["moved/x.png"]))[0].key != before
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{", r"train\.jsonl:2: not a JSON object"),
+        ("[1]", r"train\.jsonl:2: expected a JSON object, got list"),
+        (row(id=None), r"train\.jsonl:2: key 'id' must be a string, got None"),
+        (row(), r"train\.jsonl:2: id 'a' was used in line 1 already"),
+        (row(id="b", images=["three.png"]), r"train\.jsonl:2: image .*three\.png is not there"),
+        (row(id="b", images=["../one.png"]), r"train\.jsonl:2: image '\.\./one\.png' lies outside data\.root"),
+        (row(id="b", images=["/etc/hostname"]), r"lies outside data\.root"),
+        (row(id="b", images=[]), r"have places for 1 images, the row lists 0"),
+        (row(id="b", images="one.png"), r"'images' must be a list"),
+        (row(id="b", messages=[]), r"'messages' must be a list"),
+        (
+            row(id="b", messages=[{"role": "robot", "content": "x"}]),
+            r"role must be one of system, user, assistant, got 'robot'",
+        ),
+        (row(id="b", messages=row()["messages"][1:], images=[]), r"no user message"),
+        (row(id="b", messages=[*row()["messages"][:1], {"role": "assistant", "content": " "}]), r"the answer is empty"),
+        (row(id="b", frames=["one.png"]), r"'images' and 'frames' exclude each other"),
+        (row(id="b", times=[1, 2]), r"'times' must list one number"),
+    ],
+)
+def test_each_mistake_is_one_line(load, bad, message):
+    with pytest.raises(DataError, match=message) as error:
+        load(row(), bad)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there"):
+        check_files(tmp_path / "none.jsonl", tmp_path)
+
+
+def test_hostile_images(load, tmp_path):
+    (tmp_path / "one.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"one\.png cannot be decoded"):
+        load(row())[0].open_images()
+    Image.new("1", (9_000, 9_000)).save(tmp_path / "one.png")
+    with pytest.raises(DataError, match=r"9000 x 9000 pixels, more than 64,000,000"):
+        load(row())[0].open_images()
+    whole = tmp_path / "two.png"
+    whole.write_bytes(whole.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"two\.png cannot be decoded"):
+        load(row(images=["two.png"]))[0].open_images()
