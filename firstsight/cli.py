@@ -1,0 +1,67 @@
+"""`firstsight`: data and the demo. The commands parse, call and print; torch is imported inside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from firstsight.console import Commands
+
+
+@click.group(cls=Commands)
+@click.version_option(package_name="firstsight")
+def main() -> None:
+    """Distil a vision-language teacher into a student, offline: fs-teacher dumps, fs-student trains.
+
+    Example: firstsight demo
+    """
+
+
+@main.group(cls=Commands)
+def data() -> None:
+    """Make training data.
+
+    Example: firstsight data synth data --train 5000 --validation 1000
+    """
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--train", default=5000, show_default=True, type=click.IntRange(min=1), help="Training samples.")
+@click.option("--validation", default=1000, show_default=True, type=click.IntRange(min=1), help="Validation samples.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same bytes.")
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> None:
+    """Draw first-person scenes with questions whose answers can be read from the pixels.
+
+    Seven categories of questions in five environments, as OUT/train.jsonl, OUT/validation.jsonl and OUT/images.
+
+    Example: firstsight data synth data --train 5000 --validation 1000 --seed 0
+    """
+    from firstsight.synth.writing import write_dataset
+
+    summary = write_dataset(out, train=train, validation=validation, seed=seed, progress=progress)
+    counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
+    click.echo(f"{out}: {counts} samples, {summary.images:,} pictures, {summary.bytes / 1e6:.1f} MB")
+
+
+@main.command()
+@click.option(
+    "--dir",
+    "directory",
+    default=Path("demo"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where everything goes.",
+)
+def demo(directory: Path) -> None:
+    """Distil a small trained teacher into a smaller student, from data to the table of results, in minutes on a CPU.
+
+    Runs the commands that a user would type and shows each; a second run goes on where the first one ended.
+
+    Example: firstsight demo --dir demo
+    """
+    from firstsight.demo import run_demo
+
+    run_demo(directory)
