@@ -22,12 +22,15 @@ def main() -> None:
 @main.command()
 @config_option
 @set_option
+@click.option("--overwrite", is_flag=True, help="Delete the run that is in training.output_dir, and begin anew.")
 @click.option("--progress/--no-progress", default=True, help="Show progress bars.")
-def train(config: Path, overrides: tuple[str, ...], progress: bool) -> None:
+def train(config: Path, overrides: tuple[str, ...], overwrite: bool, progress: bool) -> None:
     """Train the student on the cache; the teacher is not needed.
 
-    Continues from the newest checkpoint in training.output_dir where there is one. Leaves there best/ (by validation
-    loss), final/, training_history.json and the recipe.
+    Continues from the newest whole checkpoint in training.output_dir where there is one; checkpoints that were
+    interrupted or damaged are passed over. A finished run is left alone; the run of another recipe is refused. Leaves
+    there best/ (by validation loss), final/, training_history.json, recipe.yaml and run.json. SIGTERM saves a
+    checkpoint and stops.
 
     Example: fs-student train --config recipe.yaml --set loss.temperature=3 --set training.output_dir=runs/t3
     """
@@ -41,15 +44,25 @@ def train(config: Path, overrides: tuple[str, ...], progress: bool) -> None:
     from phase2_student.train import train as run
 
     plan = prepare(recipe, progress=progress)
-    click.echo(
-        f"Student {recipe.student.model}, {len(plan.train):,} samples, T = {recipe.loss.temperature:g}, "
-        f"alpha = {recipe.loss.alpha:g}; {precision(plan)}"
-    )
-    result = run(plan)
-    click.echo(
-        f"{result.steps:,} steps in {result.seconds:.0f} s, best validation loss {result.best_validation_loss:.4f}: "
-        f"{result.output_dir / 'best'} and {result.output_dir / 'final'}"
-    )
+    main_process = plan.arguments.process_index == 0
+    if main_process:
+        click.echo(
+            f"Student {recipe.student.model}, {len(plan.train):,} samples, T = {recipe.loss.temperature:g}, "
+            f"alpha = {recipe.loss.alpha:g}; {precision(plan)}"
+        )
+    result = run(plan, overwrite=overwrite)
+    if not result.finished:
+        click.echo(
+            f"Stopped by SIGTERM after step {result.steps:,}, with a checkpoint; the same command goes on.", err=True
+        )
+        raise click.exceptions.Exit(143)
+    if main_process and result.seconds == 0:
+        click.echo(f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew")
+    elif main_process:
+        click.echo(
+            f"{result.steps:,} steps in {result.seconds:.0f} s, best validation loss {result.best_validation_loss:.4f}: "
+            f"{result.output_dir / 'best'} and {result.output_dir / 'final'}"
+        )
 
 
 @main.command(name="eval")

@@ -76,6 +76,9 @@ class DistillationDataset(Dataset[Item]):
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature
+        self._lengths: list[int] | None = None
+        # what stands in a hard-only row, whose stored ids are all zero: the loss takes distinct shared ids
+        self._any_ids = cache.shared_mask().nonzero()[0][: cache.top_k].astype(np.int64)
         for key, sample in tqdm(
             self.samples, desc="checking targets", unit="sample", disable=not progress, leave=False
         ):
@@ -87,22 +90,27 @@ class DistillationDataset(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
-        key, sample = self.samples[index]
+        """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
+        key, sample = self.samples[index if index >= 0 else ~index]
         cached = self.cache[key]
-        targets = cached.targets
+        targets = cached.targets if index >= 0 else _no_positions(cached.targets)
         log_p, log_r = self._at_temperature(targets)
         return Item(
             encoded=self.prompter.encode(sample, targets.target_ids.tolist()),
-            ids=torch.from_numpy(targets.ids.astype(np.int64)),
+            ids=torch.from_numpy(np.where(targets.soft[:, None], targets.ids.astype(np.int64), self._any_ids)),
             log_p=torch.from_numpy(log_p),
             log_r=torch.from_numpy(log_r),
             soft=torch.from_numpy(targets.soft),
             hard=cached.hard,
         )
 
-    def positions(self, index: int) -> int:
-        """Answer positions of a sample."""
-        return len(self.cache[self.samples[index][0]].targets)
+    def lengths(self) -> list[int]:
+        """Tokens of every sample, prompt, images and answer; no image is decoded."""
+        if self._lengths is None:
+            self._lengths = [
+                self.prompter.prompt_tokens(sample)[0] + len(self.cache[key].targets) for key, sample in self.samples
+            ]
+        return self._lengths
 
     def _at_temperature(self, targets: Targets) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         log_p, log_r = at_temperature(targets.logprobs, targets.tail, self.cache.temperatures, self.temperature)
@@ -124,6 +132,10 @@ class DistillationDataset(Dataset[Item]):
                 f"{sample.place}: sample {sample.id!r}: answer position {at}: the student's token is {expected}, the cache "
                 f"holds {got}; the cache was made for another tokenizer: dump again for this student"
             )
+
+
+def _no_positions(targets: Targets) -> Targets:
+    return Targets(**{name: array[:0] for name, array in vars(targets).items()})
 
 
 class Collator:

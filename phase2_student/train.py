@@ -7,16 +7,15 @@ result = train(plan)
 from __future__ import annotations
 
 import importlib.util
-import platform
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-import firstsight
 from firstsight.errors import RecipeError
 from firstsight.identity import model_name, student_identity
 from firstsight.models import head_rows, load_config, load_processor, load_student, resolve_directory
@@ -24,7 +23,9 @@ from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, check_training
 from firstsight.samples import load_samples
 from phase2_student.dataset import Collator, DistillationDataset
-from phase2_student.history import HistoryCallback, replace_directory, write_json
+from phase2_student.history import HistoryCallback, replace_directory
+from phase2_student.resume import newest_whole
+from phase2_student.run_directory import begin_run, check_run, run_identity
 from phase2_student.student import LossSettings, save_student, with_distillation_forward
 from storage.errors import SpecMismatch
 from storage.reader import Cache, open_cache
@@ -34,6 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 10,
+    "train_sampling_strategy": "group_by_length",
 }
 _FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": []}
 
@@ -60,7 +62,10 @@ class TrainResult:
     output_dir: Path
     steps: int
     seconds: float
+    """Of this call; 0 where nothing was left to do."""
     best_validation_loss: float
+    finished: bool
+    """False: stopped by SIGTERM after a checkpoint; the same call goes on from there."""
 
 
 def prepare(recipe: Recipe, *, progress: bool = True) -> Plan:
@@ -131,15 +136,24 @@ def _check_spec(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> 
         raise SpecMismatch(cache.location, differences)
 
 
-def train(plan: Plan, *, resume: bool = True) -> TrainResult:
-    """Run the training; continues from the newest checkpoint where there is one."""
-    from transformers.trainer_utils import get_last_checkpoint
+def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
+    """Run the training; continues from the newest whole checkpoint where there is one, and does nothing if it is finished.
 
-    from phase2_student.trainer import DistillationTrainer
+    Raises:
+        RecipeError: the output directory holds the run of another recipe.
+        OSError: the disk is full.
+    """
+    from phase2_student.trainer import DistillationTrainer, StopOnSignal
 
     recipe, arguments = plan.recipe, plan.arguments
     output_dir = recipe.output_dir
-    output_dir.mkdir(parents=True, exist_ok=True)
+    identity = _identity(plan)
+    with arguments.main_process_first(desc="run directory"):
+        main = arguments.process_index == 0
+        if check_run(output_dir, identity, overwrite=overwrite and main):
+            return _finished(output_dir)
+        if main:
+            begin_run(output_dir, recipe, identity, _facts(plan))
     dtype = getattr(torch, recipe.student.dtype)
     settings = LossSettings(
         temperature=recipe.loss.temperature,
@@ -156,28 +170,51 @@ def train(plan: Plan, *, resume: bool = True) -> TrainResult:
     def save(directory: Path) -> None:
         save_student(model, plan.prompter.processor, directory, dtype)
 
+    stop = StopOnSignal()
     trainer = DistillationTrainer(
         model=model,
         args=arguments,
         data_collator=Collator(pad_id),
         train_dataset=plan.train,
         eval_dataset=plan.validation,
-        callbacks=[HistoryCallback(output_dir, save)],
+        callbacks=[HistoryCallback(output_dir, save), stop],
     )
-    if trainer.is_world_process_zero():
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf-8")
-        write_json(output_dir / "run.json", _provenance(plan))
-    checkpoint = get_last_checkpoint(str(output_dir)) if resume else None
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
+    outcome = trainer.train(resume_from_checkpoint=_checkpoint(output_dir, main))
+    if trainer.is_world_process_zero() and not stop.received:
         replace_directory(output_dir / "final", save)
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return TrainResult(
         output_dir=output_dir,
         steps=trainer.state.global_step,
         seconds=outcome.metrics["train_runtime"],
-        best_validation_loss=min(losses, default=float("nan")),
+        best_validation_loss=_best_loss(trainer.state.log_history),
+        finished=not stop.received,
     )
+
+
+def _checkpoint(output_dir: Path, main: bool) -> str | None:
+    """The checkpoint to go on from; process 0 reads its files, and says what it passes over."""
+    from accelerate.utils import broadcast_object_list
+
+    found = newest_whole(output_dir, lambda line: print(line, file=sys.stderr)) if main else None
+    names = [None if found is None else str(found)]
+    broadcast_object_list(names)
+    return names[0]
+
+
+def _finished(output_dir: Path) -> TrainResult:
+    history = json.loads((output_dir / "training_history.json").read_text(encoding="utf-8"))
+    losses = [row["validation"]["loss"] for row in history if row["validation"]]
+    return TrainResult(
+        output_dir=output_dir,
+        steps=history[-1]["step"],
+        seconds=0.0,
+        best_validation_loss=min(losses, default=float("nan")),
+        finished=True,
+    )
+
+
+def _best_loss(log: list[dict[str, Any]]) -> float:
+    return min((entry["eval_loss"] for entry in log if "eval_loss" in entry), default=float("nan"))
 
 
 def precision(plan: Plan) -> str:
@@ -186,19 +223,27 @@ def precision(plan: Plan) -> str:
     return f"float32 master weights, computing in {compute}, saved as {plan.recipe.student.dtype}"
 
 
-def _provenance(plan: Plan) -> dict[str, Any]:
-    import transformers
+def _identity(plan: Plan) -> dict[str, Any]:
+    arguments = plan.arguments
+    return run_identity(
+        plan.recipe,
+        cache_digest=plan.cache.digest,
+        sample_keys=[key for key, _ in plan.train.samples],
+        global_batch=arguments.per_device_train_batch_size
+        * arguments.gradient_accumulation_steps
+        * arguments.world_size,
+        seed=arguments.seed,
+    )
 
+
+def _facts(plan: Plan) -> dict[str, Any]:
     return {
-        "firstsight": firstsight.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
         "student": model_name(plan.recipe, plan.recipe.student),
         "cache": plan.cache.location,
         "cache_digest": plan.cache.digest,
         "precision": precision(plan),
         "seed": plan.arguments.seed,
+        "processes": plan.arguments.world_size,
         "train_samples": len(plan.train),
         "validation_samples": len(plan.validation),
         "skipped_samples": plan.train.skipped + plan.validation.skipped,

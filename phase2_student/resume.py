@@ -1,0 +1,95 @@
+"""Checkpoints that can be believed: sealed by the digests of their files, and the newest whole one found again.
+
+A checkpoint without a seal was interrupted; one whose files differ from the seal was damaged. Neither is resumed from:
+transformers would take the highest number, and go on silently without its optimiser state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SEAL = "checkpoint.sha256.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def seal(directory: Path) -> None:
+    """Write the digests of all files of a finished checkpoint, after the files are on disk."""
+    files = _files(directory)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = dict(
+            zip(map(str, files), pool.map(lambda name: _digest(directory / name, sync=True), files), strict=True)
+        )
+    scratch = directory / f".{SEAL}.tmp"
+    with scratch.open("w", encoding="utf-8") as file:
+        json.dump(digests, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, directory / SEAL)
+    for place in (directory, directory.parent):
+        handle = os.open(place, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def fault(directory: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from, or None if it is whole."""
+    try:
+        sealed: dict[str, str] = json.loads((directory / SEAL).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "it was not finished"
+    except (OSError, ValueError):
+        return f"its {SEAL} cannot be read"
+    present = set(map(str, _files(directory)))
+    if missing := sorted(set(sealed) - present):
+        return f"{missing[0]} is missing"
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = pool.map(lambda name: _digest(directory / name), sealed)
+        changed = [name for name, digest in zip(sealed, digests, strict=True) if digest != sealed[name]]
+    return f"{changed[0]} was changed" if changed else None
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoint directories of a run, newest first."""
+    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole(output_dir: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint to resume from, or None.
+
+    Args:
+        output_dir: of the run.
+        report: is told of every checkpoint that is passed over, and why.
+    """
+    for directory in checkpoints(output_dir):
+        reason = fault(directory)
+        if reason is None:
+            return directory
+        report(f"{directory} is passed over: {reason}")
+    return None
+
+
+def keep_newest(output_dir: Path, count: int) -> None:
+    """Delete all checkpoints but the newest `count`, the oldest first; call it once the newest is sealed."""
+    for directory in reversed(checkpoints(output_dir)[count:]):
+        (directory / SEAL).unlink(missing_ok=True)  # from here on it is an unfinished one
+        shutil.rmtree(directory)
+
+
+def _files(directory: Path) -> list[Path]:
+    files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    return sorted(name for name in files if name.name not in (SEAL, f".{SEAL}.tmp"))
+
+
+def _digest(path: Path, *, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
