@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-_TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second")
+_TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second", "data_wait")
 _VALIDATION = ("loss", "kd", "ce", "agreement")
 
 

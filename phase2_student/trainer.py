@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from phase2_student.batches import GlobalBatches
@@ -199,6 +199,24 @@ class DistillationTrainer(Trainer):
             ) from error
         if self.args.should_save and self._keep is not None:
             keep_newest(directory.parent, max(1, self._keep))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Every weight, or an error.
+
+        The stock method looks for the module's own names in a file that has the names of the hub, finds none of them, and
+        goes on from the base weights with a warning.
+        """
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        loaded, report = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=next(model.parameters()).dtype, output_loading_info=True
+        )
+        if report["missing_keys"] or report["unexpected_keys"]:
+            names = sorted([*report["missing_keys"], *report["unexpected_keys"]])
+            raise RuntimeError(f"{resume_from_checkpoint}: not the weights of this model: {', '.join(names[:3])}, ...")
+        model.load_state_dict(loaded.state_dict())
 
 
 class StopOnSignal(TrainerCallback):

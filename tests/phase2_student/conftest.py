@@ -1,0 +1,59 @@
+"""A random miniature pair, synthetic samples and a cache of them: what most tests of the training side start from."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+TRAIN, VALIDATION = 26, 6
+
+
+@pytest.fixture(scope="session")
+def made_world(tmp_path_factory) -> Path:
+    """DIR/recipe.yaml, DIR/models, DIR/data, DIR/cache.zarr."""
+    from firstsight.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
+    from firstsight.recipe import load_recipe
+    from firstsight.synth.writing import write_dataset
+    from phase1_teacher.dump import dump, prepare
+
+    directory = tmp_path_factory.mktemp("world")
+    tokenizer = build_tokenizer()
+    save_pair_member(build_teacher(tokenizer, seed=1), tokenizer, directory / "models" / "teacher")
+    save_pair_member(build_student(tokenizer, seed=2), tokenizer, directory / "models" / "student")
+    write_dataset(directory / "data", train=TRAIN, validation=VALIDATION, seed=0, progress=False)
+    recipe = {
+        "teacher": {"model": "models/teacher", "quantization": "none", "dtype": "float32"},
+        "student": {"model": "models/student", "dtype": "float32"},
+        "data": {"root": "data", "max_length": 512},
+        "cache": {"path": "cache.zarr", "top_k": 64},
+        "training": {
+            "output_dir": "runs/a",
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        },
+    }
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    dump(prepare(load_recipe(directory / "recipe.yaml")), progress=False)
+    return directory
+
+
+@pytest.fixture
+def world(made_world, tmp_path) -> Path:
+    """A directory of its own with the recipe of `made_world`; models, data and cache are shared and not to be changed."""
+    shutil.copy(made_world / "recipe.yaml", tmp_path / "recipe.yaml")
+    for name in ("models", "data", "cache.zarr"):
+        (tmp_path / name).symlink_to(made_world / name)
+    return tmp_path
