@@ -9,6 +9,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from transformers.image_utils import SizeDict
+
 from firstsight.models import weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
@@ -81,8 +83,8 @@ def image_settings(processor: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "items"):
-        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, dict | SizeDict):
+        return {str(key): _plain(item) for key, item in dict(value).items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, bool | float | str) or value is None:

@@ -68,9 +68,11 @@ def load_processor(directory: Path, section: TeacherSection | StudentSection) ->
         ModelError: the directory has no usable processor.
     """
     from transformers import AutoProcessor
+    from transformers.utils import is_torchvision_available
 
     try:
-        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=section.trust_remote_code)
+        loader = AutoProcessor if is_torchvision_available() else _without_video(load_config(directory, section))
+        processor = loader.from_pretrained(directory, trust_remote_code=section.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{directory}: no usable processor ({' '.join(str(error).split())[:200]})") from None
     if section.max_pixels is not None:
@@ -79,6 +81,31 @@ def load_processor(directory: Path, section: TeacherSection | StudentSection) ->
         least = min(images.size["shortest_edge"], limit)
         images.size = type(images.size)(**{**dict(images.size), "longest_edge": limit, "shortest_edge": least})
     return processor
+
+
+def _without_video(config: Any) -> Any:
+    """The processor class of a model, less its video processor: that one cannot be made without torchvision."""
+    from transformers import AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    stock = PROCESSOR_MAPPING.get(type(config), None)
+    if stock is None or "video_processor" not in stock.get_attributes():
+        return AutoProcessor
+
+    class Stills(stock):  # type: ignore[misc, valid-type]
+        def __init__(
+            self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+        ) -> None:
+            # transformers reads this signature to know which parts to load
+            super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+        def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+            # part by part, as the files of the stock class: where torchvision is, that one loads them
+            self.tokenizer.save_pretrained(save_directory)
+            self.image_processor.save_pretrained(save_directory)
+
+    Stills.__name__ = stock.__name__
+    return Stills
 
 
 def load_config(directory: Path, section: TeacherSection | StudentSection) -> Any:
