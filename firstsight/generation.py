@@ -1,4 +1,4 @@
-"""Greedy answers, batched: padded on the left, cut at the end of turn."""
+"""Answers of a model, greedy or sampled, batched: padded on the left, cut at the end of turn."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ from firstsight.prompting import Encoded, Prompter
 
 @torch.inference_mode()
 def generate_answers(
-    model: Any, prompter: Prompter, prompts: Sequence[Encoded], *, max_new_tokens: int
+    model: Any,
+    prompter: Prompter,
+    prompts: Sequence[Encoded],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    text_only: bool = False,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt.
+    """The model's continuation of each prompt.
 
     Args:
         prompts: encoded without an answer.
         max_new_tokens: longest answer, end of turn included.
+        temperature: 0: greedy; else sampled from the whole vocabulary at this temperature.
+        seed: of the sampling; the global random state is left as it was.
+        text_only: never generate control tokens other than the end of turn: what follows could not be read back.
 
     Returns:
         Token ids of each answer, the end of turn included where the model reached it.
@@ -39,10 +49,22 @@ def generate_answers(
         inputs["pixel_values"] = torch.cat([p.pixel_values for p in prompts if p.pixel_values is not None])
         inputs["image_grid_thw"] = torch.cat([p.image_grid_thw for p in prompts if p.image_grid_thw is not None])
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    output = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=pad,
-        temperature=None, top_p=None, top_k=None,
-    )  # fmt: skip
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    if text_only:
+        tokenizer = prompter.tokenizer
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        rows = model.get_output_embeddings().weight.shape[0]
+        beyond = range(max(tokenizer.get_vocab().values()) + 1, rows)
+        sampling["suppress_tokens"] = sorted((set(tokenizer.all_special_ids) | added | set(beyond)) - {end})
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, enabled=temperature > 0):
+        if temperature > 0:
+            torch.manual_seed(seed)
+        output = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, num_beams=1, eos_token_id=end, pad_token_id=pad, **sampling
+        )
     return [_cut(row, end) for row in output[:, length:].tolist()]
 
 

@@ -92,6 +92,14 @@ class CacheSection(Section):
     """Answer positions of one unit of work."""
     on_error: Literal["stop", "skip"] = "stop"
     """`skip`: a sample that cannot be dumped is recorded as skipped, with the reason, and the dump goes on."""
+    generate_missing: bool = False
+    """The teacher answers the samples that have no answer; training applies no hard-label loss to them."""
+    generate_max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Longest generated answer, end of turn included."""
+    generate_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0: greedy; else the answers are sampled at this temperature."""
+    generate_seed: Annotated[int, Field(ge=0)] = 0
+    """Of sampled answers."""
 
     @field_validator("temperatures")
     @classmethod

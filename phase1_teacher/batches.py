@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_PADDING = 0.05
+"""Share of a batch's padded tokens that may be padding; a sample that would raise it above begins a new batch."""
+
 
 def batch_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group samples so that no padded batch exceeds `budget` tokens; a single longer sample is a batch of its own.
+    """Group samples so that no padded batch exceeds `budget` tokens or `MAX_PADDING`.
 
-    The grouping depends on the lengths and their order alone, never on the worker: LLM.int8 results depend on who shares
-    a batch.
+    A single sample longer than the budget is a batch of its own. The grouping depends on the lengths and their order
+    alone, never on the worker: LLM.int8 results depend on who shares a batch.
 
     Args:
         lengths: tokens of each sample.
@@ -20,15 +23,13 @@ def batch_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
+    longest = tokens = 0
     for index in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        padded = longest * (len(batches[-1]) + 1) if batches else 0
+        if batches and padded <= budget and padded - tokens - lengths[index] <= MAX_PADDING * padded:
             batches[-1].append(index)
+            tokens += lengths[index]
         else:
             batches.append([index])
+            longest = tokens = lengths[index]
     return batches
-
-
-def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Share of the padded tokens of all batches that is padding."""
-    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
-    return 1 - sum(lengths) / padded if padded else 0.0

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from phase1_teacher.dump import DumpSummary
-from storage.reader import Cache, open_cache
+from phase1_teacher.fidelity import report_lines
+from storage.reader import open_cache
 from storage.status import cache_status
 
 
 def summary_text(location: str, summary: DumpSummary) -> str:
-    """Lines for the terminal: this run, the cache, and the mean stored and tail mass at each node temperature."""
+    """Lines for the terminal: this run, the cache, its mass at each node temperature, and its fidelity."""
     cache = open_cache(location)
     status = cache_status(location)
     lines = []
     if summary.units:
-        rate = summary.positions / summary.seconds
+        lines.append(_run_line(summary))
+    if summary.split_budget is not None:
         lines.append(
-            f"This run:  {summary.samples:,} samples, {summary.positions:,} positions in {summary.units} units, "
-            f"{summary.seconds:.1f} s ({rate:,.0f} positions/s)"
+            f"Memory took {summary.split_budget:,} tokens at a time, fewer than teacher.batch_tokens; the units of this run "
+            "say so in their notes"
         )
     lines.append(
         f"The cache: {status.samples:,} samples, {status.positions:,} positions, {status.bytes:,} bytes "
-        f"({status.bytes_per_position:.1f} bytes per position), k = {cache.top_k}"
+        f"({status.bytes_per_position or 0:.1f} bytes per position), k = {cache.top_k}"
     )
-    lines.extend(mass_lines(cache))
-    if skipped := cache.skipped():
-        lines.append(f"Skipped:   {len(skipped):,} samples; fs-teacher status {location} lists them")
+    if status.pending:
+        lines.append(f"           {len(status.pending):,} of {status.units:,} units are not committed yet")
+    sums = status.statistics
+    lines.extend(_work_lines(sums))
+    lines.extend(_mass_lines(sums, cache.temperatures))
+    lines.extend(report_lines(sums, cache.top_k, cache.temperatures))
+    if status.skipped:
+        lines.append(f"Skipped:   {len(status.skipped):,} samples; fs-teacher status {location} lists them")
     return "\n".join(lines)
 
 
-def mass_lines(cache: Cache) -> list[str]:
+def _run_line(summary: DumpSummary) -> str:
+    rate = summary.positions / summary.seconds
+    peak = f", peak device memory {summary.peak_bytes / 2**30:.1f} GiB" if summary.peak_bytes is not None else ""
+    return (
+        f"This run:  {summary.samples:,} samples, {summary.positions:,} positions in {summary.units} units, "
+        f"{summary.seconds:.1f} s ({rate:,.0f} positions/s, {summary.samples / summary.seconds:,.1f} samples/s), "
+        f"device idle {summary.idle_share:.1%}{peak}"
+    )
+
+
+def _work_lines(sums: Mapping[str, float]) -> list[str]:
+    if not sums.get("padded_tokens"):
+        return []
+    padding = 1 - sums["tokens"] / sums["padded_tokens"]
+    line = f"Forward passes over {sums['tokens']:,.0f} tokens, {padding:.1%} padding"
+    if sums.get("images_used"):
+        line += f"; {sums['images_encoded']:,.0f} vision passes for {sums['images_used']:,.0f} images of questions"
+    lines = [line]
+    if sums.get("answers_generated"):
+        lines.append(f"The teacher answered {sums['answers_generated']:,.0f} samples itself")
+    return lines
+
+
+def _mass_lines(sums: Mapping[str, float], temperatures: tuple[float, ...]) -> list[str]:
     """Mean mass of the stored entries and of the tail, per node temperature; mass dropped by the alignment."""
-    sums = cache.statistics()
     positions = sums.get("soft_positions", 0.0)
     if not positions:
         return []
     lines = []
-    for T in cache.temperatures:
+    for T in temperatures:
         stored, tail = sums[f"stored_mass_T{T:g}"] / positions, sums[f"tail_mass_T{T:g}"] / positions
         lines.append(f"Mean mass at T = {T:g}: stored {stored:.6f}, tail {tail:.6f}")
     lines.append(f"Mean mass on tokens the student does not have: {sums['dropped_mass'] / positions:.2e}")
+    if count := sums.get("check_positions"):
+        lines.append(
+            f"Against the unquantised teacher, {count:,.0f} positions: KL {sums['check_kl'] / count:.5f} nats, "
+            f"same top token {sums['check_same_top'] / count:.1%}"
+        )
     return lines

@@ -1,29 +1,33 @@
 """From the teacher's hidden states to soft targets: head in fp32, alignment, top-k, tails.
 
-    targets = TargetMaker(head_weight, alignment, top_k=64, temperatures=(1, 1.5, 2, 4))
+    targets = TargetMaker(head_weight, bias, alignment, top_k=64, temperatures=(1, 1.5, 2, 4))
     block = targets(states, target_ids)
 
 For the logits z on the shared ids, v_i = z_i - logsumexp(z). Kept are the k largest v_i, the answer's own token always
 among them, and for each node temperature T the log of the mass not kept, log sum exp(v_i / T). Mass on tokens that the
 student does not have is dropped before top-k and counted.
+
+One pass over each chunk of positions: two buffers of [chunk, V] are all that is ever held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from firstsight.vocabulary import VocabularyAlignment
 
-# N answer positions, n of one chunk, K stored entries, D hidden size, S shared ids, J node temperatures
+# N answer positions, n of one chunk, K stored entries, D hidden size, V rows of the head, S shared ids, J node temperatures
+
+_BLOCK = 64  # columns whose maximum is taken first: the k largest lie in the k blocks with the largest maxima
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetBlock:
-    """Soft targets of N answer positions, on the device that made them."""
+    """Soft targets of N answer positions."""
 
     ids_NK: Tensor
     """int64, student ids, by descending log-probability."""
@@ -38,12 +42,24 @@ class TargetBlock:
     finite_N: Tensor
     """bool: all logits were finite."""
 
+    def to_host(self) -> TargetBlock:
+        """A copy in host memory; from a GPU it is under way when this returns: wait for an event recorded after it."""
+        return TargetBlock(**{f.name: host_copy(getattr(self, f.name)) for f in fields(self)})
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """The tensor in host memory; from a GPU through pinned memory, without waiting for it."""
+    if tensor.device.type != "cuda":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
 
 class TargetMaker:
     """Makes soft targets, `chunk` positions at a time.
 
     Args:
-        head_VD: the teacher's head, any float dtype; kept in fp32 (a bf16 head rounds logits near 20 to steps of 1/8).
+        head_VD: the teacher's head, any float dtype; used in fp32 (a bf16 head rounds logits near 20 to steps of 1/8).
         bias_V: of the head, or None.
         alignment: teacher ids to student ids.
         top_k: entries to store; at most the number of shared ids.
@@ -59,7 +75,7 @@ class TargetMaker:
         *,
         top_k: int,
         temperatures: Sequence[float],
-        chunk: int = 256,
+        chunk: int = 128,
     ) -> None:
         device = head_VD.device
         self.head_VD = head_VD.detach().float()
@@ -79,48 +95,85 @@ class TargetMaker:
         alone = torch.from_numpy((alignment.student_of_teacher < 0) & alignment.teacher_tokens)
         self._alone_ids = alone.nonzero()[:, 0].to(device)
 
-    def is_shared(self, student_ids: Tensor) -> Tensor:
-        """bool, which of these student ids the teacher has."""
-        found: Tensor = self._column_of_student[student_ids.to(self._column_of_student.device)] >= 0
-        return found
-
     @torch.inference_mode()
     def __call__(self, states_ND: Tensor, target_ids_N: Tensor) -> TargetBlock:
-        """Targets of N answer positions.
+        """Targets of N answer positions, on the device of the head.
 
         Args:
             states_ND: the teacher's hidden states.
             target_ids_N: int64, student ids of the answer's tokens; each shared.
         """
+        target_ids_N = target_ids_N.to(self.head_VD.device)
         parts = [
             self._chunk(states_ND[start : start + self.chunk], target_ids_N[start : start + self.chunk])
             for start in range(0, max(1, len(states_ND)), self.chunk)
         ]
         return TargetBlock(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
+    @torch.inference_mode()
+    def log_probabilities(self, states_nD: Tensor) -> Tensor:
+        """float32 [n, S]: log-probabilities over the shared ids, in the order of the student's ids; for few positions."""
+        logits_nS = self._project(states_nD)[:, self._teacher_ids_S]
+        return logits_nS.log_softmax(dim=1)
+
+    def _project(self, states_nD: Tensor) -> Tensor:
+        device = self.head_VD.device
+        return torch.nn.functional.linear(states_nD.to(device).float(), self.head_VD, self.bias_V)
+
     def _chunk(self, states_nD: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
-        logits_nV = torch.nn.functional.linear(states_nD.float(), self.head_VD, self.bias_V)
+        logits_nV = self._project(states_nD)
         logits_nS = logits_nV[:, self._teacher_ids_S]
-        lse_n1 = logits_nS.logsumexp(dim=1, keepdim=True)
+        count = logits_nS.shape[1]
+        wanted = min(self.top_k + 1, count)  # one more: the largest of the tail
+        top_nK, columns_nK = _largest(logits_nS, wanted)
+        buffer_nS = torch.sub(logits_nS, top_nK[:, :1])
+        lse_n1 = buffer_nS.exp_().sum(dim=1, keepdim=True).log_().add_(top_nK[:, :1])
         if len(self._alone_ids):
-            alone_n = logits_nV[:, self._alone_ids].logsumexp(dim=1)
-            dropped_n = torch.sigmoid(alone_n - lse_n1[:, 0])
+            dropped_n = torch.sigmoid(logits_nV[:, self._alone_ids].logsumexp(dim=1) - lse_n1[:, 0])
         else:
             dropped_n = torch.zeros_like(lse_n1[:, 0])
-        v_nS = logits_nS - lse_n1
-        top_nK, columns_nK = v_nS.topk(self.top_k, dim=1)
-        target_n1 = self._column_of_student[target_ids_n.to(states_nD.device)][:, None]
-        target_v_n1 = v_nS.gather(1, target_n1)
-        missing_n = (columns_nK != target_n1).all(dim=1)
-        columns_nK[missing_n, -1] = target_n1[missing_n, 0]
-        top_nK[missing_n, -1] = target_v_n1[missing_n, 0]
-        v_nS.scatter_(1, columns_nK, -torch.inf)
-        tail_nJ = torch.stack([(v_nS / T).logsumexp(dim=1) for T in self.temperatures], dim=1)
+        target_n1 = self._column_of_student[target_ids_n][:, None]
+        target_v_n1 = logits_nS.gather(1, target_n1) - lse_n1
+        next_n1 = top_nK[:, self.top_k :] if count > self.top_k else torch.full_like(lse_n1, -torch.inf)
+        top_nK, columns_nK = top_nK[:, : self.top_k].clone(), columns_nK[:, : self.top_k].clone()
+        missing_n1 = (columns_nK != target_n1).all(dim=1, keepdim=True)
+        next_n1 = torch.where(missing_n1, top_nK[:, -1:], next_n1)
+        columns_nK[:, -1:] = torch.where(missing_n1, target_n1, columns_nK[:, -1:])
+        top_nK.sub_(lse_n1)
+        top_nK[:, -1:] = torch.where(missing_n1, target_v_n1, top_nK[:, -1:])
+        finite_n = lse_n1[:, 0].isfinite() & logits_nS.amin(dim=1).isfinite()
+        rest_nS = logits_nS.scatter_(1, columns_nK, -torch.inf)
+        peak_n1 = next_n1.clamp(min=torch.finfo(torch.float32).min)  # an empty tail has none
+        rest_nS.sub_(peak_n1)
+        tail_nJ = torch.stack(
+            [
+                torch.mul(rest_nS, 1 / T, out=buffer_nS).exp_().sum(dim=1).log_() + (peak_n1 - lse_n1)[:, 0] / T
+                for T in self.temperatures
+            ],
+            dim=1,
+        )
         return {
             "ids_NK": self._student_ids_S[columns_nK],
             "logprobs_NK": top_nK,
             "tail_NJ": tail_nJ,
             "target_logprobs_N": target_v_n1[:, 0],
             "dropped_N": dropped_n,
-            "finite_N": lse_n1[:, 0].isfinite() & logits_nS.isfinite().all(dim=1),
+            "finite_N": finite_n,
         }
+
+
+def _largest(values_nS: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`values_nS.topk(count)`; over a vocabulary the maxima of blocks say first where to look."""
+    blocks = values_nS.shape[1] // _BLOCK
+    if blocks < 4 * count:
+        found = values_nS.topk(count, dim=1)
+        return found.values, found.indices
+    whole = blocks * _BLOCK
+    maxima_nb = values_nS[:, :whole].unflatten(1, (blocks, _BLOCK)).amax(dim=2)
+    chosen = maxima_nb.topk(count, dim=1).indices
+    inside = torch.arange(_BLOCK, device=values_nS.device)
+    columns = (chosen[:, :, None] * _BLOCK + inside).flatten(1)
+    rest = torch.arange(whole, values_nS.shape[1], device=values_nS.device).expand(len(values_nS), -1)
+    columns = torch.cat([columns, rest], dim=1)
+    found = values_nS.gather(1, columns).topk(count, dim=1)
+    return found.values, columns.gather(1, found.indices)

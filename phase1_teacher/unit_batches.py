@@ -1,0 +1,113 @@
+"""From planned units to encoded batches: what the prefetch thread does, nothing here touches the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from firstsight.errors import DataError
+from firstsight.prompting import Encoded
+from firstsight.samples import Sample, file_digest
+from phase1_teacher.batches import batch_by_tokens
+from phase1_teacher.job import Job
+from storage.plan import PlannedUnit
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """One sample of a batch."""
+
+    key: str
+    sample: Sample
+    encoded: Encoded
+    """With the answer; the prompt alone where the teacher is to answer."""
+    images: tuple[str, ...]
+    """sha256 of each image's file: equal digests share one vision pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitBatch:
+    """One forward pass's worth of a unit."""
+
+    unit: PlannedUnit
+    first: bool
+    last: bool
+    samples: list[EncodedSample]
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Samples found unusable on the way, with the reason."""
+    later_images: frozenset[str] = frozenset()
+    """Digests of the images that later batches of the unit need."""
+
+
+def unit_batches(job: Job, units: Iterable[PlannedUnit], *, is_done: Callable[[str], bool]) -> Iterator[UnitBatch]:
+    """The batches of every unit that is not committed when its turn comes.
+
+    Raises:
+        DataError: a sample that cannot be encoded, unless the recipe says `on_error: skip`.
+    """
+    for unit in units:
+        if not is_done(unit.name):
+            yield from _batches(job, unit)
+
+
+def _batches(job: Job, unit: PlannedUnit) -> Iterator[UnitBatch]:
+    skip = job.recipe.cache.on_error == "skip"
+    skipped: dict[str, str] = {}
+    samples: dict[str, Sample] = {}
+    lengths: list[int] = []
+    for key in unit.keys:
+        try:
+            if key not in job.samples:
+                raise DataError(
+                    f"unit {unit.name}: planned sample {key} is not in the data any more; put it back, set "
+                    "cache.on_error: skip, or use another cache.path"
+                )
+            sample = job.samples[key]
+            lengths.append(_length(job, sample))
+            samples[key] = sample
+        except DataError as error:
+            if not skip:
+                raise
+            skipped[key] = str(error)
+    keys = list(samples)
+    batches = batch_by_tokens(lengths, job.recipe.teacher.batch_tokens)
+    images = [{d for index in batch for d in _digests(samples[keys[index]])} for batch in batches]
+    for number, batch in enumerate(batches):
+        encoded = _encode(job, [(keys[index], samples[keys[index]]) for index in batch], skip, skipped)
+        yield UnitBatch(
+            unit=unit,
+            first=number == 0,
+            last=number == len(batches) - 1,
+            samples=encoded,
+            skipped=skipped,
+            later_images=frozenset().union(*images[number + 1 :]),
+        )
+        skipped = {}
+    if not batches:
+        yield UnitBatch(unit=unit, first=True, last=True, samples=[], skipped=skipped)
+
+
+def _encode(
+    job: Job, batch: Sequence[tuple[str, Sample]], skip: bool, skipped: dict[str, str]
+) -> list[EncodedSample]:
+    encoded = []
+    for key, sample in batch:
+        try:
+            inputs = job.pair.teacher.encode(sample)
+        except DataError as error:
+            if not skip:
+                raise
+            skipped[key] = str(error)
+            continue
+        encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=_digests(sample)))
+    return encoded
+
+
+def _digests(sample: Sample) -> tuple[str, ...]:
+    return tuple(file_digest(path) for path in sample.images)
+
+
+def _length(job: Job, sample: Sample) -> int:
+    teacher = job.pair.teacher
+    answer = job.recipe.cache.generate_max_tokens if sample.answer is None else len(teacher.answer_ids(sample.answer))
+    return teacher.prompt_tokens(sample)[0] + answer
