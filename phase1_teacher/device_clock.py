@@ -46,7 +46,7 @@ class DeviceClock:
         """A CUDA event behind everything started so far; None on a CPU."""
         if not self.cuda:
             return None
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 

@@ -104,4 +104,3 @@ def dump(
         split_budget=forward.budget if forward.budget < budget else None,
         peak_bytes=torch.cuda.max_memory_allocated() if forward.clock.cuda else None,
     )
-

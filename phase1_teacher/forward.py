@@ -237,4 +237,3 @@ class TeacherForward:
 
 def _name(sample: EncodedSample) -> str:
     return f"{sample.sample.place}: sample {sample.sample.id!r}"
-

@@ -169,7 +169,7 @@ def _largest(values_nS: Tensor, count: int) -> tuple[Tensor, Tensor]:
         found = values_nS.topk(count, dim=1)
         return found.values, found.indices
     whole = blocks * _BLOCK
-    maxima_nb = values_nS[:, :whole].unflatten(1, (blocks, _BLOCK)).amax(dim=2)
+    maxima_nb = values_nS[:, :whole].view(-1, blocks, _BLOCK).amax(dim=2)
     chosen = maxima_nb.topk(count, dim=1).indices
     inside = torch.arange(_BLOCK, device=values_nS.device)
     columns = (chosen[:, :, None] * _BLOCK + inside).flatten(1)

@@ -87,9 +87,7 @@ def _batches(job: Job, unit: PlannedUnit) -> Iterator[UnitBatch]:
         yield UnitBatch(unit=unit, first=True, last=True, samples=[], skipped=skipped)
 
 
-def _encode(
-    job: Job, batch: Sequence[tuple[str, Sample]], skip: bool, skipped: dict[str, str]
-) -> list[EncodedSample]:
+def _encode(job: Job, batch: Sequence[tuple[str, Sample]], skip: bool, skipped: dict[str, str]) -> list[EncodedSample]:
     encoded = []
     for key, sample in batch:
         try:

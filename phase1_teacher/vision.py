@@ -15,7 +15,10 @@ from phase1_teacher.unit_batches import EncodedSample
 
 # M patches of all images, C values of a patch, I images
 
-_ONE_OUTPUT = ("qwen2_vl", "qwen2_5_vl")  # models whose vision tower gives one feature tensor per image and nothing else
+_ONE_OUTPUT = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+)  # models whose vision tower gives one feature tensor per image and nothing else
 
 
 class VisionFeatures:
@@ -51,7 +54,9 @@ class VisionFeatures:
             return {k: v.to(device) for k, v in collate([s.encoded for s in batch], self.pad_id).items()}
         self._encode_new(batch)
         inputs: dict[str, Any] = collate([replace(s.encoded, pixel_values=None) for s in batch], self.pad_id)
-        inputs["image_grid_thw"] = torch.cat([s.encoded.image_grid_thw for s in batch if s.encoded.image_grid_thw is not None])
+        inputs["image_grid_thw"] = torch.cat(
+            [s.encoded.image_grid_thw for s in batch if s.encoded.image_grid_thw is not None]
+        )
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         features = tuple(self._features[digest] for sample in batch for digest in sample.images)
         inputs["mm_encoder_outputs"] = {"image": _Features(features)}
@@ -64,7 +69,7 @@ class VisionFeatures:
             values_MC, grid_I3 = sample.encoded.pixel_values, sample.encoded.image_grid_thw
             if values_MC is None or grid_I3 is None:
                 continue
-            parts = values_MC.split(grid_I3.prod(dim=1).tolist())
+            parts = torch.split(values_MC, grid_I3.prod(dim=1).tolist())
             for digest, part, grid in zip(sample.images, parts, grid_I3, strict=True):
                 if digest not in self._features and digest not in digests:
                     digests.append(digest)

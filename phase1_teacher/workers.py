@@ -105,7 +105,9 @@ def stop_on_signals(deadline: float = 8.0) -> Iterator[None]:
         raise Stopped(number)
 
     def watch() -> None:
-        data = os.read(reader, 1)  # the interpreter's own handler writes the number at once, whatever the main thread does
+        data = os.read(
+            reader, 1
+        )  # the interpreter's own handler writes the number at once, whatever the main thread does
         os.close(reader)
         if data and data[0] in numbers and not left.wait(deadline):
             os._exit(Stopped(data[0]).exit_code)
