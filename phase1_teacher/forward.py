@@ -205,7 +205,7 @@ class TeacherForward:
         """Evenly spaced soft positions of the unit, whatever batches it is cut into."""
         unit_positions = self.job.recipe.cache.unit_positions
         stride = max(16, unit_positions // FIDELITY_POSITIONS)
-        return torch.arange(-self._soft_seen % stride, count, stride)
+        return torch.tensor(range(-self._soft_seen % stride, count, stride), dtype=torch.int64)
 
     def _answered(self, sample: EncodedSample) -> tuple[Answered, NDArray[np.int64]]:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""

@@ -12,6 +12,9 @@ from PIL import Image
 from firstsight.recipe import Recipe, load_recipe
 
 
+WORDS = ["red", "blue", "lamp", "table", "near", "the", "small", "door", "walks", "left", "two", "cups", "green"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Workshop:
     """Writes data and recipes into a folder of a test."""
@@ -21,7 +24,6 @@ class Workshop:
 
     def rows(self, count: int, *, questions: int = 2, start: int = 0, answered: bool = True) -> list[dict[str, object]]:
         """Samples with `questions` of them about each image; the images are drawn."""
-        words = "red blue lamp table near the small door walks left two cups green chair holds".split()
         rows: list[dict[str, object]] = []
         (self.directory / "data").mkdir(exist_ok=True)
         for index in range(start, start + count):
@@ -29,12 +31,14 @@ class Workshop:
             image = f"{index // questions}.png"
             path = self.directory / "data" / image
             if not path.exists():
-                pixels = np.random.default_rng(index // questions).integers(0, 256, (56, 56 + 28 * (index // questions % 2), 3))
+                pixels = np.random.default_rng(index // questions).integers(
+                    0, 256, (56, 56 + 28 * (index // questions % 2), 3)
+                )
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
-            question = " ".join(rng.choice(words, 3 + index % 9))
+            question = " ".join(rng.choice(WORDS, 3 + index % 9))
             messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
             if answered:
-                answer = " ".join(rng.choice(words, 1 + index % 6))
+                answer = " ".join(rng.choice(WORDS, 1 + index % 6))
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             rows.append({"id": f"s{index}", "messages": messages, "images": [image]})
         return rows

@@ -190,8 +190,7 @@ def test_logits_that_are_not_finite_stop_the_dump_or_skip_the_sample(workshop, m
     stopping = workshop.load(rows, cache={"path": "stop"})
     with pytest.raises(TargetError, match=r"train.jsonl:6: sample 's5': the teacher's logits are not finite"):
         run(stopping)
-    broken = [unit for unit in prepare(stopping, progress=False).pending]
-    assert broken
+    assert prepare(stopping, progress=False).pending
     skipping = workshop.load(rows, cache={"path": "skip", "on_error": "skip"})
     job, _ = run(skipping)
     cache = open_cache(skipping.cache_location)
