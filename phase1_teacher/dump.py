@@ -75,15 +75,12 @@ def dump(
     begin = time.perf_counter()
     committer = Committer(job)
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
-    taken = False
     total = sum(len(unit.keys) for unit in pending)
     try:
         with tqdm(total=total, desc="teacher", unit="sample", disable=not progress) as bar:
             for batch in batches:
-                if batch.first:  # another worker may have committed the unit since its batches were prepared
-                    taken = job.writer.is_committed(batch.unit.name)
                 bar.update(len(batch.samples))
-                if taken:
+                if job.writer.is_committed(batch.unit.name):  # by another worker, since the batch was prepared
                     continue
                 for result in forward.run(batch):
                     committer.add(batch, result)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from firstsight.recipe import Recipe, load_recipe
 
-
 WORDS = ["red", "blue", "lamp", "table", "near", "the", "small", "door", "walks", "left", "two", "cups", "green"]
 
 
