@@ -32,7 +32,7 @@ def cache_spec(
 ) -> dict[str, Any]:
     """The spec that phase 1 writes into the root of the store: a JSON object."""
     section = recipe.teacher
-    spec: dict[str, Any] = {
+    return {
         "top_k": recipe.cache.top_k,
         "temperatures": list(recipe.cache.temperatures),
         "vocabulary_size": len(alignment.teacher_of_student),
@@ -53,13 +53,6 @@ def cache_spec(
         "student": student_identity(student),
         "alignment": {"kind": alignment.kind, "digest": alignment.digest},
     }
-    if recipe.cache.generate_missing:
-        spec["generation"] = {
-            "max_tokens": recipe.cache.generate_max_tokens,
-            "temperature": recipe.cache.generate_temperature,
-            "seed": recipe.cache.generate_seed,
-        }
-    return spec
 
 
 def student_identity(student: Prompter) -> dict[str, Any]:

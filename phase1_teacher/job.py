@@ -126,6 +126,12 @@ def prepare(recipe: Recipe, *, progress: bool = True) -> Job:
     spec = cache_spec(
         recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
     )
+    if recipe.cache.generate_missing:
+        spec["generation"] = {
+            "max_tokens": recipe.cache.generate_max_tokens,
+            "temperature": recipe.cache.generate_temperature,
+            "seed": recipe.cache.generate_seed,
+        }
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
     return Job(recipe=recipe, pair=pair, samples=samples, writer=writer, planned=planned)
