@@ -61,9 +61,7 @@ class Slurm:
         file = directory / "slurm.conf"
         control, daemon = free_ports(2)
         file.write_text(
-            CONFIGURATION.format(
-                host=host, control=control, daemon=daemon, user=getpass.getuser(), directory=directory
-            )
+            CONFIGURATION.format(host=host, control=control, daemon=daemon, user=getpass.getuser(), directory=directory)
         )
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {**os.environ, "SLURM_CONF": str(file), "PATH": path, "OMP_NUM_THREADS": "1"}
