@@ -77,5 +77,73 @@ def _dump(recipe: Recipe, share: Share, check_quantization: bool, progress: bool
     click.echo(summary_text(recipe.cache_location, summary))
 
 
+@main.command()
+@config_option
+@set_option
+@click.option(
+    "--utilization",
+    default=0.3,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of a card's peak that the forward pass is taken to reach.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: bool, progress: bool) -> None:
+    """Show what a dump will take, before any model is loaded.
+
+    Samples, tokens, bytes of the cache, memory and GPU-hours on named cards, how much is there already, and the same
+    for 10, 1,000 and a million times the data. Needs the models' configurations and tokenizers, not their weights.
+
+    Example: fs-teacher plan --config recipe.yaml --set cache.top_k=32
+    """
+    recipe = load_recipe(config, overrides)
+
+    from phase1_teacher.plan import plan_dump, plan_json, plan_text
+
+    planned = plan_dump(recipe, utilization=utilization, progress=progress and not as_json)
+    click.echo(plan_json(planned) if as_json else plan_text(planned, recipe))
+
+
+@main.command()
+@click.argument("cache")
+@click.option("--sample", required=True, metavar="ID", help="The sample's id, or the beginning of its key.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The recipe that names the data and the student; default: recipe.yaml beside CACHE.",
+)
+@set_option
+@click.option("--temperature", default=1.0, show_default=True, help="Within the cache's temperatures.")
+@click.option("--alternatives", default=5, show_default=True, type=click.IntRange(min=1), help="Tokens per position.")
+@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file as well.")
+def show(
+    cache: str,
+    sample: str,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    temperature: float,
+    alternatives: int,
+    page: Path | None,
+) -> None:
+    """Show a sample of CACHE: image, question, and the answer token by token with the teacher's alternatives.
+
+    The cache holds neither images nor texts, so the recipe's data must be there, and the student's tokenizer.
+
+    Example: fs-teacher show cache.zarr --sample train-000017 --html sample.html
+    """
+    if config is None and "://" in cache:
+        raise click.UsageError("--config is needed: a recipe is looked for beside local caches only")
+    recipe = load_recipe(config or Path(cache).parent / "recipe.yaml", overrides)
+
+    from phase1_teacher.show import find_sample, html_page, terminal_text
+
+    shown = find_sample(recipe, cache, sample, temperature=temperature, alternatives=alternatives)
+    click.echo(terminal_text(shown, color=sys.stdout.isatty()))
+    if page:
+        page.write_text(html_page(shown), encoding="utf-8")
+        click.echo(f"\n{page}")
+
+
 for command in (status, verify, gc):
     main.add_command(command)

@@ -125,10 +125,10 @@ def report_lines(sums: Mapping[str, float], top_k: int, nodes: Sequence[float]) 
         return []
     lines = [f"Fidelity on {count:,.0f} positions: KL(full teacher || read back) in nats, and the stored mass"]
     temperatures = reported_temperatures(nodes)
-    lines.append("  " + f"{'k':>6}" + "".join(f"{f'T = {T:g}':>22}" for T in temperatures))
+    lines.append("  " + f"{'k':>6}" + "".join(f"{f'T = {T:g}: KL':>13}{'mass':>10}" for T in temperatures))
     for k in smaller_k(top_k):
         cells = [
-            f"{sums[f'fidelity_kl_k{k}_T{T:g}'] / count:>12.5f} {sums[f'fidelity_mass_k{k}_T{T:g}'] / count:>9.5f}"
+            f"{sums[f'fidelity_kl_k{k}_T{T:g}'] / count:>13.5f}{sums[f'fidelity_mass_k{k}_T{T:g}'] / count:>10.5f}"
             for T in temperatures
         ]
         lines.append("  " + f"{k:>6}" + "".join(cells))

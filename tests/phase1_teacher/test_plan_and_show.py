@@ -1,0 +1,135 @@
+"""The plan before anything is loaded, and one sample as the teacher saw it."""
+
+import json
+import re
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from transformers import Qwen2VLConfig
+
+from phase1_teacher.cards import CARDS, Work, memory, operations, teacher_size
+from phase1_teacher.cli import main
+from phase1_teacher.dump import dump, prepare
+from phase1_teacher.plan import plan_dump
+from storage.reader import open_cache
+from storage.status import cache_status
+
+# the published shape of Qwen2-VL-7B-Instruct
+SEVEN_BILLION = {
+    "text_config": {
+        "vocab_size": 152_064,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4},
+    "tie_word_embeddings": False,
+}
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="fs-teacher")
+
+
+def dumped(workshop, rows, **sections):
+    recipe = workshop.load(rows, **sections)
+    dump(prepare(recipe, progress=False), progress=False)
+    return recipe
+
+
+def test_the_size_of_a_full_teacher_follows_from_its_configuration(workshop):
+    size = teacher_size(Qwen2VLConfig(**SEVEN_BILLION))
+    assert size.embedding == size.head == 152_064 * 3584
+    assert size.total == 8_291_375_616  # what the hub states for Qwen2-VL-7B-Instruct
+    section = workshop.load(workshop.rows(4)).teacher
+    as_int8 = memory(size, section.model_copy(update={"quantization": "int8", "dtype": "bfloat16"}))
+    as_bf16 = memory(size, section.model_copy(update={"quantization": "none", "dtype": "bfloat16"}))
+    assert 8.3e9 < as_int8 < as_bf16 - 5e9
+    work = Work(tokens=1000, squared_tokens=0, patches=0, positions=0)
+    assert operations(size, work) == 2000 * size.text
+
+
+def test_the_plan_counts_what_the_dump_then_does(workshop):
+    rows = workshop.rows(14)
+    config = workshop.recipe(rows)
+    without_weights = workshop.directory / "teacher"
+    shutil.copytree(workshop.models / "teacher", without_weights, ignore=shutil.ignore_patterns("*.safetensors"))
+    output = run("plan", "--config", config, "--set", f"teacher.model={without_weights}", "--json", "--no-progress")
+    assert output.exit_code == 0, output.output
+    planned = json.loads(output.output)
+    assert planned["demand"]["present"] == 0
+    assert not planned["measured"]
+    recipe = dumped(workshop, rows)
+    sums = open_cache(recipe.cache_location).statistics()
+    demand = planned["demand"]
+    assert demand["samples"] == sums["samples"]
+    assert demand["positions"] == sums["positions"]
+    assert demand["prompt_tokens"] + demand["image_tokens"] + demand["positions"] == sums["tokens"]
+    assert demand["images"] == 7
+    after = plan_dump(recipe, utilization=0.5, progress=False)
+    assert after.demand.present == 14
+    assert after.bytes(1) == pytest.approx(cache_status(recipe.cache_location).bytes)
+    assert set(after.hours(1)) == {card.name for card in CARDS}
+    assert after.hours(1000)["L4"] == pytest.approx(1000 * after.hours(1)["L4"])
+    text = run("plan", "--config", config, "--no-progress").output
+    assert "14 are in" in text
+    assert "1,000,000 x" in text
+    assert "measured in this cache" in text
+
+
+def test_the_plan_names_what_is_wrong_with_the_data(workshop):
+    config = workshop.recipe(workshop.rows(4, answered=False))
+    output = run("plan", "--config", config, "--no-progress")
+    assert output.exit_code == 2
+    assert "train.jsonl:1: sample 's0' has no answer" in output.output
+    generous = run("plan", "--config", config, "--no-progress", "--set", "cache.generate_missing=true")
+    assert "4 samples have no answer: the teacher's own are counted at their longest, 128 tokens" in generous.output
+
+
+def test_a_sample_in_the_terminal_and_as_a_page(workshop):
+    rows = workshop.rows(6)
+    rows[2]["messages"][0]["content"][1]["text"] = "is <b>this</b> & that?"
+    recipe = dumped(workshop, rows)
+    page = workshop.directory / "s2.html"
+    output = run("show", recipe.cache_location, "--sample", "s2", "--html", page)
+    assert output.exit_code == 0, output.output
+    assert "question  is <b>this</b> & that?" in output.output
+    assert output.output.count("not stored") == len(
+        prepare(recipe, progress=False).pair.student.answer_ids(rows[2]["messages"][1]["content"][0]["text"])
+    )
+    text = page.read_text()
+    assert "is &lt;b&gt;this&lt;/b&gt; &amp; that?" in text
+    assert "<b>" not in text
+    assert "data:image/png;base64," in text
+    assert "http" not in text
+    assert "<script" not in text
+    key = next(iter(open_cache(recipe.cache_location).keys()))
+    assert run("show", recipe.cache_location, "--sample", key[:12]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sample", "nobody"], "no sample has the id 'nobody' .* among the 6 of this recipe"),
+        (["--sample", "s1", "--temperature", "9"], "temperature 9 lies outside the cache's nodes"),
+        (["--sample", "s1", "--config", "no.yaml"], "recipe no.yaml is not there"),
+    ],
+)
+def test_what_cannot_be_shown(workshop, arguments, message):
+    recipe = dumped(workshop, workshop.rows(6))
+    output = run("show", recipe.cache_location, *arguments)
+    assert output.exit_code == 2
+    assert re.search(message, output.output), output.output
+
+
+def test_samples_without_targets_cannot_be_shown(workshop):
+    rows = workshop.rows(6)
+    recipe = dumped(workshop, rows)
+    rows[1]["messages"][0]["content"][1]["text"] = "edited"
+    workshop.recipe(rows)
+    output = run("show", recipe.cache_location, "--sample", "s1")
+    assert output.exit_code == 2
+    assert "edited since the dump, or not dumped yet; run fs-teacher dump" in output.output
