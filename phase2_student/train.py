@@ -77,9 +77,9 @@ def prepare(recipe: Recipe, *, progress: bool = True) -> Plan:
     """
     train_samples = load_samples(recipe.file("train"), recipe.data_root)
     validation_samples = load_samples(recipe.file("validation"), recipe.data_root)
-    cache = open_cache(recipe.cache_location)
-    arguments = training_arguments(recipe)
     directory = resolve_directory(recipe, recipe.student)
+    arguments = training_arguments(recipe)
+    cache = open_cache(recipe.cache_location)
     prompter = Prompter(
         load_processor(directory, recipe.student),
         max_length=recipe.data.max_length,
