@@ -171,6 +171,19 @@ def _load(directory: Path, section: TeacherSection | StudentSection, **options: 
         raise ModelError(f"{directory}: the weights cannot be loaded ({' '.join(str(error).split())[:240]})") from None
 
 
+def save_weights(model: Any, directory: Path, dtype: torch.dtype) -> None:
+    """Write weights rounded to `dtype` and the configuration; weights that are tied are written once."""
+    rounded: dict[int, Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        state[name] = rounded.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", dtype))
+    model.save_pretrained(directory, state_dict=state)
+    config = type(model.config).from_pretrained(directory)
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = dtype
+    config.save_pretrained(directory)
+
+
 def weights_digest(directory: Path) -> str:
     """sha256 over the digests of all safetensors files in name order, 64 hex digits."""
     files = sorted(directory.glob("*.safetensors"))

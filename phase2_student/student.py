@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstsight.models import backbone_states
+from firstsight.models import backbone_states, save_weights
 from phase2_student.loss import AnswerTargets, LossTerms, TailMode, distillation_loss
 
 
@@ -71,11 +71,7 @@ def with_distillation_forward(model: Any, settings: LossSettings) -> Any:
 
 def save_student(model: Any, processor: Any, directory: Path, dtype: torch.dtype) -> None:
     """Write a directory that `from_pretrained` loads: weights rounded to `dtype`, configuration, processor."""
-    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(directory, state_dict=state)
-    config = type(model.config).from_pretrained(directory)
-    config.dtype = dtype
-    config.save_pretrained(directory)
+    save_weights(model, directory, dtype)
     processor.save_pretrained(directory)
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from firstsight.miniature.words import WORDS
+from firstsight.models import save_weights
 from firstsight.synth.captions import caption
 from firstsight.synth.questions import ask
 from firstsight.synth.scenes import CATEGORIES, ENVIRONMENTS, sample_clip
@@ -200,7 +201,7 @@ def _model(config: Qwen2VLConfig, seed: int) -> Qwen2VLForConditionalGeneration:
 def save_pair_member(model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, directory: Path) -> None:
     """Write a checkpoint directory as Qwen2-VL's are: bf16 weights, configs, tokenizer, image processor, chat template."""
     directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory)
+    save_weights(model, directory, torch.bfloat16)
     tokenizer.save_pretrained(directory)
     image_processor = {
         "processor_class": "Qwen2VLProcessor",
