@@ -25,7 +25,7 @@ def caption(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
         return options[int(rng.integers(len(options)))]
 
     scene = clip.frames[-1]
-    parts = [_surface(scene, pick(_THERE_IS), pick(_JOINTS), with_places=rng.random() < 0.3), _hands(scene)]
+    parts = [_surface(scene, pick(_THERE_IS), pick(_JOINTS), with_places=rng.random() < 0.6), _hands(scene)]
     if rng.random() < 0.25:
         parts.reverse()
     parts.insert(0 if rng.random() < 0.7 else 2, _place(scene))
