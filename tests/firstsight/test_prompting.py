@@ -84,10 +84,10 @@ def test_padding_and_neighbours_do_not_change_the_states(prompter, load, model):
         together = backbone_states(model, collate(batch, 0), *answer_index(batch))
         alone = torch.cat([backbone_states(model, collate([one], 0), *answer_index([one])) for one in batch])
         logits = model(**collate(batch[1:2], 0)).logits[0]
+        mine = model.lm_head(together[batch[0].positions : batch[0].positions + batch[1].positions])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
-    mine = together[len(batch[0].target_ids) : len(batch[0].target_ids) + len(batch[1].target_ids)]
     start = batch[1].prompt_length - 1
-    torch.testing.assert_close(model.lm_head(mine), logits[start : start + len(mine)], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine, logits[start : start + len(mine)], atol=1e-4, rtol=1e-4)
 
 
 def test_prompt_tokens_are_counted_without_opening_an_image(prompter, load):
