@@ -159,14 +159,24 @@ class Sampler:
         return self.branch(*ask(rng, self.pool.clips[index], category), category)
 
     def draw(self, rng: np.random.Generator, temporal: float, questions: int, captions: float) -> Row:
-        """A random clip with its own question, for one frame `questions - 1` more of other categories, and maybe a caption."""
+        """A random clip with its own question, for one frame more of other categories and one about space, and maybe a caption.
+
+        Args:
+            rng: source of everything random.
+            temporal: share of clips with several frames.
+            questions: about a clip of one frame; from 2 on one of them is about space in any case.
+            captions: share of clips that are described in full.
+        """
         kind = "temporal" if rng.random() < temporal else _pick(rng, SINGLE_FRAME_CATEGORIES)
         index = _pick(rng, self._by_category[kind])
         clip = self.pool.clips[index]
         branches = [self.own_question(rng, index)]
         if kind != "temporal":
             others = [category for category in SINGLE_FRAME_CATEGORIES if category != kind]
-            chosen = [others[int(i)] for i in rng.choice(len(others), size=questions - 1, replace=False)]
+            count = max(0, questions - 2)
+            chosen = [others[int(i)] for i in rng.choice(len(others), size=count, replace=False)]
+            if questions > 1:
+                chosen.append("spatial_reasoning")
             # A scene drawn to be described suits no other question about its environment, nor one of a count a fair one.
             branches += [self.branch(*ask(rng, _plain(clip), category), category) for category in chosen]
         if rng.random() < captions:
