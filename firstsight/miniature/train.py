@@ -35,17 +35,17 @@ class Plan:
     seed: int
     # Clips per step, and the share of them with several frames.
     batch: int = 24
-    temporal: float = 0.35
+    temporal: float = 0.4
     # Steps in which the vision tower alone learns to see, pictures per step, and their learning rate.
     sight_steps: int
     sight_batch: int = 32
     sight_learning_rate: float = 2e-3
-    # Until this share of the steps every clip is described in full and asked about once; after that clips are asked about
-    # four times, and half of them described.
+    # Until this share of the steps every clip is described in full and asked about once; after that clips of one frame
+    # are asked about five times, and a tenth of all described.
     describe_until: float = 0.15
-    questions: int = 4
-    captions: float = 0.5
-    learning_rate: float = 1.5e-3
+    questions: int = 5
+    captions: float = 0.1
+    learning_rate: float = 1e-3
     warm_up: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -53,8 +53,8 @@ class Plan:
     save_every: int = 500
 
 
-TEACHER_PLAN = Plan(steps=3500, sight_steps=600, seed=0)
-STUDENT_PLAN = Plan(steps=600, sight_steps=300, seed=1)
+TEACHER_PLAN = Plan(steps=5000, sight_steps=600, seed=0)
+STUDENT_PLAN = Plan(steps=1000, sight_steps=300, seed=1)
 
 
 def answer_logits(model: Qwen2VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
