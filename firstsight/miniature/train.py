@@ -45,15 +45,16 @@ class Plan:
     describe_until: float = 0.15
     questions: int = 5
     captions: float = 0.1
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    muon_learning_rate: float = 2e-3
     warm_up: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
-    report_every: int = 250
+    report_every: int = 125
     save_every: int = 500
 
 
-TEACHER_PLAN = Plan(steps=5000, sight_steps=600, seed=0)
+TEACHER_PLAN = Plan(steps=4000, sight_steps=600, seed=0)
 STUDENT_PLAN = Plan(steps=1000, sight_steps=300, seed=1)
 
 
@@ -64,21 +65,27 @@ def answer_logits(model: Qwen2VLForConditionalGeneration, batch: Batch) -> torch
     return logits_NV
 
 
-def _learning_rate(plan: Plan, step: int) -> float:
+def _schedule(plan: Plan, step: int) -> float:
+    """Share of the learning rate: linear warm-up, then half a cosine."""
     if step < plan.warm_up:
-        return plan.learning_rate * (step + 1) / plan.warm_up
+        return (step + 1) / plan.warm_up
     progress = (step - plan.warm_up) / (plan.steps - plan.warm_up)
-    return plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _optimizer(model: torch.nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """AdamW; norms and biases are not decayed."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def _optimizers(model: Qwen2VLForConditionalGeneration, plan: Plan) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, head, patch projection, norms and biases."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inside = parameter.ndim == 2 and ("layers." in name or "blocks." in name or "merger." in name)
+        (matrices if inside else others).append(parameter)
+    return [
+        torch.optim.Muon(
+            matrices, lr=plan.muon_learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
 
 
 class _Feed:
@@ -156,18 +163,19 @@ def train(
         seed=plan.seed,
     )
     click.echo(f"sight: {named:.1%} of the things named rightly with their colours")
-    optimizer = _optimizer(model, plan)
+    optimizers = _optimizers(model, plan)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(part, lambda step: _schedule(plan, step)) for part in optimizers]
     model.train()
     losses: list[float] = []
     for step in range(plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(plan, step)
         batch = feed.next(step)
         loss = cross_entropy(answer_logits(model, batch), batch.targets_N)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        optimizer.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         losses.append(loss.item())
         done = step + 1
         if done % plan.report_every == 0 or done == plan.steps:
