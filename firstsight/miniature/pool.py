@@ -220,9 +220,9 @@ def collate(rows: Sequence[Row], pool: Pool, pad: int, image_pad: int, *, grey: 
     if grey:
         frames = np.full_like(frames, 128)
     ids = torch.from_numpy(ids_BL)
-    branch = torch.from_numpy(branch_BL)
+    owner_BL = torch.from_numpy(branch_BL)
     causal_LL = torch.ones(width, width, dtype=torch.bool).tril()
-    sees_BLL = ((branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0)) & causal_LL
+    sees_BLL = ((owner_BL[:, None, :] == owner_BL[:, :, None]) | (owner_BL[:, None, :] == 0)) & causal_LL
     rows_N, columns_N, branches_N = torch.tensor(answers).unbind(1)
     inputs = {
         "input_ids": ids,

@@ -61,9 +61,9 @@ def teach_sight(
         grid = torch.tensor([GRID_THW] * batch)
         features = model.model.get_image_features(to_patches(pool.frames_F[chosen]), grid).pooler_output
         logits = read_out(torch.cat(tuple(features))).split(_CLASSES, dim=1)
-        loss = sum(cross_entropy(part, labels_CK[:, i]) for i, part in enumerate(logits))
+        loss = torch.stack([cross_entropy(part, labels_CK[:, i]) for i, part in enumerate(logits)]).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

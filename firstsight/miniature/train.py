@@ -171,7 +171,7 @@ def train(
         batch = feed.next(step)
         loss = cross_entropy(answer_logits(model, batch), batch.targets_N)
         model.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()

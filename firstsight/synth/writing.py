@@ -30,7 +30,7 @@ _SHARES = {"attributes": "object_recognition"}
 class SynthSummary:
     """What was written."""
 
-    samples: dict[str, int]
+    samples: dict[Split, int]
     """By split."""
     images: int
     bytes: int
@@ -109,7 +109,7 @@ def write_dataset(out: Path, *, train: int, validation: int, seed: int, progress
     if out.exists():
         out.rmdir()
     os.replace(scratch, out)
-    return SynthSummary(samples=dict(sizes), images=images, bytes=total)
+    return SynthSummary(samples=sizes, images=images, bytes=total)
 
 
 def _png(scene: Scene) -> bytes:
