@@ -14,7 +14,6 @@ from torch import Tensor
 from firstsight.errors import AlignmentError, TargetError
 from firstsight.models import backbone_states, load_teacher
 from firstsight.prompting import answer_index, collate
-from firstsight.vocabulary import align_answer
 from phase1_teacher.answers import Answerer
 from phase1_teacher.batches import batch_by_tokens
 from phase1_teacher.device_clock import DeviceClock
@@ -219,16 +218,11 @@ class TeacherForward:
             student_ids = mapped
         else:
             student_ids = np.array(self.answerer.student_ids(teacher_ids.tolist()), dtype=np.int64)
-        if len(mapped) == len(student_ids) and (mapped == student_ids).all():
-            rows = np.arange(len(student_ids))
-        else:
-            try:
-                rows = align_answer(
-                    teacher_ids.tolist(), student_ids.tolist(), pair.teacher_tokens, pair.student_tokens
-                )
-            except AlignmentError as error:
-                raise AlignmentError(f"{_name(sample)}: {error}") from None
-        soft = (rows >= 0) & pair.alignment.shared[student_ids]
+        try:
+            rows = pair.answer_rows(teacher_ids, student_ids)
+        except AlignmentError as error:
+            raise AlignmentError(f"{_name(sample)}: {error}") from None
+        soft = rows >= 0
         answered = Answered(
             key=sample.key, name=_name(sample), hard=answer is not None, student_ids=student_ids, soft=soft
         )

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from firstsight.errors import DataError
 from firstsight.models import load_config
+from firstsight.pair import Pair, load_pair
 from firstsight.recipe import Recipe
 from firstsight.samples import Sample, iter_samples
 from phase1_teacher.cards import CARDS, TeacherSize, Work, memory, operations, teacher_size
-from phase1_teacher.job import Pair, load_pair
 from storage.errors import CacheMissing
 from storage.reader import Cache, open_cache
 from storage.status import cache_status

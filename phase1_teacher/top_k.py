@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
 
 # N answer positions, n of one chunk, K stored entries, D hidden size, V rows of the head, S shared ids, J node temperatures
@@ -55,11 +56,11 @@ def host_copy(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-class TargetMaker:
+class TargetMaker(TeacherHead):
     """Makes soft targets, `chunk` positions at a time.
 
     Args:
-        head_VD: the teacher's head, any float dtype; used in fp32 (a bf16 head rounds logits near 20 to steps of 1/8).
+        head_VD: the teacher's head, as `TeacherHead` takes it.
         bias_V: of the head, or None.
         alignment: teacher ids to student ids.
         top_k: entries to store; at most the number of shared ids.
@@ -77,23 +78,16 @@ class TargetMaker:
         temperatures: Sequence[float],
         chunk: int = 128,
     ) -> None:
-        device = head_VD.device
-        self.head_VD = head_VD.detach().float()
-        self.bias_V = None if bias_V is None else bias_V.detach().float()
+        super().__init__(head_VD, bias_V, alignment)
         self.top_k = top_k
         self.temperatures = tuple(temperatures)
         self.chunk = chunk
-        student_ids = torch.from_numpy(alignment.shared.nonzero()[0])
-        teacher_ids = torch.from_numpy(alignment.teacher_of_student[alignment.shared])
-        self._student_ids_S = student_ids.to(device)
-        # equal ids in front: a view instead of a gather over the vocabulary
-        prefix = bool((teacher_ids == torch.arange(len(teacher_ids))).all())
-        self._teacher_ids_S: Tensor | slice = slice(0, len(teacher_ids)) if prefix else teacher_ids.to(device)
-        column = torch.full((len(alignment.teacher_of_student),), -1, dtype=torch.int64)
-        column[student_ids] = torch.arange(len(student_ids))
-        self._column_of_student = column.to(device)
+        student_ids_S = self.student_ids_S
+        column = torch.full((len(alignment.teacher_of_student),), -1, device=self.device)
+        column[student_ids_S] = torch.arange(len(student_ids_S), device=self.device)
+        self._column_of_student = column
         alone = torch.from_numpy((alignment.student_of_teacher < 0) & alignment.teacher_tokens)
-        self._alone_ids = alone.nonzero()[:, 0].to(device)
+        self._alone_ids = alone.nonzero()[:, 0].to(self.device)
 
     @torch.inference_mode()
     def __call__(self, states_ND: Tensor, target_ids_N: Tensor) -> TargetBlock:
@@ -103,26 +97,16 @@ class TargetMaker:
             states_ND: the teacher's hidden states.
             target_ids_N: int64, student ids of the answer's tokens; each shared.
         """
-        target_ids_N = target_ids_N.to(self.head_VD.device)
+        target_ids_N = target_ids_N.to(self.device)
         parts = [
             self._chunk(states_ND[start : start + self.chunk], target_ids_N[start : start + self.chunk])
             for start in range(0, max(1, len(states_ND)), self.chunk)
         ]
         return TargetBlock(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
-    @torch.inference_mode()
-    def log_probabilities(self, states_nD: Tensor) -> Tensor:
-        """float32 [n, S]: log-probabilities over the shared ids, in the order of the student's ids; for few positions."""
-        logits_nS = self._project(states_nD)[:, self._teacher_ids_S]
-        return logits_nS.log_softmax(dim=1)
-
-    def _project(self, states_nD: Tensor) -> Tensor:
-        device = self.head_VD.device
-        return torch.nn.functional.linear(states_nD.to(device).float(), self.head_VD, self.bias_V)
-
     def _chunk(self, states_nD: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
-        logits_nV = self._project(states_nD)
-        logits_nS = logits_nV[:, self._teacher_ids_S]
+        logits_nV = self.logits(states_nD)
+        logits_nS = self.shared(logits_nV)
         count = logits_nS.shape[1]
         wanted = min(self.top_k + 1, count)  # one more: the largest of the tail
         top_nK, columns_nK = _largest(logits_nS, wanted)
@@ -153,7 +137,7 @@ class TargetMaker:
             dim=1,
         )
         return {
-            "ids_NK": self._student_ids_S[columns_nK],
+            "ids_NK": self.student_ids_S[columns_nK],
             "logprobs_NK": top_nK,
             "tail_NJ": tail_nJ,
             "target_logprobs_N": target_v_n1[:, 0],

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from firstsight.models import load_teacher
+from firstsight.pair import load_pair
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare
 from phase1_teacher.forward import TeacherForward
-from phase1_teacher.job import load_pair
 from phase1_teacher.workers import Stopped, parse_share, stop_on_signals
 from storage.manifest import manifest_path
 
