@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from dataclasses import dataclass
 
 from phase1_teacher.forward import ForwardResult
@@ -39,6 +40,7 @@ class Committer:
         self._error: BaseException | None = None
         self._dropping = threading.Event()
         self._current: UnitResults | None = None
+        self._since = time.perf_counter()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
@@ -101,6 +103,8 @@ class Committer:
             self._commit(results)
 
     def _commit(self, results: UnitResults) -> None:
+        now = time.perf_counter()
+        results.sums["seconds"], self._since = now - self._since, now  # of this worker, since its unit before
         with self._job.writer.unit(results.unit) as out:
             results.fill(out)
         self._current = None

@@ -6,9 +6,6 @@ print(terminal_text(shown)); Path("s17.html").write_text(html_page(shown))
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +14,7 @@ from PIL import Image
 from firstsight.errors import DataError
 from firstsight.identity import student_identity
 from firstsight.models import load_processor, resolve_directory
+from firstsight.page import picture, render
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from firstsight.samples import Sample, iter_samples
@@ -25,7 +23,7 @@ from storage.errors import SkippedSample
 from storage.reader import open_cache
 from storage.temperature import at_temperature
 
-_PICTURE = 640  # pixels of the longer side in the page
+_PICTURE = 640  # pixels of the longer side in the page, at most
 _CELLS = 56  # characters of a picture's width in the terminal
 
 
@@ -183,68 +181,7 @@ def half_blocks(image: Image.Image) -> str:
     return "\n".join(lines)
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
-img { max-width: 100%; border-radius: 4px; margin: 0 .5rem .5rem 0; }
-.answer { font-size: 1.2rem; line-height: 2; }
-.answer span { padding: .1rem .15rem; border-radius: 3px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-td, th { text-align: left; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-code { background: #f3f3f3; padding: 0 .2rem; border-radius: 3px; white-space: pre; }
-code.own { background: #cfe8d5; }
-.bar { display: inline-block; height: .7rem; background: #4a8f5d; }
-.note { color: #666; }
-"""
-
-
 def html_page(shown: Shown) -> str:
     """The sample as one HTML file: no scripts, nothing loaded from elsewhere."""
-    sample = shown.sample
-    pictures = "".join(f'<img alt="" src="{_data_url(image)}">' for image in shown.images)
-    answer = "".join(_token_span(position) for position in shown.positions)
-    rows = "".join(_table_row(number, position) for number, position in enumerate(shown.positions, start=1))
-    source = "ground truth" if shown.hard else "the teacher's own answer"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(sample.id)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{html.escape(sample.id)}</h1><p class=note>{html.escape(sample.place)}, key {shown.key}</p>{pictures}"
-        f"<h2>Question</h2><p>{html.escape(sample.question)}</p>"
-        f"<h2>Answer <small class=note>{source}; the greener a token, the surer the teacher</small></h2>"
-        f"<p class=answer>{answer}</p>"
-        f"<h2>Token by token <small class=note>{html.escape(shown.teacher)} at T = {shown.temperature:g}</small></h2>"
-        "<table><tr><th>#<th>token<th>probability<th>most probable<th>not stored</tr>"
-        f"{rows}</table></body></html>\n"
-    )
-
-
-def _token_span(position: Position) -> str:
-    text = html.escape(position.text)
-    if position.p is None:
-        return f'<span title="no soft target">{text}</span>'
-    others = html.escape("\n".join(f"{choice.text}  {choice.p:.3f}" for choice in position.alternatives))
-    return f'<span style="background: rgb(74 143 93 / {0.05 + 0.6 * position.p:.2f})" title="{others}">{text}</span>'
-
-
-def _table_row(number: int, position: Position) -> str:
-    token = f"<code>{html.escape(position.text)}</code>"
-    if position.p is None:
-        return f"<tr><td>{number}<td>{token}<td colspan=3 class=note>no soft target: the tokenizers cut the answer differently here</tr>"
-    others = " ".join(
-        f"<code{' class=own' if choice.text == position.text else ''}>{html.escape(choice.text)}</code>&nbsp;{choice.p:.3f}"
-        for choice in position.alternatives
-    )
-    bar = f'<span class=bar style="width: {5 * position.p:.2f}rem"></span>'
-    return f"<tr><td>{number}<td>{token}<td>{position.p:.3f} {bar}<td>{others}<td>{position.rest:.3f}</tr>"
-
-
-def _data_url(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((_PICTURE, _PICTURE))
-    if small.width < _PICTURE // 2 and small.height < _PICTURE // 2:  # a tiny picture is shown pixel by pixel
-        times = _PICTURE // 2 // max(small.size)
-        small = (
-            small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST) if times > 1 else small
-        )
-    buffer = io.BytesIO()
-    small.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    pictures = [picture(image, longest=_PICTURE) for image in shown.images]
+    return render("phase1_teacher", "sample.html", shown=shown, pictures=pictures)

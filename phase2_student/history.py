@@ -23,7 +23,8 @@ def epoch_history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         log: `TrainerState.log_history`.
 
     Returns:
-        Rows `{"epoch", "step", "learning_rate", "train": {...}, "validation": {...}}`; validation None before it was run.
+        Rows `{"epoch", "step", "seconds", "learning_rate", "train": {...}, "validation": {...}}`; validation None before it
+        was run. The seconds are those of training, validation and saving; steps that were lost to a kill are not counted.
     """
     epochs: dict[int, list[dict[str, Any]]] = {}
     for entry in log:
@@ -36,6 +37,7 @@ def epoch_history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "epoch": number,
                 "step": entries[-1]["step"],
+                "seconds": sum(entry.get("seconds", 0.0) for entry in entries),
                 "learning_rate": train[-1]["learning_rate"] if train else None,
                 "train": {
                     name: sum(entry[name] for entry in train) / len(train)

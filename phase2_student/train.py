@@ -239,6 +239,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
 def _facts(plan: Plan) -> dict[str, Any]:
     return {
         "student": model_name(plan.recipe, plan.recipe.student),
+        "data_root": str(plan.recipe.data_root),
         "cache": plan.cache.location,
         "cache_digest": plan.cache.digest,
         "precision": precision(plan),

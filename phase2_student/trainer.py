@@ -37,6 +37,7 @@ class DistillationTrainer(Trainer):
         self._keep = self.args.save_total_limit
         self.args.save_total_limit = None
         self._restart_clock()
+        self._logged = self._since
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process."""
@@ -117,13 +118,14 @@ class DistillationTrainer(Trainer):
         return (loss, terms) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to the stock log the parts of the loss, the agreement with the teacher, tokens per second, and `data_wait`,
-        the share of the time that the loop waited for data.
+        """Add to the stock log the parts of the loss, the agreement with the teacher, tokens per second, `data_wait`, the
+        share of the time that the loop waited for data, and `seconds` since the entry before.
         """
+        now = time.perf_counter()
+        logs["seconds"], self._logged = now - self._logged, now
         if "loss" in logs:
             logs.update(_means(self._reduced(torch.stack(self._terms).double().sum(dim=0)), prefix=""))
             tokens = int(torch.stack(self._tokens).sum())
-            now = time.perf_counter()
             logs["tokens_per_second"] = tokens * self.args.world_size / (now - self._since)
             logs["data_wait"] = self._waited / (now - self._since)
             self._restart_clock()

@@ -116,6 +116,7 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
     assert sum(seen) == 4
     sums = open_cache(recipe.cache_location).statistics()
     assert (sums["images_encoded"], sums["images_used"]) == (4, 24)
+    assert sums["seconds"] > 0
 
     from phase1_teacher import vision
 

@@ -31,9 +31,11 @@ def test_train_leaves_models_that_plain_transformers_loads_and_a_second_call_doe
 
     facts = json.loads((world / "runs" / "a" / "run.json").read_text())
     assert facts.keys() >= {"cache_digest", "git_commit", "seed", "precision", "processes"}
+    assert facts["data_root"] == str(world / "data")
     assert facts["versions"]["torch"] == torch.__version__
     history = json.loads((world / "runs" / "a" / "training_history.json").read_text())
     assert history[-1]["train"].keys() >= {"loss", "kd", "ce", "agreement", "tokens_per_second", "data_wait"}
+    assert all(row["seconds"] > 0 for row in history)
 
     before = sorted((path, path.stat().st_mtime_ns) for path in (world / "runs").rglob("*") if path.is_file())
     second = run(*command)
