@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; user errors exit 2, trouble with files exits 1."""
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it tells of optional kernels
         try:
             return super().invoke(ctx)
         except (FirstSightError, CacheError) as error:

@@ -152,6 +152,9 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
 
 def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype) -> Any:
     """The student with weights of `dtype`, on the CPU: the trainer places it."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it loads and saves in seconds, and its bars would tear the training's
     return _load(directory, section, dtype=dtype)
 
 

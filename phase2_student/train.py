@@ -78,7 +78,7 @@ def prepare(recipe: Recipe, *, progress: bool = True) -> Plan:
     train_samples = load_samples(recipe.file("train"), recipe.data_root)
     validation_samples = load_samples(recipe.file("validation"), recipe.data_root)
     directory = resolve_directory(recipe, recipe.student)
-    arguments = training_arguments(recipe)
+    arguments = training_arguments(recipe, progress=progress)
     cache = open_cache(recipe.cache_location)
     prompter = Prompter(
         load_processor(directory, recipe.student),
@@ -98,7 +98,7 @@ def prepare(recipe: Recipe, *, progress: bool = True) -> Plan:
     )
 
 
-def training_arguments(recipe: Recipe) -> Any:
+def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     """The recipe's `training` section as `transformers.TrainingArguments`.
 
     Raises:
@@ -118,7 +118,14 @@ def training_arguments(recipe: Recipe) -> Any:
         if name in _FIXED and value != _FIXED[name]:
             raise RecipeError(f"training.{name}: must be {_FIXED[name]!r} here, got {value!r}; remove the key")
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
-    values = {**_DEFAULTS, "report_to": report_to, **recipe.training, **_FIXED, "output_dir": str(recipe.output_dir)}
+    values = {
+        **_DEFAULTS,
+        "disable_tqdm": not progress,
+        "report_to": report_to,
+        **recipe.training,
+        **_FIXED,
+        "output_dir": str(recipe.output_dir),
+    }
     try:
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
@@ -143,6 +150,9 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         RecipeError: the output directory holds the run of another recipe.
         OSError: the disk is full.
     """
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from phase2_student.progress import Bar, ValidationLines
     from phase2_student.trainer import DistillationTrainer, StopOnSignal
 
     recipe, arguments = plan.recipe, plan.arguments
@@ -177,8 +187,11 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         data_collator=Collator(pad_id),
         train_dataset=plan.train,
         eval_dataset=plan.validation,
-        callbacks=[HistoryCallback(output_dir, save), stop],
+        callbacks=[HistoryCallback(output_dir, save), stop, ValidationLines()],
     )
+    trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
+    if not arguments.disable_tqdm:
+        trainer.add_callback(Bar())
     outcome = trainer.train(resume_from_checkpoint=_checkpoint(output_dir, main))
     if trainer.is_world_process_zero() and not stop.received:
         replace_directory(output_dir / "final", save)

@@ -1,0 +1,33 @@
+"""What a training shows in a terminal: a bar with the latest loss, and one line per validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+_SHOWN = {"loss": "loss", "kd": "KD", "ce": "CE", "agreement": "agreement"}
+
+
+class Bar(ProgressCallback):  # type: ignore[misc]
+    """The stock bar, with the latest figures behind it instead of a line for each log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """The training's own logs; validations have their lines."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix({_SHOWN[name]: f"{logs[name]:.3g}" for name in _SHOWN if name in logs})
+
+
+class ValidationLines(TrainerCallback):  # type: ignore[misc]
+    """One line per validation: epoch, step, and the parts of the loss."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
+        """After a validation."""
+        if state.is_world_process_zero and metrics:
+            parts = [f"{_SHOWN[name]} {metrics[f'eval_{name}']:.4f}" for name in _SHOWN if f"eval_{name}" in metrics]
+            epoch = (
+                f"epoch {state.epoch:.3g} of {state.num_train_epochs:g}" if state.epoch is not None else "validation"
+            )
+            tqdm.write(f"{epoch}, step {state.global_step:,}: validation {', '.join(parts)}")
