@@ -176,7 +176,7 @@ def _config(
 def build_teacher(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2VLForConditionalGeneration:
     """The untrained teacher, fp32."""
     text = _text_config(TEACHER_ROWS, hidden=128, inner=384, layers=4, heads=4, key_value_heads=2)
-    return _model(_config(tokenizer, text, vision_width=96, vision_depth=2, tied=False), seed)
+    return _model(_config(tokenizer, text, vision_width=96, vision_depth=3, tied=False), seed)
 
 
 def build_student(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2VLForConditionalGeneration:

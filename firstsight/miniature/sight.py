@@ -1,8 +1,8 @@
 """Teach a vision tower to see, before a language model listens to it: what is in every cell of a picture.
 
 Through a language model alone an untrained tower of this size learns colours long before shapes. Here a linear read-out of
-each visual token is trained, together with the tower, to name the cell's thing, its colour, the hand's action, the environment
-and where in the picture the cell is; then the read-out is thrown away.
+each visual token is trained, together with the tower, to name the cell's thing, its colour, the hand's action, the environment,
+where in the picture the cell is and what lies beside it; then the read-out is thrown away.
 """
 
 import numpy as np
@@ -18,23 +18,45 @@ from firstsight.synth.scenes import COLOURS, ENVIRONMENTS, GRID, HAND_ROW, KINDS
 _THINGS = ("", *KINDS, *LANDMARKS)
 _PAINTS = ("", *COLOURS)
 _ACTIONS = ("", "rest", "point", "hold", "use")
-_CLASSES = (len(_THINGS), len(_PAINTS), len(_ACTIONS), len(ENVIRONMENTS), GRID, GRID)
+# Thing and colour together: what a question about "the red mug" looks for. 0: neither.
+_PAIRS = 1 + len(KINDS) * len(COLOURS)
+_NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0))
+_CLASSES = (
+    len(_THINGS),
+    len(_PAINTS),
+    len(_ACTIONS),
+    len(ENVIRONMENTS),
+    GRID,
+    GRID,
+    _PAIRS,
+    *(len(names) for _ in _NEIGHBOURS for names in (_THINGS, _PAINTS)),
+)
+# What a question may ask of a cell; environment and action are left out.
+_NAMED = tuple(i for i in range(len(_CLASSES)) if i not in (2, 3))
 
 
 def cell_labels(scene: Scene) -> NDArray[np.int64]:
-    """Classes of each cell in reading order, int64 (16, 6): thing, colour, action, environment, row, column."""
-    labels = np.zeros((GRID, GRID, len(_CLASSES)), np.int64)
-    labels[:, :, 3] = ENVIRONMENTS.index(scene.environment)
-    labels[:, :, 4:] = np.moveaxis(np.indices((GRID, GRID)), 0, -1)
-    labels[0, scene.landmark_column, 0] = _THINGS.index(scene.landmark)
-    for placed in scene.placed:
-        labels[placed.row, placed.column, :2] = _THINGS.index(placed.item.kind), _PAINTS.index(placed.item.colour)
+    """Classes of each cell in reading order, int64 (16, 15).
+
+    Thing, colour, action, environment, row, column, thing with colour; then thing and colour of the cells to the left, to the
+    right, behind and in front.
+    """
+    own = np.zeros((GRID, GRID, 7), np.int64)
+    own[:, :, 3] = ENVIRONMENTS.index(scene.environment)
+    own[:, :, 4:6] = np.moveaxis(np.indices((GRID, GRID)), 0, -1)
+    own[0, scene.landmark_column, 0] = _THINGS.index(scene.landmark)
+    seen = [(p.row, p.column, p.item) for p in scene.placed]
     for hand in (scene.left, scene.right):
-        cell = labels[HAND_ROW, hand.column]
-        cell[2] = _ACTIONS.index(hand.action)
+        own[HAND_ROW, hand.column, 2] = _ACTIONS.index(hand.action)
         if hand.item is not None:
-            cell[:2] = _THINGS.index(hand.item.kind), _PAINTS.index(hand.item.colour)
-    return labels.reshape(GRID * GRID, len(_CLASSES))
+            seen.append((HAND_ROW, hand.column, hand.item))
+    for row, column, item in seen:
+        kind, colour = KINDS.index(item.kind), COLOURS.index(item.colour)
+        own[row, column, :2] = _THINGS.index(item.kind), _PAINTS.index(item.colour)
+        own[row, column, 6] = 1 + kind * len(COLOURS) + colour
+    framed = np.pad(own[:, :, :2], ((1, 1), (1, 1), (0, 0)))
+    around = [framed[1 + y : 1 + y + GRID, 1 + x : 1 + x + GRID] for y, x in _NEIGHBOURS]
+    return np.concatenate([own, *around], axis=2).reshape(GRID * GRID, len(_CLASSES))
 
 
 def teach_sight(
@@ -43,7 +65,7 @@ def teach_sight(
     """Train the vision tower of `model` in place.
 
     Returns:
-        Share of the occupied cells whose thing, colour, row and column the read-out named in the last tenth of the steps.
+        Share of the occupied cells that the read-out named in the last tenth of the steps, with colour, place and neighbours.
     """
     scenes = [frame for clip in pool.clips for frame in clip.frames]
     rng = np.random.default_rng([seed, 2])
@@ -68,7 +90,7 @@ def teach_sight(
         optimizer.step()
         schedule.step()
         occupied = labels_CK[:, 0] > 0
-        named = torch.stack([logits[i].argmax(1) == labels_CK[:, i] for i in (0, 1, 4, 5)]).all(0)
+        named = torch.stack([logits[i].argmax(1) == labels_CK[:, i] for i in _NAMED]).all(0)
         right.append(float(named[occupied].float().mean()))
         bar.set_postfix(loss=f"{loss.item():.3f}", named=f"{right[-1]:.3f}")
     return float(np.mean(right[-max(1, steps // 10) :]))

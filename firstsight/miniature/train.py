@@ -39,10 +39,10 @@ class Plan:
     # Steps in which the vision tower alone learns to see, pictures per step, and their learning rate.
     sight_steps: int
     sight_batch: int = 32
-    sight_learning_rate: float = 2e-3
+    sight_learning_rate: float = 4e-3
     # Until this share of the steps every clip is described in full and asked about once; after that clips of one frame
     # are asked about five times, and a tenth of all described.
-    describe_until: float = 0.15
+    describe_until: float = 0.12
     questions: int = 5
     captions: float = 0.1
     learning_rate: float = 2e-3
@@ -54,7 +54,7 @@ class Plan:
     save_every: int = 500
 
 
-TEACHER_PLAN = Plan(steps=4000, sight_steps=600, seed=0)
+TEACHER_PLAN = Plan(steps=3200, sight_steps=1500, seed=0)
 STUDENT_PLAN = Plan(steps=1000, sight_steps=300, seed=1)
 
 

@@ -65,12 +65,17 @@ def test_the_pool_is_what_processor_and_template_make(samples, models):
 
 def test_cell_labels_name_what_lies_there():
     (clip,) = make_pool(4, 1, workers=1).clips
-    labels = cell_labels(clip.frames[0]).reshape(4, 4, 6)
+    labels = cell_labels(clip.frames[0]).reshape(4, 4, -1)
     for placed in clip.frames[0].placed:
         thing, colour = labels[placed.row, placed.column, :2]
         assert (KINDS[thing - 1], COLOURS[colour - 1]) == (placed.item.kind, placed.item.colour)
     assert (labels[:, :, 2] > 0).sum() == 2
-    assert labels[2, 3, 4:].tolist() == [2, 3]
+    assert labels[2, 3, 4:6].tolist() == [2, 3]
+    np.testing.assert_array_equal(labels[:, 1:, 7:9], labels[:, :-1, :2])  # to the left
+    np.testing.assert_array_equal(labels[:, :-1, 9:11], labels[:, 1:, :2])  # to the right
+    np.testing.assert_array_equal(labels[1:, :, 11:13], labels[:-1, :, :2])  # behind
+    np.testing.assert_array_equal(labels[:-1, :, 13:15], labels[1:, :, :2])  # in front
+    assert not labels[0, :, 11:13].any()
 
 
 def test_the_heads_are_padded_to_different_sizes_and_load_as_stock_checkpoints():
