@@ -175,7 +175,7 @@ def _parse_row(row: Any, root: Path, place: str) -> Sample:
     files = row.get("images", row.get("frames", []))
     if not isinstance(files, list):
         raise DataError(f"{place}: 'images' must be a list of paths, got {type(files).__name__}")
-    images = tuple(_image_path(file, root, place) for file in files)
+    images = tuple(image_path(file, root, place) for file in files)
     messages = _parse_messages(row.get("messages"), len(images), place)
     answer = None
     if messages[-1]["role"] == "assistant":
@@ -197,7 +197,8 @@ def _parse_row(row: Any, root: Path, place: str) -> Sample:
     )
 
 
-def _image_path(file: Any, root: Path, place: str) -> Path:
+def image_path(file: Any, root: Path, place: str) -> Path:
+    """A row's image under `root`. DataError: it is not there, or lies outside."""
     if not isinstance(file, str):
         raise DataError(f"{place}: an image must be a path relative to data.root, got {type(file).__name__}")
     path = root / file

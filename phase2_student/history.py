@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+
+from phase2_student.files import replace_directory, write_json
 
 _TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second", "data_wait")
 _VALIDATION = ("loss", "kd", "ce", "agreement")
@@ -48,29 +47,6 @@ def epoch_history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
-
-
-def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a new directory by `write` and put it in place of `path`."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    write(scratch)
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(path, old)
-        os.replace(scratch, path)
-        shutil.rmtree(old)
-    else:
-        os.replace(scratch, path)
 
 
 class HistoryCallback(TrainerCallback):

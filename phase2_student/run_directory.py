@@ -22,7 +22,7 @@ import yaml
 import firstsight
 from firstsight.errors import RecipeError
 from firstsight.recipe import Recipe
-from phase2_student.history import write_json
+from phase2_student.files import write_json
 from phase2_student.resume import checkpoints
 
 RUN = "run.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phase2_student.comparison import paired_bootstrap
-from phase2_student.history import write_json
+from phase2_student.files import write_json
 
 
 def write_evaluation(evaluation: dict[str, Any], directory: Path) -> Path:

@@ -23,7 +23,8 @@ from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, check_training
 from firstsight.samples import load_samples
 from phase2_student.dataset import Collator, DistillationDataset
-from phase2_student.history import HistoryCallback, replace_directory
+from phase2_student.files import replace_directory
+from phase2_student.history import HistoryCallback
 from phase2_student.resume import newest_whole
 from phase2_student.run_directory import begin_run, check_run, run_identity
 from phase2_student.student import LossSettings, save_student, with_distillation_forward
