@@ -158,7 +158,7 @@ class Sampler:
         category = self.pool.categories[index]
         return self.branch(*ask(rng, self.pool.clips[index], category), category)
 
-    def draw(self, rng: np.random.Generator, temporal: float, questions: int, captions: float) -> Row:
+    def draw(self, rng: np.random.Generator, temporal: float, questions: int, captions: float, counting: float) -> Row:
         """A random clip with its own question, for one frame more of other categories and one about space, and maybe a caption.
 
         Args:
@@ -166,8 +166,14 @@ class Sampler:
             temporal: share of clips with several frames.
             questions: about a clip of one frame; from 2 on one of them is about space in any case.
             captions: share of clips that are described in full.
+            counting: share of the clips of one frame that are there to be counted in, beyond those drawn evenly.
         """
-        kind = "temporal" if rng.random() < temporal else _pick(rng, SINGLE_FRAME_CATEGORIES)
+        if rng.random() < temporal:
+            kind = "temporal"
+        elif counting and rng.random() < counting:
+            kind = "counting"
+        else:
+            kind = _pick(rng, SINGLE_FRAME_CATEGORIES)
         index = _pick(rng, self._by_category[kind])
         clip = self.pool.clips[index]
         branches = [self.own_question(rng, index)]

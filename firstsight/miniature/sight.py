@@ -5,6 +5,8 @@ each visual token is trained, together with the tower, to name the cell's thing,
 where in the picture the cell is and what lies beside it; then the read-out is thrown away.
 """
 
+from operator import attrgetter
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,15 +33,15 @@ _CLASSES = (
     _PAIRS,
     *(len(names) for _ in _NEIGHBOURS for names in (_THINGS, _PAINTS)),
 )
-# What a question may ask of a cell; environment and action are left out.
-_NAMED = tuple(i for i in range(len(_CLASSES)) if i not in (2, 3))
+# Things on the surface of the cell's kind, of its colour, and all.
+_COUNTS = (9, 9, 9)
 
 
 def cell_labels(scene: Scene) -> NDArray[np.int64]:
-    """Classes of each cell in reading order, int64 (16, 15).
+    """Classes of each cell in reading order, int64 (16, 18).
 
     Thing, colour, action, environment, row, column, thing with colour; then thing and colour of the cells to the left, to the
-    right, behind and in front.
+    right, behind and in front; then how many things on the surface are of the cell's kind, of its colour, and how many in all.
     """
     own = np.zeros((GRID, GRID, 7), np.int64)
     own[:, :, 3] = ENVIRONMENTS.index(scene.environment)
@@ -56,21 +58,36 @@ def cell_labels(scene: Scene) -> NDArray[np.int64]:
         own[row, column, 6] = 1 + kind * len(COLOURS) + colour
     framed = np.pad(own[:, :, :2], ((1, 1), (1, 1), (0, 0)))
     around = [framed[1 + y : 1 + y + GRID, 1 + x : 1 + x + GRID] for y, x in _NEIGHBOURS]
-    return np.concatenate([own, *around], axis=2).reshape(GRID * GRID, len(_CLASSES))
+    counts = np.zeros((GRID, GRID, len(_COUNTS)), np.int64)
+    counts[:, :, 2] = len(scene.placed)
+    for placed in scene.placed:
+        for i, same in enumerate((attrgetter("item.kind"), attrgetter("item.colour"))):
+            counts[placed.row, placed.column, i] = sum(same(other) == same(placed) for other in scene.placed)
+    return np.concatenate([own, *around, counts], axis=2).reshape(GRID * GRID, -1)
 
 
 def teach_sight(
-    model: Qwen2VLForConditionalGeneration, pool: Pool, *, steps: int, batch: int, learning_rate: float, seed: int
+    model: Qwen2VLForConditionalGeneration,
+    pool: Pool,
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    counts: bool,
+    seed: int,
 ) -> float:
-    """Train the vision tower of `model` in place.
+    """Train the vision tower of `model` in place; `counts`: to count as well.
 
     Returns:
-        Share of the occupied cells that the read-out named in the last tenth of the steps, with colour, place and neighbours.
+        Share of the occupied cells that the read-out named in the last tenth of the steps, with all that it is taught but
+        action and environment.
     """
+    classes = _CLASSES + _COUNTS if counts else _CLASSES
+    named_classes = [i for i in range(len(classes)) if i not in (2, 3)]
     scenes = [frame for clip in pool.clips for frame in clip.frames]
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
-    read_out = torch.nn.Linear(model.config.text_config.hidden_size, sum(_CLASSES))
+    read_out = torch.nn.Linear(model.config.text_config.hidden_size, sum(classes))
     parameters = [*model.model.visual.parameters(), *read_out.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
@@ -82,7 +99,7 @@ def teach_sight(
         labels_CK = torch.from_numpy(np.concatenate([cell_labels(scenes[i]) for i in chosen]))
         grid = torch.tensor([GRID_THW] * batch)
         features = model.model.get_image_features(to_patches(pool.frames_F[chosen]), grid).pooler_output
-        logits = read_out(torch.cat(tuple(features))).split(_CLASSES, dim=1)
+        logits = read_out(torch.cat(tuple(features))).split(classes, dim=1)
         loss = torch.stack([cross_entropy(part, labels_CK[:, i]) for i, part in enumerate(logits)]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -90,7 +107,7 @@ def teach_sight(
         optimizer.step()
         schedule.step()
         occupied = labels_CK[:, 0] > 0
-        named = torch.stack([logits[i].argmax(1) == labels_CK[:, i] for i in _NAMED]).all(0)
+        named = torch.stack([logits[i].argmax(1) == labels_CK[:, i] for i in named_classes]).all(0)
         right.append(float(named[occupied].float().mean()))
         bar.set_postfix(loss=f"{loss.item():.3f}", named=f"{right[-1]:.3f}")
     return float(np.mean(right[-max(1, steps // 10) :]))
