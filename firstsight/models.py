@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from firstsight.errors import ModelError
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
@@ -175,16 +176,30 @@ def _load(directory: Path, section: TeacherSection | StudentSection, **options: 
 
 
 def save_weights(model: Any, directory: Path, dtype: torch.dtype) -> None:
-    """Write weights rounded to `dtype` and the configuration; weights that are tied are written once."""
+    """Write weights rounded to `dtype` and the configuration; weights that are tied are written once.
+
+    Of a model that is sharded over processes all of them take part: the first by this, the others by `gather_weights`.
+    """
     rounded: dict[int, Tensor] = {}
     state = {}
     for name, tensor in model.state_dict().items():
-        state[name] = rounded.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", dtype))
+        own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        state[name] = rounded.setdefault(own.data_ptr(), _whole(tensor.detach()).to("cpu", dtype))
     model.save_pretrained(directory, state_dict=state)
     config = type(model.config).from_pretrained(directory)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = dtype
     config.save_pretrained(directory)
+
+
+def gather_weights(model: Any) -> None:
+    """The part of the other processes in `save_weights`."""
+    for tensor in model.state_dict().values():
+        _whole(tensor.detach())
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def weights_digest(directory: Path) -> str:

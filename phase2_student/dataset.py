@@ -6,6 +6,7 @@ loader = DataLoader(data, collate_fn=Collator(pad_id))
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,19 @@ class DistillationDataset(Dataset[Item]):
             soft=torch.from_numpy(targets.soft),
             hard=cached.hard,
         )
+
+    def at(self, temperature: float) -> DistillationDataset:
+        """The same samples, checked already, at another temperature of the cache.
+
+        Raises:
+            TemperatureOutOfRange: the cache has no tail mass for it.
+        """
+        self.lengths()  # both then have them
+        other = copy.copy(self)
+        other.temperature = temperature
+        if other.samples:
+            other._at_temperature(other.cache[other.samples[0][0]].targets)
+        return other
 
     def lengths(self) -> list[int]:
         """Tokens of every sample, prompt, images and answer; no image is decoded."""

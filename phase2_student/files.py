@@ -17,8 +17,17 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(scratch, path)
 
 
-def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a new directory by `write` and put it in place of `path`."""
+def replace_directory(path: Path, write: Callable[[Path | None], None], *, main: bool = True) -> None:
+    """Fill a new directory by `write` and put it in place of `path`.
+
+    Args:
+        path: of the directory.
+        write: fills the directory that it is given.
+        main: this process writes; else `write` is called without a directory, to take part.
+    """
+    if not main:
+        write(None)
+        return
     scratch = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

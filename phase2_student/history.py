@@ -54,21 +54,20 @@ class HistoryCallback(TrainerCallback):
 
     Args:
         output_dir: of the run.
-        save: writes the current student into a directory.
+        save: writes the current student into a directory; called by every process, see `replace_directory`.
     """
 
-    def __init__(self, output_dir: Path, save: Callable[[Path], None]) -> None:
+    def __init__(self, output_dir: Path, save: Callable[[Path | None], None]) -> None:
         self.output_dir = output_dir
         self.save = save
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After a validation."""
-        if not state.is_world_process_zero:
-            return
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         if losses[-1] == min(losses):
-            replace_directory(self.output_dir / "best", self.save)
-        self._write(state)
+            replace_directory(self.output_dir / "best", self.save, main=state.is_world_process_zero)
+        if state.is_world_process_zero:
+            self._write(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After the last step."""

@@ -26,7 +26,7 @@ from phase2_student.files import write_json
 from phase2_student.resume import checkpoints
 
 RUN = "run.json"
-_OWN = ("recipe.yaml", RUN, "training_history.json", "best", "final", "evaluation")
+_OWN = ("recipe.yaml", RUN, "training_history.json", "best", "final", "evaluation", "error.txt")
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "torch-optimi", "zarr", "numpy")
 
 _WITHOUT_EFFECT = {
@@ -38,9 +38,17 @@ _PREFIXES_WITHOUT_EFFECT = ("logging_", "dataloader_", "log_", "hub_", "push_", 
 
 
 def run_identity(
-    recipe: Recipe, *, cache_digest: str | None, sample_keys: Sequence[str], global_batch: int, seed: int
+    recipe: Recipe, *, targets: dict[str, Any], sample_keys: Sequence[str], global_batch: int, seed: int
 ) -> dict[str, Any]:
-    """What the weights of a run depend on, by dotted names; paths and machine settings are left out."""
+    """What the weights of a run depend on, by dotted names; paths and machine settings are left out.
+
+    Args:
+        recipe: of the run.
+        targets: the identity of the soft targets.
+        sample_keys: of the training samples, in the order of the data file.
+        global_batch: samples per optimiser step over all processes.
+        seed: of the order of samples.
+    """
     dumped = recipe.dump()
     training = {
         name: value
@@ -57,7 +65,7 @@ def run_identity(
     }
     identity = {f"{section}.{k}": v for section, values in sections.items() for k, v in values.items()}
     identity["global batch"] = global_batch
-    identity["cache digest"] = cache_digest
+    identity.update(targets)
     identity["training samples"] = hashlib.sha256("\n".join(sample_keys).encode()).hexdigest()
     return identity
 

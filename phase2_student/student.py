@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from firstsight.models import backbone_states, save_weights
-from phase2_student.loss import AnswerTargets, LossTerms, TailMode, distillation_loss
+from firstsight.teacher_head import TeacherHead
+from phase2_student.loss import AnswerTargets, LossTargets, LossTerms, TailMode, TeacherTargets, distillation_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +27,20 @@ class LossSettings:
     tail: TailMode
     unshared_ids: Tensor
     """int64 [U]: rows of the head that the teacher's vocabulary does not have."""
+    teacher_head: TeacherHead | None = None
+    """Where batches bring the teacher's states in place of stored targets."""
 
 
 class DistillationForward:
-    """Mixed in front of a model class: with `stored_ids` among the inputs, `forward` returns the loss and its parts."""
+    """Mixed in front of a model class: with `target_ids` among the inputs, `forward` returns the loss and its parts."""
 
     loss_settings: LossSettings
 
-    def forward(self, *args: Any, stored_ids: Tensor | None = None, **inputs: Any) -> Any:
-        """The stock forward; or, for a batch of `dataset.Collator`, `(loss, LossTerms)`."""
-        if stored_ids is None:
+    def forward(self, *args: Any, target_ids: Tensor | None = None, **inputs: Any) -> Any:
+        """The stock forward; or, for a batch of `dataset.Collator` or `online.OnlineTrainer`, `(loss, LossTerms)`."""
+        if target_ids is None:
             return super().forward(*args, **inputs)  # type: ignore[misc]
-        targets = AnswerTargets(
-            ids_NK=stored_ids,
-            log_p_NK=inputs.pop("log_p"),
-            log_r_N=inputs.pop("log_r"),
-            target_ids_N=inputs.pop("target_ids"),
-            soft_N=inputs.pop("soft"),
-            hard_N=inputs.pop("hard"),
-        )
+        targets = self._targets(target_ids, inputs)
         num_items = inputs.pop("num_items")
         states = backbone_states(self, inputs, inputs.pop("answer_rows"), inputs.pop("answer_columns"))
         settings = self.loss_settings
@@ -58,6 +54,16 @@ class DistillationForward:
             alpha=settings.alpha,
             num_items=num_items,
             tail=settings.tail,
+        )
+
+    def _targets(self, target_ids: Tensor, inputs: dict[str, Any]) -> LossTargets:
+        """The targets of a batch, taken out of its inputs."""
+        common = {"target_ids_N": target_ids, "soft_N": inputs.pop("soft"), "hard_N": inputs.pop("hard")}
+        head = self.loss_settings.teacher_head
+        if head is not None:
+            return TeacherTargets(states_ND=inputs.pop("teacher_states"), head=head, **common)
+        return AnswerTargets(
+            ids_NK=inputs.pop("stored_ids"), log_p_NK=inputs.pop("log_p"), log_r_N=inputs.pop("log_r"), **common
         )
 
 

@@ -1,4 +1,4 @@
-"""A training run: read -> join -> loss -> train. The teacher is never loaded; it need not be there.
+"""A training run: read -> join -> loss -> train. On a cache the teacher is never loaded; it need not be there.
 
 plan = prepare(recipe)     # data, cache, tokenizer: everything that can be refused is refused here
 result = train(plan)
@@ -9,22 +9,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from firstsight.errors import RecipeError
-from firstsight.identity import model_name, student_identity
-from firstsight.models import head_rows, load_config, load_processor, load_student, resolve_directory
+from firstsight.identity import cache_spec, model_name, student_identity
+from firstsight.models import gather_weights, head_rows, load_config, load_processor, load_student, resolve_directory
+from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, check_training
 from firstsight.samples import load_samples
 from phase2_student.dataset import Collator, DistillationDataset
 from phase2_student.files import replace_directory
 from phase2_student.history import HistoryCallback
+from phase2_student.online_data import OnlineCollator, OnlineDataset
 from phase2_student.resume import newest_whole
 from phase2_student.run_directory import begin_run, check_run, run_identity
 from phase2_student.student import LossSettings, save_student, with_distillation_forward
@@ -51,9 +55,20 @@ class Plan:
     directory: Path
     """Of the student base."""
     prompter: Prompter
-    cache: Cache
-    train: DistillationDataset
-    validation: DistillationDataset
+    targets: Cache | Pair
+    """Where soft targets come from: the cache, or the teacher in memory."""
+    train: DistillationDataset | OnlineDataset
+    validation: DistillationDataset | OnlineDataset
+
+    @property
+    def online(self) -> bool:
+        """The teacher is kept in memory."""
+        return isinstance(self.targets, Pair)
+
+    @property
+    def shared(self) -> NDArray[np.bool_]:
+        """[V] rows of the student's head that the teacher's vocabulary has, too."""
+        return self.targets.alignment.shared if isinstance(self.targets, Pair) else self.targets.shared_mask()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +84,43 @@ class TrainResult:
     """False: stopped by SIGTERM after a checkpoint; the same call goes on from there."""
 
 
-def prepare(recipe: Recipe, *, progress: bool = True) -> Plan:
-    """Check data, cache and student against each other.
+def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like: Plan | None = None) -> Plan:
+    """Check data, targets and student against each other.
+
+    Args:
+        recipe: of the run.
+        online: targets come from the teacher in memory, and no cache is needed.
+        progress: show a bar.
+        like: another run on a cache: what both have in common is taken from it.
 
     Raises:
         FirstSightError: bad recipe or data, samples without targets, target ids that differ.
         CacheError: no cache, or one of another student.
     """
+    if like is not None and not online and _same_samples(recipe, like):
+        T = recipe.loss.temperature
+        return replace(
+            like,
+            recipe=recipe,
+            arguments=training_arguments(recipe, progress=progress),
+            train=like.train.at(T) if isinstance(like.train, DistillationDataset) else like.train,
+            validation=like.validation.at(T) if isinstance(like.validation, DistillationDataset) else like.validation,
+        )
     train_samples = load_samples(recipe.file("train"), recipe.data_root)
     validation_samples = load_samples(recipe.file("validation"), recipe.data_root)
     directory = resolve_directory(recipe, recipe.student)
     arguments = training_arguments(recipe, progress=progress)
+    if online:
+        pair = load_pair(recipe)
+        return Plan(
+            recipe=recipe,
+            arguments=arguments,
+            directory=directory,
+            prompter=pair.student,
+            targets=pair,
+            train=OnlineDataset(train_samples, pair),
+            validation=OnlineDataset(validation_samples, pair),
+        )
     cache = open_cache(recipe.cache_location)
     prompter = Prompter(
         load_processor(directory, recipe.student),
@@ -93,9 +134,17 @@ def prepare(recipe: Recipe, *, progress: bool = True) -> Plan:
         arguments=arguments,
         directory=directory,
         prompter=prompter,
-        cache=cache,
+        targets=cache,
         train=DistillationDataset(train_samples, prompter, cache, **options),
         validation=DistillationDataset(validation_samples, prompter, cache, **options),
+    )
+
+
+def _same_samples(recipe: Recipe, plan: Plan) -> bool:
+    """The two differ in nothing that the joined samples depend on."""
+    other = plan.recipe
+    return not plan.online and all(
+        getattr(recipe, name) == getattr(other, name) for name in ("directory", "student", "data", "cache")
     )
 
 
@@ -144,6 +193,11 @@ def _check_spec(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> 
         raise SpecMismatch(cache.location, differences)
 
 
+def is_finished(plan: Plan) -> bool:
+    """Whether nothing is left to do; refuses an output directory that holds the run of another recipe."""
+    return check_run(plan.recipe.output_dir, _identity(plan), overwrite=False)
+
+
 def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     """Run the training; continues from the newest whole checkpoint where there is one, and does nothing if it is finished.
 
@@ -153,6 +207,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+    from phase2_student.online import OnlineTeacher, OnlineTrainer
     from phase2_student.progress import Bar, ValidationLines
     from phase2_student.trainer import DistillationTrainer, StopOnSignal
 
@@ -166,36 +221,42 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         if main:
             begin_run(output_dir, recipe, identity, _facts(plan))
     dtype = getattr(torch, recipe.student.dtype)
+    teacher = None
+    if isinstance(plan.targets, Pair):
+        teacher = OnlineTeacher(plan.targets, recipe.teacher, arguments.device)
     settings = LossSettings(
         temperature=recipe.loss.temperature,
         alpha=recipe.loss.alpha,
         tail=recipe.loss.tail,
-        unshared_ids=torch.from_numpy((~plan.cache.shared_mask()).nonzero()[0]),
+        unshared_ids=torch.from_numpy((~plan.shared).nonzero()[0]),
+        teacher_head=None if teacher is None else teacher.head,
     )
     # float32 master weights: at lr 1e-5 a bf16 weight of 0.02 does not move; bf16: true computes in bf16 by autocast
     model = with_distillation_forward(load_student(plan.directory, recipe.student, dtype=torch.float32), settings)
     model.config.use_cache = False
-    tokenizer = plan.prompter.tokenizer
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-    def save(directory: Path) -> None:
-        save_student(model, plan.prompter.processor, directory, dtype)
+    def save(directory: Path | None) -> None:
+        if directory is None:
+            gather_weights(model)
+        else:
+            save_student(model, plan.prompter.processor, directory, dtype)
 
     stop = StopOnSignal()
-    trainer = DistillationTrainer(
-        model=model,
-        args=arguments,
-        data_collator=Collator(pad_id),
-        train_dataset=plan.train,
-        eval_dataset=plan.validation,
-        callbacks=[HistoryCallback(output_dir, save), stop, ValidationLines()],
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "data_collator": _collator(plan),
+        "train_dataset": plan.train,
+        "eval_dataset": plan.validation,
+        "callbacks": [HistoryCallback(output_dir, save), stop, ValidationLines()],
+    }
+    trainer = DistillationTrainer(**options) if teacher is None else OnlineTrainer(**options, teacher=teacher)
     trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
     if not arguments.disable_tqdm:
         trainer.add_callback(Bar())
     outcome = trainer.train(resume_from_checkpoint=_checkpoint(output_dir, main))
-    if trainer.is_world_process_zero() and not stop.received:
-        replace_directory(output_dir / "final", save)
+    if not stop.received:
+        replace_directory(output_dir / "final", save, main=main)
     return TrainResult(
         output_dir=output_dir,
         steps=trainer.state.global_step,
@@ -203,6 +264,18 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         best_validation_loss=_best_loss(trainer.state.log_history),
         finished=not stop.received,
     )
+
+
+def _collator(plan: Plan) -> Collator | OnlineCollator:
+    student = _pad_id(plan.prompter)
+    return (
+        OnlineCollator(student, _pad_id(plan.targets.teacher)) if isinstance(plan.targets, Pair) else Collator(student)
+    )
+
+
+def _pad_id(prompter: Prompter) -> int:
+    tokenizer = prompter.tokenizer
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def _checkpoint(output_dir: Path, main: bool) -> str | None:
@@ -241,7 +314,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
     arguments = plan.arguments
     return run_identity(
         plan.recipe,
-        cache_digest=plan.cache.digest,
+        targets=_target_identity(plan),
         sample_keys=[key for key, _ in plan.train.samples],
         global_batch=arguments.per_device_train_batch_size
         * arguments.gradient_accumulation_steps
@@ -250,12 +323,34 @@ def _identity(plan: Plan) -> dict[str, Any]:
     )
 
 
+def _target_identity(plan: Plan) -> dict[str, Any]:
+    """What the targets are; of a teacher in memory what a cache of it would be bound to."""
+    pair = plan.targets
+    if not isinstance(pair, Pair):
+        return {"targets": "cache", "cache digest": pair.digest}
+    spec = cache_spec(
+        plan.recipe,
+        teacher_directory=pair.directory,
+        teacher=pair.teacher,
+        student=pair.student,
+        alignment=pair.alignment,
+    )
+    del spec["teacher"]["batch_tokens"]  # the teacher's batch is the student's
+    return {
+        "targets": "online",
+        **{f"teacher.{name}": value for name, value in spec["teacher"].items()},
+        "alignment": spec["alignment"]["digest"],
+    }
+
+
 def _facts(plan: Plan) -> dict[str, Any]:
+    cache = None if isinstance(plan.targets, Pair) else plan.targets
     return {
         "student": model_name(plan.recipe, plan.recipe.student),
+        "teacher": model_name(plan.recipe, plan.recipe.teacher) if plan.online else None,
         "data_root": str(plan.recipe.data_root),
-        "cache": plan.cache.location,
-        "cache_digest": plan.cache.digest,
+        "cache": None if cache is None else cache.location,
+        "cache_digest": None if cache is None else cache.digest,
         "precision": precision(plan),
         "seed": plan.arguments.seed,
         "processes": plan.arguments.world_size,

@@ -4,7 +4,10 @@ import json
 
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
+from firstsight.models import load_processor
+from firstsight.recipe import StudentSection
 from phase2_student.cli import main
 
 
@@ -27,6 +30,13 @@ def test_train_leaves_models_that_plain_transformers_loads_and_a_second_call_doe
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
+    assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+
+    # AutoProcessor, where torchvision is
+    processor = load_processor(final, StudentSection())
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=[text], images=[Image.new("RGB", (112, 112), "red")], return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
 
     facts = json.loads((world / "runs" / "a" / "run.json").read_text())
