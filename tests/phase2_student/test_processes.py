@@ -1,0 +1,92 @@
+"""Two processes at equal global batch are one: the same samples per step, the same losses; DDP and FSDP2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_training import run
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = ["training.num_train_epochs=3", "training.learning_rate=1e-4", "training.save_steps=10"]
+STEPS = 21
+
+
+@pytest.fixture(scope="module")
+def place(made_world, tmp_path_factory) -> Path:
+    """A directory with the run of one process in it, 2 samples x 2 micro-batches a step."""
+    directory = tmp_path_factory.mktemp("processes")
+    shutil.copy(made_world / "recipe.yaml", directory / "recipe.yaml")
+    for name in ("models", "data", "cache.zarr"):
+        (directory / name).symlink_to(made_world / name)
+    options = [part for text in [*OVERRIDES, "training.output_dir=runs/one"] for part in ("--set", text)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = run("train", "--config", directory / "recipe.yaml", "--no-progress", *options)
+    torch.set_num_threads(threads)
+    assert one.exit_code == 0, one.output
+    return directory
+
+
+def torchrun(*command: str) -> str:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def log(directory: Path) -> list[dict[str, float]]:
+    return json.loads((directory / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Losses of every step and validation within 1e-5, and the same weights but for rounding."""
+    steps = [[entry for entry in log(directory) if "kd" in entry] for directory in (one, two)]
+    assert len(steps[0]) == STEPS
+    validations = [[entry for entry in log(directory) if "eval_kd" in entry] for directory in (one, two)]
+    for prefix, (a_log, b_log) in (("", steps), ("eval_", validations)):
+        for a, b in zip(a_log, b_log, strict=True):
+            assert b[f"{prefix}loss"] == pytest.approx(a[f"{prefix}loss"], rel=1e-5), (a["step"], prefix)
+    for name in ("best", "final"):
+        a, b = (load_file(directory / name / "model.safetensors") for directory in (one, two))
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(b[key], a[key], rtol=0, atol=1e-4)
+
+
+def test_two_processes_under_torchrun(place):
+    options = [*OVERRIDES, "training.output_dir=runs/two", "training.gradient_accumulation_steps=1"]
+    command = ["train", "--config", str(place / "recipe.yaml"), "--no-progress"]
+    for text in options:
+        command += ["--set", text]
+    out = torchrun("--no-python", str(Path(sys.executable).with_name("fs-student")), *command)
+    assert out.count("steps in") == 1  # one process speaks
+    assert json.loads((place / "runs" / "two" / "run.json").read_text())["processes"] == 2
+    assert_same_run(place / "runs" / "one", place / "runs" / "two")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_are_accelerates(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8
+    content = yaml.safe_load(path.read_text())
+    assert content.keys() <= vars(config).keys()
+    names = {key.removeprefix("fsdp_") for key in content.get("fsdp_config", {})}
+    renamed = {
+        "version": "fsdp_version",
+        "offload_params": "cpu_offload",
+        "transformer_layer_cls_to_wrap": "transformer_cls_names_to_wrap",
+    }
+    assert {renamed.get(name, name) for name in names} <= set(vars(FullyShardedDataParallelPlugin)) | set(
+        FullyShardedDataParallelPlugin.__dataclass_fields__
+    )
