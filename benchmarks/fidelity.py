@@ -1,0 +1,290 @@
+"""What a cache keeps of its teacher, measured on students: trained on the cache and online, same seeds, side by side.
+
+    python -m benchmarks.fidelity DIR [--seeds 3 --top-k 64 --top-k 16 --minutes 6]
+
+Give the command again until nothing is left to do: a run that is finished is not repeated, and none is begun that would
+end after `--minutes`. Then the report: full-vocabulary KL(teacher || student) on validation and exact answers of every
+final student, the differences cached - online with their paired bootstrap intervals, and on identical weights and
+batches the losses and gradients of both, with the share of the difference that the shape of the tail explains.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.pair import Deadline, place_pair, use_threads
+from firstsight.models import backbone_states, load_student
+from firstsight.recipe import Recipe, load_recipe
+from phase1_teacher.dump import dump
+from phase1_teacher.dump import prepare as prepare_dump
+from phase2_student.comparison import paired_bootstrap
+from phase2_student.dataset import DistillationDataset
+from phase2_student.files import write_json
+from phase2_student.loss import AnswerTargets, FullTargets, TeacherTargets, distillation_loss
+from phase2_student.online import OnlineTeacher
+from phase2_student.online_data import OnlineCollator, OnlineDataset
+from phase2_student.train import Plan, is_finished, prepare, train
+from storage.errors import CacheMissing
+from storage.status import cache_status
+
+# N answer positions of a batch, K stored entries, S shared ids
+
+BATCH = 32
+
+
+class Measured:
+    """The teacher and the validation samples; measures students.
+
+    Args:
+        recipe: of the pair.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.plan = prepare(recipe, online=True, progress=False)
+        self.teacher = OnlineTeacher(self.plan.targets, recipe.teacher, torch.device("cpu"))
+        self.unshared = torch.from_numpy((~self.plan.shared).nonzero()[0])
+
+    def batches(self, data: OnlineDataset, count: int | None = None) -> Iterator[tuple[range, dict[str, Any], Tensor]]:
+        """Indices, student's batch, and teacher's states of the first `count` batches."""
+        collate = OnlineCollator(0, 0)
+        for start in range(0, len(data) if count is None else count * BATCH, BATCH):
+            indices = range(start, min(start + BATCH, len(data)))
+            batch = collate([data[index] for index in indices])
+            states = self.teacher.states(
+                batch.pop("teacher_inputs"), batch.pop("teacher_rows"), batch.pop("teacher_columns"), batch["soft"]
+            )
+            yield indices, batch, states
+
+    def student(self, directory: Path) -> Any:
+        """A student in fp32."""
+        return load_student(directory, self.recipe.student, dtype=torch.float32)
+
+    @torch.no_grad()
+    def validate(self, directory: Path) -> dict[str, list[float]]:
+        """Per validation sample: KL(teacher || student) at T = 1 summed over its answer, its positions, and whether every
+        answer token is the most likely one, which is what greedy decoding gets right.
+        """
+        model = self.student(directory).eval()
+        head = model.get_output_embeddings().weight
+        kl, positions, exact = [], [], []
+        for _, batch, states in self.batches(self.plan.validation):
+            rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
+            ids, soft, hard = batch.pop("target_ids"), batch.pop("soft"), batch.pop("hard")
+            own = backbone_states(model, batch, rows, columns)
+            right = (own @ head.T).argmax(dim=1) == ids
+            for row in range(int(rows.max()) + 1):
+                mine = rows == row
+                targets = TeacherTargets(
+                    states_ND=states[mine],
+                    head=self.teacher.head,
+                    target_ids_N=ids[mine],
+                    soft_N=soft[mine],
+                    hard_N=hard[mine],
+                )
+                _, terms = distillation_loss(
+                    own[mine], head, targets, unshared_ids=self.unshared, temperature=1.0, alpha=1.0, num_items=1
+                )
+                kl.append(float(terms.kd))
+                positions.append(float(terms.soft))
+                exact.append(float(right[mine].all()))
+        return {"kl": kl, "positions": positions, "exact": exact}
+
+    def side_by_side(self, directory: Path, cached: DistillationDataset, T: float, count: int) -> dict[str, float]:
+        """KD and its gradient in all weights on the same batches: whole distribution, stored top-k and tail, and the whole
+        one with its tail flattened to the student's own shape, which is all that top-k and tail can say.
+        """
+        model = self.student(directory)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        head = model.get_output_embeddings().weight
+        found: dict[str, list[Tensor]] = {}
+        losses: dict[str, list[float]] = {}
+        for indices, batch, states in self.batches(self.plan.train, count):
+            items = [cached[index] for index in indices]
+            rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
+            common = {"target_ids_N": batch.pop("target_ids"), "soft_N": batch.pop("soft"), "hard_N": batch.pop("hard")}
+            shared = self.teacher.head.student_ids_S
+            stored = AnswerTargets(
+                ids_NK=torch.cat([item.ids for item in items]),
+                log_p_NK=torch.cat([item.log_p for item in items]),
+                log_r_N=torch.cat([item.log_r for item in items]),
+                **common,
+            )
+            log_p_NS = self.teacher.head.log_probabilities(states, T)
+            with torch.no_grad():
+                logits = backbone_states(model, batch, rows, columns) @ head.T
+            variants: dict[str, AnswerTargets | FullTargets] = {
+                "cached": stored,
+                "full": FullTargets(log_p_NS=log_p_NS, shared_ids_S=shared, **common),
+                "flat": FullTargets(
+                    log_p_NS=_flattened(log_p_NS, logits[:, shared] / T, stored.ids_NK, shared),
+                    shared_ids_S=shared,
+                    **common,
+                ),
+            }
+            for name, targets in variants.items():
+                own = backbone_states(model, batch, rows, columns)
+                loss, _ = distillation_loss(
+                    own, head, targets, unshared_ids=self.unshared, temperature=T, alpha=1.0, num_items=len(rows)
+                )
+                grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+                flat = torch.cat([grad.flatten() for grad in grads if grad is not None])
+                found.setdefault(name, []).append(flat)
+                losses.setdefault(name, []).append(loss.item())
+        g = {name: torch.stack(grads).mean(dim=0) for name, grads in found.items()}
+        loss = {name: float(np.mean(values)) for name, values in losses.items()}
+        apart = float((g["cached"] - g["full"]).norm())
+        return {
+            "loss_full": loss["full"],
+            "loss_cached": loss["cached"],
+            "loss_flat": loss["flat"],
+            "gradient_difference": apart / float(g["full"].norm()),
+            "gradient_cosine": float(torch.cosine_similarity(g["cached"], g["full"], dim=0)),
+            "quantisation_difference": float((g["cached"] - g["flat"]).norm()) / float(g["full"].norm()),
+            "share_of_tail_shape": 1 - float((g["cached"] - g["flat"]).norm()) ** 2 / apart**2 if apart else 1.0,
+        }
+
+
+def _flattened(log_p_NS: Tensor, student_NS: Tensor, ids_NK: Tensor, shared_S: Tensor) -> Tensor:
+    """The distribution with the mass of the ids not stored spread as the student spreads its own."""
+    stored_NS = torch.zeros_like(log_p_NS, dtype=torch.bool)
+    stored_NS.scatter_(1, torch.searchsorted(shared_S, ids_NK), True)
+    log_r_N1 = log_p_NS.masked_fill(stored_NS, -torch.inf).logsumexp(dim=1, keepdim=True)
+    shape_NS = student_NS.masked_fill(stored_NS, -torch.inf).log_softmax(dim=1)
+    return torch.where(stored_NS, log_p_NS, log_r_N1 + shape_NS)
+
+
+def variant_recipe(recipe: Recipe, directory: Path, name: str, seed: int) -> Recipe:
+    """The run `online` or `k64` of one seed."""
+    overrides = [f"training.seed={seed}", f"training.output_dir=runs/{name}-{seed}"]
+    if name != "online":
+        overrides += [f"cache.path=cache-{name[1:]}.zarr", f"cache.top_k={name[1:]}"]
+    return load_recipe(directory / "recipe.yaml", overrides)
+
+
+def ensure_cache(recipe: Recipe) -> None:
+    """Dump, where units are missing."""
+    try:
+        if not cache_status(recipe.cache_location).pending:
+            return
+    except CacheMissing:
+        pass
+    dump(prepare_dump(recipe, progress=False), progress=False)
+
+
+def interval(first: list[float], second: list[float]) -> str:
+    """Difference of means with its 95 % interval."""
+    mean, low, high = paired_bootstrap(first, second)
+    return f"{100 * mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def report(results: dict[str, dict[str, list[float]]], names: list[str], seeds: int) -> None:
+    """Print the students, and cached - online."""
+
+    def pooled(name: str, field: str) -> list[float]:
+        return [value for seed in range(seeds) for value in results[f"{name}-{seed}"][field]]
+
+    def kl(name: str, seed: int | None = None) -> float:
+        runs = [results[f"{name}-{s}"] for s in ([seed] if seed is not None else range(seeds))]
+        return sum(sum(run["kl"]) for run in runs) / sum(sum(run["positions"]) for run in runs)
+
+    click.echo(f"{'':10}{'KL to the teacher, nats/token, by seed':>44}{'mean':>10}{'exact':>9}")
+    for name in ["base", *names]:
+        runs = [f"{kl(name, seed):.5f}" for seed in range(seeds)]
+        click.echo(f"{name:10}{'  '.join(runs):>44}{kl(name):>10.5f}{np.mean(pooled(name, 'exact')):>9.2%}")
+    for name in names[1:]:
+        click.echo(
+            f"{name} - online: KL {100 * (kl(name) / kl('online') - 1):+.2f} %, exact "
+            f"{interval(pooled(name, 'exact'), pooled('online', 'exact'))}"
+        )
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--top-k", "top_ks", multiple=True, type=int, default=(64,), show_default=True)
+@click.option("--minutes", default=6.0, show_default=True, help="Begin nothing that would end later.")
+@click.option("--train", "train_samples", default=1400, show_default=True)
+@click.option("--validation", default=420, show_default=True)
+@click.option("--epochs", default=8, show_default=True)
+@click.option("--batch", default=16, show_default=True)
+@click.option("--learning-rate", default=1e-3, show_default=True)
+@click.option("--models", type=click.Path(path_type=Path, exists=True), help="teacher/ and student/ of another pair.")
+@click.option("--threads", default=2, show_default=True)
+def main(
+    directory: Path,
+    seeds: int,
+    top_ks: tuple[int, ...],
+    minutes: float,
+    train_samples: int,
+    validation: int,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    models: Path | None,
+    threads: int,
+) -> None:
+    """Students of a cache against students of the teacher itself.
+
+    Example: python -m benchmarks.fidelity build/fidelity --top-k 64 --top-k 16
+    """
+    use_threads(threads)
+    deadline = Deadline(minutes)
+    recipe = place_pair(
+        directory,
+        train=train_samples,
+        validation=validation,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        models=models,
+    )
+    names = ["online", *(f"k{k}" for k in top_ks)]
+    measured = Measured(recipe)
+    path = directory / "fidelity.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for seed in range(seeds):
+        if "base-0" not in results:
+            results["base-0"] = measured.validate(directory / "models" / "student")
+        results[f"base-{seed}"] = results["base-0"]
+        for name in names:
+            if f"{name}-{seed}" in results:
+                continue
+            if not deadline.allows():
+                click.echo("not finished: give the command again")
+                return
+            begin = time.perf_counter()
+            run = variant_recipe(recipe, directory, name, seed)
+            if name != "online":
+                ensure_cache(run)
+            plan: Plan = prepare(run, online=name == "online", progress=False)
+            if not is_finished(plan):
+                train(plan)
+            results[f"{name}-{seed}"] = measured.validate(run.output_dir / "final")
+            write_json(path, results)
+            deadline.took(time.perf_counter() - begin)
+            click.echo(f"{name}, seed {seed}: {time.perf_counter() - begin:.0f} s", err=True)
+    report(results, names, seeds)
+    for label, place in (
+        ("the base", directory / "models" / "student"),
+        ("a trained student", directory / "runs" / "online-0" / "final"),
+    ):
+        for k in top_ks:
+            run = variant_recipe(recipe, directory, f"k{k}", 0)
+            cached = prepare(run, progress=False).train
+            assert isinstance(cached, DistillationDataset)
+            figures = measured.side_by_side(place, cached, run.loss.temperature, count=4)
+            click.echo(f"k = {k}, on the weights of {label}: " + ", ".join(f"{n} {v:.5f}" for n, v in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

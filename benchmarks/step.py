@@ -1,0 +1,194 @@
+"""Time of a whole optimiser step at full head size: cached distillation against a stock fine-tuning step.
+
+    python -m benchmarks.step [--repeats 5 --layers 2 --batch 2 --image-tokens 256 --text-tokens 60 --answer-tokens 40]
+
+The shapes of Qwen2-VL-2B (D = 1,536, V = 151,936, tied head) and, for the online step, of Qwen2-VL-7B, with random
+weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a machine
+that slows down slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
+head. `hard` is the fused loss at alpha = 0, `cached` at alpha = 0.7 and T = 2, `online` the same with the teacher.
+Printed are medians and ratios.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer, TrainingArguments
+
+from firstsight.prompting import Encoded, collate
+from firstsight.teacher_head import TeacherHead
+from firstsight.vocabulary import VocabularyAlignment
+from phase2_student.dataset import Collator, Item
+from phase2_student.online import OnlineTeacher, OnlineTrainer
+from phase2_student.online_data import OnlineCollator, OnlineItem
+from phase2_student.student import LossSettings, with_distillation_forward
+from phase2_student.trainer import DistillationTrainer
+
+# B samples, P answer positions of each, K stored entries
+
+STUDENT_ROWS, TEACHER_ROWS, TOKENS = 151_936, 152_064, 151_657
+IMAGE_PAD, VISION_START, VISION_END = 151_655, 151_652, 151_653
+K = 64
+
+
+def build(rows: int, hidden: int, inner: int, heads: int, kv: int, layers: int, *, tied: bool) -> Any:
+    """A Qwen2-VL of random fp32 weights."""
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": rows,
+            "hidden_size": hidden,
+            "intermediate_size": inner,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        vision_config={"depth": 2, "embed_dim": 1280, "hidden_size": hidden, "num_heads": 16, "mlp_ratio": 4},
+        image_token_id=IMAGE_PAD,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    return Qwen2VLForConditionalGeneration(config)
+
+
+def make_encoded(seed: int, image_tokens: int, text_tokens: int, answer_tokens: int) -> Encoded:
+    """One picture, a question, an answer."""
+    g = torch.Generator().manual_seed(seed)
+    side = 2 * round(image_tokens**0.5)
+    image = [VISION_START, *[IMAGE_PAD] * (side * side // 4), VISION_END]
+    text = torch.randint(0, 150_000, (text_tokens + answer_tokens,), generator=g)
+    ids = torch.cat([torch.tensor(image), text])
+    return Encoded(
+        input_ids=ids,
+        mm_token_type_ids=(ids == IMAGE_PAD).long(),
+        prompt_length=len(ids) - answer_tokens,
+        pixel_values=torch.randn(side * side, 1176, generator=g),
+        image_grid_thw=torch.tensor([[1, side, side]]),
+    )
+
+
+def cached_item(encoded: Encoded) -> Item:
+    """Targets that decay like a language model's."""
+    P = encoded.positions
+    ids_PK = torch.stack([torch.randperm(TOKENS)[:K] for _ in range(P)])
+    log_P = torch.cat([-1.2 * torch.arange(K).float().add(1).log(), torch.tensor([-3.0])]).log_softmax(dim=0)
+    return Item(
+        encoded=encoded,
+        ids=ids_PK,
+        log_p=log_P[:K].expand(P, K).clone(),
+        log_r=log_P[K].expand(P).clone(),
+        soft=torch.ones(P, dtype=torch.bool),
+        hard=True,
+    )
+
+
+def identical_alignment() -> VocabularyAlignment:
+    """One tokenizer, two padded heads."""
+    forth, back = np.full(TEACHER_ROWS, -1), np.full(STUDENT_ROWS, -1)
+    forth[:TOKENS] = back[:TOKENS] = np.arange(TOKENS)
+    return VocabularyAlignment(
+        student_of_teacher=forth,
+        teacher_of_student=back,
+        teacher_tokens=np.arange(TEACHER_ROWS) < TOKENS,
+        kind="identical",
+    )
+
+
+@click.command()
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--layers", default=2, show_default=True, help="Of student and teacher, and two of each vision tower.")
+@click.option("--batch", default=2, show_default=True)
+@click.option("--image-tokens", default=256, show_default=True)
+@click.option("--text-tokens", default=60, show_default=True)
+@click.option("--answer-tokens", default=40, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--online/--no-online", default=True, show_default=True, help="With the teacher: 6 GB more memory.")
+def main(
+    repeats: int,
+    layers: int,
+    batch: int,
+    image_tokens: int,
+    text_tokens: int,
+    answer_tokens: int,
+    threads: int,
+    online: bool,
+) -> None:
+    """Time of a distillation step against a stock fine-tuning step.
+
+    Example: python -m benchmarks.step --repeats 3
+    """
+    torch.set_num_threads(threads)
+    encoded = [make_encoded(seed, image_tokens, text_tokens, answer_tokens) for seed in range(batch)]
+    model = build(STUDENT_ROWS, 1536, 8960, 12, 2, layers, tied=True)
+    settings = LossSettings(temperature=2.0, alpha=0.7, tail="bucket", unshared_ids=torch.arange(TOKENS, STUDENT_ROWS))
+    model = with_distillation_forward(model, settings)
+    model.config.use_cache = False
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(output_dir=scratch, report_to="none", use_cpu=True, learning_rate=1e-5)
+        stock = Trainer(model=model, args=arguments)
+        fused = DistillationTrainer(model=model, args=arguments)
+        optimizer = stock.create_optimizer()
+        labels = collate(encoded, 0)
+        labels["labels"] = torch.full_like(labels["input_ids"], -100)
+        for row, each in enumerate(encoded):
+            labels["labels"][row, each.prompt_length :] = each.target_ids
+        stored = Collator(0)([cached_item(each) for each in encoded])
+        positions = torch.tensor(batch * answer_tokens)
+
+        def with_settings(trainer: Trainer, inputs: dict[str, Any], **changes: Any) -> Callable[[], Any]:
+            def step() -> Any:
+                model.loss_settings = replace(settings, **changes)
+                return trainer.training_step(model, dict(inputs), positions)
+
+            return step
+
+        variants: dict[str, Callable[[], Any]] = {
+            "stock": with_settings(stock, labels),
+            "hard": with_settings(fused, stored, alpha=0.0),
+            "cached": with_settings(fused, stored),
+        }
+        if online:
+            teacher = OnlineTeacher.__new__(OnlineTeacher)  # of random weights, so there is nothing to load
+            teacher.model = build(TEACHER_ROWS, 3584, 18_944, 28, 4, layers, tied=False).requires_grad_(False).eval()
+            teacher.head = TeacherHead(teacher.model.lm_head.weight, None, identical_alignment())
+            items = [OnlineItem(student=each, teacher=each, rows=torch.arange(answer_tokens)) for each in encoded]
+            trainer = OnlineTrainer(model=model, args=arguments, teacher=teacher)
+            variants["online"] = with_settings(trainer, OnlineCollator(0, 0)(items), teacher_head=teacher.head)
+
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        for repeat in range(repeats + 1):
+            for name in variants if repeat % 2 == 0 else reversed(variants):
+                begin = time.perf_counter()
+                variants[name]()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                model.zero_grad(set_to_none=True)
+                if repeat:  # the first round warms up and makes the optimiser's state
+                    seconds[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    click.echo(
+        f"{batch} samples of {len(encoded[0].input_ids)} positions, {answer_tokens} of them of the answer; D = 1,536, "
+        f"V = {STUDENT_ROWS:,}, {layers} layers, fp32, {threads} threads, median of {repeats}"
+    )
+    for name, median in medians.items():
+        spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}"
+        click.echo(f"{name:8}{median:8.2f} s  ({spread})")
+    click.echo(f"cached / stock   {medians['cached'] / medians['stock']:.3f}")
+    click.echo(f"cached / hard    {medians['cached'] / medians['hard']:.3f}")
+    if online:
+        click.echo(f"online / cached  {medians['online'] / medians['cached']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
