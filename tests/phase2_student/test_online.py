@@ -80,3 +80,13 @@ def test_the_teacher_sees_its_own_resolution(world):
     assert item.rows.tolist() == list(range(item.student.positions))
     filler = prepare(recipe, online=True, progress=False).train[~0]
     assert len(filler.rows) == filler.teacher.positions == 0
+
+
+def test_a_sample_without_an_answer_is_refused(world):
+    row = json.loads((world / "data" / "train.jsonl").read_text().splitlines()[0])
+    row["messages"] = row["messages"][:-1]
+    (world / "open.jsonl").write_text(json.dumps(row) + "\n")
+    options = ["--online", "--no-progress", "--set", f"data.train={world / 'open.jsonl'}"]
+    refused = run("train", "--config", world / "recipe.yaml", *options)
+    assert refused.exit_code == 2
+    assert "1 samples have no answer (open.jsonl:1)" in refused.output

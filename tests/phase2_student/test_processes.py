@@ -72,6 +72,29 @@ def test_two_processes_under_torchrun(place):
     assert_same_run(place / "runs" / "one", place / "runs" / "two")
 
 
+def test_two_processes_that_share_the_weights(place):
+    """FSDP2 with the shipped configuration; the head is tied to the embedding. Continued from its sharded checkpoint, too."""
+    from transformers import AutoModelForImageTextToText
+
+    options = [*OVERRIDES, "training.output_dir=runs/sharded", "training.gradient_accumulation_steps=1"]
+    script = Path(__file__).with_name("sharded_run.py")
+    config = ROOT / "examples" / "accelerate" / "fsdp2.yaml"
+    out = torchrun(str(script), str(config), str(place / "recipe.yaml"), *options)
+    facts = json.loads(out.split("FACTS ")[1].splitlines()[0])
+    assert facts["sharded"]
+    assert facts["tied"]
+    assert facts["steps"] == STEPS
+    assert 0.45 < facts["share"] < 0.55
+    sharded = place / "runs" / "sharded"
+    assert_same_run(place / "runs" / "one", sharded)
+    before, after = (load_file(sharded / name / "model.safetensors") for name in ("undisturbed", "final"))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    model, report = AutoModelForImageTextToText.from_pretrained(sharded / "final", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.architectures == ["Qwen2VLForConditionalGeneration"]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_accelerates(path):
     from accelerate.commands.config.config_args import load_config_from_file

@@ -20,55 +20,55 @@ def weights(directory):
 
 
 def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_train(world, monkeypatch):
-    command = ["sweep", "--config", world / "recipe.yaml", *SHORT, "--grid", "temperature=1,3", "--grid", "alpha=0.5,1"]
+    command = ["sweep", "--config", world / "recipe.yaml", *SHORT, "--grid", "temperature=1,3,2"]
     real = sweep_module.train
 
     def failing(plan):
-        if plan.recipe.loss.temperature == 3 and plan.recipe.loss.alpha == 0.5:
+        if plan.recipe.loss.temperature == 3:
             raise RuntimeError("out of luck")
         return real(plan)
 
     monkeypatch.setattr(sweep_module, "train", failing)
     first = run(*command)
     assert first.exit_code == 1, first.output
-    assert "[3/4] temperature=3,alpha=0.5: failed: RuntimeError: out of luck" in first.stderr
+    assert "[2/3] temperature=3: failed: RuntimeError: out of luck" in first.stderr
     grid = world / "runs" / "grid"
-    names = ["temperature=1,alpha=0.5", "temperature=1,alpha=1", "temperature=3,alpha=0.5", "temperature=3,alpha=1"]
-    assert sorted(path.name for path in grid.iterdir()) == names
-    assert "out of luck" in (grid / names[2] / "error.txt").read_text()
-    assert [(grid / name / "final").is_dir() for name in names] == [True, True, False, True]
+    names = ["temperature=1", "temperature=3", "temperature=2"]
+    assert sorted(path.name for path in grid.iterdir()) == sorted(names)
+    assert "out of luck" in (grid / names[1] / "error.txt").read_text()
+    assert [(grid / name / "final").is_dir() for name in names] == [True, False, True]
     facts = json.loads((grid / names[0] / "run.json").read_text())
     assert facts.keys() >= {"identity", "cache_digest", "versions", "seed", "git_commit"}
     assert (grid / names[0] / "recipe.yaml").exists()
 
-    whole = weights(grid / names[3])
-    shutil.rmtree(grid / names[3] / "final")  # interrupted after its last checkpoint but one
-    shutil.rmtree(grid / names[3] / "checkpoint-7")
+    whole = weights(grid / names[2])
+    shutil.rmtree(grid / names[2] / "final")  # interrupted after its last checkpoint but one
+    shutil.rmtree(grid / names[2] / "checkpoint-7")
     monkeypatch.setattr(sweep_module, "train", real)
     again = run(*command)
     assert again.exit_code == 0, again.output
-    assert f"[1/4] {names[0]}: 7 steps finished before" in again.output
-    assert not (grid / names[2] / "error.txt").exists()
-    for name in (names[2], names[3]):
+    assert f"[1/3] {names[0]}: 7 steps finished before" in again.output
+    assert not (grid / names[1] / "error.txt").exists()
+    for name in names[1:]:
         assert f"{name}: 7 steps in" in again.output
-    assert all(torch.equal(value, whole[key]) for key, value in weights(grid / names[3]).items())
+    assert all(torch.equal(value, whole[key]) for key, value in weights(grid / names[2]).items())
 
-    alone = ["--set", "training.output_dir=runs/alone", "--set", "loss.temperature=3", "--set", "loss.alpha=0.5"]
+    alone = ["--set", "training.output_dir=runs/alone", "--set", "loss.temperature=3"]
     trained = run("train", "--config", world / "recipe.yaml", *SHORT, *alone)
     assert trained.exit_code == 0, trained.output
-    by_sweep = weights(grid / names[2])
+    by_sweep = weights(grid / names[1])
     assert all(torch.equal(value, by_sweep[key]) for key, value in weights(world / "runs" / "alone").items())
 
     table = run("compare", grid)
     assert table.exit_code == 0
     lines = table.output.splitlines()
-    assert lines[0].split()[:4] == ["run", "alpha", "temperature", "steps"]
-    assert [line.split()[0] for line in lines[2:6]] == names
+    assert lines[0].split()[:3] == ["run", "temperature", "steps"]
+    assert [line.split()[0] for line in lines[2:5]] == sorted(names)
     picture = world / "curves.png"
     rows = json.loads(run("compare", grid, world / "runs" / "alone", "--json", "--plot", picture).stdout)
-    assert len(rows) == 5
-    assert rows[2]["settings"] == {"loss.alpha": 0.5, "loss.temperature": 3.0}
-    assert rows[2]["validation_ce"] == rows[4]["validation_ce"]
+    assert len(rows) == 4
+    assert rows[2]["settings"] == {"loss.temperature": 3.0}
+    assert rows[2]["validation_ce"] == rows[3]["validation_ce"]
     assert rows[2]["seconds"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
