@@ -7,7 +7,6 @@ directory is run unless the recipe says so.
 from __future__ import annotations
 
 import hashlib
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from firstsight.errors import ModelError
+from firstsight.quantization import Quantization, quantization_config, silence
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from firstsight.samples import file_digest
 
@@ -132,19 +132,9 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
     Raises:
         ModelError: the weights cannot be loaded.
     """
-    import transformers
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per matmul otherwise
     options: dict[str, Any] = {}
-    if section.quantization == "int8":
-        options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
-    elif section.quantization == "nf4":
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, section.dtype),
-            bnb_4bit_use_double_quant=True,
-        )
+    if section.quantization != "none":
+        options["quantization_config"] = quantization_config(section.quantization, getattr(torch, section.dtype))
     model = _load(directory, section, device_map=section.device_map or str(default_device()), **options)
     model.requires_grad_(False)
     model.eval()
@@ -157,6 +147,19 @@ def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype
 
     disable_progress_bar()  # it loads and saves in seconds, and its bars would tear the training's
     return _load(directory, section, dtype=dtype)
+
+
+def load_quantized(directory: Path, section: StudentSection) -> Any:
+    """A student whose weights are quantised in its directory (`fs-student export`), on the default device."""
+    silence()
+    # the type of what is not quantised is the directory's: scales and norms of two types do not go together
+    return _load(directory, section, dtype="auto", device_map=str(default_device()))
+
+
+def quantize(directory: Path, section: StudentSection, kind: Quantization) -> Any:
+    """A student quantised while it is loaded, on the default device."""
+    config = quantization_config(kind, getattr(torch, section.dtype))
+    return _load(directory, section, device_map=str(default_device()), quantization_config=config)
 
 
 def _load(directory: Path, section: TeacherSection | StudentSection, **options: Any) -> Any:

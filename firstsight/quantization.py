@@ -1,0 +1,95 @@
+"""bitsandbytes checkpoints: how a model is quantised, what a directory holds already, and what it weighs on paper.
+
+    weight_bytes(config, "int8")     # from a configuration alone, no weights
+
+LLM.int8 (Dettmers et al. 2022) and NF4 with double quantisation (Dettmers et al. 2023). Embedding, head and norms stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from firstsight.recipe import StudentSection, TeacherSection
+
+Quantization = Literal["int8", "nf4"]
+
+_NF4_BLOCK = 64
+"""Weights that share a scale."""
+_NF4_NESTED_BLOCK = 256
+"""Scales that share a scale of their own."""
+_NF4_TABLES = 16 * 4 + 256 * 4 + 170
+"""Bytes beside each NF4 matrix: two fp32 code tables and its description in JSON."""
+
+
+def quantization_config(kind: Quantization, dtype: torch.dtype) -> Any:
+    """What `from_pretrained` takes to quantise while it loads; `dtype` is NF4's compute type."""
+    import transformers
+
+    silence()
+    if kind == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def silence() -> None:
+    """Keep bitsandbytes from logging a line per matmul."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def stored_quantization(directory: Path) -> str | None:
+    """`int8`, `nf4` or another method's name where the directory's weights are quantised already; else None."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    stored = config.get("quantization_config")
+    if not stored:
+        return None
+    if stored.get("load_in_8bit"):
+        return "int8"
+    if stored.get("load_in_4bit"):
+        return str(stored.get("bnb_4bit_quant_type", "nf4"))
+    return str(stored.get("quant_method", "unknown"))
+
+
+def weight_bytes(config: Any, kind: Quantization | None, section: TeacherSection | StudentSection | None = None) -> int:
+    """Bytes of the weights of a checkpoint on paper: the model is laid out without memory.
+
+    Args:
+        config: of transformers.
+        kind: None: unquantised.
+        section: its `dtype` is that of what is not quantised; None: two bytes each.
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    wide = getattr(torch, section.dtype).itemsize if section is not None else 2
+    kept = set(get_keys_to_not_convert(model))
+    total = wide * int(model.num_parameters())  # tied weights count once
+    if kind is None:
+        return total
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name not in kept:
+            weights = module.weight.numel()
+            total -= wide * weights
+            total += _int8_bytes(weights, module.out_features) if kind == "int8" else _nf4_bytes(weights)
+    return total
+
+
+def _int8_bytes(weights: int, rows: int) -> int:
+    return weights + 4 * rows + 1  # a scale per row, and a byte that names the layout
+
+
+def _nf4_bytes(weights: int) -> int:
+    scales = -(-weights // _NF4_BLOCK)
+    return -(-weights // 2) + scales + 4 * -(-scales // _NF4_NESTED_BLOCK) + _NF4_TABLES
