@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
 
 from firstsight.prompting import Encoded, Prompter
+
+# B prompts, L tokens so far, V rows of the head
+
+
+class TokenWatch:
+    """Looks at the scores of every token of a greedy batch as it is chosen, and keeps two numbers of each.
+
+    The logits of all steps would be gigabytes at a vocabulary of 152 thousand. Handed to `generate_answers`.
+    """
+
+    def __init__(self) -> None:
+        self._log_p: list[Tensor] = []
+
+    def __call__(self, input_ids_BL: Tensor, scores_BV: Tensor) -> Tensor:
+        """A logits processor that changes nothing."""
+        scores = scores_BV.float()
+        self._log_p.append(scores.amax(dim=-1) - scores.logsumexp(dim=-1))
+        return scores_BV
+
+    def log_probabilities(self, row: int, length: int) -> list[float]:
+        """Natural log of the probability of each of the first `length` tokens of an answer; NaN where a logit was not finite."""
+        return [float(log_p_B[row]) for log_p_B in self._log_p[:length]]
+
+
+def confidence(log_probabilities: Sequence[float]) -> float | None:
+    """Geometric mean of the tokens' probabilities, 0 to 1; None where one of them is not a number."""
+    if not log_probabilities or not all(map(math.isfinite, log_probabilities)):
+        return None
+    return math.exp(math.fsum(log_probabilities) / len(log_probabilities))
 
 
 @torch.inference_mode()
@@ -20,6 +52,8 @@ def generate_answers(
     temperature: float = 0.0,
     seed: int = 0,
     text_only: bool = False,
+    watch: TokenWatch | None = None,
+    streamer: Any = None,
 ) -> list[list[int]]:
     """The model's continuation of each prompt.
 
@@ -28,6 +62,8 @@ def generate_answers(
         max_new_tokens: longest answer, end of turn included.
         temperature: 0: greedy; else sampled from the whole vocabulary at this temperature.
         seed: of the sampling; the global random state is left as it was.
+        watch: a new one; is told the probability of every greedy token.
+        streamer: of transformers, for a single prompt: is handed each token as it is made.
         text_only: never generate control tokens other than the end of turn: what follows could not be read back.
 
     Returns:
@@ -63,7 +99,14 @@ def generate_answers(
         if temperature > 0:
             torch.manual_seed(seed)
         output = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, num_beams=1, eos_token_id=end, pad_token_id=pad, **sampling
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            num_beams=1,
+            eos_token_id=end,
+            pad_token_id=pad,
+            logits_processor=LogitsProcessorList([] if watch is None else [watch]),
+            streamer=streamer,
+            **sampling,
         )
     return [_cut(row, end) for row in output[:, length:].tolist()]
 

@@ -5,6 +5,7 @@
      "images": ["images/a.png"], "category": "...", "environment": "..."}
 
 `frames` (with optional `times`, in seconds) may stand in place of `images`: frames of a video, in order.
+`options` may list the texts of a multiple choice, in the order of their letters; they serve the evaluation alone.
 A content may be a plain string; images without a place then stand before the first user message's text, as in TRL.
 """
 
@@ -48,6 +49,8 @@ class Sample:
     environment: str | None
     place: str
     """`file:line`, for messages."""
+    options: tuple[str, ...] = ()
+    """Of a multiple choice, A first; no part of the key: what the model sees is in the messages."""
 
     @property
     def question(self) -> str:
@@ -194,6 +197,7 @@ def _parse_row(row: Any, root: Path, place: str) -> Sample:
         category=row.get("category"),
         environment=row.get("environment"),
         place=place,
+        options=_parse_options(row.get("options"), place),
     )
 
 
@@ -216,6 +220,18 @@ def _parse_times(times: Any, count: int, place: str) -> tuple[float, ...] | None
     if not isinstance(times, list) or len(times) != count or not all(isinstance(t, int | float) for t in times):
         raise DataError(f"{place}: 'times' must list one number (seconds) per frame, {count} here, got {times!r}")
     return tuple(float(t) for t in times)
+
+
+def _parse_options(options: Any, place: str) -> tuple[str, ...]:
+    if options is None:
+        return ()
+    if isinstance(options, dict):  # {"A": "a mug", "B": "a bottle"}
+        options = [options[letter] for letter in sorted(options)]
+    if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
+        raise DataError(f"{place}: 'options' must list the texts of a multiple choice, A first, got {options!r}")
+    if not 2 <= len(options) <= 26:
+        raise DataError(f"{place}: 'options' must list 2 to 26 texts, got {len(options)}")
+    return tuple(options)
 
 
 def _parse_messages(messages: Any, images: int, place: str) -> list[dict[str, Any]]:

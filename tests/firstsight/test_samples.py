@@ -128,3 +128,18 @@ def test_hostile_images(load, tmp_path):
     whole.write_bytes(whole.read_bytes()[:60])
     with pytest.raises(DataError, match=r"two\.png cannot be decoded"):
         load(row(images=["two.png"]))[0].open_images()
+
+
+def test_options_of_a_multiple_choice_are_read_and_leave_the_key_as_it_is(load):
+    (without,) = load(row())
+    (listed,) = load(row(options=["a cup", "a key"]))
+    (lettered,) = load(row(options={"B": "a key", "A": "a cup"}))
+    assert without.options == ()
+    assert listed.options == lettered.options == ("a cup", "a key")
+    assert without.key == listed.key == lettered.key
+
+
+@pytest.mark.parametrize("options", ["a cup", ["a cup"], ["a cup", 3], ["a cup", " "], 5])
+def test_options_that_are_none_are_refused(load, options):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: 'options' must list"):
+        load(row(options=options))
