@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -149,12 +150,27 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
     "models",
     multiple=True,
     metavar="NAME[=DIR]",
-    help="teacher, base, student (training.output_dir/best), or NAME=DIR; default: teacher, base and student.",
+    help="teacher (as the recipe quantises it), teacher-bf16, base, student (training.output_dir/best), student-int8, "
+    "student-nf4 (of fs-student export), or NAME=DIR; may be given several times. Default: teacher, base, student and what "
+    "was exported of it.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Default: training.output_dir/evaluation."
 )
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+@click.option("--timed", type=click.IntRange(min=1), default=16, show_default=True, help="Answers timed at batch 1.")
+@click.option(
+    "--repetitions", type=click.IntRange(min=1), default=1, show_default=True, help="Of the answers timed at batch 1."
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Answers timed per batch size and per number of users, at least.",
+)
+@click.option("--fresh", is_flag=True, help="Measure again what an earlier evaluation measured already.")
 @click.option("--progress/--no-progress", default=True, help="Show progress bars.")
 def evaluate(
     config: Path,
@@ -162,9 +178,18 @@ def evaluate(
     models: tuple[str, ...],
     limit: int | None,
     output: Path | None,
+    max_new_tokens: int,
+    timed: int,
+    repetitions: int,
+    requests: int,
+    fresh: bool,
     progress: bool,
 ) -> None:
     """Measure teacher and students side by side on the validation file.
+
+    Each model's result is kept as soon as it is whole: an interrupted evaluation goes on, and a model whose weights, data and
+    settings are the same is not measured again. Leaves evaluation_<timestamp>.json, with every sample, and
+    evaluation_summary.txt.
 
     Example: fs-student eval --config recipe.yaml --model teacher --model base --model hard=runs/hard/best
     """
@@ -173,13 +198,117 @@ def evaluate(
     recipe = load_recipe(config, overrides)
     check_files(recipe.file("validation"), recipe.data_root)
 
+    from phase2_student.candidates import default_names, parse_candidates
+    from phase2_student.evaluate import Settings
     from phase2_student.evaluate import evaluate as run
-    from phase2_student.evaluate import parse_candidates
     from phase2_student.summary import summary_text, write_evaluation
+    from phase2_student.timing import Timing
 
-    candidates = parse_candidates(recipe, models or ("teacher", "base", "student"))
-    evaluation = run(recipe, candidates, limit=limit, progress=progress)
+    candidates = parse_candidates(recipe, models or default_names(recipe))
     directory = output or recipe.output_dir / "evaluation"
+    evaluation = run(
+        recipe,
+        candidates,
+        directory=directory,
+        limit=limit,
+        settings=Settings(
+            max_new_tokens=max_new_tokens, timing=Timing(timed=timed, repetitions=repetitions, requests=requests)
+        ),
+        fresh=fresh,
+        progress=progress,
+        report=lambda line: click.echo(line, err=True),
+    )
     path = write_evaluation(evaluation, directory)
     click.echo(summary_text(evaluation))
     click.echo(f"\nPer sample: {path}")
+
+
+@main.command(name="export")
+@click.option("--int8", "kind", flag_value="int8", help="LLM.int8: a byte per weight of the linear layers.")
+@click.option("--nf4", "kind", flag_value="nf4", help="NF4, double quantisation: about half a byte.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Export the recipe's best student.")
+@set_option
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of the student; default: training.output_dir/best.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Default: beside the student, best-int8 or best-nf4.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say how large the weights would be, from the configuration.")
+def export(
+    kind: Literal["int8", "nf4"] | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    model: Path | None,
+    output: Path | None,
+    dry_run: bool,
+) -> None:
+    """Quantise a student with bitsandbytes into a directory that from_pretrained loads; runs on a CPU too.
+
+    Example: fs-student export --int8 --config recipe.yaml
+    """
+    if kind is None:
+        raise click.UsageError("say how to quantise: --int8 or --nf4")
+    if config is None and model is None:
+        raise click.UsageError("say which student: --config RECIPE or --model DIR")
+    recipe = load_recipe(config, overrides) if config is not None else None
+    source = model or (recipe.output_dir / "best" if recipe else Path())
+    target = output or source.resolve().with_name(f"{source.resolve().name}-{kind}")
+
+    from firstsight.recipe import StudentSection
+    from phase2_student.export import export as run
+    from phase2_student.export import plan_export
+
+    section = recipe.student if recipe else StudentSection()
+    result = (plan_export if dry_run else run)(source, target, section, kind)
+    size = result.paper_bytes if result.bytes is None else result.bytes
+    click.echo(
+        f"{target}: {kind}, {'would be about ' if dry_run else ''}{size / 1e9:,.3f} GB of weights, "
+        f"{result.before_bytes / size:.1f} times less than {result.before_bytes / 1e9:,.3f} GB"
+    )
+
+
+@main.command()
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Directory of a student: training.output_dir/best, or an export of it.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Several: frames in order.",
+)
+@click.option("--system", metavar="TEXT", help="System prompt; give the one of the recipe's data.system_prompt.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Scale images down to at most this many pixels.")
+@click.option("--stream", is_flag=True, help="Print the answer as it is made.")
+@click.argument("question")
+def ask(
+    model: Path,
+    images: tuple[Path, ...],
+    system: str | None,
+    max_new_tokens: int,
+    max_pixels: int | None,
+    stream: bool,
+    question: str,
+) -> None:
+    """Ask a student about one or several images.
+
+    Example: fs-student ask --model runs/reference/best --image a.jpg "what am I holding?"
+    """
+    from firstsight.recipe import StudentSection
+    from phase2_student.ask import Asker
+
+    asker = Asker(model, StudentSection(max_pixels=max_pixels), system_prompt=system)
+    emit = (lambda text: click.echo(text, nl=False)) if stream else None
+    answer = asker.ask(question, images, max_new_tokens=max_new_tokens, emit=emit)
+    click.echo("" if stream else answer.text)
+    click.echo(f"\n{answer.timing()}; {asker.description}", err=True)

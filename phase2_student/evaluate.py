@@ -1,259 +1,243 @@
 """Teacher and students side by side on held-out samples: answers, speed, memory, distance to the teacher.
 
-    evaluation = evaluate(recipe, parse_candidates(recipe, ["teacher", "base", "student"]))
+    evaluation = evaluate(recipe, parse_candidates(recipe, ["teacher", "base", "student"]), directory=Path("evaluation"))
 
-The result holds every sample of every model; what `summary.py` shows is computed from these records.
+The result holds every sample of every model; what `summary.py` shows is computed from these records. Each model's result is kept
+as soon as it is whole, under a digest of its weights, the data, the settings and the device: the next call goes on with the rest.
 """
 
 from __future__ import annotations
 
 import datetime
 import gc
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from firstsight.errors import DataError, ModelError
+from firstsight.errors import DataError
 from firstsight.generation import generate_answers
-from firstsight.models import (
-    backbone_states,
-    default_device,
-    load_processor,
-    load_student,
-    load_teacher,
-    resolve_directory,
-)
+from firstsight.models import load_processor
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from firstsight.samples import Sample, load_samples
-from phase2_student.dataset import Collator, DistillationDataset
-from phase2_student.loss import AnswerTargets, distillation_loss
+from phase2_student.answer_metrics import ANLS_THRESHOLD
+from phase2_student.candidates import Candidate, load
+from phase2_student.distance import add_distance, cache_digest
+from phase2_student.files import write_json
 from phase2_student.memory import PeakMemory
-from storage.errors import CacheError
-from storage.reader import open_cache
+from phase2_student.power import EnergyMeter
+from phase2_student.records import answer_records
+from phase2_student.scores import RESAMPLES, score_groups
+from phase2_student.targets import targets
+from phase2_student.timing import Stopwatch, Timing, throughput
 
-WARM_UP = 2
-"""Untimed answers before the timed ones."""
-TIMED = 16
-"""Answers timed at batch 1."""
+_VERSION = 1
+"""Of what is measured: a kept result of another version is not used."""
+MEMORY_ANSWERS = 4
+"""Answers at batch 1 while the memory is watched."""
+_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A model to evaluate."""
+class Settings:
+    """How every model is measured."""
 
-    name: str
-    role: Literal["teacher", "student"]
-    directory: Path
-
-
-def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
-    """`teacher`, `base`, `student` or `NAME=DIR` to directories; DIR is relative to the working directory.
-
-    Raises:
-        ModelError: a directory that is not there, or a name that is not known.
-    """
-    candidates = []
-    for text in names:
-        name, equals, path = text.partition("=")
-        if equals:
-            directory = Path(path)
-        elif name == "teacher":
-            directory = resolve_directory(recipe, recipe.teacher)
-        elif name == "base":
-            directory = resolve_directory(recipe, recipe.student)
-        elif name == "student":
-            directory = recipe.output_dir / "best"
-        else:
-            raise ModelError(f"--model {text}: expected teacher, base, student or NAME=DIR")
-        if not (directory / "config.json").is_file():
-            raise ModelError(
-                f"--model {text}: {directory} has no config.json; train the student first, or give its directory"
-            )
-        role: Literal["teacher", "student"] = "teacher" if name == "teacher" and not equals else "student"
-        candidates.append(Candidate(name=name, role=role, directory=directory))
-    return candidates
+    batch_size: int = 16
+    """Of the answers that are scored; LLM.int8 results depend on it."""
+    max_new_tokens: int = 128
+    """Longest answer, end of turn included."""
+    timing: Timing = field(default_factory=Timing)
 
 
 def evaluate(
     recipe: Recipe,
     candidates: Sequence[Candidate],
     *,
+    directory: Path,
     limit: int | None = None,
-    batch_size: int = 16,
-    max_new_tokens: int = 128,
+    settings: Settings | None = None,
+    fresh: bool = False,
     progress: bool = True,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure each candidate on the validation file, one after the other.
 
+    Args:
+        recipe: says where the data and the cache are.
+        candidates: of `parse_candidates`.
+        directory: results of single models are kept in `measured/` under it.
+        limit: only the first samples.
+        settings: None: the defaults.
+        fresh: measure again what is kept.
+        progress: show bars.
+        report: is told which results were kept.
+
     Returns:
-        A JSON object: data, settings, and per model its measurements and one record per sample.
+        A JSON object: data, settings, targets, and per model its measurements and one record per sample.
 
     Raises:
         FirstSightError: data or models that cannot be used.
     """
+    settings = settings or Settings()
     samples = load_samples(recipe.file("validation"), recipe.data_root)[:limit]
     samples = [sample for sample in samples if sample.answer is not None]
     if not samples:
         raise DataError(f"{recipe.file('validation')}: no sample has an answer to compare with")
-    settings = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "warm_up": WARM_UP, "timed": TIMED}
+    shared = _shared_identity(recipe, samples, settings)
+    models = []
+    for candidate in candidates:
+        identity = _digest({**shared, "model": candidate.identity()})
+        path = directory / "measured" / f"{identity[:16]}.json"
+        kept = None if fresh else _kept(path, identity)
+        if kept is None:
+            kept = {
+                **_measure(recipe, candidate, samples, settings, progress),
+                "identity": identity,
+                "measured": _now(),
+            }
+            _release()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, kept)
+        else:
+            report(f"{candidate.name}: measured {kept['measured']}, kept; --fresh measures again")
+        models.append({**kept, "name": candidate.name})
     return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": _now(),
         "data": {"file": recipe.data.validation.name, "samples": len(samples)},
-        "settings": {**settings, "device": _device_name()},
-        "models": [
-            _evaluate_one(recipe, candidate, samples, batch_size, max_new_tokens, progress) for candidate in candidates
-        ],
+        "settings": {
+            **{name: value for name, value in asdict(settings).items() if name != "timing"},
+            **asdict(settings.timing),
+            "anls_threshold": ANLS_THRESHOLD,
+            "bootstrap_resamples": RESAMPLES,
+            "device": device_name(),
+            "versions": {package: version(package) for package in _PACKAGES},
+        },
+        "targets": targets(models),
+        "models": models,
     }
 
 
-def _evaluate_one(
-    recipe: Recipe, candidate: Candidate, samples: list[Sample], batch_size: int, max_new_tokens: int, progress: bool
+def _measure(
+    recipe: Recipe, candidate: Candidate, samples: list[Sample], settings: Settings, progress: bool
 ) -> dict[str, Any]:
-    section = recipe.teacher if candidate.role == "teacher" else recipe.student
     prompter = Prompter(
-        load_processor(candidate.directory, section),
+        load_processor(candidate.directory, candidate.section),
         max_length=recipe.data.max_length,
         system_prompt=recipe.data.system_prompt,
     )
-    with PeakMemory() as memory, _loaded(recipe, candidate) as (model, load_seconds, dtype):
-        latencies = _latencies(model, prompter, samples, max_new_tokens)
-        records = _answers(model, prompter, samples, batch_size, max_new_tokens, candidate.name, progress)
-        if candidate.role == "student":
-            _add_distance(recipe, model, prompter, samples, records, batch_size)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-    for record, seconds in zip(records, latencies, strict=False):
+    timed = _timed(candidate, prompter, samples, settings)
+    _release()
+    model = load(candidate).model
+    records = answer_records(
+        model,
+        prompter,
+        samples,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        root=recipe.data_root,
+        label=candidate.name,
+        progress=progress,
+    )
+    unknown = None
+    if candidate.role == "student":
+        unknown = add_distance(recipe, model, prompter, samples, records, batch_size=settings.batch_size)
+    for record, seconds in zip(records, timed.pop("alone"), strict=False):
         record["seconds"] = seconds
     return {
         "name": candidate.name,
         "role": candidate.role,
-        "dtype": dtype,
-        "parameters": parameters,
+        "parameters": int(model.num_parameters()),
         "size_bytes": sum(file.stat().st_size for file in candidate.directory.glob("*.safetensors")),
-        "load_seconds": load_seconds,
-        "peak_memory_bytes": memory.peak_bytes,
+        **timed,
+        "answer_tokens": statistics.fmean(record["tokens"] for record in records),
+        "counts": {name: sum(record[name] for record in records) for name in ("empty", "nonfinite", "cut")},
+        "distance_unknown": unknown,
+        "scores": score_groups(records),
         "samples": records,
     }
 
 
-@contextmanager
-def _loaded(recipe: Recipe, candidate: Candidate) -> Iterator[tuple[Any, float, str]]:
-    begin = time.perf_counter()
-    if candidate.role == "teacher":
-        model = load_teacher(candidate.directory, recipe.teacher)
-        dtype = recipe.teacher.quantization if recipe.teacher.quantization != "none" else recipe.teacher.dtype
-    else:
-        device = default_device()
-        dtype = recipe.student.dtype if device.type == "cuda" else "float32"  # bf16 is slower than fp32 on most CPUs
-        model = load_student(candidate.directory, recipe.student, dtype=getattr(torch, dtype)).to(device)
-    model.eval()
-    try:
-        yield model, time.perf_counter() - begin, dtype
-    finally:
-        del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _timed(candidate: Candidate, prompter: Prompter, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
+    """Speed, energy and memory of a model.
 
-
-def _latencies(model: Any, prompter: Prompter, samples: Sequence[Sample], max_new_tokens: int) -> list[float]:
-    """Seconds from a sample's files to its answer at batch 1, of the first `TIMED` samples, after a warm-up."""
-    timed = list(samples[:TIMED])
-    seconds = []
-    for number, sample in enumerate([*timed[:WARM_UP], *timed]):
-        begin = time.perf_counter()
-        generate_answers(model, prompter, [prompter.encode(sample, [])], max_new_tokens=max_new_tokens)
-        if number >= min(WARM_UP, len(timed)):
-            seconds.append(time.perf_counter() - begin)
-    return seconds
-
-
-def _answers(
-    model: Any,
-    prompter: Prompter,
-    samples: Sequence[Sample],
-    batch_size: int,
-    max_new_tokens: int,
-    name: str,
-    progress: bool,
-) -> list[dict[str, Any]]:
-    records = []
-    with tqdm(total=len(samples), desc=name, unit="sample", disable=not progress) as bar:
-        for start in range(0, len(samples), batch_size):
-            batch = samples[start : start + batch_size]
-            prompts = [prompter.encode(sample, []) for sample in batch]
-            for sample, ids in zip(
-                batch, generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens), strict=True
-            ):
-                answer = prompter.tokenizer.decode(ids, skip_special_tokens=True)
-                records.append(
-                    {
-                        "id": sample.id,
-                        "category": sample.category,
-                        "environment": sample.environment,
-                        "question": sample.question,
-                        "truth": sample.answer,
-                        "answer": answer,
-                        "tokens": len(ids),
-                        "exact": answer.strip() == (sample.answer or "").strip(),
-                    }
-                )
-            bar.update(len(batch))
-    return records
-
-
-@torch.inference_mode()
-def _add_distance(
-    recipe: Recipe,
-    model: Any,
-    prompter: Prompter,
-    samples: Sequence[Sample],
-    records: list[dict[str, Any]],
-    batch_size: int,
-) -> None:
-    """KL(teacher || student) at T = 1 from the cache, summed over each sample's answer tokens, into its record.
-
-    The cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL.
+    It is loaded twice, and memory and load time are those of the second time: the first one pays for what the process needs in any
+    case, libraries and files among it.
     """
+    model: Any = None
+
+    def answer(batch: Sequence[Sample], max_new_tokens: int) -> object:
+        prompts = [prompter.encode(sample, []) for sample in batch]
+        ids = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens)
+        return prompter.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    model = load(candidate).model
+    with EnergyMeter() as energy:
+        watch = Stopwatch(answer, samples, settings.timing, settings.max_new_tokens)
+    answered = len(watch.latencies) * settings.timing.repetitions + min(settings.timing.warm_up, len(watch.latencies))
+    runs, users = watch.throughput_runs(), watch.concurrency()
+    model = None
+    _release()
+    with PeakMemory() as memory:
+        loaded = load(candidate)
+        model = loaded.model
+        for sample in samples[:MEMORY_ANSWERS]:
+            answer([sample], settings.max_new_tokens)
+    return {
+        "dtype": loaded.dtype,
+        "load_seconds": loaded.seconds,
+        "peak_memory_bytes": memory.peak_bytes,
+        "throughput": throughput(runs),
+        "throughput_runs": runs,
+        "concurrency": users,
+        "energy_joules_per_answer": None if energy.joules is None else energy.joules / answered,
+        "alone": watch.latencies,
+    }
+
+
+def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
+    """What all results of one evaluation depend on besides the model."""
+    return {
+        "version": _VERSION,
+        "settings": asdict(settings),
+        "data": [[s.key, s.id, s.category, s.environment, s.options] for s in samples],
+        "max_length": recipe.data.max_length,
+        "system_prompt": recipe.data.system_prompt,
+        "cache": cache_digest(recipe),
+        "device": device_name(),
+        "versions": [version(package) for package in _PACKAGES],
+    }
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _kept(path: Path, identity: str) -> dict[str, Any] | None:
     try:
-        cache = open_cache(recipe.cache_location)
-        data = DistillationDataset(samples, prompter, cache, temperature=1.0)
-    except (CacheError, DataError):
-        return  # an evaluation needs no cache; the summary says that the distance is not known
-    by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
-    head = model.get_output_embeddings().weight
-    unshared = torch.from_numpy((~cache.shared_mask()).nonzero()[0]).to(head.device)
-    collator = Collator(prompter.tokenizer.pad_token_id or 0)
-    for start in range(0, len(data), batch_size):
-        indices = range(start, min(start + batch_size, len(data)))
-        items = [data[index] for index in indices]
-        batch = {name: tensor.to(head.device) for name, tensor in collator(items).items()}
-        rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
-        targets = AnswerTargets(
-            ids_NK=batch.pop("stored_ids"),
-            log_p_NK=batch.pop("log_p"),
-            log_r_N=batch.pop("log_r"),
-            target_ids_N=batch.pop("target_ids"),
-            soft_N=batch.pop("soft"),
-            hard_N=batch.pop("hard"),
-        )
-        states = backbone_states(model, batch, rows, columns)
-        for row, index in enumerate(indices):
-            mine = rows == row
-            part = AnswerTargets(**{name: value[mine] for name, value in vars(targets).items()})
-            _, terms = distillation_loss(
-                states[mine], head, part, unshared_ids=unshared, temperature=1.0, alpha=1.0, num_items=1
-            )
-            by_key[data.samples[index][0]].update(
-                kl_sum=float(terms.kd), agree=int(terms.agree), soft_positions=int(terms.soft)
-            )
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, dict) and kept.get("identity") == identity else None
 
 
-def _device_name() -> str:
+def _release() -> None:
+    """The memory of the model before, so that the next one's peak is its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def device_name() -> str:
+    """The GPU's name, or how many threads the CPU computes with."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before: int | None = torch.cuda.memory_allocated()
         else:
+            _give_back_freed()
             try:
                 _CLEAR.write_text("5")  # resets the peak of the resident set: proc(5)
                 self._before = _resident("VmRSS")
@@ -35,6 +38,14 @@ class PeakMemory:
         peak = torch.cuda.max_memory_allocated() if self._gpu else _resident("VmHWM")
         if peak is not None and self._before is not None:
             self.peak_bytes = max(0, peak - self._before)
+
+
+def _give_back_freed() -> None:
+    """What was freed goes back to the system: else the block would fill it without a trace."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def _resident(field: str) -> int | None:

@@ -1,15 +1,21 @@
-"""An evaluation as numbers and as text: everything shown is computed from its per-sample records."""
+"""An evaluation as text: everything shown is computed from its per-sample records and its timed runs."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phase2_student.comparison import paired_bootstrap
 from phase2_student.files import write_json
+from phase2_student.scores import agreement, kl_per_token
+
+_METRICS = {"exact": "exact match", "f1": "token F1", "anls": "ANLS", "choice": "multiple choice"}
+_TARGETS = {"compression": "compression", "memory": "peak memory", "speed": "speed"}
 
 
 def write_evaluation(evaluation: dict[str, Any], directory: Path) -> Path:
@@ -18,86 +24,90 @@ def write_evaluation(evaluation: dict[str, Any], directory: Path) -> Path:
     stamp = evaluation["created"][:19].replace("-", "").replace(":", "")
     path = directory / f"evaluation_{stamp}.json"
     write_json(path, evaluation)
-    (directory / "evaluation_summary.txt").write_text(summary_text(evaluation) + "\n", encoding="utf-8")
+    text = f"{summary_text(evaluation)}\n\n{details_text(evaluation)}\n"
+    (directory / "evaluation_summary.txt").write_text(text, encoding="utf-8")
     return path
 
 
-def accuracy(records: Sequence[dict[str, Any]]) -> float:
-    """Share of exact answers."""
-    return sum(bool(record["exact"]) for record in records) / len(records)
-
-
-def by_category(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Share of exact answers per category."""
-    names = sorted({str(record["category"]) for record in records})
-    return {name: accuracy([r for r in records if str(r["category"]) == name]) for name in names}
-
-
-def kl_to_teacher(records: Sequence[dict[str, Any]]) -> float | None:
-    """Mean KL(teacher || student) per answer token in nats; None where the cache did not have the samples."""
-    known = [record for record in records if "kl_sum" in record]
-    positions = sum(record["soft_positions"] for record in known)
-    return sum(record["kl_sum"] for record in known) / positions if positions else None
-
-
 def model_row(model: dict[str, Any]) -> dict[str, float | None]:
-    """The figures of one model."""
+    """The figures of one model; those that are not known are None."""
     records = model["samples"]
-    seconds = [record["seconds"] for record in records if "seconds" in record]
-    tokens = sum(record["tokens"] for record in records if "seconds" in record)
+    timed = [record for record in records if "seconds" in record]
+    seconds = [record["seconds"] for record in timed]
+    sure = [record["confidence"] for record in records if record["confidence"] is not None]
+    p50, p95 = np.percentile(seconds, [50, 95])
     return {
         "parameters": model["parameters"],
         "size_mb": model["size_bytes"] / 1e6,
+        "load_seconds": model["load_seconds"],
         "peak_memory_mb": None if model["peak_memory_bytes"] is None else model["peak_memory_bytes"] / 1e6,
-        "latency_ms": 1e3 * statistics.median(seconds),
+        "latency_p50_ms": 1e3 * float(p50),
+        "latency_p95_ms": 1e3 * float(p95),
+        "tokens_per_second": sum(record["tokens"] for record in timed) / sum(seconds),
         "samples_per_second": len(seconds) / sum(seconds),
-        "tokens_per_second": tokens / sum(seconds),
+        "best_samples_per_second": model["throughput"]["best"],
+        "best_batch": model["throughput"]["best_batch"],
+        "joules": model["energy_joules_per_answer"],
         "answer_tokens": statistics.fmean(record["tokens"] for record in records),
-        "exact_match": accuracy(records),
-        "kl_to_teacher": kl_to_teacher(records),
+        "confidence": statistics.fmean(sure) if sure else None,
+        "empty": sum(record["empty"] for record in records),
+        "nonfinite": sum(record["nonfinite"] for record in records),
+        "cut": sum(record["cut"] for record in records),
+        "kl": kl_per_token(records),
+        "agreement": agreement(records),
     }
 
 
 _ROWS = {
     "parameters": ("parameters", "{:,.0f}"),
     "size_mb": ("weights on disk, MB", "{:,.1f}"),
+    "load_seconds": ("load time, s", "{:,.2f}"),
     "peak_memory_mb": ("peak memory above idle, MB", "{:,.0f}"),
-    "latency_ms": ("latency p50 at batch 1, ms", "{:,.1f}"),
-    "samples_per_second": ("samples/s at batch 1", "{:,.2f}"),
-    "tokens_per_second": ("tokens/s at batch 1", "{:,.0f}"),
+    "latency_p50_ms": ("latency p50, ms", "{:,.1f}"),
+    "latency_p95_ms": ("latency p95, ms", "{:,.1f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "samples_per_second": ("samples/s", "{:,.2f}"),
+    "best_samples_per_second": ("samples/s at the best batch", "{:,.2f}"),
+    "best_batch": ("best batch", "{:.0f}"),
+    "joules": ("energy per answer, J", "{:,.2f}"),
     "answer_tokens": ("mean answer tokens", "{:,.1f}"),
-    "kl_to_teacher": ("KL to the teacher, nats/token", "{:.4f}"),
-    "exact_match": ("exact match", "{:.1%}"),
+    "confidence": ("mean confidence", "{:.3f}"),
+    "empty": ("empty answers", "{:.0f}"),
+    "nonfinite": ("answers with NaN", "{:.0f}"),
+    "cut": ("answers cut", "{:.0f}"),
+    "kl": ("KL to the teacher, nats/token", "{:.4f}"),
+    "agreement": ("agreement with the teacher", "{:.1%}"),
 }
 
 
 def summary_text(evaluation: dict[str, Any]) -> str:
-    """A table, one column per model, and the paired differences between neighbouring columns."""
+    """The table; what it was measured on; the paired differences between neighbouring columns."""
+    lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation["models"])]
+    return "\n".join(lines)
+
+
+def summary_table(evaluation: dict[str, Any]) -> list[list[str]]:
+    """Header first, then a line per figure; one column per model behind that of the labels."""
     models = evaluation["models"]
     rows = [model_row(model) for model in models]
     table = [["", *(f"{model['name']} ({model['dtype']})" for model in models)]]
     for key, (label, form) in _ROWS.items():
-        table.append([label, *("-" if row[key] is None else form.format(row[key]) for row in rows)])
-    categories = [by_category(model["samples"]) for model in models]
-    for name in categories[0]:
-        table.append([f"  {name}", *(f"{shares[name]:.1%}" for shares in categories)])
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    settings, data = evaluation["settings"], evaluation["data"]
-    lines += [
-        "",
-        f"{data['samples']:,} samples of {data['file']} on {settings['device']}; timed at batch 1 over {settings['timed']} "
-        f"answers after {settings['warm_up']} of warm-up, files to text; KL over the cached top-k and tail at T = 1.",
-    ]
-    lines += difference_lines(models)
-    return "\n".join(lines)
+        if key != "joules" or any(row[key] is not None for row in rows):
+            table.append([label, *("-" if row[key] is None else form.format(row[key]) for row in rows)])
+    table += _users_lines(models) + _target_lines(evaluation)
+    table += [_score_line(models, label, metric) for metric, label in _METRICS.items() if _has(models, metric)]
+    return table + _group_lines(models, "exact")
+
+
+def details_text(evaluation: dict[str, Any]) -> str:
+    """Every other metric by category and environment, as `summary_text` shows exact match."""
+    models = evaluation["models"]
+    parts = []
+    for metric, label in _METRICS.items():
+        if metric != "exact" and _has(models, metric):
+            table = [[label, *(model["name"] for model in models)], _score_line(models, "all", metric)]
+            parts.append("\n".join(_aligned(table + _group_lines(models, metric))))
+    return "\n\n".join(parts)
 
 
 def difference_lines(models: Sequence[dict[str, Any]]) -> list[str]:
@@ -111,3 +121,88 @@ def difference_lines(models: Sequence[dict[str, Any]]) -> list[str]:
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
     return lines
+
+
+def _users_lines(models: Sequence[dict[str, Any]]) -> list[list[str]]:
+    def cell(seen: dict[str, Any] | None) -> str:
+        if seen is None or seen["p50"] is None:
+            return "-"
+        return f"{seen['samples_per_second']:,.2f} ({1e3 * seen['p50']:,.0f}, {1e3 * seen['p95']:,.0f})"
+
+    numbers = list(dict.fromkeys(number for model in models for number in model["concurrency"]))
+    return [
+        [f"samples/s (p50, p95 in ms), {number} user{'s' if number != '1' else ''}"]
+        + [cell(model["concurrency"].get(number)) for model in models]
+        for number in numbers
+    ]
+
+
+def _target_lines(evaluation: dict[str, Any]) -> list[list[str]]:
+    lines = []
+    for name, label in _TARGETS.items():
+        mine = {row["model"]: row for row in evaluation["targets"] if row["name"] == name}
+        if not mine:
+            continue
+        show: Callable[[float], str] = (
+            (lambda got: f"{-got:+.0%}") if name == "memory" else (lambda got: f"{got:.2f} x")
+        )
+        cells = []
+        for model in evaluation["models"]:
+            row = mine.get(model["name"])
+            known = row is not None and row["got"] is not None
+            cells.append(f"{show(row['got'])} {'pass' if row['passed'] else 'FAIL'}" if row and known else "-")
+        first = next(iter(mine.values()))
+        lines.append([f"target: {label} {first['wanted']} against {first['against']}", *cells])
+    return lines
+
+
+def _has(models: Sequence[dict[str, Any]], metric: str) -> bool:
+    return any(metric in model["scores"]["overall"] for model in models)
+
+
+def _score_line(models: Sequence[dict[str, Any]], label: str, metric: str) -> list[str]:
+    return [label, *(_score(model["scores"]["overall"].get(metric)) for model in models)]
+
+
+def _group_lines(models: Sequence[dict[str, Any]], metric: str) -> list[list[str]]:
+    lines = []
+    for kind in ("category", "environment"):
+        for name in models[0]["scores"][kind]:
+            of_models = [model["scores"][kind].get(name, {}).get(metric) for model in models]
+            if any(score is not None for score in of_models):
+                lines.append([f"  {name}", *map(_score, of_models)])
+    return lines
+
+
+def _score(score: dict[str, float] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['mean']:.1%} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
+    return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+
+
+def _notes(evaluation: dict[str, Any]) -> list[str]:
+    settings, data = evaluation["settings"], evaluation["data"]
+    timed = min(settings["timed"], data["samples"])
+    again = f", {settings['repetitions']} times" if settings["repetitions"] > 1 else ""
+    unknown = dict.fromkeys(m["distance_unknown"] for m in evaluation["models"] if m.get("distance_unknown"))
+    return [
+        f"{data['samples']:,} samples of {data['file']} on {settings['device']}; in brackets 95 % bootstrap intervals.",
+        f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {timed} answers{again} after {settings['warm_up']} of "
+        "warm-up;",
+        f"larger batches over {settings['requests']} answers or more. Users ask again when answered; who waits is answered as one batch.",
+        "Confidence: geometric mean of the tokens' probabilities. KL over the cached top-k and tail at T = 1.",
+        *(f"No distance to the teacher: {reason}" for reason in unknown),
+        "",
+    ]
