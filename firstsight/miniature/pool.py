@@ -8,6 +8,7 @@ Axes: B rows of a batch, L tokens of the longest row, F frames, P patches of a f
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from firstsight.miniature.build import IMAGE_MEAN, IMAGE_STD
 from firstsight.synth.captions import caption
 from firstsight.synth.drawing import render
 from firstsight.synth.questions import ask
-from firstsight.synth.scenes import CATEGORIES, ENVIRONMENTS, Clip, sample_clip
+from firstsight.synth.scenes import CATEGORIES, ENVIRONMENTS, Clip, Scene, sample_clip
 
 T = TypeVar("T")
 
@@ -40,6 +41,11 @@ class Pool:
     categories: list[str]
     first: NDArray[np.int64]
     frames_F: NDArray[np.uint8]
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """What each picture of `frames_F` shows."""
+        return [frame for clip in self.clips for frame in clip.frames]
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs, and the answer positions: row and column whose next token is `targets_N`, and the branch they are in."""
+    """Model inputs, and the answer positions: row and column whose next token is `targets_N`, and the branch they are in.
+
+    `frames` are the numbers of the pictures in the pool.
+    """
 
     inputs: dict[str, Any]
+    frames: list[int]
     rows_N: torch.Tensor
     columns_N: torch.Tensor
     branches_N: torch.Tensor
@@ -166,7 +176,8 @@ class Sampler:
             temporal: share of clips with several frames.
             questions: about a clip of one frame; from 2 on one of them is about space in any case.
             captions: share of clips that are described in full.
-            counting: share of the clips of one frame that are there to be counted in, beyond those drawn evenly.
+            counting: share of the clips of one frame that are there to be counted in, beyond those drawn evenly; above 0 such
+                clips are asked for other counts instead of about other categories.
         """
         if rng.random() < temporal:
             kind = "temporal"
@@ -177,7 +188,11 @@ class Sampler:
         index = _pick(rng, self._by_category[kind])
         clip = self.pool.clips[index]
         branches = [self.own_question(rng, index)]
-        if kind != "temporal":
+        if counting and kind == "counting":
+            subjects = _subjects(clip)
+            for i in rng.choice(len(subjects), size=min(len(subjects), questions - 1), replace=False):
+                branches.append(self.branch(*ask(rng, replace(clip, **subjects[int(i)]), kind), kind))
+        elif kind != "temporal":
             others = [category for category in SINGLE_FRAME_CATEGORIES if category != kind]
             count = max(0, questions - 2)
             chosen = [others[int(i)] for i in rng.choice(len(others), size=count, replace=False)]
@@ -196,6 +211,14 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 def _plain(clip: Clip) -> Clip:
     return replace(clip, focus=None, subject="")
+
+
+def _subjects(clip: Clip) -> list[dict[str, Any]]:
+    """Everything on the surface that can be counted, as the `focus` and `subject` of a clip."""
+    items = [placed.item for placed in clip.frames[0].placed]
+    kinds = [{"focus": "kind", "subject": kind} for kind in sorted({item.kind for item in items})]
+    colours = [{"focus": "colour", "subject": colour} for colour in sorted({item.colour for item in items})]
+    return [*kinds, *colours, {"focus": "all", "subject": ""}]
 
 
 def collate(rows: Sequence[Row], pool: Pool, pad: int, image_pad: int, *, grey: bool = False) -> Batch:
@@ -222,7 +245,8 @@ def collate(rows: Sequence[Row], pool: Pool, pad: int, image_pad: int, *, grey: 
             positions_3BL[:, number, start:end] = after + np.arange(end - start)
             branch_BL[number, start:end] = index + 1
             answers.extend((number, column, index) for column in range(start + branch.answer_start - 1, end - 1))
-    frames = pool.frames_F[[frame for row in rows for frame in row.frames]]
+    numbers = [number for row in rows for number in row.frames]
+    frames = pool.frames_F[numbers]
     if grey:
         frames = np.full_like(frames, 128)
     ids = torch.from_numpy(ids_BL)
@@ -237,7 +261,7 @@ def collate(rows: Sequence[Row], pool: Pool, pad: int, image_pad: int, *, grey: 
         "pixel_values": to_patches(frames),
         "image_grid_thw": torch.tensor([GRID_THW] * len(frames)),
     }
-    return Batch(inputs, rows_N, columns_N, branches_N, ids[rows_N, columns_N + 1])
+    return Batch(inputs, numbers, rows_N, columns_N, branches_N, ids[rows_N, columns_N + 1])
 
 
 def rotary_positions(ids_L: NDArray[np.int64], image_pad: int) -> NDArray[np.int64]:

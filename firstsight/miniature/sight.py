@@ -2,10 +2,11 @@
 
 Through a language model alone an untrained tower of this size learns colours long before shapes. Here a linear read-out of
 each visual token is trained, together with the tower, to name the cell's thing, its colour, the hand's action, the environment,
-where in the picture the cell is and what lies beside it; then the read-out is thrown away.
+where in the picture the cell is, what lies beside it, and how many things there are. It stays beside the language model in
+training, so that the tower forgets nothing before it is used, and is thrown away at the end.
 """
 
-from operator import attrgetter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import trange
 from transformers import Qwen2VLForConditionalGeneration
 
+from firstsight.miniature.optimizers import Optimizers
 from firstsight.miniature.pool import GRID_THW, Pool, to_patches
 from firstsight.synth.scenes import COLOURS, ENVIRONMENTS, GRID, HAND_ROW, KINDS, LANDMARKS, Scene
 
@@ -32,16 +34,17 @@ _CLASSES = (
     GRID,
     _PAIRS,
     *(len(names) for _ in _NEIGHBOURS for names in (_THINGS, _PAINTS)),
+    # how many things of each kind, of each colour and in all: none to eight
+    *(9,) * (len(KINDS) + len(COLOURS) + 1),
 )
-# Things on the surface of the cell's kind, of its colour, and all.
-_COUNTS = (9, 9, 9)
 
 
 def cell_labels(scene: Scene) -> NDArray[np.int64]:
-    """Classes of each cell in reading order, int64 (16, 18).
+    """Classes of each cell in reading order, int64 (16, 30).
 
     Thing, colour, action, environment, row, column, thing with colour; then thing and colour of the cells to the left, to the
-    right, behind and in front; then how many things on the surface are of the cell's kind, of its colour, and how many in all.
+    right, behind and in front; then, the same in every cell, how many things on the surface are of each kind, of each colour, and
+    how many there are in all.
     """
     own = np.zeros((GRID, GRID, 7), np.int64)
     own[:, :, 3] = ENVIRONMENTS.index(scene.environment)
@@ -58,56 +61,54 @@ def cell_labels(scene: Scene) -> NDArray[np.int64]:
         own[row, column, 6] = 1 + kind * len(COLOURS) + colour
     framed = np.pad(own[:, :, :2], ((1, 1), (1, 1), (0, 0)))
     around = [framed[1 + y : 1 + y + GRID, 1 + x : 1 + x + GRID] for y, x in _NEIGHBOURS]
-    counts = np.zeros((GRID, GRID, len(_COUNTS)), np.int64)
-    counts[:, :, 2] = len(scene.placed)
-    for placed in scene.placed:
-        for i, same in enumerate((attrgetter("item.kind"), attrgetter("item.colour"))):
-            counts[placed.row, placed.column, i] = sum(same(other) == same(placed) for other in scene.placed)
-    return np.concatenate([own, *around, counts], axis=2).reshape(GRID * GRID, -1)
+    items = [placed.item for placed in scene.placed]
+    kinds, colours = [item.kind for item in items], [item.colour for item in items]
+    counts = [*(kinds.count(kind) for kind in KINDS), *(colours.count(colour) for colour in COLOURS), len(items)]
+    everywhere = np.broadcast_to(np.array(counts), (GRID, GRID, len(counts)))
+    return np.concatenate([own, *around, everywhere], axis=2).reshape(GRID * GRID, -1)
+
+
+class ReadOut(torch.nn.Linear):
+    """Names what each visual token shows; one for a model of `width`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, sum(_CLASSES))
+
+    def loss(self, features_CD: torch.Tensor, labels_CK: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Sum of the cross-entropies, and the share of the occupied cells of which everything was named."""
+        logits = self(features_CD).split(_CLASSES, dim=1)
+        loss = torch.stack([cross_entropy(part, labels_CK[:, i]) for i, part in enumerate(logits)]).sum()
+        named = torch.stack([part.argmax(1) == labels_CK[:, i] for i, part in enumerate(logits)]).all(0)
+        return loss, float(named[labels_CK[:, 0] > 0].float().mean())
+
+
+def labels_of(scenes: Sequence[Scene]) -> torch.Tensor:
+    """`cell_labels` of several pictures, int64 (C, K)."""
+    return torch.from_numpy(np.concatenate([cell_labels(scene) for scene in scenes]))
 
 
 def teach_sight(
-    model: Qwen2VLForConditionalGeneration,
-    pool: Pool,
-    *,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    counts: bool,
-    seed: int,
-) -> float:
-    """Train the vision tower of `model` in place; `counts`: to count as well.
+    model: Qwen2VLForConditionalGeneration, pool: Pool, *, steps: int, batch: int, learning_rate: float, seed: int
+) -> tuple[ReadOut, float]:
+    """Train the vision tower of `model` in place.
 
     Returns:
-        Share of the occupied cells that the read-out named in the last tenth of the steps, with all that it is taught but
-        action and environment.
+        The read-out, and the share of the occupied cells of which it named everything in the last tenth of the steps.
     """
-    classes = _CLASSES + _COUNTS if counts else _CLASSES
-    named_classes = [i for i in range(len(classes)) if i not in (2, 3)]
-    scenes = [frame for clip in pool.clips for frame in clip.frames]
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
-    read_out = torch.nn.Linear(model.config.text_config.hidden_size, sum(classes))
-    parameters = [*model.model.visual.parameters(), *read_out.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    read_out = ReadOut(model.config.text_config.hidden_size)
+    named = [*model.model.visual.named_parameters(), *read_out.named_parameters()]
+    optimizers = Optimizers(named, learning_rate=learning_rate, steps=steps, warm_up=50)
     model.train()
     right: list[float] = []
     bar = trange(steps, desc="sight", unit="step")
     for _ in bar:
-        chosen = rng.integers(len(scenes), size=batch)
-        labels_CK = torch.from_numpy(np.concatenate([cell_labels(scenes[i]) for i in chosen]))
+        chosen = rng.integers(len(pool.scenes), size=batch)
         grid = torch.tensor([GRID_THW] * batch)
-        features = model.model.get_image_features(to_patches(pool.frames_F[chosen]), grid).pooler_output
-        logits = read_out(torch.cat(tuple(features))).split(classes, dim=1)
-        loss = torch.stack([cross_entropy(part, labels_CK[:, i]) for i, part in enumerate(logits)]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        occupied = labels_CK[:, 0] > 0
-        named = torch.stack([logits[i].argmax(1) == labels_CK[:, i] for i in named_classes]).all(0)
-        right.append(float(named[occupied].float().mean()))
-        bar.set_postfix(loss=f"{loss.item():.3f}", named=f"{right[-1]:.3f}")
-    return float(np.mean(right[-max(1, steps // 10) :]))
+        features = model.model.visual(to_patches(pool.frames_F[chosen]), grid_thw=grid).pooler_output
+        loss, share = read_out.loss(features, labels_of([pool.scenes[i] for i in chosen]))
+        optimizers.step(loss)
+        right.append(share)
+        bar.set_postfix(loss=f"{loss.item():.3f}", named=f"{share:.3f}")
+    return read_out, float(np.mean(right[-max(1, steps // 10) :]))
