@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 ARGS   ?=
 
-.PHONY: demo test check format teacher faults bench docs clean
+.PHONY: demo test check format teacher faults bench picture docs clean
 
 demo: $(VENV)/ready        ## distil the miniature teacher into the miniature student, end to end
 	$(BIN)/firstsight demo --dir demo
@@ -27,6 +27,9 @@ teacher: $(VENV)/ready     ## train the miniature teacher and student base again
 
 faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a minute of each
 	FIRSTSIGHT_FAULTS=long $(BIN)/python -m pytest -m faults --timeout=7200 $(ARGS)
+
+picture: demo              ## docs/report.png: the top of the demo's report, by Chromium
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,1640 --screenshot=docs/report.png demo/report.html
 
 docs: $(VENV)/ready        ## docs/cli.md from --help
 	$(BIN)/python docs/make_cli.py

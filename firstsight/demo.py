@@ -74,10 +74,14 @@ def run_demo(directory: Path) -> None:
     _run("fs-student", "train", *config)
     candidates = ["teacher", "base", f"hard={runs / 'hard' / 'best'}", f"distilled={runs / 'distilled' / 'best'}"]
     options = [option for candidate in candidates for option in ("--model", candidate)]
-    _run("fs-student", "eval", *config, *options, "--output", str(directory / "evaluation"))
+    evaluation = str(directory / "evaluation")
+    _run("fs-student", "eval", *config, *options, "--output", evaluation)
+    trained, page = [str(runs / name) for name in ("hard", "distilled")], directory / "report.html"
+    _run("fs-student", "report", *trained, "--evaluation", evaluation, "--output", str(page))
     click.echo(
         "\nbase: the student before; hard: trained on the labels alone (alpha = 0); distilled: trained on the cache. "
-        f"Same steps for both.\nThe demo took {time.perf_counter() - begin:.0f} s; try the commands above on {directory}."
+        f"Same steps for both. {page} shows it with charts and images.\n"
+        f"The demo took {time.perf_counter() - begin:.0f} s; try the commands above on {directory}."
     )
 
 

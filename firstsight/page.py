@@ -1,9 +1,9 @@
-"""HTML pages: one frame, one style sheet, pictures inside the file.
+"""Pages: one frame and one style sheet for HTML, pictures inside the file.
 
     text = render("phase1_teacher", "sample.html", name="train-000017", picture=picture(image, longest=640))
 
-A template lies in `ROOM/templates/` and extends `frame.html`. Every value is escaped by Jinja2; a page loads nothing, so that
-it opens from a disk without a network.
+A template lies in `ROOM/templates/`; one of HTML extends `frame.html`, and Jinja2 escapes every value in it. A page loads
+nothing, so that it opens from a disk without a network. Markdown is rendered as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
@@ -35,7 +35,7 @@ def render(package: str, template: str, **values: Any) -> str:
 def _environment(package: str) -> Environment:
     return Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("firstsight")]),
-        autoescape=True,
+        autoescape=select_autoescape(["html"], default=True, disabled_extensions=["md"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -11,6 +11,7 @@ import click
 
 from firstsight.console import Commands, config_option, set_option
 from firstsight.recipe import load_recipe
+from phase2_student.report_commands import publish, report
 
 
 @click.group(cls=Commands)
@@ -312,3 +313,7 @@ def ask(
     answer = asker.ask(question, images, max_new_tokens=max_new_tokens, emit=emit)
     click.echo("" if stream else answer.text)
     click.echo(f"\n{answer.timing()}; {asker.description}", err=True)
+
+
+for command in (report, publish):
+    main.add_command(command)

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -17,7 +17,11 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(scratch, path)
 
 
-def replace_directory(path: Path, write: Callable[[Path | None], None], *, main: bool = True) -> None:
+@overload
+def replace_directory(path: Path, write: Callable[[Path], None]) -> None: ...
+@overload
+def replace_directory(path: Path, write: Callable[[Path | None], None], *, main: bool) -> None: ...
+def replace_directory(path: Path, write: Callable[..., None], *, main: bool = True) -> None:
     """Fill a new directory by `write` and put it in place of `path`.
 
     Args:

@@ -98,7 +98,7 @@ def test_training_and_evaluation_with_the_teacher_moved_away(place):
         (place / "away").rename(place / "models" / "teacher")
     run_dir = place / "runs" / "a"
     history = json.loads((run_dir / "training_history.json").read_text())
-    assert len(history["epochs"]) == 2
+    assert len(history) == 2
     assert yaml.safe_load((run_dir / "recipe.yaml").read_text())["loss"]["alpha"] == 0.7
     for name in ("best", "final"):
         config = json.loads((run_dir / name / "config.json").read_text())
@@ -106,3 +106,14 @@ def test_training_and_evaluation_with_the_teacher_moved_away(place):
         assert config["dtype"] == "bfloat16"
     assert "exact match" in out
     assert list((run_dir / "evaluation").glob("evaluation_*.json"))
+
+    # what was measured is shown and shipped, no teacher needed
+    shown = run(place, "fs-student", "report", "runs/a")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == ""
+    assert "<svg" in (run_dir / "report.html").read_text()
+    shipped = run(place, "fs-student", "publish", "--config", "recipe.yaml", "--repo", "me/student", "--dry-run")
+    assert shipped.returncode == 0, shipped.stderr
+    card = (run_dir / "publish" / "README.md").read_text()
+    assert open_cache(place / "cache.zarr").digest in card
+    assert "exact_match" in card

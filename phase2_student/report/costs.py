@@ -1,0 +1,84 @@
+"""What the dump and the runs took: measured figures alone. A figure that was not measured is missing, and said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from phase2_student.report.sources import CacheFacts, Run
+
+
+def is_online(run: Run) -> bool:
+    """Whether the run had the teacher in memory."""
+    return bool(run.facts.get("identity", {}).get("targets") == "online")
+
+
+def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[dict[str, Any]]:
+    """One row for the dump, then one per run: `{"what", "seconds", "passes", "note"}`; what is not known is None.
+
+    `passes` counts samples that went through the teacher.
+    """
+    rows: list[dict[str, Any]] = []
+    if cache is not None and any(not is_online(run) for run in runs):
+        status = cache.status
+        size = f"{status.bytes / 1e6:,.1f} MB, {status.bytes_per_position or 0:.1f} bytes per position"
+        note = f"{status.samples:,} samples, {status.positions:,} answer positions; {size}"
+        rows.append({"what": "dump, once", "seconds": cache.seconds, "passes": status.samples, "note": note})
+    for run in runs:
+        samples = run.facts.get("train_samples")
+        epochs = run.history[-1]["epoch"] if run.history else None
+        passes: int | None = 0
+        if is_online(run):
+            passes = None if samples is None or epochs is None else samples * epochs
+        steps = f"{run.history[-1]['step']:,} steps" if run.history else "no epoch finished"
+        note = steps if epochs is None else f"{epochs} epochs, {steps}"
+        what = f"{run.name}, teacher in memory" if is_online(run) else run.name
+        rows.append({"what": what, "seconds": run.seconds, "passes": passes, "note": note})
+    return rows
+
+
+def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
+    """The account in sentences."""
+    cached = [run for run in runs if not is_online(run)]
+    online = [run for run in runs if is_online(run)]
+    lines = []
+    passes = [(run.facts.get("train_samples"), run.history[-1]["epoch"]) for run in cached if run.history]
+    if cache is not None and passes and all(samples is not None for samples, _ in passes):
+        instead = sum(samples * epochs for samples, epochs in passes)
+        lines.append(
+            f"{_runs(len(cached)).capitalize()} read the cache, for which the teacher saw {cache.status.samples:,} samples once. With the "
+            f"teacher in memory the same epochs would have shown it {instead:,} training samples."
+        )
+    if cache is not None and cache.seconds is not None and cached and all(run.seconds for run in cached):
+        total = sum(run.seconds or 0.0 for run in cached)
+        lines.append(
+            f"Dump and {_runs(len(cached))} together: {clock(cache.seconds + total)}, {clock(cache.seconds)} of it for the "
+            "dump; each further run costs its training alone. Loading of models is not in these times."
+        )
+    pair = [run for run in cached if run.seconds and run.key("loss.alpha") != 0]
+    measured = [run for run in online if run.seconds]
+    if measured and pair:
+        ours, theirs = (sum(run.seconds or 0 for run in group) / len(group) for group in (pair, measured))
+        lines.append(
+            f"Measured: {clock(theirs)} for a run with the teacher in memory, {clock(ours)} for one from the cache "
+            f"({theirs / ours:.2f} x)."
+        )
+    elif cached:
+        lines.append(
+            "What a run with the teacher in memory takes is not known: none is among these runs (fs-student train --online makes one)."
+        )
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _runs(count: int) -> str:
+    numbers = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    text = numbers[count] if count < len(numbers) else f"{count:,}"
+    return f"{text} run{'' if count == 1 else 's'}"

@@ -1,0 +1,121 @@
+"""Held-out images, each with its question, the truth, and what every model said."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from firstsight.errors import DataError
+from firstsight.page import picture
+from firstsight.samples import Sample, image_path
+
+_LONGEST = 320  # pixels of a picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said."""
+
+    model: str
+    series: int
+    text: str
+    right: bool
+    flag: str
+    """`empty`, `not finite`, `cut`, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A sample of the gallery."""
+
+    id: str
+    category: str
+    environment: str
+    question: str
+    truth: str
+    pictures: tuple[Markup, ...]
+    answers: tuple[Answer, ...]
+
+
+def choose(model: dict[str, Any], count: int) -> list[int]:
+    """Which samples to show, in their order: the categories in turn, and right answers of the model in turn with wrong ones."""
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for index, record in enumerate(model["samples"]):
+        groups.setdefault((str(record.get("category")), bool(record["exact"])), []).append(index)
+    order = [groups[key] for key in sorted(groups)]
+    in_turn = (index for turn in itertools.zip_longest(*order) for index in turn if index is not None)
+    return sorted(itertools.islice(in_turn, count))
+
+
+def cards(
+    models: Sequence[dict[str, Any]], indices: Sequence[int], series: dict[str, int], root: Path | None
+) -> tuple[list[Card], int]:
+    """The cards, and how many pictures were not found or could not be read.
+
+    Args:
+        models: of an evaluation, their records in the same order.
+        indices: of the records.
+        series: of each model.
+        root: what the paths of images are relative to, and stay under; None: no pictures.
+    """
+    made, missing = [], 0
+    for index in indices:
+        record = models[0]["samples"][index]
+        pictures = []
+        for name in record.get("images") or []:
+            shown = _picture(name, root)
+            missing += shown is None
+            pictures += [] if shown is None else [shown]
+        made.append(
+            Card(
+                id=str(record["id"]),
+                category=_words(record.get("category")),
+                environment=_words(record.get("environment")),
+                question=record["question"],
+                truth=record["truth"] or "",
+                pictures=tuple(pictures),
+                answers=tuple(_answer(model, index, series) for model in models),
+            )
+        )
+    return made, missing
+
+
+def _answer(model: dict[str, Any], index: int, series: dict[str, int]) -> Answer:
+    record = model["samples"][index]
+    flags = {"nonfinite": "not finite", "empty": "empty", "cut": "cut"}
+    return Answer(
+        model=model["name"],
+        series=series[model["name"]],
+        text=record["answer"],
+        right=bool(record["exact"]),
+        flag=next((words for key, words in flags.items() if record.get(key)), ""),
+    )
+
+
+def _picture(name: Any, root: Path | None) -> Markup | None:
+    if root is None:
+        return None
+    try:
+        path = image_path(name, root, "the evaluation")
+        held = Sample(
+            id=str(name),
+            prompt=(),
+            answer=None,
+            images=(path,),
+            times=None,
+            category=None,
+            environment=None,
+            place=str(name),
+        )
+        return picture(held.open_images()[0], longest=_LONGEST, lossy=True)
+    except DataError:
+        return None
+
+
+def _words(name: Any) -> str:
+    return "" if name is None else str(name).replace("_", " ")

@@ -1,0 +1,188 @@
+"""The page: `write_report([Path("runs/distilled")])` reads a run and its evaluation and writes one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from firstsight import __version__
+from firstsight.errors import DataError
+from firstsight.page import render
+from phase2_student.report import charts, figures, gallery
+from phase2_student.report.costs import clock, cost_lines, cost_rows
+from phase2_student.report.sources import Run, pair_names, read_cache, read_evaluation, read_runs
+from phase2_student.summary import difference_lines, summary_table
+
+GALLERY = 90
+"""Samples of the gallery, unless told otherwise."""
+
+_CURVES = {
+    "kd": "KD, nats per token",
+    "ce": "CE, nats per token",
+    "loss": "loss",
+    "agreement": "agreement with the teacher",
+}
+_RUN_KEYS = {
+    "loss.temperature": "T",
+    "loss.alpha": "alpha",
+    "training.learning_rate": "learning rate",
+    "training.num_train_epochs": "epochs",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written."""
+
+    path: Path
+    notes: tuple[str, ...]
+    """What is not on it, and why."""
+
+
+def write_report(
+    directories: Sequence[Path],
+    *,
+    output: Path | None = None,
+    evaluation: Path | None = None,
+    data: Path | None = None,
+    shown: int = GALLERY,
+) -> Report:
+    """Write the page of one or several runs.
+
+    Args:
+        directories: of runs; several are shown side by side.
+        output: the file; None: `report.html` in the last directory.
+        evaluation: a file of `fs-student eval` or a directory with some; None: those in the runs' directories.
+        data: what the paths of images are relative to; None: where the data were when the run began.
+        shown: samples in the gallery.
+
+    Raises:
+        DataError: a directory without a run, or a file that cannot be used.
+    """
+    runs = read_runs(directories)
+    found = read_evaluation(runs, evaluation)
+    cache, trouble = read_cache(runs)
+    notes = [trouble] if trouble else []
+    if found is None:
+        notes.append("No evaluation is there: run fs-student eval, then this command again.")
+    models = found["models"] if found else []
+    series = figures.series_of(models, runs)
+    keys = _run_keys(runs)
+    values: dict[str, Any] = {
+        "title": pair_names(runs[-1], cache),
+        "version": __version__,
+        "runs": [_run(run, series, keys) for run in runs],
+        "run_keys": list(keys.values()),
+        "curves": _curves(runs, series),
+        "costs": [
+            {**row, "clock": "not recorded" if row["seconds"] is None else clock(row["seconds"])}
+            for row in cost_rows(runs, cache)
+        ],
+        "cost_lines": cost_lines(runs, cache),
+        "recipes": [
+            (run.name, yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)) for run in runs if run.recipe
+        ],
+        "cache": cache,
+        "cache_changed": cache is not None and all(cache.digest != run.facts.get("cache_digest") for run in runs),
+        "spec": None if cache is None else yaml.safe_dump(cache.status.spec, sort_keys=False, default_flow_style=None),
+        "evaluation": found,
+        "symbols": charts.SYMBOLS,
+        "series_count": charts.SERIES,
+        "script": None,
+    }
+    if found:
+        root = data or next((Path(run.facts["data_root"]) for run in runs if run.facts.get("data_root")), None)
+        values |= _evaluated(found, runs, series, root, shown, notes)
+    values["notes"] = notes
+    path = output or directories[-1] / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render("phase2_student.report", "report.html", **values), encoding="utf-8")
+    return Report(path=path, notes=tuple(notes))
+
+
+def _evaluated(
+    evaluation: dict[str, Any],
+    runs: Sequence[Run],
+    series: dict[str, int],
+    root: Path | None,
+    shown: int,
+    notes: list[str],
+) -> dict[str, Any]:
+    """What the page shows of an evaluation."""
+    models = evaluation["models"]
+    try:
+        student = figures.focus(models, runs)
+        tiles = figures.tiles(models, student)
+        table = summary_table(evaluation)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"the evaluation of {evaluation.get('created')} lacks {error}; evaluate again with this version"
+        ) from None
+    calibrated = [(model, figures.calibration(model, series[model["name"]])) for model in models]
+    known = [(model, *result) for model, result in calibrated if result is not None]
+    groups = {key: figures.by_group(models, key) for key in ("category", "environment")}
+    cards, missing = gallery.cards(models, gallery.choose(student, shown), series, root)
+    if missing:
+        notes.append(f"{missing:,} pictures of the gallery were not found under {root}; --data names another place.")
+    script = files("phase2_student.report").joinpath("templates/gallery.js").read_text(encoding="utf-8")
+    return {
+        "models": [
+            {"name": model["name"], "series": series[model["name"]], "rank": model is not student} for model in models
+        ],
+        "student": student["name"],
+        "teacher": (figures.teacher_of(models) or {}).get("name"),
+        "tiles": tiles,
+        "table": table,
+        "differences": difference_lines(models),
+        "accuracy": [charts.intervals(f"By {key}", rows) for key, rows in groups.items() if rows],
+        "reliability": charts.reliability("Confidence against share right", [bins for _, bins, _ in known])
+        if known
+        else None,
+        "calibration": [(model["name"], series[model["name"]], error) for model, _, error in known],
+        "cards": cards,
+        "categories": sorted({card.category for card in cards} - {""}),
+        "environments": sorted({card.environment for card in cards} - {""}),
+        "total": len(student["samples"]),
+        "script": Markup(script),  # ours, from the package
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+
+
+def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
+    """Keys of the recipes to show side by side: the usual ones, and those in which the runs differ."""
+    names = {f"{section}.{key}" for run in runs for section, part in run.recipe.items() for key in (part or {})}
+    differing = {
+        name: name
+        for name in sorted(names)
+        if len({str(run.key(name)) for run in runs}) > 1 and name != "training.output_dir"
+    }
+    return {**_RUN_KEYS, **{name: label for name, label in differing.items() if name not in _RUN_KEYS}}
+
+
+def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, Any]:
+    losses = [row["validation"]["loss"] for row in run.history if row.get("validation")]
+    return {
+        "name": run.name,
+        "series": series[run.name],
+        "values": ["-" if run.key(key) is None else str(run.key(key)) for key in keys],
+        "losses": f"{min(losses):.4f}" if losses else "-",
+        "precision": run.facts.get("precision", "-"),
+        "seed": run.facts.get("seed", "-"),
+        "commit": str(run.facts.get("git_commit") or "-"),
+    }
+
+
+def _curves(runs: Sequence[Run], series: dict[str, int]) -> list[Markup]:
+    made = []
+    for name, label in _CURVES.items():
+        if lines := figures.history_lines(runs, name, series):
+            made.append(charts.curves(label, lines, xlabel="epoch"))
+    return made
