@@ -26,7 +26,17 @@ from phase2_student.files import write_json
 from phase2_student.resume import checkpoints
 
 RUN = "run.json"
-_OWN = ("recipe.yaml", RUN, "training_history.json", "best", "best-int8", "best-nf4", "final", "evaluation", "error.txt")
+_OWN = (
+    "recipe.yaml",
+    RUN,
+    "training_history.json",
+    "best",
+    "best-int8",
+    "best-nf4",
+    "final",
+    "evaluation",
+    "error.txt",
+)
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "torch-optimi", "zarr", "numpy")
 
 _WITHOUT_EFFECT = {
