@@ -32,7 +32,8 @@ def report(
 ) -> None:
     """Write one HTML page about one or several runs: curves, results, calibration, costs, and a gallery of answers.
 
-    The page holds everything it needs: it opens from the disk, on a phone, without a network.
+    A directory that is no run stands for the runs directly below it, such as those of a sweep. The page holds everything it
+    needs: it opens from the disk, on a phone, without a network.
 
     Example: fs-student report runs/reference
     Example: fs-student report runs/hard runs/distilled --evaluation evaluation --output report.html

@@ -36,6 +36,8 @@ _OWN = (
     "final",
     "evaluation",
     "error.txt",
+    "report.html",
+    "publish",
 )
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "torch-optimi", "zarr", "numpy")
 

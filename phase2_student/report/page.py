@@ -16,6 +16,7 @@ from markupsafe import Markup
 from firstsight import __version__
 from firstsight.errors import DataError
 from firstsight.page import render
+from phase2_student.compare import find_runs
 from phase2_student.report import charts, figures, gallery
 from phase2_student.report.costs import clock, cost_lines, cost_rows
 from phase2_student.report.sources import Run, pair_names, read_cache, read_evaluation, read_runs
@@ -58,7 +59,7 @@ def write_report(
     """Write the page of one or several runs.
 
     Args:
-        directories: of runs; several are shown side by side.
+        directories: of runs, or with runs directly below them; several are shown side by side.
         output: the file; None: `report.html` in the last directory.
         evaluation: a file of `fs-student eval` or a directory with some; None: those in the runs' directories.
         data: what the paths of images are relative to; None: where the data were when the run began.
@@ -67,7 +68,7 @@ def write_report(
     Raises:
         DataError: a directory without a run, or a file that cannot be used.
     """
-    runs = read_runs(directories)
+    runs = read_runs(find_runs(directories))
     found = read_evaluation(runs, evaluation)
     cache, trouble = read_cache(runs)
     notes = [trouble] if trouble else []

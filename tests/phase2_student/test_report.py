@@ -120,6 +120,9 @@ def test_a_run_alone_is_shown_and_what_is_missing_is_said(runs, tmp_path):
     (runs[1] / "training_history.json").write_text(json.dumps(history))
     written = write_report([runs[1]])
     assert written.path == runs[1] / "report.html"
+    together = write_report([runs[0].parent])  # of a sweep
+    assert together.path == runs[0].parent / "report.html"
+    assert "Recipe of hard" in together.path.read_text()
     assert [note.split(" ")[:3] for note in written.notes] == [["The", "cache", "could"], ["No", "evaluation", "is"]]
     text = written.path.read_text()
     assert "not recorded" in text
@@ -159,7 +162,7 @@ def test_evaluations_of_several_runs_are_put_together(runs):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda run: (run / "run.json").unlink(), "no run.json is there; give the training.output_dir"),
+        (lambda run: (run / "run.json").unlink(), "holds a run.json; give the directory of a run"),
         (lambda run: (run / "run.json").write_text("{"), "run.json: not JSON"),
         (lambda run: (run / "run.json").write_text("[]"), "run.json: expected a JSON dict, got list"),
         (lambda run: (run / "recipe.yaml").write_text("a: [1"), "recipe.yaml: not YAML"),
