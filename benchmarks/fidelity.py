@@ -148,7 +148,7 @@ class Measured:
             "loss_cached": loss["cached"],
             "loss_flat": loss["flat"],
             "gradient_difference": apart / float(g["full"].norm()),
-            "gradient_cosine": float(torch.cosine_similarity(g["cached"], g["full"], dim=0)),
+            "gradient_cosine": float(torch.cosine_similarity(g["cached"].double(), g["full"].double(), dim=0)),
             "quantisation_difference": float((g["cached"] - g["flat"]).norm()) / float(g["full"].norm()),
             "share_of_tail_shape": 1 - float((g["cached"] - g["flat"]).norm()) ** 2 / apart**2 if apart else 1.0,
         }
