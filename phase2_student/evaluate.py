@@ -15,6 +15,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -127,20 +128,55 @@ def evaluate(
 def _measure(
     recipe: Recipe, candidate: Candidate, samples: list[Sample], settings: Settings, progress: bool
 ) -> dict[str, Any]:
+    """Everything about one model.
+
+    It is loaded twice, and memory and load time are those of the second time: the first one pays for what the process needs in any
+    case, libraries and files among it.
+    """
     prompter = Prompter(
         load_processor(candidate.directory, candidate.section),
         max_length=recipe.data.max_length,
         system_prompt=recipe.data.system_prompt,
     )
-    timed = _timed(candidate, prompter, samples, settings)
+    measured = _answers(recipe, candidate, prompter, samples, settings, progress)
     _release()
+    with PeakMemory() as memory:
+        loaded = load(candidate)
+        for sample in samples[:MEMORY_ANSWERS]:
+            _answer(loaded.model, prompter, [sample], settings.max_new_tokens)
+    return {
+        "name": candidate.name,
+        "role": candidate.role,
+        "dtype": loaded.dtype,
+        "parameters": int(loaded.model.num_parameters()),
+        "size_bytes": sum(file.stat().st_size for file in candidate.directory.glob("*.safetensors")),
+        "load_seconds": loaded.seconds,
+        "peak_memory_bytes": memory.peak_bytes,
+        **measured,
+    }
+
+
+def _answers(
+    recipe: Recipe,
+    candidate: Candidate,
+    prompter: Prompter,
+    samples: list[Sample],
+    settings: Settings,
+    progress: bool,
+) -> dict[str, Any]:
+    """How fast and how well a model answers, and how far it is from the teacher."""
     model = load(candidate).model
+    timing, longest = settings.timing, settings.max_new_tokens
+    with EnergyMeter() as energy:
+        watch = Stopwatch(partial(_answer, model, prompter), samples, timing, longest)
+    timed = len(watch.latencies) * timing.repetitions + min(timing.warm_up, len(watch.latencies))
+    runs, users = watch.throughput_runs(), watch.concurrency()
     records = answer_records(
         model,
         prompter,
         samples,
         batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=longest,
         root=recipe.data_root,
         label=candidate.name,
         progress=progress,
@@ -148,14 +184,13 @@ def _measure(
     unknown = None
     if candidate.role == "student":
         unknown = add_distance(recipe, model, prompter, samples, records, batch_size=settings.batch_size)
-    for record, seconds in zip(records, timed.pop("alone"), strict=False):
+    for record, seconds in zip(records, watch.latencies, strict=False):
         record["seconds"] = seconds
     return {
-        "name": candidate.name,
-        "role": candidate.role,
-        "parameters": int(model.num_parameters()),
-        "size_bytes": sum(file.stat().st_size for file in candidate.directory.glob("*.safetensors")),
-        **timed,
+        "throughput": throughput(runs),
+        "throughput_runs": runs,
+        "concurrency": users,
+        "energy_joules_per_answer": None if energy.joules is None else energy.joules / timed,
         "answer_tokens": statistics.fmean(record["tokens"] for record in records),
         "counts": {name: sum(record[name] for record in records) for name in ("empty", "nonfinite", "cut")},
         "distance_unknown": unknown,
@@ -164,41 +199,12 @@ def _measure(
     }
 
 
-def _timed(candidate: Candidate, prompter: Prompter, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
-    """Speed, energy and memory of a model.
-
-    It is loaded twice, and memory and load time are those of the second time: the first one pays for what the process needs in any
-    case, libraries and files among it.
-    """
-    model: Any = None
-
-    def answer(batch: Sequence[Sample], max_new_tokens: int) -> object:
-        prompts = [prompter.encode(sample, []) for sample in batch]
-        ids = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens)
-        return prompter.tokenizer.batch_decode(ids, skip_special_tokens=True)
-
-    model = load(candidate).model
-    with EnergyMeter() as energy:
-        watch = Stopwatch(answer, samples, settings.timing, settings.max_new_tokens)
-    answered = len(watch.latencies) * settings.timing.repetitions + min(settings.timing.warm_up, len(watch.latencies))
-    runs, users = watch.throughput_runs(), watch.concurrency()
-    model = None
-    _release()
-    with PeakMemory() as memory:
-        loaded = load(candidate)
-        model = loaded.model
-        for sample in samples[:MEMORY_ANSWERS]:
-            answer([sample], settings.max_new_tokens)
-    return {
-        "dtype": loaded.dtype,
-        "load_seconds": loaded.seconds,
-        "peak_memory_bytes": memory.peak_bytes,
-        "throughput": throughput(runs),
-        "throughput_runs": runs,
-        "concurrency": users,
-        "energy_joules_per_answer": None if energy.joules is None else energy.joules / answered,
-        "alone": watch.latencies,
-    }
+def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tokens: int) -> list[str]:
+    """From the samples' files to the texts."""
+    prompts = [prompter.encode(sample, []) for sample in batch]
+    ids = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens)
+    texts: list[str] = prompter.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
 
 
 def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
