@@ -74,7 +74,8 @@ def export(source: Path, output: Path, section: StudentSection, kind: Quantizati
     plan = plan_export(source, output, section, kind)
     model = quantize(source, section, kind)
 
-    def write(directory: Path) -> None:
+    def write(directory: Path | None) -> None:
+        assert directory is not None  # one process, which writes
         for file in {path for pattern in _BESIDE_WEIGHTS for path in source.glob(pattern)}:
             if file.name not in _NOT_COPIED and not file.name.endswith(".index.json"):
                 shutil.copy(file, directory / file.name)
