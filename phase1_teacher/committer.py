@@ -110,5 +110,5 @@ class Committer:
         self._current = None
         if out.won:
             self.units += 1
-            self.samples += len(results.unit.keys)
+            self.samples += len(results.unit)
             self.positions += int(results.sums.get("positions", 0))

@@ -75,7 +75,7 @@ def dump(
     begin = time.perf_counter()
     committer = Committer(job)
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
-    total = sum(len(unit.keys) for unit in pending)
+    total = sum(map(len, pending))
     try:
         with tqdm(total=total, desc="teacher", unit="sample", disable=not progress) as bar:
             for batch in batches:

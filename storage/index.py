@@ -16,8 +16,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
 from storage.errors import CorruptIndex
 
@@ -26,10 +29,13 @@ INDEX_NAME = "keys.bin"
 SKIPPED = 2**32 - 1
 PAGE = 4096
 _MAGIC = b"FSINDEX1"
+ROW = np.dtype([("key", "S32"), ("plan", "<u4"), ("unit", "<u4"), ("sample", "<u4")])
+"""A row of the index: where the sample of a key lies."""
 _ROW = struct.Struct("<32sIII")
 _HEADER = struct.Struct("<8s32s32s32sQQQQ")
 _FOOT = struct.Struct("<III")  # rows in the page, page number, crc32c of all before
 _ROWS = (PAGE - _FOOT.size) // _ROW.size
+_BLOCK = 65_536
 _SETTLED_NS = 2 * 10**9  # a directory changed less than this before the index was built may change unnoticed
 
 
@@ -68,26 +74,33 @@ def state_of(units: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(units)).encode()).hexdigest()
 
 
-def build_index(header: Header, entries: Iterable[tuple[str, Entry]]) -> bytes:
-    """The bytes of an index file over (key, entry) pairs; the later of two entries of a key wins."""
-    rows = sorted(
-        (bytes.fromhex(key), *map(int, entry.unit.split("-")), entry.sample) for key, entry in dict(entries).items()
-    )
+def build_index(header: Header, rows: NDArray[Any]) -> Iterator[bytes]:
+    """The pages of an index file.
+
+    Args:
+        header: of the whole cache.
+        rows: [samples] of `ROW`, in any order; the later of two rows of a key wins.
+    """
+    order = np.argsort(rows["key"], kind="stable")
+    last = np.ones(len(order), dtype=np.bool_)
+    for start in range(0, len(order) - 1, _BLOCK):  # block by block: no second copy of all keys
+        keys = rows["key"][order[start : start + _BLOCK + 1]]
+        last[start : start + len(keys) - 1] = keys[:-1] != keys[1:]
+    order = order[last]
     digests = [bytes.fromhex(digest) for digest in (header.spec_digest, header.state, header.content)]
     counts = (header.changed, header.built, header.samples, header.skipped)
-    pages = [_page(0, len(rows), _HEADER.pack(_MAGIC, *digests, *counts))]
-    for start in range(0, len(rows), _ROWS):
-        chunk = rows[start : start + _ROWS]
-        pages.append(_page(len(pages), len(chunk), b"".join(_ROW.pack(*row) for row in chunk)))
-    return b"".join(pages)
+    yield _page(0, len(order), _HEADER.pack(_MAGIC, *digests, *counts))
+    for number, start in enumerate(range(0, len(order), _ROWS), start=1):
+        chunk = order[start : start + _ROWS]
+        yield _page(number, len(chunk), rows[chunk].tobytes())
 
 
-def save_index(file: Path, data: bytes) -> bool:
+def save_index(file: Path, pages: Iterable[bytes]) -> bool:
     """Put the index file in place at once; False where the directory cannot be written."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as out:
-            out.write(data)
+            out.writelines(pages)
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)

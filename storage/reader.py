@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from storage.canonical import digest_of
 from storage.encoding import DecodedUnit
 from storage.errors import CacheMissing, CorruptIndex, MissingSample, ObjectMissing, SkippedSample, UnknownUnit
-from storage.index import INDEX, INDEX_NAME, SKIPPED, Entry, Index, build_index, fresh_header, save_index, state_of
+from storage.index import (
+    INDEX,
+    INDEX_NAME,
+    ROW,
+    SKIPPED,
+    Header,
+    Index,
+    build_index,
+    fresh_header,
+    save_index,
+    state_of,
+)
 from storage.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
 from storage.mapped import map_unit
 from storage.place import Place, open_place
@@ -198,10 +209,12 @@ class Cache:
                 return index
             if changed is None and index.header.state == state_of(committed_units(self._place)):
                 return index
-        data = index_bytes(self._place, self._layout, self._spec_digest)
-        if file and save_index(file, data):
-            return Index(data, str(file))
-        return Index(data, f"{self.location} (index in memory)")
+        header, rows = index_rows(self._place, self._layout, self._spec_digest)
+        if file and save_index(file, build_index(header, rows)):
+            index = Index.open(file)
+            if index is not None:
+                return index
+        return Index(b"".join(build_index(header, rows)), f"{self.location} (index in memory)")
 
     def _index_file(self) -> Path | None:
         if isinstance(self._place, LocalPlace):
@@ -212,30 +225,34 @@ class Cache:
         return self._scratch / f"{self._spec_digest[:16]}.{INDEX_NAME}"
 
 
-def index_bytes(place: Place, layout: Layout, spec_digest: str) -> bytes:
-    """The index of a cache, built from its plans and manifests."""
+def index_rows(place: Place, layout: Layout, spec_digest: str) -> tuple[Header, NDArray[Any]]:
+    """What the index of a cache holds, from its plans and manifests: header and rows of `index.ROW`."""
     changed = place.changed(MANIFESTS)
     names = committed_units(place)
     planned = {unit.name: unit for units in read_plans(place) for unit in units}
-    entries: dict[str, Entry] = {}
+    rows = np.empty(sum(len(planned[name]) for name in names if name in planned), dtype=ROW)
     contents: dict[str, list[Any]] = {}
-    skipped = 0
+    start = skipped = 0
     for name in names:
         manifest = read_manifest(place, name, layout, spec_digest)
-        entries.update(_unit_entries(place, manifest, planned.get(name)))
+        start = _fill_rows(rows, start, place, manifest, planned.get(name))
         contents[name] = [manifest.content_digest, sorted(manifest.skipped)]
         skipped += len(manifest.skipped)
     content = digest_of([spec_digest, contents])
-    header = fresh_header(spec_digest, names, content, changed, len(entries) - skipped, skipped)
-    return build_index(header, entries.items())
+    return fresh_header(spec_digest, names, content, changed, len(rows) - skipped, skipped), rows
 
 
-def _unit_entries(place: Place, manifest: Manifest, planned: PlannedUnit | None) -> Iterator[tuple[str, Entry]]:
-    """Where the samples of a committed unit lie; CorruptObject if plan and manifest contradict each other."""
-    kept = [key for key in planned.keys if key not in manifest.skipped] if planned else []
-    if planned is None or len(kept) != manifest.samples or len(kept) + len(manifest.skipped) != len(planned.keys):
+def _fill_rows(rows: NDArray[Any], start: int, place: Place, manifest: Manifest, planned: PlannedUnit | None) -> int:
+    """Write where the samples of a committed unit lie; where the next unit's begin.
+
+    CorruptObject if plan and manifest contradict each other.
+    """
+    kept = np.array([key not in manifest.skipped for key in planned.keys] if planned else [], dtype=np.bool_)
+    count = int(kept.sum())
+    if planned is None or count != manifest.samples or count + len(manifest.skipped) != len(kept):
         raise corrupt(place, manifest, "keys", "its manifest has other samples than its plan")
-    for number, key in enumerate(kept):
-        yield key, Entry(manifest.unit, number)
-    for key in manifest.skipped:
-        yield key, Entry(manifest.unit, SKIPPED)
+    part = rows[start : start + len(kept)]
+    part["key"] = np.frombuffer(planned.packed_keys, dtype=ROW["key"])
+    part["plan"], part["unit"] = map(int, manifest.unit.split("-"))
+    part["sample"] = np.where(kept, np.cumsum(kept) - 1, SKIPPED)
+    return start + len(kept)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.canonical import digest_of
-from storage.manifest import Manifest, committed_units, manifest_path, read_manifest
+from storage.manifest import committed_units, manifest_path, read_manifest
 from storage.place import open_place
 from storage.plan import PLANS, read_plans
 from storage.reader import read_root
@@ -53,22 +53,26 @@ def cache_status(location: str | Path) -> CacheStatus:
     present = set(committed_units(place))
     committed = [unit for unit in planned if unit.name in present]
     sizes: dict[str, int] = {}
-    manifests: list[Manifest] = []
+    samples = positions = soft_positions = 0
+    statistics: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    split_units = []
     for unit in committed:
         manifest = read_manifest(place, unit.name, layout, spec_digest)
-        manifests.append(manifest)
+        samples += manifest.samples
+        positions += manifest.positions
+        soft_positions += manifest.soft_positions
+        skipped |= manifest.skipped
+        split_units += [unit.name] if manifest.notes else []
+        for name, value in manifest.statistics.items():
+            statistics[name] = statistics.get(name, 0.0) + value
         for path, (size, _) in manifest.objects.items():
             name = path.split("/")[0] if not path.endswith("zarr.json") else "metadata"
             sizes[name] = sizes.get(name, 0) + size
         sizes["manifests"] = sizes.get("manifests", 0) + (place.size(manifest_path(unit.name)) or 0)
-    all_keys = sum(len(unit.keys) for unit in planned)
+    all_keys = sum(map(len, planned))
     plans = sum(place.size(f"{PLANS}/{name}") or 0 for name in place.names(PLANS))
-    sizes["plans"] = round(plans * sum(len(unit.keys) for unit in committed) / max(1, all_keys))
-    positions = sum(manifest.positions for manifest in manifests)
-    statistics: dict[str, float] = {}
-    for manifest in manifests:
-        for name, value in manifest.statistics.items():
-            statistics[name] = statistics.get(name, 0.0) + value
+    sizes["plans"] = round(plans * sum(map(len, committed)) / max(1, all_keys))
     total = sum(sizes.values())
     return CacheStatus(
         location=place.location,
@@ -76,14 +80,14 @@ def cache_status(location: str | Path) -> CacheStatus:
         committed=len(committed),
         pending=[unit.name for unit in planned if unit.name not in present],
         planned_samples=all_keys,
-        samples=sum(manifest.samples for manifest in manifests),
-        skipped={key: reason for manifest in manifests for key, reason in manifest.skipped.items()},
+        samples=samples,
+        skipped=skipped,
         positions=positions,
-        soft_positions=sum(manifest.soft_positions for manifest in manifests),
+        soft_positions=soft_positions,
         bytes=total,
         bytes_per_position=total / positions if positions else None,
         field_bits={name: 8 * size / positions for name, size in sorted(sizes.items())} if positions else {},
         statistics=statistics,
-        split_units=[manifest.unit for manifest in manifests if manifest.notes],
+        split_units=split_units,
         spec=spec,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from storage.canonical import digest_of
 from storage.encoding import DecodeError, decode_unit
 from storage.errors import CacheError, CorruptIndex, CorruptObject
-from storage.index import INDEX, INDEX_NAME, Index
+from storage.index import INDEX, INDEX_NAME, Index, build_index
 from storage.manifest import (
     MANIFESTS,
     UNIT_NAME,
@@ -24,7 +24,7 @@ from storage.manifest import (
 from storage.place import Place, open_place
 from storage.place_local import LocalPlace
 from storage.plan import PLAN_NAME, PLANS, PlannedUnit, read_plans
-from storage.reader import index_bytes, read_root
+from storage.reader import index_rows, read_root
 from storage.spec import ROOT_LIMIT, ROOT_PATH, Layout, layout_of
 from storage.unit_reading import corrupt, decode_arrays, object_problem
 
@@ -172,7 +172,7 @@ def _check_index(place: LocalPlace, layout: Layout, spec_digest: str, report: Ve
         if index is None:
             return
         found = list(index.entries())
-        expected = Index(index_bytes(place, layout, spec_digest), "index")
+        expected = Index(b"".join(build_index(*index_rows(place, layout, spec_digest))), "index")
         if index.header.state == expected.header.state and (
             found != list(expected.entries()) or index.header.content != expected.header.content
         ):

@@ -119,7 +119,7 @@ def test_scratch_keeps_index_and_units(location, tmp_path, monkeypatch):
     samples = [sample_of(number) for number in range(8)]
     write_cache(location, samples)
     assert_holds(open_cache(location, scratch=tmp_path), samples)
-    monkeypatch.setattr("storage.reader.index_bytes", None)
+    monkeypatch.setattr("storage.reader.index_rows", None)
     monkeypatch.setattr("storage.reader.load_unit", None)
     assert_holds(open_cache(location, scratch=tmp_path), samples)
 
