@@ -7,7 +7,8 @@ For the logits z on the shared ids, v_i = z_i - logsumexp(z). Kept are the k lar
 among them, and for each node temperature T the log of the mass not kept, log sum exp(v_i / T). Mass on tokens that the
 student does not have is dropped before top-k and counted.
 
-One pass over each chunk of positions: two buffers of [chunk, V] are all that is ever held.
+One pass over each chunk of positions: on a GPU two buffers of [chunk, V] are all that is ever held, on a CPU little more
+than one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from firstsight.vocabulary import VocabularyAlignment
 
 # N answer positions, n of one chunk, K stored entries, D hidden size, V rows of the head, S shared ids, J node temperatures
 
+_CPU_ROWS = 8  # rows that go through all steps together: 5 MB, so that the steps after the first find them in a cache
 _BLOCK = 64  # columns whose maximum is taken first: the k largest lie in the k blocks with the largest maxima
 
 
@@ -98,14 +100,16 @@ class TargetMaker(TeacherHead):
             target_ids_N: int64, student ids of the answer's tokens; each shared.
         """
         target_ids_N = target_ids_N.to(self.device)
-        parts = [
-            self._chunk(states_ND[start : start + self.chunk], target_ids_N[start : start + self.chunk])
-            for start in range(0, max(1, len(states_ND)), self.chunk)
-        ]
+        rows = self.chunk if self.device.type == "cuda" else _CPU_ROWS
+        parts = []
+        for start in range(0, max(1, len(states_ND)), self.chunk):
+            logits_nV = self.logits(states_ND[start : start + self.chunk])
+            ids_n = target_ids_N[start : start + self.chunk]
+            parts += [self._targets(*each) for each in zip(logits_nV.split(rows), ids_n.split(rows), strict=True)]
         return TargetBlock(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
-    def _chunk(self, states_nD: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
-        logits_nV = self.logits(states_nD)
+    def _targets(self, logits_nV: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
+        """Targets of some rows of a chunk; their logits are used up."""
         logits_nS = self.shared(logits_nV)
         count = logits_nS.shape[1]
         wanted = min(self.top_k + 1, count)  # one more: the largest of the tail
