@@ -158,14 +158,16 @@ def measure(job: Job, model: Any, shape: Shape, repeats: int, plain_repeats: int
             times["plain"].append(timed(lambda: plain(model, encoded, batch_rows, pad_id, top_k)))
     largest = max(batches, key=lambda batch: sum(len(sample.encoded.input_ids) for sample in batch.samples))
     fused_bytes, whole_bytes = head_bytes(forward, largest, top_k)
-    size = [part.numel() for part in model.parameters()]
+    size = sum(part.numel() for part in model.parameters())
+    lengths = [len(each.input_ids) for each in encoded]
     click.echo(
-        f"V = {shape.rows:,}, D = {shape.hidden:,}, {shape.layers} layers, {sum(size) / 1e6:,.0f} M parameters, fp32, "
-        f"{threads} threads\n{len(encoded)} samples of {min(len(e.input_ids) for e in encoded)} to {longest} tokens, "
-        f"{sums['positions']:,.0f} answer positions = {sums['positions'] / sums['tokens']:.1%} of {sums['tokens']:,.0f} tokens; "
-        f"{sums['images_encoded']:.0f} images\ndump: {summary.units} units, {len(batches)} forward passes of at most "
-        f"{shape.batch_tokens:,} tokens, {1 - sums['tokens'] / sums['padded_tokens']:.1%} padding, device idle "
-        f"{summary.idle_share:.1%}; plain: {-(-len(encoded) // batch_rows)} passes of {batch_rows} rows, {_padding(encoded, batch_rows):.1%} padding"
+        f"V = {shape.rows:,}, D = {shape.hidden:,}, {shape.layers} layers, {size / 1e6:,.0f} M parameters, fp32, "
+        f"{threads} threads\n{len(lengths)} samples of {min(lengths)} to {longest} tokens, {sums['positions']:,.0f} answer "
+        f"positions = {sums['positions'] / sums['tokens']:.1%} of {sums['tokens']:,.0f} tokens\n"
+        f"dump: {summary.units} units, {len(batches)} forward passes of at most {shape.batch_tokens:,} tokens, "
+        f"{1 - sums['tokens'] / sums['padded_tokens']:.1%} padding, {sums['images_encoded']:.0f} vision passes, device idle "
+        f"{summary.idle_share:.1%}\nplain: {-(-len(lengths) // batch_rows)} forward passes of {batch_rows} rows, "
+        f"{_padding(lengths, batch_rows):.1%} padding, {len(lengths)} vision passes"
     )
     medians = {name: statistics.median(values) for name, values in times.items() if values}
     click.echo(f"\n{'':8}{'s':>8}{'x bare':>9}{'x dump':>9}   each run")
@@ -178,8 +180,7 @@ def measure(job: Job, model: Any, shape: Shape, repeats: int, plain_repeats: int
     )
 
 
-def _padding(encoded: Sequence[Encoded], batch_rows: int) -> float:
-    lengths = [len(each.input_ids) for each in encoded]
+def _padding(lengths: Sequence[int], batch_rows: int) -> float:
     groups = [lengths[start : start + batch_rows] for start in range(0, len(lengths), batch_rows)]
     return 1 - sum(lengths) / sum(len(group) * max(group) for group in groups)
 

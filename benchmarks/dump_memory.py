@@ -124,7 +124,9 @@ def main(samples: tuple[int, ...], images: int, one: Path | None) -> None:
     if one is not None:
         click.echo(json.dumps(measure(one)))
         return
-    click.echo(f"{'samples':>10}{'units':>8}{'rows':>10}{'start':>9}{'prepare':>9}{'dump':>9}{'summary':>9}   MB{'s':>9}")
+    click.echo(
+        f"{'samples':>10}{'units':>8}{'rows':>10}{'start':>9}{'prepare':>9}{'dump':>9}{'summary':>9}   MB{'s':>9}"
+    )
     for count in samples:
         with tempfile.TemporaryDirectory() as name:
             config = write(Path(name), count, min(images, count))

@@ -107,12 +107,12 @@ def write_pair(directory: Path, shape: Shape) -> None:
     student = directory / "student"
     tokenizer.save_pretrained(student)
     model_config(tokenizer, shape, STUDENT_ROWS).save_pretrained(student)
-    for name in ("preprocessor_config.json",):
-        (student / name).write_bytes((directory / "teacher" / name).read_bytes())
+    name = "preprocessor_config.json"
+    (student / name).write_bytes((directory / "teacher" / name).read_bytes())
 
 
 def write_data(directory: Path, shape: Shape) -> None:
-    """Questions of 4 to 63 words about random pictures, answers of 12 to 27 words; one row in ten is a validation sample."""
+    """Questions of 4 to 63 words about random pictures, answers of 8 to 19 words; one row in ten is a validation sample."""
     rng = np.random.default_rng(0)
     words = [word for word in WORDS.split() if word.isascii()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def write_data(directory: Path, shape: Shape) -> None:
             coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
             coarse.resize((width, height), Image.Resampling.BICUBIC).save(directory / name)
         question = " ".join(rng.choice(words, rng.integers(4, 64)))
-        answer = " ".join(rng.choice(words, rng.integers(12, 28)))
+        answer = " ".join(rng.choice(words, rng.integers(8, 20)))
         content = [{"type": "image"}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         rows.append({"id": f"s{index}", "messages": messages, "images": [name]})

@@ -1,0 +1,31 @@
+"""The memory of a dump does not grow with the data; `benchmarks.dump_memory` shows the same at half a million samples."""
+
+import tracemalloc
+
+from benchmarks.dump_memory import CountingTeacher
+from phase1_teacher.dump import dump, prepare
+
+
+def text_rows(count):
+    rows = []
+    for index in range(count):
+        question, answer = f"question {index} about the lamp", "near the small door"
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append({"id": f"s{index}", "messages": messages, "images": []})
+    return rows
+
+
+def test_the_memory_of_a_dump_does_not_grow_with_the_data(workshop):
+    peaks = []
+    for count in (200, 200, 1600):  # the first one warms caches
+        recipe = workshop.load(text_rows(count), cache={"path": f"cache{len(peaks)}", "unit_positions": 256})
+        job = prepare(recipe, progress=False)
+        teacher = CountingTeacher()
+        tracemalloc.start()
+        summary = dump(job, model=teacher, progress=False)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert summary.samples == teacher.rows == count
+        assert summary.units > 3
+    _, small, large = peaks
+    assert large < small + 1400 * 300  # the plan: 32 bytes a sample, and 200 or so for each unit
