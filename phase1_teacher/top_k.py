@@ -105,7 +105,8 @@ class TargetMaker(TeacherHead):
         for start in range(0, max(1, len(states_ND)), self.chunk):
             logits_nV = self.logits(states_ND[start : start + self.chunk])
             ids_n = target_ids_N[start : start + self.chunk]
-            parts += [self._targets(*each) for each in zip(logits_nV.split(rows), ids_n.split(rows), strict=True)]
+            for row in range(0, max(1, len(ids_n)), rows):
+                parts.append(self._targets(logits_nV[row : row + rows], ids_n[row : row + rows]))
         return TargetBlock(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def _targets(self, logits_nV: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
