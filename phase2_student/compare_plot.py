@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phase2_student.compare import RunRecord, labels
 
-_PANELS = {"loss": "Loss", "kd": "KD, nats", "ce": "CE, nats"}
+_PANELS = {"loss": "Loss on validation", "kd": "KD on validation, nats", "ce": "CE on validation, nats"}
 
 
 def plot_runs(records: Sequence[RunRecord], path: Path) -> None:
@@ -40,7 +40,7 @@ def plot_runs(records: Sequence[RunRecord], path: Path) -> None:
                 markersize=3,
                 linewidth=1.4,
             )
-        axis.set_title(f"{title} on validation")
+        axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     handles, names = axes[0].get_legend_handles_labels()
