@@ -42,12 +42,13 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
     cached = [run for run in runs if not is_online(run)]
     online = [run for run in runs if is_online(run)]
     lines = []
-    passes = [(run.facts.get("train_samples"), run.history[-1]["epoch"]) for run in cached if run.history]
+    soft = [run for run in cached if run.key("loss.alpha") != 0 and run.history]  # hard labels need no teacher
+    passes = [(run.facts.get("train_samples"), run.history[-1]["epoch"]) for run in soft]
     if cache is not None and passes and all(samples is not None for samples, _ in passes):
         instead = sum(samples * epochs for samples, epochs in passes)
         lines.append(
-            f"{_runs(len(cached)).capitalize()} read the cache, for which the teacher saw {cache.status.samples:,} samples once. With the "
-            f"teacher in memory the same epochs would have shown it {instead:,} training samples."
+            f"{_runs(len(soft)).capitalize()} learned from the cache, for which the teacher saw {cache.status.samples:,} samples "
+            f"once. With the teacher in memory the same epochs would have shown it {instead:,} training samples."
         )
     if cache is not None and cache.seconds is not None and cached and all(run.seconds for run in cached):
         total = sum(run.seconds or 0.0 for run in cached)
@@ -55,7 +56,7 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
             f"Dump and {_runs(len(cached))} together: {clock(cache.seconds + total)}, {clock(cache.seconds)} of it for the "
             "dump; each further run costs its training alone. Loading of models is not in these times."
         )
-    pair = [run for run in cached if run.seconds and run.key("loss.alpha") != 0]
+    pair = [run for run in soft if run.seconds]
     measured = [run for run in online if run.seconds]
     if measured and pair:
         ours, theirs = (sum(run.seconds or 0 for run in group) / len(group) for group in (pair, measured))
