@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, fields
 
 from tqdm import tqdm
 
+from firstsight.cards import CARDS, ModelSize, bytes_text, count_text, model_size
 from firstsight.errors import DataError
 from firstsight.models import load_config
 from firstsight.pair import Pair, load_pair
 from firstsight.recipe import Recipe
 from firstsight.samples import Sample, iter_samples
-from phase1_teacher.cards import CARDS, TeacherSize, Work, memory, operations, teacher_size
+from phase1_teacher.cards import Work, memory, operations
 from storage.errors import CacheMissing
 from storage.reader import Cache, open_cache
 from storage.status import cache_status
@@ -51,7 +52,7 @@ class DumpPlan:
     """A demand and what it costs."""
 
     demand: Demand
-    size: TeacherSize
+    size: ModelSize
     bytes_per_position: float
     measured: bool
     """`bytes_per_position` comes from this cache; else from another material at k = 64."""
@@ -85,7 +86,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
         measured = cache_status(recipe.cache_location).bytes_per_position
     except CacheMissing:
         cache = measured = None
-    size = teacher_size(load_config(pair.directory, recipe.teacher))
+    size = model_size(load_config(pair.directory, recipe.teacher))
     per_position = _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES if measured is None else measured
     return DumpPlan(
         demand=_demand(recipe, pair, cache, progress),
@@ -147,10 +148,10 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
         f"Tokens      {demand.prompt_tokens:,} of text prompts, {demand.image_tokens:,} of images, {demand.positions:,} answer "
         f"positions; longest sample {demand.longest:,}",
-        f"Cache       {_bytes(plan.bytes(1))} at {plan.bytes_per_position:.0f} bytes per position ({origin}), "
+        f"Cache       {bytes_text(plan.bytes(1))} at {plan.bytes_per_position:.0f} bytes per position ({origin}), "
         f"k = {recipe.cache.top_k}",
-        f"Teacher     {_count(size.total)} parameters, {recipe.teacher.quantization}: about "
-        f"{_bytes(plan.device_bytes)} of device memory at {recipe.teacher.batch_tokens:,} tokens per forward pass",
+        f"Teacher     {count_text(size.total)} parameters, {recipe.teacher.quantization}: about "
+        f"{bytes_text(plan.device_bytes)} of device memory at {recipe.teacher.batch_tokens:,} tokens per forward pass",
     ]
     if demand.missing_answers:
         lines.append(
@@ -169,7 +170,7 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     for scale in SCALES:
         hours = plan.hours(scale)
         lines.append(
-            f"  {f'{scale:,} x':>12} {demand.samples * scale:>16,} {_bytes(plan.bytes(scale)):>12}"
+            f"  {f'{scale:,} x':>12} {demand.samples * scale:>16,} {bytes_text(plan.bytes(scale)):>12}"
             + "".join(f" {_hours(hours[card.name]):>10}" for card in CARDS)
         )
     fits = [("yes" if plan.device_bytes < card.memory * 1e9 else "no") for card in CARDS]
@@ -183,18 +184,6 @@ def plan_json(plan: DumpPlan) -> str:
     """The plan as one JSON object."""
     scales = [{"scale": scale, "bytes": plan.bytes(scale), "gpu_hours": plan.hours(scale)} for scale in SCALES]
     return json.dumps({**asdict(plan), "scales": scales, "cards": [asdict(card) for card in CARDS]}, indent=2)
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number / 1e6:.2f} million"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"
 
 
 def _hours(hours: float) -> str:

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig
 
-from phase1_teacher.cards import CARDS, Work, memory, operations, teacher_size
+from firstsight.cards import CARDS, model_size
+from phase1_teacher.cards import Work, memory, operations
 from phase1_teacher.cli import main
 from phase1_teacher.dump import dump, prepare
 from phase1_teacher.plan import plan_dump
@@ -41,7 +42,7 @@ def dumped(workshop, rows, **sections):
 
 
 def test_the_size_of_a_full_teacher_follows_from_its_configuration(workshop):
-    size = teacher_size(Qwen2VLConfig(**SEVEN_BILLION))
+    size = model_size(Qwen2VLConfig(**SEVEN_BILLION))
     assert size.embedding == size.head == 152_064 * 3584
     assert size.total == 8_291_375_616  # what the hub states for Qwen2-VL-7B-Instruct
     section = workshop.load(workshop.rows(4)).teacher
