@@ -93,12 +93,20 @@ def _without_video(config: Any) -> Any:
     if stock is None or "video_processor" not in stock.get_attributes():
         return AutoProcessor
 
-    class Stills(stock):  # type: ignore[misc, valid-type]
+    return _stills_of(stock)
+
+
+def _stills_of(stock: Any) -> Any:
+    class Stills(stock):  # type: ignore[misc]
         def __init__(
             self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
         ) -> None:
             # transformers reads this signature to know which parts to load
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            # spawned data workers get it pickled, and a class made here has no place to be found at
+            return _stills, (stock, self.image_processor, self.tokenizer, self.chat_template)
 
         def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
             # part by part, as the files of the stock class: where torchvision is, that one loads them
@@ -107,6 +115,10 @@ def _without_video(config: Any) -> Any:
 
     Stills.__name__ = stock.__name__
     return Stills
+
+
+def _stills(stock: Any, image_processor: Any, tokenizer: Any, chat_template: str | None) -> Any:
+    return _stills_of(stock)(image_processor, tokenizer, chat_template=chat_template)
 
 
 def load_config(directory: Path, section: TeacherSection | StudentSection) -> Any:
@@ -178,14 +190,20 @@ def _load(directory: Path, section: TeacherSection | StudentSection, **options: 
         raise ModelError(f"{directory}: the weights cannot be loaded ({' '.join(str(error).split())[:240]})") from None
 
 
-def save_weights(model: Any, directory: Path, dtype: torch.dtype) -> None:
+def save_weights(model: Any, directory: Path, dtype: torch.dtype, weights: dict[str, Tensor] | None = None) -> None:
     """Write weights rounded to `dtype` and the configuration; weights that are tied are written once.
 
     Of a model that is sharded over processes all of them take part: the first by this, the others by `gather_weights`.
+
+    Args:
+        model: of transformers.
+        directory: to fill.
+        dtype: of the file.
+        weights: by name, instead of the model's own.
     """
     rounded: dict[int, Tensor] = {}
     state = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (model.state_dict() if weights is None else weights).items():
         own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         state[name] = rounded.setdefault(own.data_ptr(), _whole(tensor.detach()).to("cpu", dtype))
     model.save_pretrained(directory, state_dict=state)

@@ -13,7 +13,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,6 +49,20 @@ class TeacherSection(Section):
     trust_remote_code: bool = False
 
 
+class LoraSection(Section):
+    """Low-rank adapters, by peft: small matrices are trained beside frozen weights, and merged into them when it is saved."""
+
+    r: Annotated[int, Field(ge=1)] = 16
+    """Rank of the adapters."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The adapters' output is scaled by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    """Ends of module names; the default is every linear layer of a language model's blocks."""
+
+
 class StudentSection(Section):
     """The model that is trained."""
 
@@ -57,10 +71,21 @@ class StudentSection(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Type of the saved weights; training keeps float32 master weights."""
+    """Type of the saved weights, and of weights that LoRA leaves as they are."""
+    precision: Literal["fp32_master", "bf16_kahan"] = "fp32_master"
+    """How the trained weights are kept. `fp32_master`: in float32, 16 bytes per weight with gradient and AdamW's state.
+    `bf16_kahan`: in bfloat16 with a remainder for what that cannot hold, stepped by 8-bit AdamW, 8 bytes per weight."""
+    freeze: tuple[Literal["vision", "projector", "embedding"], ...] = ()
+    """Parts that are not trained: the vision tower, the layer between it and the language model, the embedding with a
+    head tied to it."""
+    lora: LoraSection | None = None
+    """Train adapters instead of the weights; null: train the weights."""
     max_pixels: Annotated[int, Field(gt=0)] | None = None
     """Images are scaled down to at most this many pixels; None: the processor's own limit."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    padding_free: bool = False
+    """Put the samples of a micro-batch into one row without padding; for `flash_attention_2`. Other attention gives the same
+    result and pays for the whole row's square."""
     trust_remote_code: bool = False
 
 
@@ -165,6 +190,18 @@ class Recipe(Section):
         """Directory of the training run."""
         return self.directory / str(self.training.get("output_dir", "runs/student"))
 
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> Recipe:
+        student = self.student
+        if student.lora is not None and (student.freeze or student.precision != "fp32_master"):
+            key = "freeze" if student.freeze else "precision"
+            raise PydanticCustomError(
+                "lora",
+                "student.{key}: does not go with student.lora, which freezes everything but float32 adapters; remove one of them",
+                {"key": key},
+            )
+        return self
+
     def model_source(self, section: TeacherSection | StudentSection) -> str:
         """A directory as a path, else the hub id.
 
@@ -243,18 +280,20 @@ def check_training(training: dict[str, Any]) -> None:
 def _apply(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     parts = name.strip().split(".")
-    if not equals or len(parts) != 2:
+    if not equals or len(parts) < 2:
         raise RecipeError(f"--set {override}: expected section.key=value, such as loss.alpha=0.5")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
-    section = content.setdefault(parts[0], {})
-    if section is None:
-        section = content[parts[0]] = {}
-    if not isinstance(section, dict):
-        raise RecipeError(f"--set {override}: {parts[0]!r} is not a section")
-    section[parts[1]] = value
+    section = content
+    for depth, part in enumerate(parts[:-1], start=1):
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override}: {'.'.join(parts[:depth])!r} is not a section")
+    section[parts[-1]] = value
 
 
 def _first_error(error: ValidationError) -> str:
@@ -262,13 +301,20 @@ def _first_error(error: ValidationError) -> str:
     place = [str(part) for part in first["loc"]]
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
-        owner: Any = Recipe if len(place) == 1 else Recipe.model_fields[place[0]].annotation
+        owner: Any = Recipe
+        for part in place[:-1]:
+            owner = _section(owner.model_fields[part].annotation)
         known = [name for name in owner.model_fields if name != "directory"]
         return f"{dotted}: no such key{_nearest(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if not place:
         return message
     return f"{dotted}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _section(annotation: Any) -> Any:
+    """The section class of a field that holds one, or one or nothing."""
+    return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

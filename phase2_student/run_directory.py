@@ -69,7 +69,9 @@ def run_identity(
     }
     sections = {
         "student": {
-            k: v for k, v in dumped["student"].items() if k not in ("trust_remote_code", "attn_implementation")
+            k: v
+            for k, v in dumped["student"].items()
+            if k not in ("trust_remote_code", "attn_implementation", "padding_free")
         },
         "data": {k: v for k, v in dumped["data"].items() if k in ("max_length", "system_prompt")},
         "loss": dumped["loss"],

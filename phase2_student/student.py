@@ -16,6 +16,8 @@ from torch import Tensor
 from firstsight.models import backbone_states, save_weights
 from firstsight.teacher_head import TeacherHead
 from phase2_student.loss import AnswerTargets, LossTargets, LossTerms, TailMode, TeacherTargets, distillation_loss
+from phase2_student.packing import packed_states
+from phase2_student.weights import plain_state, save_adapter, stock_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class DistillationForward:
     """Mixed in front of a model class: with `target_ids` among the inputs, `forward` returns the loss and its parts."""
 
     loss_settings: LossSettings
+    padding_free: bool = False
 
     def forward(self, *args: Any, target_ids: Tensor | None = None, **inputs: Any) -> Any:
         """The stock forward; or, for a batch of `dataset.Collator` or `online.OnlineTrainer`, `(loss, LossTerms)`."""
@@ -42,7 +45,8 @@ class DistillationForward:
             return super().forward(*args, **inputs)  # type: ignore[misc]
         targets = self._targets(target_ids, inputs)
         num_items = inputs.pop("num_items")
-        states = backbone_states(self, inputs, inputs.pop("answer_rows"), inputs.pop("answer_columns"))
+        rows, columns = inputs.pop("answer_rows"), inputs.pop("answer_columns")
+        states = (packed_states if self.padding_free else backbone_states)(self, inputs, rows, columns)
         settings = self.loss_settings
         head: Any = self
         return distillation_loss(
@@ -67,18 +71,29 @@ class DistillationForward:
         )
 
 
-def with_distillation_forward(model: Any, settings: LossSettings) -> Any:
-    """The same model object, its class extended by `DistillationForward` under the stock name."""
+def with_distillation_forward(model: Any, settings: LossSettings, *, padding_free: bool = False) -> Any:
+    """The same model object, its class extended by `DistillationForward` under the stock name.
+
+    Args:
+        model: of transformers.
+        settings: of the loss.
+        padding_free: compute micro-batches as one row each, without padding.
+    """
     stock = type(model)
     model.__class__ = type(stock.__name__, (DistillationForward, stock), {"__module__": stock.__module__})
     model.loss_settings = settings
+    model.padding_free = padding_free
     return model
 
 
 def save_student(model: Any, processor: Any, directory: Path, dtype: torch.dtype) -> None:
-    """Write a directory that `from_pretrained` loads: weights rounded to `dtype`, configuration, processor."""
-    save_weights(model, directory, dtype)
+    """Write a directory that `from_pretrained` loads: weights rounded to `dtype`, configuration, processor.
+
+    Adapters are merged into the weights, and lie in `adapter/` as well.
+    """
+    save_weights(stock_model(model), directory, dtype, plain_state(model))
     processor.save_pretrained(directory)
+    save_adapter(model, directory / "adapter")
 
 
 __all__ = ["DistillationForward", "LossSettings", "LossTerms", "save_student", "with_distillation_forward"]

@@ -19,7 +19,8 @@ import torch
 
 from firstsight.errors import RecipeError
 from firstsight.recipe import Recipe, load_recipe
-from phase2_student.train import TrainResult, is_finished, prepare, train, training_arguments
+from phase2_student.arguments import training_arguments
+from phase2_student.train import TrainResult, is_finished, prepare, train
 
 VARIED = ("loss", "training", "student")
 """Sections that a grid may vary: the others are what the cache and its samples depend on."""

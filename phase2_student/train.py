@@ -6,7 +6,6 @@ result = train(plan)
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -16,15 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from firstsight.errors import RecipeError
 from firstsight.identity import cache_spec, model_name, student_identity
 from firstsight.models import gather_weights, head_rows, load_config, load_processor, load_student, resolve_directory
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter
-from firstsight.recipe import Recipe, check_training
+from firstsight.recipe import Recipe
 from firstsight.samples import load_samples
+from phase2_student.arguments import training_arguments
 from phase2_student.dataset import Collator, DistillationDataset
 from phase2_student.files import replace_directory
 from phase2_student.history import HistoryCallback
@@ -32,17 +30,9 @@ from phase2_student.online_data import OnlineCollator, OnlineDataset
 from phase2_student.resume import newest_whole
 from phase2_student.run_directory import begin_run, check_run, run_identity
 from phase2_student.student import LossSettings, save_student, with_distillation_forward
+from phase2_student.weights import check_weights, optimizer_class, precision_text, prepare_weights, weights_dtype
 from storage.errors import SpecMismatch
 from storage.reader import Cache, open_cache
-
-_DEFAULTS: dict[str, Any] = {
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "logging_steps": 10,
-    "train_sampling_strategy": "group_by_length",
-}
-_FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": []}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +89,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
     """
     if like is not None and not online and _same_samples(recipe, like):
         T = recipe.loss.temperature
+        check_weights(recipe, load_config(like.directory, recipe.student))
         return replace(
             like,
             recipe=recipe,
@@ -110,6 +101,8 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
     validation_samples = load_samples(recipe.file("validation"), recipe.data_root)
     directory = resolve_directory(recipe, recipe.student)
     arguments = training_arguments(recipe, progress=progress)
+    config = load_config(directory, recipe.student)
+    check_weights(recipe, config)
     if online:
         pair = load_pair(recipe)
         return Plan(
@@ -127,7 +120,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
         max_length=recipe.data.max_length,
         system_prompt=recipe.data.system_prompt,
     )
-    _check_spec(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)))
+    _check_spec(recipe, cache, prompter, head_rows(config))
     options: dict[str, Any] = {"temperature": recipe.loss.temperature, "progress": progress}
     return Plan(
         recipe=recipe,
@@ -146,40 +139,6 @@ def _same_samples(recipe: Recipe, plan: Plan) -> bool:
     return not plan.online and all(
         getattr(recipe, name) == getattr(other, name) for name in ("directory", "student", "data", "cache")
     )
-
-
-def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
-    """The recipe's `training` section as `transformers.TrainingArguments`.
-
-    Raises:
-        RecipeError: an unknown name, or a value that does not fit.
-    """
-    from typing import get_type_hints
-
-    from transformers import TrainingArguments
-
-    check_training(recipe.training)
-    hints = get_type_hints(TrainingArguments)
-    for name, value in recipe.training.items():
-        try:
-            TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            raise RecipeError(f"training.{name}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
-        if name in _FIXED and value != _FIXED[name]:
-            raise RecipeError(f"training.{name}: must be {_FIXED[name]!r} here, got {value!r}; remove the key")
-    report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
-    values = {
-        **_DEFAULTS,
-        "disable_tqdm": not progress,
-        "report_to": report_to,
-        **recipe.training,
-        **_FIXED,
-        "output_dir": str(recipe.output_dir),
-    }
-    try:
-        return TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"training: {' '.join(str(error).split())[:240]}") from None
 
 
 def _check_spec(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> None:
@@ -231,9 +190,10 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         unshared_ids=torch.from_numpy((~plan.shared).nonzero()[0]),
         teacher_head=None if teacher is None else teacher.head,
     )
-    # float32 master weights: at lr 1e-5 a bf16 weight of 0.02 does not move; bf16: true computes in bf16 by autocast
-    model = with_distillation_forward(load_student(plan.directory, recipe.student, dtype=torch.float32), settings)
-    model.config.use_cache = False
+    stock = load_student(plan.directory, recipe.student, dtype=weights_dtype(recipe.student))
+    stock.config.use_cache = False
+    wrapped = with_distillation_forward(stock, settings, padding_free=recipe.student.padding_free)
+    model = prepare_weights(wrapped, recipe.student, seed=arguments.seed)
 
     def save(directory: Path | None) -> None:
         if directory is None:
@@ -248,6 +208,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         "data_collator": _collator(plan),
         "train_dataset": plan.train,
         "eval_dataset": plan.validation,
+        "optimizer_cls_and_kwargs": optimizer_class(recipe.student, arguments),
         "callbacks": [HistoryCallback(output_dir, save), stop, ValidationLines()],
     }
     trainer = DistillationTrainer(**options) if teacher is None else OnlineTrainer(**options, teacher=teacher)
@@ -306,8 +267,7 @@ def _best_loss(log: list[dict[str, Any]]) -> float:
 
 def precision(plan: Plan) -> str:
     """Which arithmetic a run uses, in words."""
-    compute = "bfloat16" if plan.arguments.bf16 else "float16" if plan.arguments.fp16 else "float32"
-    return f"float32 master weights, computing in {compute}, saved as {plan.recipe.student.dtype}"
+    return precision_text(plan.recipe.student, plan.arguments)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The recipe's `training` section as `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from firstsight.errors import RecipeError
+from firstsight.recipe import Recipe, check_training
+
+_DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    "train_sampling_strategy": "group_by_length",
+}
+_TRACKERS = {"tensorboard", "wandb", "trackio"}
+_FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": []}
+
+
+def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
+    """The arguments of a run, with the defaults of this project.
+
+    Args:
+        recipe: of the run.
+        progress: show bars.
+
+    Raises:
+        RecipeError: an unknown name, or a value that does not fit.
+    """
+    from typing import get_type_hints
+
+    from transformers import TrainingArguments
+
+    check_training(recipe.training)
+    hints = get_type_hints(TrainingArguments)
+    for name, value in recipe.training.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise RecipeError(f"training.{name}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
+        if name in _FIXED and value != _FIXED[name]:
+            raise RecipeError(f"training.{name}: must be {_FIXED[name]!r} here, got {value!r}; remove the key")
+    report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+    values = {
+        **_DEFAULTS,
+        "disable_tqdm": not progress,
+        "report_to": report_to,
+        **recipe.training,
+        **_FIXED,
+        "output_dir": str(recipe.output_dir),
+    }
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        # transformers 5.23 renames them, knows the old names until 6, and warns of those
+        new = old.replace("gradient", "activation")
+        if new in hints and old in values:
+            values.setdefault(new, values.pop(old))
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"training: {' '.join(str(error).split())[:240]}") from None
+    for name in _TRACKERS.intersection(arguments.report_to):
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"training.report_to: {name} is not installed; pip install {name}, or remove it")
+    return arguments

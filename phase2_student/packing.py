@@ -1,0 +1,60 @@
+"""Padding-free batches: all samples of a micro-batch in one row, each attending to itself alone.
+
+Qwen2-VL takes four rows of positions for this: the place within the sample, which tells where a new one begins, and the
+three of M-RoPE, which start again in every sample. FlashAttention 2 then works on the samples apart; other attention gets a
+block-diagonal mask, which is the same sum at the cost of the whole row's square.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# B samples, L tokens of the longest, S tokens of all samples, N answer positions, D hidden size
+
+
+def can_pack(model: Any) -> bool:
+    """Whether the model's positions can be made per sample and packed: the Qwen2-VL family."""
+    return hasattr(model.base_model, "get_rope_index")
+
+
+def packed_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+    """Hidden states at the answer positions, as `models.backbone_states` gives them, without computing the padding.
+
+    Args:
+        model: of the Qwen2-VL family, with a head.
+        inputs: of `prompting.collate`, padded on the right.
+        rows: int64 [N], from `prompting.answer_index`.
+        columns: int64 [N], likewise.
+
+    Returns:
+        [N, D] in the model's dtype.
+    """
+    backbone = model.base_model
+    mask_BL = inputs["attention_mask"].bool()
+    within_BL = mask_BL.long().cumsum(dim=1) - 1
+    grids = {name: inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs}
+    if grids:
+        rotary_3BL, _ = backbone.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            attention_mask=inputs["attention_mask"],
+            **grids,
+        )
+    else:
+        rotary_3BL = within_BL.expand(3, -1, -1)
+    positions_4S = torch.cat([within_BL[None], rotary_3BL])[:, mask_BL]
+    flat = ("input_ids", "mm_token_type_ids")
+    pixels = {name: value for name, value in inputs.items() if name not in (*flat, "attention_mask")}
+    hidden_SD = backbone(
+        **{name: inputs[name][mask_BL][None] for name in flat},
+        **pixels,
+        position_ids=positions_4S[:, None],
+        use_cache=False,
+    ).last_hidden_state[0]
+    lengths_B = mask_BL.sum(dim=1)
+    starts_B = lengths_B.cumsum(dim=0) - lengths_B
+    states_ND: Tensor = hidden_SD[starts_B[rows] + columns]
+    return states_ND
