@@ -143,6 +143,35 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
         click.echo(f"Validation curves: {plot}", err=as_json)
 
 
+@main.command()
+@config_option
+@set_option
+@click.option(
+    "--processes", default=1, show_default=True, type=click.IntRange(min=1), help="Cards that share the work."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool, progress: bool) -> None:
+    """Show what a training will take, before anything is loaded.
+
+    Steps, tokens and padding, and the memory that each way to train takes on a card: float32 master weights, bfloat16
+    weights with Kahan's remainder, LoRA; with gradient checkpointing and without. Needs the data and the student's
+    configuration and tokenizer, neither weights nor cache.
+
+    Example: fs-student plan --config recipe.yaml --set student.precision=bf16_kahan
+    """
+    from firstsight.samples import check_files
+
+    recipe = load_recipe(config, overrides)
+    check_files(recipe.file("train"), recipe.data_root)
+    check_files(recipe.file("validation"), recipe.data_root)
+
+    from phase2_student.plan import plan_json, plan_text, plan_training
+
+    planned = plan_training(recipe, processes=processes, progress=progress and not as_json)
+    click.echo(plan_json(planned) if as_json else plan_text(planned, recipe))
+
+
 @main.command(name="eval")
 @config_option
 @set_option
