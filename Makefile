@@ -29,7 +29,7 @@ faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a 
 	FIRSTSIGHT_FAULTS=long $(BIN)/python -m pytest -m faults --timeout=7200 $(ARGS)
 
 picture: demo              ## docs/report.png: the demo's report, by Chromium
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2302 --screenshot=docs/report.png docs/picture.html
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2258 --screenshot=docs/report.png docs/picture.html
 
 docs: $(VENV)/ready        ## docs/cli.md from --help
 	$(BIN)/python docs/make_cli.py
