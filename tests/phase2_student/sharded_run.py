@@ -44,8 +44,8 @@ torch.set_num_threads(1)
 models = []
 
 
-def remembered(model, settings):
-    models.append(with_distillation_forward(model, settings))
+def remembered(model, settings, **options):
+    models.append(with_distillation_forward(model, settings, **options))
     return models[-1]
 
 
