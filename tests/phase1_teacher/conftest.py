@@ -70,18 +70,6 @@ class Workshop:
         return load_recipe(self.recipe(rows, **sections))
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """Directories `teacher` and `student` of a random pair."""
-    from firstsight.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
-
-    directory = tmp_path_factory.mktemp("pair")
-    tokenizer = build_tokenizer()
-    save_pair_member(build_teacher(tokenizer, 1), tokenizer, directory / "teacher")
-    save_pair_member(build_student(tokenizer, 2), tokenizer, directory / "student")
-    return directory
-
-
 @pytest.fixture
 def workshop(tmp_path, models) -> Workshop:
     return Workshop(tmp_path, models)
