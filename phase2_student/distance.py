@@ -53,7 +53,8 @@ def add_distance(
         cache = open_cache(recipe.cache_location)
         data = _joined(cache, prompter, samples, len(head))
     except (CacheError, DataError, AlignmentError) as error:
-        return str(error)  # an evaluation needs no cache
+        # an evaluation needs no cache; what it writes names no directory
+        return str(error).replace(recipe.cache_location, recipe.cache.path)
     by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
     unshared = torch.from_numpy((~cache.shared_mask()).nonzero()[0]).to(head.device)
     collator = Collator(prompter.tokenizer.pad_token_id or 0)

@@ -201,6 +201,16 @@ def test_a_nan_is_counted_and_not_dropped(recipe, place, tmp_path):
     json.dumps(records, allow_nan=False)
 
 
+def test_without_a_cache_the_distance_is_unknown_and_no_directory_is_named(recipe):
+    directory = parse_candidates(recipe, ["base"])[0].directory
+    model, _ = load_for_answers(directory, recipe.student)
+    prompter = Prompter(load_processor(directory, recipe.student), max_length=512)
+    elsewhere = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"path": "none.zarr"})})
+    reason = add_distance(elsewhere, model, prompter, [], [], batch_size=2)
+    assert "no cache at none.zarr" in reason
+    assert str(recipe.directory) not in reason
+
+
 def test_an_empty_answer_is_counted_and_not_dropped(recipe, monkeypatch):
     directory = parse_candidates(recipe, ["base"])[0].directory
     prompter = Prompter(load_processor(directory, recipe.student), max_length=512)
