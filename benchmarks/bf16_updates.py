@@ -137,8 +137,8 @@ def train(mode: Mode, steps: int, noise: float, accumulation: int) -> tuple[dict
     seconds = time.perf_counter() - started
     ways = {}
     for name, parameter in net.named_parameters():
-        # bool: torch-optimi has a state of its own
-        rest = optimizer.state[parameter].get("remainder", 0.0)
+        state = optimizer.state[parameter]
+        rest = state.get("remainder", state.get("kahan_comp", 0.0))  # torch-optimi calls it so
         ways[name] = parameter.detach().float() + rest - begin[name]
     return ways, seconds
 
