@@ -70,7 +70,9 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
         FirstSightError: bad recipe, data or model.
     """
     directory = resolve_directory(recipe, recipe.student, weights=False)
-    arguments = training_arguments(recipe)
+    # a plan is made on any machine, also for cards that this one has not
+    settings = {**recipe.training, "use_cpu": True}
+    arguments = training_arguments(recipe.model_copy(update={"training": settings}))
     config = load_config(directory, recipe.student)
     check_weights(recipe, config)
     prompter = Prompter(
@@ -166,14 +168,14 @@ def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
         "",
         f"Memory of each card, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
         f"{work.micro_batch * work.most_patches:,} patches); > is the recipe's",
-        f"  {'':24} {'weights':>9} {'gradients':>9} {'optimiser':>9} {'loss':>9} {'graph':>9} {'all':>9}  fits",
+        f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} {'loss':>9} {'graph':>9} {'all':>9}  fits",
     ]
     for way in plan.footprints:
         chosen = way.mode == plan.mode and way.gradient_checkpointing == plan.gradient_checkpointing
         name = f"{way.mode}{', checkpointing' if way.gradient_checkpointing else ''}"
         parts = (way.weights, way.gradients, way.optimizer, way.loss, way.activations, way.total)
         lines.append(
-            f"{'>' if chosen else ' '} {name:24} "
+            f"{'>' if chosen else ' '} {name:26} "
             + " ".join(f"{bytes_text(part):>9}" for part in parts)
             + f"  {', '.join(_fitting(way)) or 'none of the cards'}"
         )

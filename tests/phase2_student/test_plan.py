@@ -120,7 +120,8 @@ def test_the_plan_counts_what_the_training_then_does(world):
     trained = planned["shape"]["trained"]
     student = load_student(world / "models" / "student", plan.recipe.student, dtype=torch.float32)
     assert trained == sum(p.numel() for p in student.parameters())
-    text = run(*command, "--set", "student.precision=bf16_kahan").output
+    elsewhere = ["--set", "training.bf16=true", "--set", "training.use_cpu=false"]  # for a card that is not here
+    text = run(*command, "--set", "student.precision=bf16_kahan", *elsewhere).output
     assert "7 per epoch, 14 in 2 epochs, of 4 samples" in text
     (chosen,) = [line for line in text.splitlines() if line.startswith("> ")]
     assert chosen.startswith("> bf16_kahan ")
