@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from firstsight.console import Commands, config_option, set_option
-from firstsight.recipe import load_recipe
+from firstsight.recipe import Recipe, check_training, load_recipe
 from phase2_student.report_commands import publish, report
 
 
@@ -41,11 +41,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
 
     Example: fs-student train --config recipe.yaml --set loss.temperature=3 --set training.output_dir=runs/t3
     """
-    from firstsight.samples import check_files
-
-    recipe = load_recipe(config, overrides)
-    check_files(recipe.file("train"), recipe.data_root)
-    check_files(recipe.file("validation"), recipe.data_root)
+    recipe = _checked_recipe(config, overrides)
 
     from phase2_student.train import precision, prepare
     from phase2_student.train import train as run
@@ -92,11 +88,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
 
     Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
     """
-    from firstsight.samples import check_files
-
-    recipe = load_recipe(config, overrides)
-    check_files(recipe.file("train"), recipe.data_root)
-    check_files(recipe.file("validation"), recipe.data_root)
+    recipe = _checked_recipe(config, overrides)
 
     from phase2_student.compare import comparison_text, read_run
     from phase2_student.sweep import Outcome, grid_runs
@@ -160,11 +152,7 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
 
     Example: fs-student plan --config recipe.yaml --set student.precision=bf16_kahan
     """
-    from firstsight.samples import check_files
-
-    recipe = load_recipe(config, overrides)
-    check_files(recipe.file("train"), recipe.data_root)
-    check_files(recipe.file("validation"), recipe.data_root)
+    recipe = _checked_recipe(config, overrides)
 
     from phase2_student.plan import plan_json, plan_text, plan_training
 
@@ -346,3 +334,15 @@ def ask(
 
 for command in (report, publish):
     main.add_command(command)
+
+
+def _checked_recipe(config: Path, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe of a training: what is wrong with it is said before torch is imported, keys of `training` soon after."""
+    from firstsight.samples import check_files
+
+    recipe = load_recipe(config, overrides)
+    recipe.model_source(recipe.student)
+    check_files(recipe.file("train"), recipe.data_root)
+    check_files(recipe.file("validation"), recipe.data_root)
+    check_training(recipe.training)
+    return recipe
