@@ -39,7 +39,8 @@ def test_a_killed_worker_is_started_again(workshop):
         agent = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         manifests = location / "manifests"
         end = time.monotonic() + 120
-        while len(committed(manifests)) < 3:
+        log_file = Path(log.name)
+        while len(committed(manifests)) < 3 or "worker 1/2" not in log_file.read_text():
             assert agent.poll() is None
             assert time.monotonic() < end
             time.sleep(0.02)
