@@ -30,7 +30,18 @@ class Commands(click.Group):
             raise _fail(f"{place}{error.strerror}", 1) from error
 
 
-_FILE_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT}
+_FILE_TROUBLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+}
 
 
 def _fail(message: str, code: int) -> click.exceptions.Exit:

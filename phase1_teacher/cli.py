@@ -45,6 +45,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
     SIGTERM, SIGUSR1: commit or drop the unit in hand and leave within ten seconds, exit code 143.
 
     Example: fs-teacher dump --config recipe.yaml --set cache.top_k=32
+
     Example: torchrun --nproc-per-node 8 --no-python fs-teacher dump --config recipe.yaml
     """
     from firstsight.samples import check_files

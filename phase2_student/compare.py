@@ -66,7 +66,7 @@ def read_run(directory: Path) -> RunRecord:
         identity = json.loads((directory / RUN).read_text(encoding="utf-8"))["identity"]
         history = json.loads(history_file.read_text(encoding="utf-8")) if history_file.exists() else []
         evaluations = sorted((directory / "evaluation").glob("evaluation_*.json"))
-        evaluation = json.loads(evaluations[-1].read_text(encoding="utf-8")) if evaluations else None
+        exact_match = _exact_match(json.loads(evaluations[-1].read_text(encoding="utf-8"))) if evaluations else None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{directory}: a file of this run cannot be read ({error})") from None
     return RunRecord(
@@ -74,7 +74,7 @@ def read_run(directory: Path) -> RunRecord:
         identity=identity,
         history=history,
         finished=(directory / "final").is_dir(),
-        exact_match=None if evaluation is None else _exact_match(evaluation),
+        exact_match=exact_match,
     )
 
 

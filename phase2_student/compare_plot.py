@@ -47,4 +47,4 @@ def plot_runs(records: Sequence[RunRecord], path: Path) -> None:
     if handles:
         figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")

@@ -36,6 +36,7 @@ def report(
     needs: it opens from the disk, on a phone, without a network.
 
     Example: fs-student report runs/reference
+
     Example: fs-student report runs/hard runs/distilled --evaluation evaluation --output report.html
     """
     from phase2_student.report.page import write_report
@@ -81,6 +82,7 @@ def publish(
     evaluation that is pushed holds the held-out questions and all answers. The same command tries again what failed.
 
     Example: fs-student publish --config recipe.yaml --repo me/my-student --dry-run
+
     Example: HF_TOKEN=hf_... fs-student publish --config recipe.yaml --repo me/my-student --private --license apache-2.0
     """
     from firstsight.recipe import load_recipe
