@@ -174,8 +174,10 @@ def measure(job: Job, model: Any, shape: Shape, repeats: int, plain_repeats: int
     for name, median in medians.items():
         each = " ".join(f"{value:.2f}" for value in times[name])
         click.echo(f"{name:8}{median:8.2f}{median / medians['bare']:9.3f}{median / medians['dump']:9.2f}   {each}")
+    pairs = [mine / theirs for mine, theirs in zip(times["dump"], times["bare"], strict=True)]
+    click.echo(f"\ndump / bare, median of {len(pairs)} pairs: {statistics.median(pairs):.3f}")
     click.echo(
-        f"\npeak memory of the head on the largest batch: dump {fused_bytes / 1e6:,.0f} MB, plain {whole_bytes / 1e6:,.0f} MB, "
+        f"peak memory of the head on the largest batch: dump {fused_bytes / 1e6:,.0f} MB, plain {whole_bytes / 1e6:,.0f} MB, "
         f"{whole_bytes / max(1, fused_bytes):.1f} x"
     )
 

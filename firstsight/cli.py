@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from firstsight.console import Commands
+from firstsight.console import Commands, progress_option
 
 
 @click.group(cls=Commands)
@@ -31,7 +31,7 @@ def data() -> None:
 @click.option("--train", default=5000, show_default=True, type=click.IntRange(min=1), help="Training samples.")
 @click.option("--validation", default=1000, show_default=True, type=click.IntRange(min=1), help="Validation samples.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same bytes.")
-@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+@progress_option
 def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> None:
     """Draw first-person scenes with questions whose answers can be read from the pixels.
 

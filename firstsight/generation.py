@@ -70,10 +70,8 @@ def generate_answers(
         Token ids of each answer, the end of turn included where the model reached it.
     """
     end = prompter.end_of_turn_ids[-1]
-    pad = prompter.tokenizer.pad_token_id
-    pad = end if pad is None else pad
     length = max(len(prompt.input_ids) for prompt in prompts)
-    input_ids = torch.full((len(prompts), length), pad, dtype=torch.int64)
+    input_ids = torch.full((len(prompts), length), prompter.pad_id, dtype=torch.int64)
     mask = torch.zeros_like(input_ids)
     types = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):
@@ -103,7 +101,7 @@ def generate_answers(
             max_new_tokens=max_new_tokens,
             num_beams=1,
             eos_token_id=end,
-            pad_token_id=pad,
+            pad_token_id=prompter.pad_id,
             logits_processor=LogitsProcessorList([] if watch is None else [watch]),
             streamer=streamer,
             **sampling,

@@ -68,6 +68,9 @@ class Prompter:
             (t for t in self.tokenizer.all_special_tokens if t.startswith("<") and t.endswith(">")), key=len
         )
         self.end_of_turn_ids = self._find_end_of_turn()
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = self.end_of_turn_ids[-1] if pad is None else pad
+        """Fills the shorter rows of a batch."""
 
     def prompt_text(self, sample: Sample) -> str:
         """The rendered prompt, up to where the answer begins."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from firstsight.console import Commands, config_option, set_option
+from firstsight.console import Commands, config_option, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase1_teacher.store_commands import gc, status, verify
 from phase1_teacher.workers import Share, Stopped, parse_share, share_from_environment, stop_on_signals
@@ -36,7 +36,7 @@ def main() -> None:
     is_flag=True,
     help="Load the unquantised teacher as well and report how far both agree; takes memory for both.",
 )
-@click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+@progress_option
 def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quantization: bool, progress: bool) -> None:
     """Write the teacher's top-k soft targets for every sample that the cache does not hold.
 
@@ -89,7 +89,7 @@ def _dump(recipe: Recipe, share: Share, check_quantization: bool, progress: bool
     help="Share of a card's peak that the forward pass is taken to reach.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+@progress_option
 def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: bool, progress: bool) -> None:
     """Show what a dump will take, before any model is loaded.
 

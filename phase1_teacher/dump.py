@@ -77,7 +77,7 @@ def dump(
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
     total = sum(map(len, pending))
     try:
-        with tqdm(total=total, desc="teacher", unit="sample", disable=not progress) as bar:
+        with tqdm(total=total, desc="teacher", unit=" sample", disable=not progress) as bar:
             for batch in batches:
                 bar.update(len(batch.samples))
                 if job.writer.is_committed(batch.unit.name):  # by another worker, since the batch was prepared

@@ -8,7 +8,7 @@ All figures are sums over positions, so the units of any number of workers add u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,16 +26,6 @@ REPORTED = (1.0, 2.0, 4.0)
 """Temperatures of the report, where they lie within the cache's nodes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FullMoments:
-    """What the KL needs of the teacher's full distribution, per measured position and reported temperature."""
-
-    log_normaliser_mt: Tensor
-    """float32: logsumexp(v / T)."""
-    negentropy_mt: Tensor
-    """float32: sum p log p of the distribution at T, nats."""
-
-
 def reported_temperatures(nodes: Sequence[float]) -> tuple[float, ...]:
     """Those of `REPORTED` that a cache with these nodes can be read at."""
     return tuple(T for T in REPORTED if nodes[0] <= T <= nodes[-1])
@@ -47,12 +37,15 @@ def smaller_k(top_k: int) -> list[int]:
 
 
 @torch.inference_mode()
-def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> FullMoments:
-    """Moments of the full distribution.
+def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What the KL needs of the teacher's full distribution.
 
     Args:
         logprobs_mS: float32, log-probabilities at T = 1 over the shared ids.
         temperatures: of the report.
+
+    Returns:
+        float32 [m, t], both per position and temperature: logsumexp(v / T), and sum p log p of the distribution in nats.
     """
     normalisers, negentropies = [], []
     for T in temperatures:
@@ -62,7 +55,7 @@ def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> FullMome
         # p log p of an underflowed p is 0, not nan
         negentropies.append((log_p_mS.exp() * log_p_mS.clamp(min=-1e4)).sum(dim=1))
         normalisers.append(normaliser_m)
-    return FullMoments(log_normaliser_mt=torch.stack(normalisers, 1), negentropy_mt=torch.stack(negentropies, 1))
+    return torch.stack(normalisers, 1), torch.stack(negentropies, 1)
 
 
 def fidelity_sums(
@@ -72,7 +65,7 @@ def fidelity_sums(
 
     Args:
         exact: targets before quantisation, all soft.
-        log_normaliser_mt: of `FullMoments`.
+        log_normaliser_mt: of `full_moments`.
         negentropy_mt: likewise.
         layout: of the cache.
     """

@@ -17,9 +17,8 @@ from firstsight.prompting import answer_index, collate
 from phase1_teacher.answers import Answerer
 from phase1_teacher.batches import batch_by_tokens
 from phase1_teacher.device_clock import DeviceClock
-from phase1_teacher.fidelity import FullMoments, full_moments, reported_temperatures
 from phase1_teacher.job import Job
-from phase1_teacher.top_k import TargetBlock, TargetMaker, host_copy
+from phase1_teacher.top_k import TargetBlock, TargetMaker
 from phase1_teacher.unit_batches import EncodedSample, UnitBatch
 from phase1_teacher.vision import VisionFeatures
 
@@ -52,8 +51,6 @@ class ForwardResult:
     """Of all soft positions, sample by sample."""
     measured_m: Tensor
     """int64: soft positions that the fidelity report is measured on."""
-    moments: FullMoments
-    """Of the full distributions at these positions."""
     check_sums: dict[str, float]
     """Agreement with the unquantised teacher, where that was asked for."""
     split_budget: int | None
@@ -89,9 +86,7 @@ class TeacherForward:
             top_k=job.recipe.cache.top_k,
             temperatures=job.recipe.cache.temperatures,
         )
-        tokenizer = job.pair.teacher.tokenizer
-        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.vision = VisionFeatures(self.model, pad_id)
+        self.vision = VisionFeatures(self.model, job.pair.teacher.pad_id)
         self.answerer = Answerer(self.model, job)
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
@@ -153,18 +148,13 @@ class TeacherForward:
         rows, columns = rows[chosen], columns[chosen]
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
         states_ND = self._states(samples, rows, columns)
-        block = self.make_targets(states_ND, target_ids)
         measured = self._measured_rows(len(chosen))
-        logprobs_mS = self.make_targets.log_probabilities(states_ND[measured.to(states_ND.device)])
-        moments = full_moments(logprobs_mS, reported_temperatures(self.job.recipe.cache.temperatures))
+        block = self.make_targets(states_ND, target_ids, measured)
         budget = self.job.recipe.teacher.batch_tokens
         result = ForwardResult(
             samples=list(answered),
             block=block.to_host(),
             measured_m=measured,
-            moments=FullMoments(
-                log_normaliser_mt=host_copy(moments.log_normaliser_mt), negentropy_mt=host_copy(moments.negentropy_mt)
-            ),
             check_sums=self._check(samples, rows, columns, states_ND) if check else {},
             split_budget=self.budget if self.budget < budget else None,
             generated=self.answerer.generated - generated_before,

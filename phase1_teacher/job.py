@@ -58,7 +58,7 @@ def index_samples(recipe: Recipe, student: Prompter, *, progress: bool = True) -
             )
         return recipe.cache.generate_max_tokens
 
-    with tqdm(desc="reading samples", unit="sample", disable=not progress, leave=False) as bar:
+    with tqdm(desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
         return SampleIndex.build(files, recipe.data_root, positions, progress=bar.update)
 
 

@@ -103,7 +103,7 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
     work = dict.fromkeys((f.name for f in fields(Work)), 0)
     merged = pair.teacher.processor.image_processor.merge_size**2
     seen: set[int] = set()
-    for sample in tqdm(_rows(recipe), desc="reading samples", unit="sample", disable=not progress, leave=False):
+    for sample in tqdm(_rows(recipe), desc="reading samples", unit=" sample", disable=not progress, leave=False):
         length, image_tokens = pair.teacher.prompt_tokens(sample)
         if sample.answer is None:
             counts["missing_answers"] += 1

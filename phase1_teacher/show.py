@@ -141,6 +141,11 @@ def token_text(table: dict[int, Token], index: int) -> str:
     return text.replace(" ", "·").replace("\n", "↵").replace("\t", "→")
 
 
+def probability_text(p: float) -> str:
+    """Three digits, or the order of magnitude of what would be 0.000."""
+    return f"{p:.3f}" if p >= 0.0005 or p == 0 else f"{p:.0e}"
+
+
 def terminal_text(shown: Shown, *, color: bool = False) -> str:
     """The sample as lines of text; with `color` the images in half blocks of 24-bit colour."""
     sample = shown.sample
@@ -160,9 +165,10 @@ def terminal_text(shown: Shown, *, color: bool = False) -> str:
             )
             continue
         bar = "█" * round(10 * position.p)
-        others = "  ".join(f"{choice.text} {choice.p:.3f}" for choice in position.alternatives)
+        others = "  ".join(f"{choice.text} {probability_text(choice.p)}" for choice in position.alternatives)
         lines.append(
-            f"  {position.text:<{width}}  {position.p:6.3f} {bar:<10}  {others}  (not stored {position.rest:.3f})"
+            f"  {position.text:<{width}}  {probability_text(position.p):>6} {bar:<10}  {others}  "
+            f"(not stored {probability_text(position.rest)})"
         )
     return "\n".join(lines)
 
@@ -184,4 +190,4 @@ def half_blocks(image: Image.Image) -> str:
 def html_page(shown: Shown) -> str:
     """The sample as one HTML file: no scripts, nothing loaded from elsewhere."""
     pictures = [picture(image, longest=_PICTURE) for image in shown.images]
-    return render("phase1_teacher", "sample.html", shown=shown, pictures=pictures)
+    return render("phase1_teacher", "sample.html", shown=shown, pictures=pictures, number=probability_text)

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
+from phase1_teacher.fidelity import full_moments, reported_temperatures
 
-# N answer positions, n of one chunk, K stored entries, D hidden size, V rows of the head, S shared ids, J node temperatures
+# N answer positions, n of one chunk, m measured ones, t reported temperatures, J node temperatures, K stored entries,
+# D hidden size, V rows of the head, S shared ids
 
 _CPU_ROWS = 8  # rows that go through all steps together: 5 MB, so that the steps after the first find them in a cache
 _BLOCK = 64  # columns whose maximum is taken first: the k largest lie in the k blocks with the largest maxima
@@ -44,6 +46,10 @@ class TargetBlock:
     """float32: probability that lay on tokens which the student does not have."""
     finite_N: Tensor
     """bool: all logits were finite."""
+    log_normaliser_mt: Tensor
+    """float32: of `fidelity.full_moments`, at the measured positions."""
+    negentropy_mt: Tensor
+    """Likewise."""
 
     def to_host(self) -> TargetBlock:
         """A copy in host memory; from a GPU it is under way when this returns: wait for an event recorded after it."""
@@ -83,6 +89,8 @@ class TargetMaker(TeacherHead):
         super().__init__(head_VD, bias_V, alignment)
         self.top_k = top_k
         self.temperatures = tuple(temperatures)
+        self._chains = _chains_of_halves(temperatures)
+        self.reported = reported_temperatures(temperatures)
         self.chunk = chunk
         student_ids_S = self.student_ids_S
         column = torch.full((len(alignment.teacher_of_student),), -1, device=self.device)
@@ -92,22 +100,32 @@ class TargetMaker(TeacherHead):
         self._alone_ids = alone.nonzero()[:, 0].to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, states_ND: Tensor, target_ids_N: Tensor) -> TargetBlock:
+    def __call__(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor | None = None) -> TargetBlock:
         """Targets of N answer positions, on the device of the head.
 
         Args:
             states_ND: the teacher's hidden states.
             target_ids_N: int64, student ids of the answer's tokens; each shared.
+            measured_m: int64, positions whose full distribution is measured as well; None: of none.
         """
         target_ids_N = target_ids_N.to(self.device)
+        measured_m = torch.empty(0, dtype=torch.int64) if measured_m is None else measured_m
         rows = self.chunk if self.device.type == "cuda" else _CPU_ROWS
-        parts = []
+        parts, moments = [], []
         for start in range(0, max(1, len(states_ND)), self.chunk):
             logits_nV = self.logits(states_ND[start : start + self.chunk])
+            here_m = measured_m[(measured_m >= start) & (measured_m < start + self.chunk)] - start
+            logprobs_mS = self.shared(logits_nV[here_m.to(self.device)]).log_softmax(dim=1)
+            moments.append(full_moments(logprobs_mS, self.reported))
             ids_n = target_ids_N[start : start + self.chunk]
             for row in range(0, max(1, len(ids_n)), rows):
                 parts.append(self._targets(logits_nV[row : row + rows], ids_n[row : row + rows]))
-        return TargetBlock(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        log_normalisers, negentropies = zip(*moments, strict=True)
+        return TargetBlock(
+            **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
+            log_normaliser_mt=torch.cat(log_normalisers),
+            negentropy_mt=torch.cat(negentropies),
+        )
 
     def _targets(self, logits_nV: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
         """Targets of some rows of a chunk; their logits are used up."""
@@ -134,13 +152,14 @@ class TargetMaker(TeacherHead):
         rest_nS = logits_nS.scatter_(1, columns_nK, -torch.inf)
         peak_n1 = next_n1.clamp(min=torch.finfo(torch.float32).min)  # an empty tail has none
         rest_nS.sub_(peak_n1)
-        tail_nJ = torch.stack(
-            [
-                torch.mul(rest_nS, 1 / T, out=buffer_nS).exp_().sum(dim=1).log_() + (peak_n1 - lse_n1)[:, 0] / T
-                for T in self.temperatures
-            ],
-            dim=1,
-        )
+        tails = {}
+        for chain in self._chains:
+            torch.mul(rest_nS, 1 / chain[0], out=buffer_nS).exp_()
+            for T in chain:
+                if chain[0] != T:
+                    buffer_nS.square_()
+                tails[T] = buffer_nS.sum(dim=1).log_() + (peak_n1 - lse_n1)[:, 0] / T
+        tail_nJ = torch.stack([tails[T] for T in self.temperatures], dim=1)
         return {
             "ids_NK": self.student_ids_S[columns_nK],
             "logprobs_NK": top_nK,
@@ -149,6 +168,18 @@ class TargetMaker(TeacherHead):
             "dropped_N": dropped_n,
             "finite_N": finite_n,
         }
+
+
+def _chains_of_halves(temperatures: Sequence[float]) -> list[list[float]]:
+    """The temperatures in chains, each half the one before: exp(v / T) is exp(v / 2T) squared, which is cheaper."""
+    chains: list[list[float]] = []
+    for T in sorted(temperatures, reverse=True):
+        chain = next((chain for chain in chains if chain[-1] == 2 * T), None)
+        if chain is None:
+            chains.append([T])
+        else:
+            chain.append(T)
+    return chains
 
 
 def _largest(values_nS: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -87,13 +87,12 @@ class UnitResults:
         out.notes.update(self.notes)
 
     def _measure(self, result: ForwardResult, kept: NDArray[np.bool_]) -> None:
-        rows = result.measured_m.numpy()
+        block, rows = result.block, result.measured_m.numpy()
         good = kept[rows]
         if good.any():
             student_ids = np.concatenate([sample.student_ids[sample.soft] for sample in result.samples])
-            part = _targets(result.block, torch.from_numpy(rows[good]), student_ids[rows[good]])
-            normaliser, negentropy = result.moments.log_normaliser_mt, result.moments.negentropy_mt
-            self._measured.append((part, normaliser.numpy()[good], negentropy.numpy()[good]))
+            part = _targets(block, torch.from_numpy(rows[good]), student_ids[rows[good]])
+            self._measured.append((part, block.log_normaliser_mt.numpy()[good], block.negentropy_mt.numpy()[good]))
 
     def _count(self, result: ForwardResult, kept: NDArray[np.bool_], done: Sequence[Targets]) -> None:
         block, chosen = result.block, torch.from_numpy(kept)

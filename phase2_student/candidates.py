@@ -23,9 +23,11 @@ from firstsight.quantization import stored_quantization
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from firstsight.samples import file_digest
 from phase2_student.export import check_current, export_directory
+from phase2_student.runs import NAMES
 
-NAMES = ("teacher", "teacher-bf16", "base", "student", "student-int8", "student-nf4")
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_WITHOUT_EFFECT = {"model", "revision", "trust_remote_code", "precision", "freeze", "lora", "padding_free"}
+"""Keys of a model's section that leave its answers as they are: where the files are from, and how they are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Candidate:
     def identity(self) -> dict[str, Any]:
         """What its answers depend on, as plain JSON: digests of its files, and how they are loaded."""
         small = sorted({path for pattern in _SMALL_FILES for path in self.directory.glob(pattern)})
-        section = self.section.model_dump(mode="json", exclude={"model", "revision", "trust_remote_code"})
+        section = self.section.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
         return {
             "role": self.role,
             "weights": weights_digest(self.directory),
@@ -57,7 +59,7 @@ def default_names(recipe: Recipe) -> list[str]:
 
 
 def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
-    """One of `NAMES`, or `NAME=DIR` for a student, to directories; DIR is relative to the working directory.
+    """One of `runs.NAMES`, or `NAME=DIR` for a student, to directories; DIR is relative to the working directory.
 
     Raises:
         ModelError: a directory that is not there, a name that is not known or stands twice, an export of other weights.

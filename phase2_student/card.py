@@ -14,7 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from firstsight import __version__
 from firstsight.page import render
-from phase2_student.report.sources import CacheFacts, Run, pair_names
+from phase2_student.lineage import CacheFacts, pair_names
+from phase2_student.runs import Run
 from phase2_student.summary import difference_lines, summary_table
 
 _METRICS = {
@@ -101,7 +102,7 @@ def _results(evaluation: dict[str, Any], student: dict[str, Any]) -> list[EvalRe
         )
         for metric, score in _overall(student).items()
     ]
-    for category, scores in student.get("scores", {}).get("category", {}).items():
+    for category, scores in student["scores"]["category"].items():
         if "exact" in scores:
             results.append(
                 EvalResult(
@@ -117,12 +118,8 @@ def _results(evaluation: dict[str, Any], student: dict[str, Any]) -> list[EvalRe
 
 
 def _overall(student: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    scores = student.get("scores", {}).get("overall") or {}
-    known = {metric: scores[metric] for metric in _METRICS if metric in scores}
-    if not known:  # an evaluation that holds records alone
-        records = student["samples"]
-        known = {"exact": {"mean": sum(bool(record["exact"]) for record in records) / len(records)}}
-    return known
+    scores = student["scores"]["overall"]
+    return {metric: scores[metric] for metric in _METRICS if metric in scores}
 
 
 def _cell(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from firstsight.console import Commands, config_option, set_option
+from firstsight.console import Commands, config_option, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase2_student.report_commands import publish, report
 
@@ -28,7 +28,7 @@ def main() -> None:
 @set_option
 @click.option("--online", is_flag=True, help="Keep the teacher in memory: its whole distribution, and no cache.")
 @click.option("--overwrite", is_flag=True, help="Delete the run that is in training.output_dir, and begin anew.")
-@click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+@progress_option
 def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: bool, progress: bool) -> None:
     """Train the student on the cache; the teacher is not needed.
 
@@ -78,7 +78,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     metavar="KEY=VALUE,VALUE,...",
     help="A key of the recipe and its values; several of them are combined. temperature, alpha and tail are those of loss.",
 )
-@click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+@progress_option
 def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progress: bool) -> None:
     """Train a grid of runs from one cache, one after the other.
 
@@ -90,7 +90,8 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     """
     recipe = _checked_recipe(config, overrides)
 
-    from phase2_student.compare import comparison_text, read_run
+    from phase2_student.compare import comparison_text
+    from phase2_student.runs import read_runs
     from phase2_student.sweep import Outcome, grid_runs
     from phase2_student.sweep import sweep as run
 
@@ -106,7 +107,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     outcomes = run(runs, progress=progress, report=report)
     done = [outcome.run.recipe.output_dir for outcome in outcomes if outcome.result is not None]
     if main_process and done:
-        click.echo(f"\n{comparison_text([read_run(directory) for directory in done])}")
+        click.echo(f"\n{comparison_text(read_runs(done))}")
     if outcomes[-1].result is not None and not outcomes[-1].result.finished:
         raise click.exceptions.Exit(143)
     if len(done) < len(outcomes):
@@ -124,14 +125,15 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
 
     Example: fs-student compare runs/sweep --plot sweep.png
     """
-    from phase2_student.compare import comparison, comparison_text, find_runs, read_run
+    from phase2_student.compare import comparison, comparison_text
+    from phase2_student.runs import find_runs, read_runs
 
-    records = [read_run(directory) for directory in find_runs(directories)]
-    click.echo(json.dumps(comparison(records), indent=2) if as_json else comparison_text(records))
+    runs = read_runs(find_runs(directories))
+    click.echo(json.dumps(comparison(runs), indent=2) if as_json else comparison_text(runs))
     if plot is not None:
         from phase2_student.compare_plot import plot_runs
 
-        plot_runs(records, plot)
+        plot_runs(runs, plot)
         click.echo(f"Validation curves: {plot}", err=as_json)
 
 
@@ -142,7 +144,7 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
     "--processes", default=1, show_default=True, type=click.IntRange(min=1), help="Cards that share the work."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+@progress_option
 def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool, progress: bool) -> None:
     """Show what a training will take, before anything is loaded.
 
@@ -172,9 +174,16 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     "student-nf4 (of fs-student export), or NAME=DIR; may be given several times. Default: teacher, base, student and what "
     "was exported of it.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples.")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples with an answer.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Default: training.output_dir/evaluation."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Of the answers that are scored; LLM.int8 answers depend on it.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
 @click.option("--timed", type=click.IntRange(min=1), default=16, show_default=True, help="Answers timed at batch 1.")
@@ -189,13 +198,14 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     help="Answers timed per batch size and per number of users, at least.",
 )
 @click.option("--fresh", is_flag=True, help="Measure again what an earlier evaluation measured already.")
-@click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+@progress_option
 def evaluate(
     config: Path,
     overrides: tuple[str, ...],
     models: tuple[str, ...],
     limit: int | None,
     output: Path | None,
+    batch_size: int,
     max_new_tokens: int,
     timed: int,
     repetitions: int,
@@ -230,7 +240,9 @@ def evaluate(
         directory=directory,
         limit=limit,
         settings=Settings(
-            max_new_tokens=max_new_tokens, timing=Timing(timed=timed, repetitions=repetitions, requests=requests)
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            timing=Timing(timed=timed, repetitions=repetitions, requests=requests),
         ),
         fresh=fresh,
         progress=progress,
@@ -242,8 +254,8 @@ def evaluate(
 
 
 @main.command(name="export")
-@click.option("--int8", "kind", flag_value="int8", help="LLM.int8: a byte per weight of the linear layers.")
-@click.option("--nf4", "kind", flag_value="nf4", help="NF4, double quantisation: about half a byte.")
+@click.option("--int8", is_flag=True, help="LLM.int8: a byte per weight of the linear layers.")
+@click.option("--nf4", is_flag=True, help="NF4, double quantisation: about half a byte.")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Export the recipe's best student.")
 @set_option
 @click.option(
@@ -258,7 +270,8 @@ def evaluate(
 )
 @click.option("--dry-run", is_flag=True, help="Only say how large the weights would be, from the configuration.")
 def export(
-    kind: Literal["int8", "nf4"] | None,
+    int8: bool,
+    nf4: bool,
     config: Path | None,
     overrides: tuple[str, ...],
     model: Path | None,
@@ -269,13 +282,16 @@ def export(
 
     Example: fs-student export --int8 --config recipe.yaml
     """
-    if kind is None:
-        raise click.UsageError("say how to quantise: --int8 or --nf4")
+    if int8 == nf4:
+        raise click.UsageError("say how to quantise: --int8 or --nf4, one of them")
     if config is None and model is None:
         raise click.UsageError("say which student: --config RECIPE or --model DIR")
+    if config is None and overrides:
+        raise click.UsageError("--set overrides a key of a recipe; give its --config")
+    kind: Literal["int8", "nf4"] = "int8" if int8 else "nf4"
     recipe = load_recipe(config, overrides) if config is not None else None
     source = model or (recipe.output_dir / "best" if recipe else Path())
-    target = output or source.resolve().with_name(f"{source.resolve().name}-{kind}")
+    target = output or Path(f"{os.path.abspath(source)}-{kind}")
 
     from firstsight.recipe import StudentSection
     from phase2_student.export import export as run

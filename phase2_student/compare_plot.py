@@ -5,36 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phase2_student.compare import RunRecord, labels
+from phase2_student.runs import Run
 
 _PANELS = {"loss": "Loss on validation", "kd": "KD on validation, nats", "ce": "CE on validation, nats"}
 
 
-def plot_runs(records: Sequence[RunRecord], path: Path) -> None:
+def plot_runs(runs: Sequence[Run], path: Path) -> None:
     """Write a PNG with one panel each for loss, KD and CE on validation, over the steps.
 
     Args:
-        records: runs; those without a validation are left out.
+        runs: those without a validation are left out.
         path: of the picture.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = [(label, record) for label, record in zip(labels(records), records, strict=True) if record.validations]
+    drawn = [run for run in runs if run.validations]
     legend_rows = -(-len(drawn) // 2)
     figure = Figure(figsize=(12, 3.6 + 0.24 * legend_rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(_PANELS))
     colours = colormaps["viridis" if len(drawn) > 10 else "tab10"]
     for axis, (name, title) in zip(axes, _PANELS.items(), strict=True):
-        for number, (label, record) in enumerate(drawn):
-            rows = [row for row in record.validations if name in row["validation"]]
+        for number, run in enumerate(drawn):
+            rows = [row for row in run.validations if name in row["validation"]]
             colour = colours(number / max(1, len(drawn) - 1)) if len(drawn) > 10 else colours(number)
             axis.plot(
                 [row["step"] for row in rows],
                 [row["validation"][name] for row in rows],
-                label=label,
+                label=run.name,
                 color=colour,
                 marker="o",
                 markersize=3,

@@ -81,7 +81,7 @@ class DistillationDataset(Dataset[Item]):
         # what stands in a hard-only row, whose stored ids are all zero: the loss takes distinct shared ids
         self._any_ids = cache.shared_mask().nonzero()[0][: cache.top_k].astype(np.int64)
         for key, sample in tqdm(
-            self.samples, desc="checking targets", unit="sample", disable=not progress, leave=False
+            self.samples, desc="checking targets", unit=" sample", disable=not progress, leave=False
         ):
             self._check(sample, cache[key])
         if self.samples:

@@ -57,23 +57,16 @@ def add_distance(
         return str(error).replace(recipe.cache_location, recipe.cache.path)
     by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
     unshared = torch.from_numpy((~cache.shared_mask()).nonzero()[0]).to(head.device)
-    collator = Collator(prompter.tokenizer.pad_token_id or 0)
+    collator = Collator(prompter.pad_id)
     for start in range(0, len(data), batch_size):
         indices = range(start, min(start + batch_size, len(data)))
         batch = {name: tensor.to(head.device) for name, tensor in collator([data[i] for i in indices]).items()}
         rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
-        targets = AnswerTargets(
-            ids_NK=batch.pop("stored_ids"),
-            log_p_NK=batch.pop("log_p"),
-            log_r_N=batch.pop("log_r"),
-            target_ids_N=batch.pop("target_ids"),
-            soft_N=batch.pop("soft"),
-            hard_N=batch.pop("hard"),
-        )
+        targets = AnswerTargets.taken_from(batch, batch.pop("target_ids"))
         states = backbone_states(model, batch, rows, columns)
         for row, index in enumerate(indices):
             mine = rows == row
-            part = AnswerTargets(**{name: value[mine] for name, value in vars(targets).items()})
+            part = targets.chunk(mine, 1.0)
             _, terms = distillation_loss(
                 states[mine], head, part, unshared_ids=unshared, temperature=1.0, alpha=1.0, num_items=1
             )

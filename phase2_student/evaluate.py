@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import gc
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -22,9 +21,9 @@ from typing import Any
 
 import torch
 
-from firstsight.errors import DataError
+from firstsight.errors import DataError, ModelError
 from firstsight.generation import generate_answers
-from firstsight.models import load_processor
+from firstsight.models import load_processor, weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from firstsight.samples import Sample, load_samples
@@ -38,8 +37,9 @@ from phase2_student.records import answer_records
 from phase2_student.scores import RESAMPLES, score_groups
 from phase2_student.targets import targets
 from phase2_student.timing import Stopwatch, Timing, throughput
+from storage.canonical import digest_of
 
-_VERSION = 1
+_VERSION = 2
 """Of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
 """Answers at batch 1 while the memory is watched."""
@@ -74,7 +74,7 @@ def evaluate(
         recipe: says where the data and the cache are.
         candidates: of `parse_candidates`.
         directory: results of single models are kept in `measured/` under it.
-        limit: only the first samples.
+        limit: only the first samples that have an answer.
         settings: None: the defaults.
         fresh: measure again what is kept.
         progress: show bars.
@@ -84,25 +84,27 @@ def evaluate(
         A JSON object: data, settings, targets, and per model its measurements and one record per sample.
 
     Raises:
-        FirstSightError: data or models that cannot be used.
+        FirstSightError: data or models that cannot be used, or that do not fit into the memory.
     """
     settings = settings or Settings()
-    samples = load_samples(recipe.file("validation"), recipe.data_root)[:limit]
-    samples = [sample for sample in samples if sample.answer is not None]
+    samples = [s for s in load_samples(recipe.file("validation"), recipe.data_root) if s.answer is not None][:limit]
     if not samples:
         raise DataError(f"{recipe.file('validation')}: no sample has an answer to compare with")
     shared = _shared_identity(recipe, samples, settings)
     models = []
     for candidate in candidates:
-        identity = _digest({**shared, "model": candidate.identity()})
+        identity = digest_of({**shared, "model": candidate.identity()})
         path = directory / "measured" / f"{identity[:16]}.json"
         kept = None if fresh else _kept(path, identity)
         if kept is None:
-            kept = {
-                **_measure(recipe, candidate, samples, settings, progress),
-                "identity": identity,
-                "measured": _now(),
-            }
+            try:
+                measured = _measure(recipe, candidate, samples, settings, progress)
+            except torch.OutOfMemoryError:
+                raise ModelError(
+                    f"{candidate.name}: out of memory on {device_name()} with {settings.batch_size} answers at once; give a smaller "
+                    "--batch-size"
+                ) from None
+            kept = {**measured, "identity": identity, "measured": _now()}
             _release()
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, kept)
@@ -147,6 +149,7 @@ def _measure(
     return {
         "name": candidate.name,
         "role": candidate.role,
+        "weights": weights_digest(candidate.directory),
         "dtype": loaded.dtype,
         "parameters": int(loaded.model.num_parameters()),
         "size_bytes": sum(file.stat().st_size for file in candidate.directory.glob("*.safetensors")),
@@ -219,10 +222,6 @@ def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settin
         "device": device_name(),
         "versions": [version(package) for package in _PACKAGES],
     }
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _kept(path: Path, identity: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,19 @@ class AnswerTargets:
     hard_N: Tensor
     """bool: the answer is ground truth, so the hard-label loss applies."""
 
-    def chunk(self, rows: slice, temperature: float) -> AnswerTargets:
+    @classmethod
+    def taken_from(cls, inputs: dict[str, Any], target_ids: Tensor) -> AnswerTargets:
+        """Those of a batch of `dataset.Collator`, taken out of it."""
+        return cls(
+            ids_NK=inputs.pop("stored_ids"),
+            log_p_NK=inputs.pop("log_p"),
+            log_r_N=inputs.pop("log_r"),
+            target_ids_N=target_ids,
+            soft_N=inputs.pop("soft"),
+            hard_N=inputs.pop("hard"),
+        )
+
+    def chunk(self, rows: slice | Tensor, temperature: float) -> AnswerTargets:
         """Those of some positions."""
         return AnswerTargets(**{name: value[rows] for name, value in vars(self).items()})
 

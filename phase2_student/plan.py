@@ -108,7 +108,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     positions = most_patches = 0
     merged = prompter.processor.image_processor.merge_size**2
     rows = _rows(recipe)
-    for sample in tqdm(rows, desc="reading samples", unit="sample", disable=not progress, leave=False):
+    for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
         prompt, image_tokens = prompter.prompt_tokens(sample)
         # an answer that the teacher gave is in the cache alone: reckoned at its longest
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))

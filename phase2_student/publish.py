@@ -15,9 +15,12 @@ from typing import Any
 import yaml
 
 from firstsight.errors import DataError, ModelError
+from firstsight.models import weights_digest
 from firstsight.recipe import Recipe
+from phase2_student.evaluations import read_evaluation
 from phase2_student.files import replace_directory, write_json
-from phase2_student.report.sources import Run, read_cache, read_evaluation, read_runs, without_directories
+from phase2_student.lineage import read_cache, without_directories
+from phase2_student.runs import Run, read_runs
 
 _CARD, _EVALUATION, _RECIPE = "README.md", "evaluation.json", "recipe.yaml"
 
@@ -77,7 +80,7 @@ def prepare_folder(
         license: for the card.
 
     Raises:
-        ModelError: no student is there, or the evaluation is missing or of another student.
+        ModelError: no student is there, its run is not finished, or the evaluation is missing or of other weights.
         DataError: the folder holds something else, or a file cannot be read.
     """
     from phase2_student.card import model_card
@@ -86,6 +89,8 @@ def prepare_folder(
     if not (best / "config.json").is_file() or not any(best.glob("*.safetensors")):
         raise ModelError(f"{best}: no student is there; run fs-student train with this recipe first")
     (run,) = read_runs([recipe.output_dir])
+    if not run.finished:
+        raise ModelError(f"{run.directory}: the run is not finished; fs-student train with this recipe goes on")
     found, student = _evaluation(run, evaluation) if evaluated else (None, None)
     path = output or recipe.output_dir / "publish"
     mine = {_CARD, _RECIPE, _EVALUATION} | {file.name for file in best.iterdir()}
@@ -152,13 +157,15 @@ def _evaluation(run: Run, given: Path | None) -> tuple[dict[str, Any], dict[str,
             f"{run.directory / 'evaluation'}: the student was not evaluated; run fs-student eval, name an evaluation with --evaluation, "
             "or publish without figures by --no-evaluation"
         )
-    by_name = {model["name"]: model for model in found["models"]}
-    student = by_name.get(run.name) or by_name.get("student")
-    if student is None:
-        raise ModelError(
-            f"the evaluation has {', '.join(by_name)}, none of them called student or {run.name}; evaluate this student"
-        )
-    return found, student
+    best = run.directory / "best"
+    weights = weights_digest(best)
+    for model in found["models"]:
+        if model["role"] == "student" and model["weights"] == weights:
+            return found, model
+    names = ", ".join(model["name"] for model in found["models"])
+    raise ModelError(
+        f"{best}: its weights are those of no model in the evaluation of {found['created']} ({names}); run fs-student eval again"
+    )
 
 
 def _portable(recipe: dict[str, Any]) -> dict[str, Any]:

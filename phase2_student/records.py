@@ -42,7 +42,7 @@ def answer_records(
     """
     records = []
     end = prompter.end_of_turn_ids[-1]
-    with tqdm(total=len(samples), desc=label, unit="sample", disable=not progress) as bar:
+    with tqdm(total=len(samples), desc=label, unit=" sample", disable=not progress) as bar:
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
             watch = TokenWatch()

@@ -62,12 +62,15 @@ class DistillationForward:
 
     def _targets(self, target_ids: Tensor, inputs: dict[str, Any]) -> LossTargets:
         """The targets of a batch, taken out of its inputs."""
-        common = {"target_ids_N": target_ids, "soft_N": inputs.pop("soft"), "hard_N": inputs.pop("hard")}
         head = self.loss_settings.teacher_head
-        if head is not None:
-            return TeacherTargets(states_ND=inputs.pop("teacher_states"), head=head, **common)
-        return AnswerTargets(
-            ids_NK=inputs.pop("stored_ids"), log_p_NK=inputs.pop("log_p"), log_r_N=inputs.pop("log_r"), **common
+        if head is None:
+            return AnswerTargets.taken_from(inputs, target_ids)
+        return TeacherTargets(
+            states_ND=inputs.pop("teacher_states"),
+            head=head,
+            target_ids_N=target_ids,
+            soft_N=inputs.pop("soft"),
+            hard_N=inputs.pop("hard"),
         )
 
 

@@ -228,15 +228,8 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
 
 
 def _collator(plan: Plan) -> Collator | OnlineCollator:
-    student = _pad_id(plan.prompter)
-    return (
-        OnlineCollator(student, _pad_id(plan.targets.teacher)) if isinstance(plan.targets, Pair) else Collator(student)
-    )
-
-
-def _pad_id(prompter: Prompter) -> int:
-    tokenizer = prompter.tokenizer
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    student = plan.prompter.pad_id
+    return OnlineCollator(student, plan.targets.teacher.pad_id) if isinstance(plan.targets, Pair) else Collator(student)
 
 
 def _checkpoint(output_dir: Path, main: bool) -> str | None:

@@ -90,7 +90,7 @@ def write_dataset(out: Path, *, train: int, validation: int, seed: int, progress
     sizes: dict[Split, int] = {"train": train, "validation": validation}
     seen: dict[str, Split] = {}
     total = images = 0
-    with tqdm(total=train + validation, desc="drawing", unit="sample", disable=not progress, leave=False) as bar:
+    with tqdm(total=train + validation, desc="drawing", unit=" sample", disable=not progress, leave=False) as bar:
         for split, count in sizes.items():
             with (scratch / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
                 for question in questions(seed, split, count):

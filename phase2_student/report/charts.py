@@ -96,8 +96,8 @@ class Share:
     """A share, 0 to 1, and its interval where one is known."""
 
     mean: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
 
 
 def intervals(title: str, rows: Sequence[tuple[str, Sequence[Share | None]]]) -> Markup:

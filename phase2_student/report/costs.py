@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from phase2_student.report.sources import CacheFacts, Run
+from phase2_student.lineage import CacheFacts
+from phase2_student.runs import Run
 
 
 def is_online(run: Run) -> bool:
     """Whether the run had the teacher in memory."""
-    return bool(run.facts.get("identity", {}).get("targets") == "online")
+    return bool(run.identity.get("targets") == "online")
 
 
 def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from phase2_student.evaluations import student_of
 from phase2_student.report.charts import Bins, Line, Share
-from phase2_student.report.sources import Run
+from phase2_student.runs import Run
 from phase2_student.summary import model_row
 
 _BINS = 10
@@ -25,16 +26,12 @@ def series_of(models: Sequence[dict[str, Any]], runs: Sequence[Run]) -> dict[str
 
 def focus(models: Sequence[dict[str, Any]], runs: Sequence[Run]) -> dict[str, Any]:
     """The model that the page is about: the student of the last run that was evaluated, else the last model."""
-    by_name = {model["name"]: model for model in models}
-    for run in reversed(runs):
-        if run.name in by_name:
-            return by_name[run.name]
-    return by_name.get("student", models[-1])
+    return next((found for run in reversed(runs) if (found := student_of(models, run))), models[-1])
 
 
 def teacher_of(models: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The first teacher, where one was evaluated."""
-    return next((model for model in models if model.get("role") == "teacher"), None)
+    return next((model for model in models if model["role"] == "teacher"), None)
 
 
 def tiles(models: Sequence[dict[str, Any]], student: dict[str, Any]) -> list[dict[str, str]]:
@@ -70,30 +67,27 @@ def tiles(models: Sequence[dict[str, Any]], student: dict[str, Any]) -> list[dic
 
 def overall(model: dict[str, Any]) -> Share:
     """Share of exact answers over all samples."""
-    return _share(model.get("scores", {}).get("overall"), model["samples"])
+    return _share(model["scores"]["overall"])
 
 
 def by_group(models: Sequence[dict[str, Any]], key: str) -> list[tuple[str, list[Share | None]]]:
     """Rows of a chart: share of exact answers per category or environment and model, `all` first; empty without groups."""
-    names = sorted({str(r[key]) for model in models for r in model["samples"] if r.get(key) is not None})
+    names = sorted({str(r[key]) for model in models for r in model["samples"] if r[key] is not None})
     if not names:
         return []
     rows: list[tuple[str, list[Share | None]]] = [("all", [overall(model) for model in models])]
     for name in names:
         shares: list[Share | None] = []
         for model in models:
-            records = [record for record in model["samples"] if str(record.get(key)) == name]
-            scores = model.get("scores", {}).get(key, {}).get(name)
-            shares.append(_share(scores, records) if records else None)
+            scores = model["scores"][key].get(name)
+            shares.append(None if scores is None else _share(scores))
         rows.append((name.replace("_", " "), shares))
     return rows
 
 
-def _share(scores: dict[str, Any] | None, records: Sequence[dict[str, Any]]) -> Share:
-    exact = (scores or {}).get("exact")
-    if exact is not None:
-        return Share(mean=exact["mean"], low=exact.get("low"), high=exact.get("high"))
-    return Share(mean=sum(bool(record["exact"]) for record in records) / len(records))
+def _share(scores: dict[str, Any]) -> Share:
+    exact = scores["exact"]
+    return Share(mean=exact["mean"], low=exact["low"], high=exact["high"])
 
 
 def calibration(model: dict[str, Any], series: int) -> tuple[Bins, float] | None:
@@ -101,7 +95,7 @@ def calibration(model: dict[str, Any], series: int) -> tuple[Bins, float] | None
 
     Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2.
     """
-    known = [record for record in model["samples"] if record.get("confidence") is not None]
+    known = [record for record in model["samples"] if record["confidence"] is not None]
     if not known:
         return None
     confidence = np.array([record["confidence"] for record in known])

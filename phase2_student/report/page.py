@@ -14,12 +14,12 @@ import yaml
 from markupsafe import Markup
 
 from firstsight import __version__
-from firstsight.errors import DataError
 from firstsight.page import render
-from phase2_student.compare import find_runs
+from phase2_student.evaluations import read_evaluation
+from phase2_student.lineage import pair_names, read_cache
 from phase2_student.report import charts, figures, gallery
 from phase2_student.report.costs import clock, cost_lines, cost_rows
-from phase2_student.report.sources import Run, pair_names, read_cache, read_evaluation, read_runs
+from phase2_student.runs import Run, find_runs, read_runs
 from phase2_student.summary import difference_lines, summary_table
 
 GALLERY = 90
@@ -119,14 +119,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     """What the page shows of an evaluation."""
     models = evaluation["models"]
-    try:
-        student = figures.focus(models, runs)
-        tiles = figures.tiles(models, student)
-        table = summary_table(evaluation)
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"the evaluation of {evaluation.get('created')} lacks {error}; evaluate again with this version"
-        ) from None
+    student = figures.focus(models, runs)
     calibrated = [(model, figures.calibration(model, series[model["name"]])) for model in models]
     known = [(model, *result) for model, result in calibrated if result is not None]
     groups = {key: figures.by_group(models, key) for key in ("category", "environment")}
@@ -140,8 +133,8 @@ def _evaluated(
         ],
         "student": student["name"],
         "teacher": (figures.teacher_of(models) or {}).get("name"),
-        "tiles": tiles,
-        "table": table,
+        "tiles": figures.tiles(models, student),
+        "table": summary_table(evaluation),
         "differences": difference_lines(models),
         "accuracy": [charts.intervals(f"By {key}", rows) for key, rows in groups.items() if rows],
         "reliability": charts.reliability("Confidence against share right", [bins for _, bins, _ in known])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from firstsight.vocabulary import VocabularyAlignment
-from phase1_teacher.fidelity import fidelity_sums, full_moments, report_lines, reported_temperatures, truncated
+from phase1_teacher.fidelity import fidelity_sums, report_lines, reported_temperatures, truncated
 from phase1_teacher.top_k import TargetMaker
 from storage.spec import Layout
 from storage.targets import Targets
@@ -110,6 +110,24 @@ def as_targets(block, targets):
     )
 
 
+def test_the_moments_are_those_of_the_measured_positions():
+    *_, targets, maker, block, _, states = made("partial", 64)
+    assert block.log_normaliser_mt.shape == (0, 3)
+    maker.chunk = 5
+    rows = torch.arange(2, len(states), 3)
+    measured = maker(states, targets, rows)
+    torch.testing.assert_close(measured.tail_NJ, block.tail_NJ)
+    for column, T in enumerate(reported_temperatures(NODES)):
+        v = maker.log_probabilities(states[rows]).double()
+        torch.testing.assert_close(
+            measured.log_normaliser_mt[:, column].double(), (v / T).logsumexp(1), atol=1e-5, rtol=0
+        )
+        p = (v / T).softmax(1)
+        torch.testing.assert_close(
+            measured.negentropy_mt[:, column].double(), (p * p.log()).sum(1), atol=1e-4, rtol=1e-5
+        )
+
+
 def test_a_smaller_k_is_what_a_dump_with_it_gives():
     aligned, _, targets, maker, block, _, states = made("partial", 64)
     small = TargetMaker(maker.head_VD, None, aligned, top_k=16, temperatures=NODES)(states, targets)
@@ -125,9 +143,9 @@ def test_the_report_is_the_kl_of_what_the_store_gives_back():
     layout = Layout(
         top_k=64, temperatures=NODES, vocabulary_size=4900, shared_ids=tuple((int(i), int(i) + 1) for i in shared)
     )
-    moments = full_moments(maker.log_probabilities(states), reported_temperatures(NODES))
+    measured = maker(states, targets, torch.arange(len(states)))
     exact = as_targets(block, targets)
-    sums = fidelity_sums(exact, moments.log_normaliser_mt.numpy(), moments.negentropy_mt.numpy(), layout)
+    sums = fidelity_sums(exact, measured.log_normaliser_mt.numpy(), measured.negentropy_mt.numpy(), layout)
     full = logits[:, aligned.teacher_of_student[shared]]
     place = {int(index): column for column, index in enumerate(shared)}
     for k in (8, 16, 64):

@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from firstsight.models import weights_digest
 from firstsight.recipe import Recipe
 
 GOLDEN = Path(__file__).parents[1] / "storage" / "golden" / "v1"
@@ -31,6 +32,7 @@ def make_runs(directory: Path, *, names: tuple[str, ...] = ("hard", "distilled")
 def _make_run(directory: Path, name: str, number: int) -> Path:
     run = directory / "runs" / name
     (run / "best").mkdir(parents=True)
+    (run / "final").mkdir()
     (run / "best" / "config.json").write_text('{"architectures": ["Qwen2VLForConditionalGeneration"]}')
     (run / "best" / "tokenizer.json").write_text("{}")
     (run / "best" / "model.safetensors").write_bytes(np.random.default_rng(number).bytes(4000))
@@ -87,6 +89,7 @@ def make_evaluation(*models: tuple[str, str, float], created: str = "2026-11-25T
             "warm_up": 1,
             "repetitions": 1,
             "batch_size": 16,
+            "requests": 20,
             "bootstrap_resamples": 200,
         },
         "targets": [],
@@ -128,6 +131,7 @@ def _make_model(name: str, role: str, share: float, number: int) -> dict[str, ob
     return {
         "name": name,
         "role": role,
+        "weights": f"{number:02x}" * 32,
         "dtype": "int8" if role == "teacher" else "float32",
         "parameters": 1_650_000 if role == "teacher" else 400_000,
         "size_bytes": 3_500_000 if role == "teacher" else 900_000,
@@ -150,6 +154,12 @@ def _make_model(name: str, role: str, share: float, number: int) -> dict[str, ob
 
 
 ALL = (("teacher", "teacher", 0.9), ("base", "student", 0.4), ("hard", "student", 0.65), ("distilled", "student", 0.75))
+
+
+def of_weights(evaluation: dict[str, object], best: Path) -> dict[str, object]:
+    """The evaluation, its last model being the student in `best`."""
+    evaluation["models"][-1]["weights"] = weights_digest(best)
+    return evaluation
 
 
 def write_evaluation(directory: Path, evaluation: dict[str, object]) -> Path:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
-from firstsight.models import load_processor
+from firstsight.models import load_processor, weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import load_recipe
 from firstsight.samples import load_samples
@@ -96,9 +96,10 @@ def test_a_record_per_sample_in_the_order_of_the_data(evaluation, place):
             assert model["counts"][name] == sum(record[name] for record in model["samples"])
 
 
-def test_the_measurements(evaluation):
+def test_the_measurements(evaluation, recipe):
     teacher, base, int8 = evaluation["models"]
     assert (teacher["dtype"], base["dtype"], int8["dtype"]) == ("float32", "float32", "int8")
+    assert base["weights"] == weights_digest(recipe.output_dir / "best") != int8["weights"]
     assert base["parameters"] == int8["parameters"] < teacher["parameters"]
     assert int8["size_bytes"] < 0.75 * base["size_bytes"]
     for model in evaluation["models"]:
@@ -143,6 +144,38 @@ def test_other_settings_data_or_weights_are_measured(kept, recipe, place):
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
     again(recipe, directory, [f"other={other}"])
     assert measured == ["base", "base", "other"]
+
+
+def test_how_a_student_was_trained_is_no_reason_to_measure_it_again(kept, recipe):
+    directory, measured = kept
+    changed = recipe.student.model_copy(update={"precision": "bf16_kahan", "freeze": ("vision",), "padding_free": True})
+    again(recipe.model_copy(update={"student": changed}), directory, ["base"])
+    assert measured == []
+    smaller = recipe.student.model_copy(update={"max_pixels": 784})
+    again(recipe.model_copy(update={"student": smaller}), directory, ["base"])
+    assert measured == ["base"]
+
+
+def test_a_limit_counts_samples_with_an_answer(kept, recipe, place):
+    directory, _ = kept
+    rows = [json.loads(line) for line in (place / "data" / "validation.jsonl").read_text().splitlines()]
+    del rows[0]["messages"][-1]
+    data = shutil.copytree(place / "data", directory / "data")
+    (data / "validation.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    moved = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data})})
+    assert again(moved, directory, ["base"], limit=len(rows) - 1)["data"]["samples"] == len(rows) - 1
+    assert again(moved, directory, ["base"], limit=1)["data"]["samples"] == 1
+
+
+def test_a_batch_of_answers_that_does_not_fit_is_told_with_the_option(recipe, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(evaluate_module, "answer_records", full)
+    with pytest.raises(
+        ModelError, match=r"base: out of memory on .* with 4 answers at once; give a smaller --batch-size"
+    ):
+        again(recipe, tmp_path, ["base"])
 
 
 def test_an_interrupted_evaluation_goes_on(kept, recipe, place):

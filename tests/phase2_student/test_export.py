@@ -106,3 +106,10 @@ def test_the_command(models, tmp_path):
     assert stored_quantization(tmp_path / "best-int8") == "int8"
     assert run.invoke(main, ["export", "--model", str(student)]).exit_code == 2
     assert run.invoke(main, ["export", "--nf4"]).exit_code == 2
+    assert "one of them" in run.invoke(main, ["export", "--int8", "--nf4", "--model", str(student)]).output
+    without = run.invoke(main, ["export", "--int8", "--model", str(student), "--set", "student.max_pixels=1"])
+    assert "give its --config" in without.output
+    assert without.exit_code == 2
+    (tmp_path / "link").symlink_to(student)
+    assert run.invoke(main, ["export", "--nf4", "--model", str(tmp_path / "link")]).exit_code == 0
+    assert stored_quantization(tmp_path / "link-nf4") == "nf4"

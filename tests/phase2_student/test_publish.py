@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 from click.testing import CliRunner
-from report_cases import ALL, SAMPLES, make_evaluation, make_runs, write_evaluation
+from report_cases import ALL, SAMPLES, make_evaluation, make_runs, of_weights, write_evaluation
 
 from phase2_student.cli import main
 
@@ -24,7 +24,8 @@ def place(tmp_path):
     (run,) = make_runs(tmp_path, names=("distilled",))
     recipe = {"training": {"output_dir": "runs/distilled"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    write_evaluation(run / "evaluation", make_evaluation(*ALL[:2], ("student", "student", 0.75)))
+    evaluation = make_evaluation(*ALL[:2], ("student", "student", 0.75))
+    write_evaluation(run / "evaluation", of_weights(evaluation, run / "best"))
     return tmp_path
 
 
@@ -105,10 +106,16 @@ def nobody(monkeypatch, tmp_path):
         (lambda run: (run / "best" / "model.safetensors").unlink(), [], "best: no student is there"),
         (lambda run: next((run / "evaluation").iterdir()).unlink(), [], "not evaluated; run fs-student eval"),
         (
-            lambda run: write_evaluation(run / "evaluation", make_evaluation(*ALL[:2])),
+            lambda run: write_evaluation(run / "evaluation", make_evaluation(*ALL[:2], ("student", "student", 0.75))),
             [],
-            "has teacher, base, none of them called student or distilled",
+            "best: its weights are those of no model in the evaluation of 2026-11-25T00:10:00+00:00 (teacher, base, student)",
         ),
+        (
+            lambda run: (run / "best" / "model.safetensors").write_bytes(b"of a later step"),
+            [],
+            "best: its weights are those of no model",
+        ),
+        (lambda run: (run / "final").rmdir(), [], "the run is not finished; fs-student train"),
         (
             lambda run: (run / "publish").mkdir() or (run / "publish" / "thesis.tex").write_text("x"),
             [],

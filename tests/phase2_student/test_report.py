@@ -12,9 +12,13 @@ from report_cases import ALL, HOSTILE, SAMPLES, make_evaluation, make_runs, writ
 
 from firstsight.errors import DataError
 from phase2_student.cli import main
+from phase2_student.compare import exact_match
+from phase2_student.evaluations import read_evaluation
+from phase2_student.lineage import read_cache
 from phase2_student.report import costs, figures, gallery
 from phase2_student.report.page import write_report
-from phase2_student.report.sources import read_cache, read_evaluation, read_runs
+from phase2_student.runs import read_runs
+from phase2_student.scores import score_groups
 
 
 @pytest.fixture
@@ -64,10 +68,18 @@ def test_the_page_shows_the_figures_of_the_records(page):
 
 def test_a_share_and_a_calibration_error_by_hand():
     records = [
-        {"exact": right, "confidence": sure, "category": None, "environment": "a_b"}
+        {
+            "exact": right,
+            "f1": 0.0,
+            "anls": 0.0,
+            "choice": None,
+            "confidence": sure,
+            "category": None,
+            "environment": "a_b",
+        }
         for right, sure in [(True, 0.95), (True, 0.91), (False, 0.97), (False, 0.2), (True, 1.0), (True, None)]
     ]
-    model = {"name": "m", "samples": records}
+    model = {"name": "m", "samples": records, "scores": score_groups(records)}
     bins, error = figures.calibration(model, 2)
     assert bins.counts == [1, 4]
     assert bins.right == [0.0, 0.75]
@@ -76,7 +88,7 @@ def test_a_share_and_a_calibration_error_by_hand():
     (_, (all_,)), (name, (share,)) = figures.by_group([model], "environment")
     assert name == "a b"
     assert share.mean == all_.mean == pytest.approx(4 / 6)
-    assert figures.calibration({"samples": [{"exact": True}]}, 0) is None
+    assert figures.calibration({"samples": [{"exact": True, "confidence": None}]}, 0) is None
 
 
 def test_the_gallery_takes_categories_and_outcomes_in_turn():
@@ -167,13 +179,9 @@ def test_evaluations_of_several_runs_are_put_together(runs):
         (lambda run: (run / "run.json").write_text("{"), "run.json: not JSON"),
         (lambda run: (run / "run.json").write_text("[]"), "run.json: expected a JSON dict, got list"),
         (lambda run: (run / "recipe.yaml").write_text("a: [1"), "recipe.yaml: not YAML"),
-        (lambda run: write_evaluation(run / "evaluation", {"models": []}), "no models with samples in it"),
-        (
-            lambda run: write_evaluation(
-                run / "evaluation", {"created": "now", "models": [{"name": "a", "samples": [{"id": 1, "exact": True}]}]}
-            ),
-            "evaluate again with this version",
-        ),
+        (lambda run: (run / "run.json").write_text("{}"), "run.json: does not say what the run was begun with"),
+        (lambda run: (run / "training_history.json").write_text('[{"step": 1}]'), "history.json: a row has no epoch"),
+        (lambda run: write_evaluation(run / "evaluation", {}), "created: field required; the file was damaged"),
     ],
 )
 def test_what_cannot_be_used_is_named(runs, break_it, message):
@@ -182,6 +190,59 @@ def test_what_cannot_be_used_is_named(runs, break_it, message):
     assert done.exit_code == 2, done.output
     assert re.search(message, done.stderr), done.stderr
     assert done.stderr.startswith("error: ")
+
+
+def _set(value, *path):
+    def change(evaluation):
+        for key in path[:-1]:
+            evaluation = evaluation[key]
+        if value is None:
+            del evaluation[path[-1]]
+        else:
+            evaluation[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_set([], "models"), "models: list should have at least 1 item"),
+        (_set([], "models", 1, "samples"), "models.1.samples: list should have at least 1 item"),
+        (_set(None, "models", 0, "samples", 5, "question"), "models.0.samples.5.question: field required"),
+        (_set("yes", "models", 0, "samples", 5, "exact"), "models.0.samples.5.exact: input should be a valid boolean"),
+        (_set("0.5", "models", 0, "samples", 5, "confidence"), "models.0.samples.5.confidence: input should be"),
+        (_set(None, "models", 1, "scores", "category", "counting", "exact"), "category.counting.exact: field required"),
+        (_set(None, "models", 1, "throughput", "best"), "models.1.throughput.best: field required"),
+        (_set(None, "models", 1, "weights"), "another version wrote it: evaluate again"),
+        (_set("?", "models", 1, "samples", 3, "id"), "base has other samples than teacher; evaluate again"),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_damaged_evaluation_is_named_by_the_place_of_its_damage(runs, command, damage, message):
+    evaluation = make_evaluation(*ALL)
+    damage(evaluation)
+    write_evaluation(runs[0] / "evaluation", evaluation)
+    done = CliRunner().invoke(main, [command, str(runs[0])])
+    assert done.exit_code == 2, done.output
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_runs_that_are_called_like_other_models_keep_their_own_figures(tmp_path):
+    runs = make_runs(tmp_path, names=("base", "teacher"))
+    pair = [("teacher", "teacher", 0.9), ("base", "student", 0.3), ("student", "student", 0.6)]
+    evaluation = make_evaluation(*pair, ("student-int8", "student", 0.5))
+    for run in runs:
+        write_evaluation(run / "evaluation", evaluation)
+    alone = read_evaluation(read_runs(runs[:1]))
+    assert figures.focus(alone["models"], read_runs(runs[:1]))["name"] == "student"
+    joined = read_evaluation(read_runs(runs))["models"]
+    assert [model["name"] for model in joined] == [
+        *("teacher", "base", "runs/base", "runs/base-int8", "runs/teacher", "runs/teacher-int8")
+    ]
+    assert figures.focus(joined, read_runs(runs))["name"] == "runs/teacher"
+    assert exact_match(read_runs(runs)[0]) == sum(r["exact"] for r in evaluation["models"][2]["samples"]) / SAMPLES
 
 
 def browse(url: str, *options: str) -> tuple[str, str]:
