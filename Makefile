@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 ARGS   ?=
 
-.PHONY: demo test check format teacher faults bench picture docs clean
+.PHONY: demo test check format teacher faults picture docs clean
 
 demo: $(VENV)/ready        ## distil the miniature teacher into the miniature student, end to end
 	$(BIN)/firstsight demo --dir demo

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pair import Deadline, place_pair, use_threads
+from benchmarks.pair import Deadline, place_pair
 from firstsight.models import backbone_states, load_student
 from firstsight.recipe import Recipe, load_recipe
 from phase1_teacher.dump import dump
@@ -237,7 +237,7 @@ def main(
 
     Example: python -m benchmarks.fidelity build/fidelity --top-k 64 --top-k 16
     """
-    use_threads(threads)
+    torch.set_num_threads(threads)
     deadline = Deadline(minutes)
     recipe = place_pair(
         directory,

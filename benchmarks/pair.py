@@ -7,7 +7,6 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import torch
 import yaml
 
 from firstsight.models import load_config, load_processor
@@ -84,8 +83,3 @@ class Deadline:
     def took(self, seconds: float) -> None:
         """A piece of work is done."""
         self._longest = max(self._longest, seconds)
-
-
-def use_threads(count: int) -> None:
-    """The miniature models are fastest on two threads without those of the tokenizers."""
-    torch.set_num_threads(count)

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import torch
 
 from benchmarks.fidelity import ensure_cache
-from benchmarks.pair import Deadline, place_pair, use_threads
+from benchmarks.pair import Deadline, place_pair
 from phase2_student.files import write_json
 from phase2_student.sweep import SweepRun, grid_runs
 from phase2_student.train import Plan, prepare, train, training_arguments
@@ -48,7 +49,7 @@ def main(
 
     Example: python -m benchmarks.sweep build/sweep
     """
-    use_threads(threads)
+    torch.set_num_threads(threads)
     deadline = Deadline(minutes)
     recipe = place_pair(
         directory,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,6 @@ def _fail(message: str, code: int) -> click.exceptions.Exit:
     return click.exceptions.Exit(code)
 
 
-def _progress(_context: click.Context, _option: click.Parameter, shown: bool) -> bool:
-    if not shown:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' own bars, where it is not imported yet
-    return shown
-
-
 config_option = click.option(
     "--config",
     required=True,
@@ -70,4 +63,4 @@ set_option = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Override a key of the recipe; may be given several times.",
 )
-progress_option = click.option("--progress/--no-progress", default=True, callback=_progress, help="Show progress bars.")
+progress_option = click.option("--progress/--no-progress", default=True, help="Show progress bars.")

@@ -138,6 +138,13 @@ def default_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+def hide_bars() -> None:
+    """Loading and saving show no bars from now on."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def load_teacher(directory: Path, section: TeacherSection) -> Any:
     """The frozen teacher, quantised as the recipe says, in eval mode.
 
@@ -155,9 +162,7 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
 
 def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype) -> Any:
     """The student with weights of `dtype`, on the CPU: the trainer places it."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # it loads and saves in seconds, and its bars would tear the training's
+    hide_bars()  # it loads and saves in seconds, and its bars would tear the training's
     return _load(directory, section, dtype=dtype)
 
 

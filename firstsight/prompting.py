@@ -10,6 +10,7 @@ would be a token that it never sees there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from firstsight.errors import DataError, ModelError
 from firstsight.samples import Sample
+
+# texts are tokenised one by one, beside a model that wants the cores: the tokenizers' own threads only take them away
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # B samples, L tokens of the longest, I images, M patches of all images, C values of a patch
 

@@ -109,8 +109,8 @@ class CacheSection(Section):
 
     path: str = "cache.zarr"
     """Directory, or s3:// gs:// az:// prefix."""
-    top_k: Annotated[int, Field(ge=1, le=65_535)] = 64
-    """Stored entries per answer position."""
+    top_k: Annotated[int, Field(ge=2, le=65_535)] = 64
+    """Stored entries per answer position. The answer's own token is one of them, the teacher's most likely one another."""
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 1.5, 2.0, 4.0)
     """Node temperatures at which the mass of the tail is stored; training may use any temperature between them."""
     unit_positions: Annotated[int, Field(gt=0)] = 4096

@@ -194,8 +194,8 @@ def _parse_row(row: Any, root: Path, place: str) -> Sample:
         answer=answer,
         images=images,
         times=_parse_times(row.get("times"), len(images), place),
-        category=row.get("category"),
-        environment=row.get("environment"),
+        category=_name(row.get("category")),
+        environment=_name(row.get("environment")),
         place=place,
         options=_parse_options(row.get("options"), place),
     )
@@ -212,6 +212,10 @@ def image_path(file: Any, root: Path, place: str) -> Path:
     if not path.is_file():
         raise DataError(f"{place}: image {path} is not there; check data.root and the row's path")
     return path
+
+
+def _name(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _parse_times(times: Any, count: int, place: str) -> tuple[float, ...] | None:

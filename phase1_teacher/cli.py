@@ -64,6 +64,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
 
 
 def _dump(recipe: Recipe, share: Share, check_quantization: bool, progress: bool) -> None:
+    from firstsight.models import hide_bars
     from phase1_teacher.dump import dump as run
     from phase1_teacher.dump import prepare
     from phase1_teacher.summary import summary_text
@@ -74,6 +75,8 @@ def _dump(recipe: Recipe, share: Share, check_quantization: bool, progress: bool
     else:
         worker = f", worker {share}" if share.count > 1 else ""
         click.echo(f"Teacher {recipe.teacher.model} ({recipe.teacher.quantization}) -> {recipe.cache_location}{worker}")
+    if not progress:
+        hide_bars()
     summary = run(job, share=share, check_quantization=check_quantization, progress=progress)
     click.echo(summary_text(recipe.cache_location, summary))
 

@@ -48,6 +48,9 @@ def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Te
         float32 [m, t], both per position and temperature: logsumexp(v / T), and sum p log p of the distribution in nats.
     """
     normalisers, negentropies = [], []
+    if not temperatures:
+        nothing_m0 = logprobs_mS.new_empty((len(logprobs_mS), 0))
+        return nothing_m0, nothing_m0
     for T in temperatures:
         scaled_mS = logprobs_mS / T
         normaliser_m = scaled_mS.logsumexp(dim=1)

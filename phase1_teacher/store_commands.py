@@ -74,7 +74,7 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
 
     from storage.verify import verify_cache
 
-    with tqdm(unit="unit", desc="verify", disable=as_json or not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(unit=" unit", desc="verify", disable=as_json or not sys.stderr.isatty(), leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

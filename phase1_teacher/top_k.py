@@ -106,7 +106,7 @@ class TargetMaker(TeacherHead):
         Args:
             states_ND: the teacher's hidden states.
             target_ids_N: int64, student ids of the answer's tokens; each shared.
-            measured_m: int64, positions whose full distribution is measured as well; None: of none.
+            measured_m: int64, ascending: positions whose full distribution is measured as well; None: of none.
         """
         target_ids_N = target_ids_N.to(self.device)
         measured_m = torch.empty(0, dtype=torch.int64) if measured_m is None else measured_m
@@ -115,8 +115,9 @@ class TargetMaker(TeacherHead):
         for start in range(0, max(1, len(states_ND)), self.chunk):
             logits_nV = self.logits(states_ND[start : start + self.chunk])
             here_m = measured_m[(measured_m >= start) & (measured_m < start + self.chunk)] - start
-            logprobs_mS = self.shared(logits_nV[here_m.to(self.device)]).log_softmax(dim=1)
-            moments.append(full_moments(logprobs_mS, self.reported))
+            measured_mS = self.shared(logits_nV[here_m.to(self.device)])
+            moments.append(full_moments(measured_mS.log_softmax(dim=1), self.reported))
+            del measured_mS
             ids_n = target_ids_N[start : start + self.chunk]
             for row in range(0, max(1, len(ids_n)), rows):
                 parts.append(self._targets(logits_nV[row : row + rows], ids_n[row : row + rows]))

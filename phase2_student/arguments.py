@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+import click
 from pydantic import TypeAdapter, ValidationError
 
 from firstsight.errors import RecipeError
@@ -18,7 +19,8 @@ _DEFAULTS: dict[str, Any] = {
     "train_sampling_strategy": "group_by_length",
 }
 _TRACKERS = {"tensorboard", "wandb", "trackio"}
-_FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": []}
+_FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": [], "load_best_model_at_end": False}
+"""`best/` holds the best student, whatever was trained last."""
 
 
 def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
@@ -62,6 +64,12 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"training: {' '.join(str(error).split())[:240]}") from None
+    if arguments.n_gpu > 1:
+        # DataParallel would cut images and answers at other places than samples
+        click.echo(
+            f"One of {arguments.n_gpu} GPUs is used; accelerate launch or torchrun trains on all of them.", err=True
+        )
+        arguments._n_gpu = 1
     for name in _TRACKERS.intersection(arguments.report_to):
         if importlib.util.find_spec(name) is None:
             raise RecipeError(f"training.report_to: {name} is not installed; pip install {name}, or remove it")

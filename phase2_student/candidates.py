@@ -26,8 +26,17 @@ from phase2_student.export import check_current, export_directory
 from phase2_student.runs import NAMES
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
-_WITHOUT_EFFECT = {"model", "revision", "trust_remote_code", "precision", "freeze", "lora", "padding_free"}
-"""Keys of a model's section that leave its answers as they are: where the files are from, and how they are trained."""
+_WITHOUT_EFFECT = {
+    "model",
+    "revision",
+    "trust_remote_code",
+    "precision",
+    "freeze",
+    "lora",
+    "padding_free",
+    "batch_tokens",
+}
+"""Keys of a model's section that leave its answers as they are: where its files are from, how it is trained or dumped."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def model_card(
         pipeline_tag="image-text-to-text",
         license=license,
         tags=["knowledge-distillation", "firstsight", _TASK],
-        metrics=[_METRICS[name][0] for name in _overall(student)] or None if student else None,
+        metrics=[_METRICS[name][0] for name in _overall(student)] if student else None,
         model_name=repo.split("/")[-1],
         eval_results=_results(evaluation, student) if evaluation and student else None,
     )
@@ -103,17 +103,16 @@ def _results(evaluation: dict[str, Any], student: dict[str, Any]) -> list[EvalRe
         for metric, score in _overall(student).items()
     ]
     for category, scores in student["scores"]["category"].items():
-        if "exact" in scores:
-            results.append(
-                EvalResult(
-                    **common,
-                    dataset_name=f"{name}, {category}",
-                    dataset_config=category,
-                    metric_type=_METRICS["exact"][0],
-                    metric_name=_METRICS["exact"][1],
-                    metric_value=round(scores["exact"]["mean"], 6),
-                )
+        results.append(
+            EvalResult(
+                **common,
+                dataset_name=f"{name}, {category}",
+                dataset_config=category,
+                metric_type=_METRICS["exact"][0],
+                metric_name=_METRICS["exact"][1],
+                metric_value=round(scores["exact"]["mean"], 6),
             )
+        )
     return results
 
 

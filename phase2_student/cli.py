@@ -226,12 +226,15 @@ def evaluate(
     recipe = load_recipe(config, overrides)
     check_files(recipe.file("validation"), recipe.data_root)
 
+    from firstsight.models import hide_bars
     from phase2_student.candidates import default_names, parse_candidates
     from phase2_student.evaluate import Settings
     from phase2_student.evaluate import evaluate as run
     from phase2_student.summary import summary_text, write_evaluation
     from phase2_student.timing import Timing
 
+    if not progress:
+        hide_bars()
     candidates = parse_candidates(recipe, models or default_names(recipe))
     directory = output or recipe.output_dir / "evaluation"
     evaluation = run(
@@ -266,7 +269,7 @@ def evaluate(
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Default: beside the student, best-int8 or best-nf4.",
+    help="Default: beside the student, called like it with -int8 or -nf4 behind.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how large the weights would be, from the configuration.")
 def export(
@@ -291,17 +294,17 @@ def export(
     kind: Literal["int8", "nf4"] = "int8" if int8 else "nf4"
     recipe = load_recipe(config, overrides) if config is not None else None
     source = model or (recipe.output_dir / "best" if recipe else Path())
-    target = output or Path(f"{os.path.abspath(source)}-{kind}")
 
     from firstsight.recipe import StudentSection
     from phase2_student.export import export as run
-    from phase2_student.export import plan_export
+    from phase2_student.export import export_directory, plan_export
 
+    beside = Path(f"{os.path.abspath(source)}-{kind}") if model or recipe is None else export_directory(recipe, kind)
     section = recipe.student if recipe else StudentSection()
-    result = (plan_export if dry_run else run)(source, target, section, kind)
+    result = (plan_export if dry_run else run)(source, output or beside, section, kind)
     size = result.paper_bytes if result.bytes is None else result.bytes
     click.echo(
-        f"{target}: {kind}, {'would be about ' if dry_run else ''}{size / 1e9:,.3f} GB of weights, "
+        f"{result.directory}: {kind}, {'would be about ' if dry_run else ''}{size / 1e9:,.3f} GB of weights, "
         f"{result.before_bytes / size:.1f} times less than {result.before_bytes / 1e9:,.3f} GB"
     )
 

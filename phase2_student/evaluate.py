@@ -101,8 +101,8 @@ def evaluate(
                 measured = _measure(recipe, candidate, samples, settings, progress)
             except torch.OutOfMemoryError:
                 raise ModelError(
-                    f"{candidate.name}: out of memory on {device_name()} with {settings.batch_size} answers at once; give a smaller "
-                    "--batch-size"
+                    f"{candidate.name}: does not fit into the memory of {device_name()}; lower max_pixels in the recipe, or take a "
+                    "larger card"
                 ) from None
             kept = {**measured, "identity": identity, "measured": _now()}
             _release()
@@ -174,19 +174,25 @@ def _answers(
         watch = Stopwatch(partial(_answer, model, prompter), samples, timing, longest)
     timed = len(watch.latencies) * timing.repetitions + min(timing.warm_up, len(watch.latencies))
     runs, users = watch.throughput_runs(), watch.concurrency()
-    records = answer_records(
-        model,
-        prompter,
-        samples,
-        batch_size=settings.batch_size,
-        max_new_tokens=longest,
-        root=recipe.data_root,
-        label=candidate.name,
-        progress=progress,
-    )
-    unknown = None
-    if candidate.role == "student":
-        unknown = add_distance(recipe, model, prompter, samples, records, batch_size=settings.batch_size)
+    try:
+        records = answer_records(
+            model,
+            prompter,
+            samples,
+            batch_size=settings.batch_size,
+            max_new_tokens=longest,
+            root=recipe.data_root,
+            label=candidate.name,
+            progress=progress,
+        )
+        unknown = None
+        if candidate.role == "student":
+            unknown = add_distance(recipe, model, prompter, samples, records, batch_size=settings.batch_size)
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"{candidate.name}: out of memory on {device_name()} with {settings.batch_size} answers at once; give a smaller "
+            "--batch-size"
+        ) from None
     for record, seconds in zip(records, watch.latencies, strict=False):
         record["seconds"] = seconds
     return {

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from firstsight.errors import DataError
-from phase2_student.runs import Run, read_json
-
-_ORDER = ("teacher", "teacher-bf16", "base")
+from phase2_student.runs import NAMES, Run, read_json
 
 
 class _Part(BaseModel):
@@ -38,8 +36,14 @@ class _Record(_Part):
     cut: bool
     seconds: float = 0.0
     kl_sum: float | None = None
-    agree: int = 0
-    soft_positions: int = 0
+    agree: int | None = None
+    soft_positions: int | None = None
+
+    @model_validator(mode="after")
+    def _distance(self) -> Self:
+        if (self.kl_sum, self.agree) != (None, None) and None in (self.agree, self.soft_positions):
+            raise ValueError("kl_sum, agree and soft_positions belong together")
+        return self
 
 
 class _Score(_Part):
@@ -75,7 +79,7 @@ class _Users(_Part):
 class _Model(_Part):
     name: str
     role: str
-    weights: str
+    weights: str | None = None
     dtype: str
     parameters: int
     size_bytes: int
@@ -104,6 +108,7 @@ class _Data(_Part):
 
 class _Settings(_Part):
     device: str
+    batch_size: int
     timed: int
     repetitions: int
     warm_up: int
@@ -154,14 +159,19 @@ def newest_evaluation(directory: Path) -> Path | None:
 
 
 def student_of(models: Sequence[dict[str, Any]], run: Run) -> dict[str, Any] | None:
-    """The model of an evaluation that is called by the run, else the one that is called `student`."""
+    """The student of a run among the models of an evaluation, by its name: the run's, `student`, the run's directory's.
+
+    A card goes by the weights instead (`publish.py`); a page must be quick over many runs.
+    """
     students = {model["name"]: model for model in models if model["role"] == "student"}
-    return students.get(run.name) or students.get("student")
+    own = run.directory.resolve().name
+    names = (run.name, "student") if own in NAMES else (run.name, "student", own)
+    return next((students[name] for name in names if name in students), None)
 
 
 def _of_run(name: str, run: Run) -> str:
     """`student` and `student-int8` of a run's own evaluation, beside those of other runs."""
-    return run.name + name.removeprefix("student") if name in ("student", "student-int8", "student-nf4") else name
+    return run.name + name.removeprefix("student") if name in NAMES and name.startswith("student") else name
 
 
 def _joined(found: list[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
@@ -179,7 +189,7 @@ def _joined(found: list[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
                 )
             models[model["name"]] = model
         targets.update({(row["name"], row["model"]): row for row in evaluation["targets"]})
-    ranked = sorted(models, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    ranked = sorted(models, key=lambda name: NAMES.index(name) if name in NAMES else len(NAMES))
     return {**newest, "models": [models[name] for name in ranked], "targets": list(targets.values())}
 
 

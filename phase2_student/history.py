@@ -64,7 +64,8 @@ class HistoryCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After a validation."""
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if losses[-1] == min(losses):
+        best = min((loss for loss in losses if math.isfinite(loss)), default=losses[0])
+        if losses[-1] == best or len(losses) == 1:
             replace_directory(self.output_dir / "best", self.save, main=state.is_world_process_zero)
         if state.is_world_process_zero:
             self._write(state)

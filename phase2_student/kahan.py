@@ -2,8 +2,8 @@
 
 A bfloat16 weight of 0.02 lies 1.2e-4 from its neighbours: a step of 1e-5 rounds back to where it was. Here every weight
 has a second number, the part of it that bfloat16 could not hold; the optimiser steps on the sum of both. Two bfloat16
-numbers hold 16 bits of mantissa. Vectors (norms, biases), whose values are near 1, have a float32 remainder: it costs
-nothing, and weight and remainder are then a full float32 number.
+numbers hold 16 bits of mantissa. Small weights (norms, whose values are near 1, and biases) have a float32 remainder: it
+costs nothing, and weight and remainder are then a full float32 number.
 
 Bytes per weight: 2 the weight, 2 the remainder, 2 the state (bitsandbytes), and 2 the gradient.
 Source of the summation: Kahan, Further remarks on reducing truncation errors (1965).

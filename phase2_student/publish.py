@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from firstsight.errors import DataError, ModelError
-from firstsight.models import weights_digest
 from firstsight.recipe import Recipe
 from phase2_student.evaluations import read_evaluation
 from phase2_student.files import replace_directory, write_json
@@ -69,7 +68,7 @@ def prepare_folder(
     evaluated: bool = True,
     license: str | None = None,
 ) -> Folder:
-    """Write the folder of a finished run: `best/`, its card, its evaluation, its recipe.
+    """Write the folder of a run: `best/`, its card, its evaluation, its recipe.
 
     Args:
         recipe: its `training.output_dir` holds the run.
@@ -80,7 +79,7 @@ def prepare_folder(
         license: for the card.
 
     Raises:
-        ModelError: no student is there, its run is not finished, or the evaluation is missing or of other weights.
+        ModelError: no student is there, or the evaluation is missing or of other weights.
         DataError: the folder holds something else, or a file cannot be read.
     """
     from phase2_student.card import model_card
@@ -89,8 +88,6 @@ def prepare_folder(
     if not (best / "config.json").is_file() or not any(best.glob("*.safetensors")):
         raise ModelError(f"{best}: no student is there; run fs-student train with this recipe first")
     (run,) = read_runs([recipe.output_dir])
-    if not run.finished:
-        raise ModelError(f"{run.directory}: the run is not finished; fs-student train with this recipe goes on")
     found, student = _evaluation(run, evaluation) if evaluated else (None, None)
     path = output or recipe.output_dir / "publish"
     mine = {_CARD, _RECIPE, _EVALUATION} | {file.name for file in best.iterdir()}
@@ -157,10 +154,12 @@ def _evaluation(run: Run, given: Path | None) -> tuple[dict[str, Any], dict[str,
             f"{run.directory / 'evaluation'}: the student was not evaluated; run fs-student eval, name an evaluation with --evaluation, "
             "or publish without figures by --no-evaluation"
         )
+    from firstsight.models import weights_digest
+
     best = run.directory / "best"
     weights = weights_digest(best)
     for model in found["models"]:
-        if model["role"] == "student" and model["weights"] == weights:
+        if model["role"] == "student" and model.get("weights") == weights:
             return found, model
     names = ", ".join(model["name"] for model in found["models"])
     raise ModelError(

@@ -76,29 +76,31 @@ def find_runs(directories: Sequence[Path]) -> list[Path]:
             raise DataError(
                 f"{directory}: neither it nor a directory below it holds a {RUN}; give the directory of a run"
             )
-        found += [path for path in here if path not in found]
+        known = {path.resolve() for path in found}
+        found += [path for path in here if path.resolve() not in known]
     return found
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """Read the directories of runs; equal names, and those of an evaluation's other models, get the directory above in front.
+    """Read the directories of runs, all different ones.
+
+    A run is called by its directory; by as many of the directories above as it takes where two would be called alike, or
+    one like another model of an evaluation.
 
     Raises:
         DataError: a directory that holds no run, or a file in it that cannot be read.
     """
-    names = [directory.resolve().name for directory in directories]
     runs = []
-    for directory, name in zip(directories, names, strict=True):
+    for directory, name in zip(directories, _names(directories), strict=True):
         path = directory / RUN
         if not path.is_file():
             raise DataError(f"{directory}: no {RUN} is there; give the training.output_dir of fs-student train")
         facts = read_json(path, dict)
         if not isinstance(facts.get("identity"), dict):
             raise DataError(f"{path}: does not say what the run was begun with; the file was damaged")
-        plain = names.count(name) == 1 and (name not in NAMES or name == "student")
         runs.append(
             Run(
-                name=name if plain else "/".join(directory.resolve().parts[-2:]),
+                name=name,
                 directory=directory,
                 recipe=_recipe(directory / "recipe.yaml"),
                 facts=facts,
@@ -117,6 +119,17 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(content, kind):
         raise DataError(f"{path}: expected a JSON {kind.__name__}, got {type(content).__name__}")
     return content
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    parts = [directory.resolve().parts for directory in directories]
+    names = []
+    for mine in parts:
+        length = 2 if mine[-1] in NAMES and mine[-1] != "student" else 1
+        while length < len(mine) and [each[-length:] for each in parts].count(mine[-length:]) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names
 
 
 def _history(path: Path) -> list[dict[str, Any]]:

@@ -125,7 +125,7 @@ def difference_lines(models: Sequence[dict[str, Any]]) -> list[str]:
 
 def _users_lines(models: Sequence[dict[str, Any]]) -> list[list[str]]:
     def cell(seen: dict[str, Any] | None) -> str:
-        if seen is None or seen["p50"] is None:
+        if seen is None or None in (seen["p50"], seen["p95"], seen["samples_per_second"]):
             return "-"
         return f"{seen['samples_per_second']:,.2f} ({1e3 * seen['p50']:,.0f}, {1e3 * seen['p95']:,.0f})"
 
@@ -198,7 +198,8 @@ def _notes(evaluation: dict[str, Any]) -> list[str]:
     again = f", {settings['repetitions']} times" if settings["repetitions"] > 1 else ""
     unknown = dict.fromkeys(m["distance_unknown"] for m in evaluation["models"] if m.get("distance_unknown"))
     return [
-        f"{data['samples']:,} samples of {data['file']} on {settings['device']}; in brackets 95 % bootstrap intervals.",
+        f"{data['samples']:,} samples of {data['file']}, {settings['batch_size']} answered at once, on {settings['device']}; in brackets "
+        "95 % bootstrap intervals.",
         f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {timed} answers{again} after {settings['warm_up']} of "
         "warm-up;",
         f"larger batches over {settings['requests']} answers or more. Users ask again when answered; who waits is answered as one batch.",

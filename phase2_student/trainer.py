@@ -7,7 +7,6 @@ The samples of a step do not depend on the number of processes (`batches.py`), a
 from __future__ import annotations
 
 import errno
-import math
 import shutil
 import signal
 import time
@@ -24,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from phase2_student.batches import GlobalBatches
 from phase2_student.loss import LossTerms
 from phase2_student.resume import keep_newest, seal
+from phase2_student.student import LossSettings
 
 
 class DistillationTrainer(Trainer):
@@ -96,10 +96,10 @@ class DistillationTrainer(Trainer):
         """
         if not batch_samples:
             return None
-        count = torch.tensor(sum(len(batch["target_ids"]) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(_positions(batch) for batch in batch_samples), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
-        return count
+        return count.clamp(min=1)
 
     def compute_loss(
         self,
@@ -109,7 +109,7 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a micro-batch as its share of the accumulated batch's mean."""
-        num_items = len(inputs["target_ids"]) if num_items_in_batch is None else num_items_in_batch
+        num_items = max(1, _positions(inputs)) if num_items_in_batch is None else num_items_in_batch
         loss, terms = model(**inputs, num_items=num_items)
         self._terms.append(torch.stack(list(terms)))
         self._tokens.append(inputs["attention_mask"].sum())  # summed when they are logged: no waiting for the device
@@ -124,12 +124,18 @@ class DistillationTrainer(Trainer):
         now = time.perf_counter()
         logs["seconds"], self._logged = now - self._logged, now
         if "loss" in logs:
-            logs.update(_means(self._reduced(torch.stack(self._terms).double().sum(dim=0)), prefix=""))
+            sums = self._reduced(torch.stack(self._terms).double().sum(dim=0))
+            logs.update(_means(sums, prefix="", with_kd=self._settings.alpha > 0))
             tokens = int(torch.stack(self._tokens).sum())
             logs["tokens_per_second"] = tokens * self.args.world_size / (now - self._since)
             logs["data_wait"] = self._waited / (now - self._since)
             self._restart_clock()
         super().log(logs, start_time)
+
+    @property
+    def _settings(self) -> LossSettings:
+        settings: LossSettings = self.accelerator.unwrap_model(self.model).loss_settings
+        return settings
 
     def _restart_clock(self) -> None:
         self._terms: list[Tensor] = []
@@ -156,10 +162,10 @@ class DistillationTrainer(Trainer):
             with self.compute_loss_context_manager():
                 _, terms = model(**inputs, num_items=1)
             sums += torch.stack(list(terms)).double().cpu()
-            positions += len(inputs["target_ids"])
+            positions += _positions(batch)
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         sums, positions = self._reduced(sums), self._reduced(positions)
-        settings = self.accelerator.unwrap_model(self.model).loss_settings
+        settings = self._settings
         kd, ce = float(sums[0]), float(sums[1])
         loss = (settings.alpha * kd + (1 - settings.alpha) * ce) / max(1.0, float(positions))
         metrics = {f"{metric_key_prefix}_loss": loss, **_means(sums, prefix=f"{metric_key_prefix}_")}
@@ -268,8 +274,13 @@ def _disk_is_full(error: Exception) -> bool:
     return any(sign in str(error) for sign in ("No space left", "os error 28", "file write failed", "unexpected pos"))
 
 
-def _means(sums: Tensor, prefix: str) -> dict[str, float]:
+def _positions(batch: dict[str, Any]) -> int:
+    """N of the loss: answer positions with a soft target or a hard label."""
+    return int((batch["soft"] | batch["hard"]).sum())
+
+
+def _means(sums: Tensor, prefix: str, *, with_kd: bool = True) -> dict[str, float]:
+    """Without KD where it was not computed: in training with alpha = 0."""
     kd, ce, agree, soft, hard = sums.tolist()
     means = {"kd": kd / max(1.0, soft), "ce": ce / max(1.0, hard), "agreement": agree / max(1.0, soft)}
-    # kd is not computed in training where alpha is 0
-    return {f"{prefix}{name}": value for name, value in means.items() if not math.isnan(value)}
+    return {f"{prefix}{name}": value for name, value in means.items() if with_kd or name != "kd"}

@@ -1,11 +1,8 @@
 """A random pair in the shapes of Qwen2-VL, for every room."""
 
-import os
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")

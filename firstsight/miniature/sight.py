@@ -102,7 +102,7 @@ def teach_sight(
     optimizers = Optimizers(named, learning_rate=learning_rate, steps=steps, warm_up=50)
     model.train()
     right: list[float] = []
-    bar = trange(steps, desc="sight", unit="step")
+    bar = trange(steps, desc="sight", unit=" step")
     for _ in bar:
         chosen = rng.integers(len(pool.scenes), size=batch)
         grid = torch.tensor([GRID_THW] * batch)

@@ -1,6 +1,5 @@
 """The report of a distillation as one HTML page.
 
-sources   run directories and evaluations, read and checked
 charts    SVG by matplotlib, in the colours of the page
 figures   what the charts and tables show, computed from the records
 costs     what the dump and the runs took

@@ -46,7 +46,7 @@ def choose(model: dict[str, Any], count: int) -> list[int]:
     """Which samples to show, in their order: the categories in turn, and right answers of the model in turn with wrong ones."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for index, record in enumerate(model["samples"]):
-        groups.setdefault((str(record.get("category")), bool(record["exact"])), []).append(index)
+        groups.setdefault((str(record["category"]), record["exact"]), []).append(index)
     order = [groups[key] for key in sorted(groups)]
     in_turn = (index for turn in itertools.zip_longest(*order) for index in turn if index is not None)
     return sorted(itertools.islice(in_turn, count))
@@ -67,17 +67,17 @@ def cards(
     for index in indices:
         record = models[0]["samples"][index]
         pictures = []
-        for name in record.get("images") or []:
+        for name in record["images"]:
             shown = _picture(name, root)
             missing += shown is None
             pictures += [] if shown is None else [shown]
         made.append(
             Card(
                 id=str(record["id"]),
-                category=_words(record.get("category")),
-                environment=_words(record.get("environment")),
+                category=_words(record["category"]),
+                environment=_words(record["environment"]),
                 question=record["question"],
-                truth=record["truth"] or "",
+                truth=record["truth"],
                 pictures=tuple(pictures),
                 answers=tuple(_answer(model, index, series) for model in models),
             )
@@ -92,8 +92,8 @@ def _answer(model: dict[str, Any], index: int, series: dict[str, int]) -> Answer
         model=model["name"],
         series=series[model["name"]],
         text=record["answer"],
-        right=bool(record["exact"]),
-        flag=next((words for key, words in flags.items() if record.get(key)), ""),
+        right=record["exact"],
+        flag=next((words for key, words in flags.items() if record[key]), ""),
     )
 
 

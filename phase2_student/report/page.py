@@ -162,7 +162,7 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, Any]:
-    losses = [row["validation"]["loss"] for row in run.history if row.get("validation")]
+    losses = [row["validation"]["loss"] for row in run.validations]
     return {
         "name": run.name,
         "series": series[run.name],

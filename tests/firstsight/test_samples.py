@@ -65,6 +65,12 @@ def test_frames_with_times(load):
     assert first.key != second.key
 
 
+def test_names_of_groups_are_text(load):
+    first, second = load(row(category=3, environment=None), row(id="b", category="3", environment=1.5))
+    assert (first.category, first.environment) == ("3", None)
+    assert (second.category, second.environment) == ("3", "1.5")
+
+
 def test_key_follows_content_not_place(load, tmp_path):
     before = load(row())[0].key
     (tmp_path / "moved").mkdir()

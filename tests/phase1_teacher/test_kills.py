@@ -23,7 +23,7 @@ class Zygote:
     """The process that forks workers."""
 
     def __init__(self, config: Path) -> None:
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         program = Path(__file__).with_name("dump_zygote.py")
         self.process = subprocess.Popen(
             [sys.executable, str(program), str(config)],

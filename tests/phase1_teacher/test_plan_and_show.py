@@ -13,6 +13,7 @@ from phase1_teacher.cards import Work, memory, operations
 from phase1_teacher.cli import main
 from phase1_teacher.dump import dump, prepare
 from phase1_teacher.plan import plan_dump
+from phase1_teacher.show import probability_text
 from storage.reader import open_cache
 from storage.status import cache_status
 
@@ -109,6 +110,12 @@ def test_a_sample_in_the_terminal_and_as_a_page(workshop):
     assert "<script" not in text
     key = next(iter(open_cache(recipe.cache_location).keys()))
     assert run("show", recipe.cache_location, "--sample", key[:12]).exit_code == 0
+
+
+def test_a_small_probability_keeps_its_order_of_magnitude():
+    assert [probability_text(p) for p in (1.0, 0.0123, 0.0005, 0.00049, 3e-7, 0.0)] == [
+        *("1.000", "0.012", "0.001", "5e-04", "3e-07", "0.000")
+    ]
 
 
 @pytest.mark.parametrize(

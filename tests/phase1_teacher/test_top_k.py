@@ -73,6 +73,20 @@ def test_the_fused_pass_equals_the_full_distribution(kind, k, bias):
     assert block.finite_N.all()
 
 
+@pytest.mark.parametrize("nodes", [(1.0, 3.0, 6.0), (0.5, 0.7), (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)])
+def test_tails_at_other_nodes(nodes):
+    aligned, shared, targets, maker, _, logits, states = made("partial", 16)
+    other = TargetMaker(maker.head_VD, None, aligned, top_k=16, temperatures=nodes)
+    block = other(states, targets, torch.arange(4))
+    assert block.log_normaliser_mt.shape == (4, len(reported_temperatures(nodes)))
+    full = logits[:, aligned.teacher_of_student[shared]].log_softmax(dim=1)
+    column = {int(index): place for place, index in enumerate(shared)}
+    columns = torch.tensor([[column[index] for index in row] for row in block.ids_NK.tolist()])
+    rest = full.scatter(1, columns, -torch.inf)
+    for j, T in enumerate(nodes):
+        torch.testing.assert_close(block.tail_NJ[:, j].double(), (rest / T).logsumexp(1), atol=2e-5, rtol=1e-5)
+
+
 def test_everything_stored_leaves_an_empty_tail():
     aligned = VocabularyAlignment(
         student_of_teacher=np.arange(20),

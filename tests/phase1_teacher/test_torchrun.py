@@ -34,7 +34,7 @@ def test_a_killed_worker_is_started_again(workshop):
     programs = Path(sys.executable).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     command += ["--no-python", str(programs / "fs-teacher"), "dump", "--config", str(config), "--no-progress"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (workshop.directory / "torchrun.log").open("w+") as log:
         agent = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         manifests = location / "manifests"

@@ -1,13 +1,10 @@
 """A random miniature pair, synthetic samples and a cache of them: what most tests of the training side start from."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TRAIN, VALIDATION = 26, 6
 

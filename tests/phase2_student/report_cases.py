@@ -32,7 +32,6 @@ def make_runs(directory: Path, *, names: tuple[str, ...] = ("hard", "distilled")
 def _make_run(directory: Path, name: str, number: int) -> Path:
     run = directory / "runs" / name
     (run / "best").mkdir(parents=True)
-    (run / "final").mkdir()
     (run / "best" / "config.json").write_text('{"architectures": ["Qwen2VLForConditionalGeneration"]}')
     (run / "best" / "tokenizer.json").write_text("{}")
     (run / "best" / "model.safetensors").write_bytes(np.random.default_rng(number).bytes(4000))

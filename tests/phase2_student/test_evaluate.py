@@ -19,8 +19,10 @@ from phase2_student import records as records_module
 from phase2_student.candidates import default_names, load_for_answers, parse_candidates
 from phase2_student.distance import add_distance
 from phase2_student.evaluate import Settings, evaluate
+from phase2_student.evaluations import read_evaluation
 from phase2_student.export import export, export_directory
 from phase2_student.records import answer_records
+from phase2_student.summary import write_evaluation
 from phase2_student.timing import Stopwatch, Timing
 
 QUICK = Settings(
@@ -176,6 +178,21 @@ def test_a_batch_of_answers_that_does_not_fit_is_told_with_the_option(recipe, mo
         ModelError, match=r"base: out of memory on .* with 4 answers at once; give a smaller --batch-size"
     ):
         again(recipe, tmp_path, ["base"])
+
+
+def test_a_model_that_does_not_fit_is_told_apart_from_a_batch_that_does_not(recipe, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(evaluate_module, "load", full)
+    with pytest.raises(ModelError, match=r"base: does not fit into the memory of .*; lower max_pixels"):
+        again(recipe, tmp_path, ["base"])
+
+
+def test_what_is_written_can_be_read(evaluation, tmp_path):
+    path = write_evaluation(evaluation, tmp_path)
+    assert read_evaluation([], path) == json.loads(path.read_text())
+    assert "4 answered at once" in (tmp_path / "evaluation_summary.txt").read_text()
 
 
 def test_an_interrupted_evaluation_goes_on(kept, recipe, place):

@@ -13,6 +13,9 @@ import yaml
 from safetensors.torch import load_file
 from test_training import run
 
+from firstsight.recipe import load_recipe
+from phase1_teacher.dump import dump, prepare
+
 ROOT = Path(__file__).parents[2]
 OVERRIDES = ["training.num_train_epochs=3", "training.learning_rate=1e-4", "training.save_steps=10"]
 STEPS = 21
@@ -36,7 +39,7 @@ def place(made_world, tmp_path_factory) -> Path:
 
 def torchrun(*command: str) -> str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -93,6 +96,47 @@ def test_two_processes_that_share_the_weights(place):
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert model.config.architectures == ["Qwen2VLForConditionalGeneration"]
+
+
+@pytest.fixture(scope="module")
+def mixed(place, tmp_path_factory) -> Path:
+    """The same, but for every other training sample, which has no image; shuffled, so that a step has some of both."""
+    directory = tmp_path_factory.mktemp("mixed")
+    shutil.copytree(place / "data", directory / "data")
+    (directory / "models").symlink_to(place / "models")
+    rows = [json.loads(line) for line in (place / "data" / "train.jsonl").read_text().splitlines()]
+    for row in rows[::2]:
+        row["images"] = []
+        row.pop("frames", None)
+        for message in row["messages"]:
+            message["content"] = [part for part in message["content"] if part["type"] == "text"]
+    (directory / "data" / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text())
+    recipe["training"] |= {"train_sampling_strategy": "random", "gradient_checkpointing": True}
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    dump(prepare(load_recipe(directory / "recipe.yaml")), progress=False)
+    options = [part for text in [*OVERRIDES, "training.output_dir=runs/one"] for part in ("--set", text)]
+    one = run("train", "--config", directory / "recipe.yaml", "--no-progress", *options)
+    assert one.exit_code == 0, one.output
+    return directory
+
+
+ONE_SAMPLE = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2"]
+
+
+def test_processes_of_which_some_see_no_image_do_not_wait_for_each_other(mixed):
+    command = ["train", "--config", str(mixed / "recipe.yaml"), "--no-progress"]
+    for text in [*OVERRIDES, *ONE_SAMPLE, "training.output_dir=runs/two"]:
+        command += ["--set", text]
+    torchrun("--no-python", str(Path(sys.executable).with_name("fs-student")), *command)
+    assert_same_run(mixed / "runs" / "one", mixed / "runs" / "two")
+
+
+def test_nor_do_processes_that_share_the_weights(mixed):
+    script, config = Path(__file__).with_name("sharded_run.py"), ROOT / "examples" / "accelerate" / "fsdp2.yaml"
+    options = [*OVERRIDES, *ONE_SAMPLE, "training.output_dir=runs/sharded"]
+    torchrun(str(script), str(config), str(mixed / "recipe.yaml"), *options)
+    assert_same_run(mixed / "runs" / "one", mixed / "runs" / "sharded")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from phase2_student.evaluations import read_evaluation
 from phase2_student.lineage import read_cache
 from phase2_student.report import costs, figures, gallery
 from phase2_student.report.page import write_report
-from phase2_student.runs import read_runs
+from phase2_student.runs import find_runs, read_runs
 from phase2_student.scores import score_groups
 
 
@@ -204,6 +205,11 @@ def _set(value, *path):
     return change
 
 
+def _untimed(evaluation):
+    for record in evaluation["models"][1]["samples"]:
+        record.pop("seconds", None)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -214,7 +220,8 @@ def _set(value, *path):
         (_set("0.5", "models", 0, "samples", 5, "confidence"), "models.0.samples.5.confidence: input should be"),
         (_set(None, "models", 1, "scores", "category", "counting", "exact"), "category.counting.exact: field required"),
         (_set(None, "models", 1, "throughput", "best"), "models.1.throughput.best: field required"),
-        (_set(None, "models", 1, "weights"), "another version wrote it: evaluate again"),
+        (_set(2.5, "models", 0, "samples", 2, "kl_sum"), "kl_sum, agree and soft_positions belong together"),
+        (_untimed, "base has no timed answer"),
         (_set("?", "models", 1, "samples", 3, "id"), "base has other samples than teacher; evaluate again"),
     ],
 )
@@ -243,6 +250,20 @@ def test_runs_that_are_called_like_other_models_keep_their_own_figures(tmp_path)
     ]
     assert figures.focus(joined, read_runs(runs))["name"] == "runs/teacher"
     assert exact_match(read_runs(runs)[0]) == sum(r["exact"] for r in evaluation["models"][2]["samples"]) / SAMPLES
+
+
+def test_runs_of_one_name_are_told_apart_and_one_run_is_one_run(tmp_path, monkeypatch):
+    runs = [make_runs(tmp_path / project, names=("reference",))[0] for project in ("a", "b")]
+    monkeypatch.chdir(tmp_path)
+    spelled = [*runs, Path("a/runs/reference"), Path("a/runs/../runs/reference")]
+    assert find_runs(spelled) == runs
+    found = read_runs(runs)
+    assert [run.name for run in found] == ["a/runs/reference", "b/runs/reference"]
+    for run, share in zip(runs, (0.3, 0.9), strict=True):
+        by_name = make_evaluation(("teacher", "teacher", 0.9), ("reference", "student", share))
+        write_evaluation(run / "evaluation", by_name)
+    shares = [exact_match(run) for run in found]
+    assert shares[0] < 0.6 < shares[1]
 
 
 def browse(url: str, *options: str) -> tuple[str, str]:

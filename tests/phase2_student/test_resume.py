@@ -17,7 +17,7 @@ from phase2_student.resume import SEAL, checkpoints, fault, keep_newest, newest_
 LONG = os.environ.get("FIRSTSIGHT_FAULTS") == "long"
 KILLS = 50 if LONG else 4
 EPOCHS = 30 if LONG else 3
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,14 @@ def evaluation():
         measured("base", "student", 2, size=1_000_000),
         measured("student", "student", 3, size=2_000_000),
     ]
-    settings = {"device": "CPU, 2 threads", "timed": 16, "warm_up": 2, "repetitions": 1, "requests": 20}
+    settings = {
+        "device": "CPU, 2 threads",
+        "batch_size": 8,
+        "timed": 16,
+        "warm_up": 2,
+        "repetitions": 1,
+        "requests": 20,
+    }
     whole = {
         "created": "2026-11-25T00:10:00+00:00",
         "data": {"file": "validation.jsonl", "samples": 120},
