@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from firstsight.errors import DataError, ModelError
@@ -119,15 +120,14 @@ class Prompter:
                 f"{sample.place}: sample {sample.id!r} has {length} tokens, more than data.max_length = {self.max_length}; "
                 "raise it, or lower max_pixels"
             )
-        types = inputs.get("mm_token_type_ids")
-        types = torch.zeros(len(prompt_ids), dtype=torch.int64) if types is None else torch.as_tensor(types)[0]
-        return Encoded(
-            input_ids=torch.cat([prompt_ids, answer]),
-            mm_token_type_ids=torch.cat([types.long(), torch.zeros(len(answer), dtype=torch.int64)]),
-            prompt_length=len(prompt_ids),
-            pixel_values=inputs.get("pixel_values"),
-            image_grid_thw=inputs.get("image_grid_thw"),
-        )
+        return _encoded(inputs, answer)
+
+    def blank(self) -> Encoded:
+        """A blank image without a question: what `collate` adds to a batch that must have an image."""
+        side = 2 * self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+        images = [Image.new("RGB", (side, side))]
+        inputs = self.processor(text=[self.processor.image_token], images=images, return_tensors="pt")
+        return _encoded(inputs, torch.empty(0, dtype=torch.int64))
 
     def _messages(self, sample: Sample) -> list[dict[str, Any]]:
         messages = list(sample.prompt)
@@ -166,13 +166,32 @@ class Prompter:
                     )
 
 
-def collate(batch: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+def _encoded(inputs: Any, answer: Tensor) -> Encoded:
+    prompt_ids, types = inputs["input_ids"][0], inputs.get("mm_token_type_ids")
+    types = torch.zeros(len(prompt_ids), dtype=torch.int64) if types is None else torch.as_tensor(types)[0]
+    return Encoded(
+        input_ids=torch.cat([prompt_ids, answer]),
+        mm_token_type_ids=torch.cat([types.long(), torch.zeros(len(answer), dtype=torch.int64)]),
+        prompt_length=len(prompt_ids),
+        pixel_values=inputs.get("pixel_values"),
+        image_grid_thw=inputs.get("image_grid_thw"),
+    )
+
+
+def collate(batch: Sequence[Encoded], pad_id: int, blank: Encoded | None = None) -> dict[str, Tensor]:
     """Pad samples on the right to one batch of model inputs.
+
+    Args:
+        batch: B samples.
+        pad_id: of the tokenizer.
+        blank: of `Prompter.blank`: becomes a row more where no sample has an image.
 
     Returns:
         input_ids, attention_mask, mm_token_type_ids: int64 [B, L]; pixel_values float32 [M, C] and image_grid_thw
         int64 [I, 3] over all images in order, where there are any.
     """
+    if blank is not None and all(sample.pixel_values is None for sample in batch):
+        batch = [*batch, blank]
     length = max(len(sample.input_ids) for sample in batch)
     input_ids = torch.full((len(batch), length), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(batch), length), dtype=torch.int64)

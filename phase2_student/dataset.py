@@ -157,10 +157,13 @@ class Collator:
 
     Args:
         pad_id: fills `input_ids` on the right.
+        blank: of `Prompter.blank`, for several processes: they wait for each other's gradients and shards module by module,
+            so one whose micro-batch is text alone must go through the vision tower as the others do.
     """
 
-    def __init__(self, pad_id: int) -> None:
+    def __init__(self, pad_id: int, blank: Encoded | None = None) -> None:
         self.pad_id = pad_id
+        self.blank = blank
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """Model inputs of `prompting.collate`, and with N answer positions:
@@ -171,7 +174,7 @@ class Collator:
         encoded = [item.encoded for item in items]
         rows, columns = answer_index(encoded)
         return {
-            **collate(encoded, self.pad_id),
+            **collate(encoded, self.pad_id, self.blank),
             "answer_rows": rows,
             "answer_columns": columns,
             "target_ids": torch.cat([item.encoded.target_ids for item in items]),

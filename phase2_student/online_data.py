@@ -91,10 +91,12 @@ class OnlineCollator:
     Args:
         student_pad_id: fills the student's `input_ids` on the right.
         teacher_pad_id: the teacher's.
+        blank: the student's, as of `dataset.Collator`.
     """
 
-    def __init__(self, student_pad_id: int, teacher_pad_id: int) -> None:
+    def __init__(self, student_pad_id: int, teacher_pad_id: int, blank: Encoded | None = None) -> None:
         self.student_pad_id = student_pad_id
+        self.blank = blank
         self.teacher_pad_id = teacher_pad_id
 
     def __call__(self, items: Sequence[OnlineItem]) -> dict[str, Any]:
@@ -109,7 +111,7 @@ class OnlineCollator:
         offsets = np.cumsum([0, *(each.positions for each in teacher)]).tolist()
         chosen = torch.cat([item.rows[item.rows >= 0] + offset for item, offset in zip(items, offsets, strict=False)])
         return {
-            **collate(student, self.student_pad_id),
+            **collate(student, self.student_pad_id, self.blank),
             "answer_rows": rows,
             "answer_columns": columns,
             "target_ids": torch.cat([each.target_ids for each in student]),

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from firstsight.models import backbone_states, save_weights
 from firstsight.teacher_head import TeacherHead
 from phase2_student.loss import AnswerTargets, LossTargets, LossTerms, TailMode, TeacherTargets, distillation_loss
-from phase2_student.packing import can_pack, packed_states
+from phase2_student.packing import packed_states
 from phase2_student.weights import plain_state, save_adapter, stock_model
 
 
@@ -48,8 +47,6 @@ class DistillationForward:
         num_items = inputs.pop("num_items")
         rows, columns = inputs.pop("answer_rows"), inputs.pop("answer_columns")
         states = (packed_states if self.padding_free else backbone_states)(self, inputs, rows, columns)
-        if "pixel_values" not in inputs and dist.is_initialized() and dist.get_world_size() > 1:
-            states = states + self._nothing_seen()
         settings = self.loss_settings
         head: Any = self
         return distillation_loss(
@@ -62,23 +59,6 @@ class DistillationForward:
             num_items=num_items,
             tail=settings.tail,
         )
-
-    def _nothing_seen(self) -> Tensor:
-        """Zero, by way of the vision tower and a blank image.
-
-        Processes wait for each other's gradients and shards module by module: one whose micro-batch is text alone must go
-        through the tower as the others do.
-        """
-        model: Any = self
-        vision = getattr(model.config, "vision_config", None)
-        if vision is None or not can_pack(model):  # not of the Qwen2-VL family
-            return torch.zeros(())
-        side = vision.spatial_merge_size
-        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        blank = torch.zeros(side * side, values, device=model.device)
-        grid = torch.tensor([[1, side, side]], device=model.device)
-        seen = model.base_model.get_image_features(blank, grid, return_dict=True).pooler_output
-        return 0.0 * torch.cat(tuple(seen)).sum()
 
     def _targets(self, target_ids: Tensor, inputs: dict[str, Any]) -> LossTargets:
         """The targets of a batch, taken out of its inputs."""

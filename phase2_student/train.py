@@ -228,8 +228,11 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
 
 
 def _collator(plan: Plan) -> Collator | OnlineCollator:
-    student = plan.prompter.pad_id
-    return OnlineCollator(student, plan.targets.teacher.pad_id) if isinstance(plan.targets, Pair) else Collator(student)
+    pad_id = plan.prompter.pad_id
+    blank = plan.prompter.blank() if plan.arguments.world_size > 1 else None
+    if isinstance(plan.targets, Pair):
+        return OnlineCollator(pad_id, plan.targets.teacher.pad_id, blank)
+    return Collator(pad_id, blank)
 
 
 def _checkpoint(output_dir: Path, main: bool) -> str | None:
