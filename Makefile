@@ -22,7 +22,7 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-teacher: $(VENV)/ready     ## train the miniature teacher and student base again (about an hour on 2 cores)
+teacher: $(VENV)/ready     ## train the miniature teacher and student base again (about 75 minutes on 2 cores)
 	$(BIN)/python -m firstsight.miniature.train --out build/miniature
 
 faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a minute of each

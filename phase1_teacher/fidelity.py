@@ -47,16 +47,15 @@ def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Te
     Returns:
         float32 [m, t], both per position and temperature: logsumexp(v / T), and sum p log p of the distribution in nats.
     """
-    normalisers, negentropies = [], []
     if not temperatures:
-        nothing_m0 = logprobs_mS.new_empty((len(logprobs_mS), 0))
-        return nothing_m0, nothing_m0
+        return logprobs_mS.new_empty((len(logprobs_mS), 0)), logprobs_mS.new_empty((len(logprobs_mS), 0))
+    normalisers, negentropies = [], []
     for T in temperatures:
         scaled_mS = logprobs_mS / T
         normaliser_m = scaled_mS.logsumexp(dim=1)
         log_p_mS = scaled_mS.sub_(normaliser_m[:, None])
         # p log p of an underflowed p is 0, not nan
-        negentropies.append((log_p_mS.exp() * log_p_mS.clamp(min=-1e4)).sum(dim=1))
+        negentropies.append(torch.linalg.vecdot(log_p_mS.exp(), log_p_mS.clamp_(min=-1e4)))
         normalisers.append(normaliser_m)
     return torch.stack(normalisers, 1), torch.stack(negentropies, 1)
 

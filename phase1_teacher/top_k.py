@@ -106,26 +106,27 @@ class TargetMaker(TeacherHead):
         Args:
             states_ND: the teacher's hidden states.
             target_ids_N: int64, student ids of the answer's tokens; each shared.
-            measured_m: int64, ascending: positions whose full distribution is measured as well; None: of none.
+            measured_m: int64, positions whose full distribution is measured as well; None: of none.
         """
         target_ids_N = target_ids_N.to(self.device)
         measured_m = torch.empty(0, dtype=torch.int64) if measured_m is None else measured_m
         rows = self.chunk if self.device.type == "cuda" else _CPU_ROWS
-        parts, moments = [], []
+        log_normaliser_mt = torch.empty((len(measured_m), len(self.reported)), device=self.device)
+        negentropy_mt = torch.empty_like(log_normaliser_mt)
+        parts = []
         for start in range(0, max(1, len(states_ND)), self.chunk):
             logits_nV = self.logits(states_ND[start : start + self.chunk])
-            here_m = measured_m[(measured_m >= start) & (measured_m < start + self.chunk)] - start
-            measured_mS = self.shared(logits_nV[here_m.to(self.device)])
-            moments.append(full_moments(measured_mS.log_softmax(dim=1), self.reported))
-            del measured_mS
+            for place, row in enumerate((measured_m - start).tolist()):
+                if 0 <= row < len(logits_nV):  # one by one: each takes several vocabularies of numbers
+                    logprobs_1S = self.shared(logits_nV[row : row + 1]).log_softmax(dim=1)
+                    log_normaliser_mt[place], negentropy_mt[place] = full_moments(logprobs_1S, self.reported)
             ids_n = target_ids_N[start : start + self.chunk]
             for row in range(0, max(1, len(ids_n)), rows):
                 parts.append(self._targets(logits_nV[row : row + rows], ids_n[row : row + rows]))
-        log_normalisers, negentropies = zip(*moments, strict=True)
         return TargetBlock(
             **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
-            log_normaliser_mt=torch.cat(log_normalisers),
-            negentropy_mt=torch.cat(negentropies),
+            log_normaliser_mt=log_normaliser_mt,
+            negentropy_mt=negentropy_mt,
         )
 
     def _targets(self, logits_nV: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:

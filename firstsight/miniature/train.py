@@ -57,7 +57,7 @@ class Plan:
     save_every: int = 500
 
 
-# The rounds after the first are for counting, which it leaves at 50 %.
+# The second and third round are for counting, which the first may leave at 50 %; the last is for what they leave behind.
 TEACHER_PLANS = (
     Plan(steps=3200, sight_steps=1500, seed=0),
     Plan(
@@ -69,6 +69,7 @@ TEACHER_PLANS = (
         learning_rate=1e-3,
     ),
     Plan(steps=700, sight_steps=150, seed=3, describe_until=0.0, counting=0.5, learning_rate=1.5e-3),
+    Plan(steps=1000, sight_steps=150, seed=4, describe_until=0.0, counting=0.2, learning_rate=1.5e-3),
 )
 STUDENT_PLANS = (Plan(steps=1200, sight_steps=500, seed=1),)
 
