@@ -239,7 +239,7 @@ def test_the_differences_between_neighbours(evaluation):
 
 def test_what_was_measured_is_said(evaluation):
     text = summary_text(evaluation)
-    assert "120 samples of validation.jsonl on CPU, 2 threads" in text
+    assert "120 samples of validation.jsonl, 8 answered at once, on CPU, 2 threads" in text
     assert "16 answers after 2 of warm-up" in text
     assert "20 answers or more" in text
 
