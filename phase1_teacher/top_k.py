@@ -123,6 +123,7 @@ class TargetMaker(TeacherHead):
             ids_n = target_ids_N[start : start + self.chunk]
             for row in range(0, max(1, len(ids_n)), rows):
                 parts.append(self._targets(logits_nV[row : row + rows], ids_n[row : row + rows]))
+            del logits_nV  # before the next chunk's are made
         return TargetBlock(
             **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
             log_normaliser_mt=log_normaliser_mt,

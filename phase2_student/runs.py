@@ -25,7 +25,7 @@ class Run:
     """A training run, as its directory tells it."""
 
     name: str
-    """Of the directory, with the one above where it stands for something else."""
+    """Of the directory, with as many of those above as `read_runs` needs."""
     directory: Path
     recipe: dict[str, Any]
     """Defaults included; paths as in the recipe of the run."""

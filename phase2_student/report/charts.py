@@ -93,7 +93,7 @@ def curves(title: str, lines: Sequence[Line], *, xlabel: str) -> Markup:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A share, 0 to 1, and its interval where one is known."""
+    """A share, 0 to 1, and its interval."""
 
     mean: float
     low: float
@@ -111,8 +111,7 @@ def intervals(title: str, rows: Sequence[tuple[str, Sequence[Share | None]]]) ->
                 if share is None:
                     continue
                 y = row + (series - (count - 1) / 2) * 0.17 / pitch
-                if share.low is not None and share.high is not None:
-                    axes.plot([100 * share.low, 100 * share.high], [y, y], color=color(series), linewidth=1.6)
+                axes.plot([100 * share.low, 100 * share.high], [y, y], color=color(series), linewidth=1.6)
                 axes.plot([100 * share.mean], [y], color=color(series), marker=MARKERS[series % SERIES])
         axes.set_title(title)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])

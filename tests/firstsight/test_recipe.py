@@ -49,6 +49,7 @@ def test_urls_stay_urls(write):
         ("{}", ["loss.temperature=0"], r"loss\.temperature: input should be greater than 0, got 0"),
         ("{}", ["loss.temperature=.nan"], r"loss\.temperature: input should be a finite number"),
         ("{}", ["loss.temperature=5"], r"loss\.temperature: must lie within cache\.temperatures, 1 to 4, got 5"),
+        ("{}", ["cache.top_k=0"], r"cache\.top_k: input should be greater than or equal to 2, got 0"),
         ("{}", ["cache.top_k=1"], r"cache\.top_k: input should be greater than or equal to 2, got 1"),
         ("{}", ["cache.temperatures=[2, 1]"], r"cache\.temperatures: must be in ascending order"),
         ("{}", ["cache.temperatures=[2, 4]"], r"cache\.temperatures: must begin at 1 or below"),
