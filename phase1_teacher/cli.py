@@ -48,12 +48,8 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
 
     Example: torchrun --nproc-per-node 8 --no-python fs-teacher dump --config recipe.yaml
     """
-    from firstsight.samples import check_files
-
     share = parse_share(shard) if shard else share_from_environment(os.environ)
     recipe = load_recipe(config, overrides)
-    check_files(recipe.file("train"), recipe.data_root)
-    check_files(recipe.file("validation"), recipe.data_root)
     check_training(recipe.training)
     try:
         with stop_on_signals():

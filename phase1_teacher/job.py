@@ -6,6 +6,7 @@ job = prepare(recipe)          # everything that can be refused is refused here
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ from firstsight.identity import cache_spec
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from firstsight.samples import Sample, check_files
+from firstsight.samples import Sample, iter_samples
 from phase1_teacher.sample_index import SampleIndex
 from storage.plan import PlannedUnit
 from storage.writer import CacheWriter, create_cache
@@ -38,15 +39,29 @@ class Job:
         return self.writer.pending()
 
 
-def index_samples(recipe: Recipe, student: Prompter, *, progress: bool = True) -> SampleIndex:
-    """All samples of the recipe by key, with their answer positions.
+def check_samples(recipe: Recipe, *, progress: bool = True) -> int:
+    """Check every row of the data files and that its images are there; how many rows there are.
 
     Raises:
-        DataError: a row that cannot be used, or one without an answer where the recipe does not let the teacher answer.
+        DataError: a row that cannot be used.
     """
-    files = [recipe.file("train"), recipe.file("validation")]
-    for path in files:
-        check_files(path, recipe.data_root)
+    rows = (sample for path in _files(recipe) for sample in iter_samples(path, recipe.data_root))
+    bar = tqdm(rows, desc="checking samples", unit=" sample", disable=not progress, leave=False)
+    return sum(1 for _ in bar)
+
+
+def index_samples(recipe: Recipe, student: Prompter, *, total: int, progress: bool = True) -> SampleIndex:
+    """All samples of the recipe by key, with their answer positions.
+
+    Args:
+        recipe: its data checked by `check_samples`.
+        student: counts the positions.
+        total: rows.
+        progress: show a bar.
+
+    Raises:
+        DataError: a row without an answer where the recipe does not let the teacher answer.
+    """
 
     def positions(sample: Sample) -> int:
         if sample.answer is not None:
@@ -58,8 +73,12 @@ def index_samples(recipe: Recipe, student: Prompter, *, progress: bool = True) -
             )
         return recipe.cache.generate_max_tokens
 
-    with tqdm(desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
-        return SampleIndex.build(files, recipe.data_root, positions, progress=bar.update)
+    with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
+        return SampleIndex.build(_files(recipe), recipe.data_root, positions, progress=bar.update)
+
+
+def _files(recipe: Recipe) -> list[Path]:
+    return [recipe.file("train"), recipe.file("validation")]
 
 
 def prepare(recipe: Recipe, *, progress: bool = True) -> Job:
@@ -69,8 +88,9 @@ def prepare(recipe: Recipe, *, progress: bool = True) -> Job:
         FirstSightError: bad data, models that are not there, vocabularies that do not fit.
         CacheError: the cache was made with another spec (with the differences).
     """
+    total = check_samples(recipe, progress=progress)
     pair = load_pair(recipe)
-    samples = index_samples(recipe, pair.student, progress=progress)
+    samples = index_samples(recipe, pair.student, total=total, progress=progress)
     spec = cache_spec(
         recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
     )

@@ -3,37 +3,32 @@
 index = SampleIndex.build([train, validation], root, positions)
 sample = index[key]
 
-A row costs 60 bytes here, whatever its text and images are: half a million rows are 30 MB.
+Where each row lies is kept in a temporary file: memory does not grow with the data.
 """
 
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from firstsight.errors import DataError
 from firstsight.samples import Sample, file_digest, parse_line
 from storage.plan import PlannedSample
-
-_KEY_BYTES = 32
+from storage.temporary import temporary_database
 
 
 class SampleIndex:
     """Samples of some data files by key; see `build`."""
 
-    def __init__(self, files: Sequence[Path], root: Path, rows: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, files: Sequence[Path], root: Path) -> None:
         self._files = tuple(files)
         self._root = root
-        self._rows = rows
-        words = rows["key"][:, :8].copy().view(np.uint64)[:, 0]
-        self._order = np.argsort(words, kind="stable")
-        self._words = words[self._order]
+        self._rows = temporary_database(self)
+        self._rows.execute(
+            "CREATE TABLE rows (row INTEGER PRIMARY KEY, key BLOB, images BLOB, positions INTEGER, "
+            "file INTEGER, offset INTEGER, line INTEGER)"
+        )
 
     @classmethod
     def build(
@@ -47,32 +42,29 @@ class SampleIndex:
         """Read the files once.
 
         Args:
-            files: JSONL files, checked before (`samples.check_files`).
+            files: JSONL files, checked before (`samples.iter_samples`).
             root: of the image paths.
             positions: answer positions of a sample; may refuse it.
             progress: called once a row.
         """
-        keys, words = bytearray(), bytearray()
-        numbers = {name: array("q") for name in ("file", "offset", "line", "positions")}
+        index = cls(files, root)
         for number, path in enumerate(files):
             for offset, line, text in _lines(path):
                 sample = parse_line(text, root, f"{path.name}:{line}")
-                keys += bytes.fromhex(sample.key)
-                words += hashlib.blake2b(repr(_image_digests(sample)).encode(), digest_size=8).digest()
-                for name, value in (("file", number), ("offset", offset), ("line", line)):
-                    numbers[name].append(value)
-                numbers["positions"].append(positions(sample))
+                images = hashlib.blake2b(repr(_image_digests(sample)).encode(), digest_size=8).digest()
+                index._rows.execute(
+                    "INSERT INTO rows (key, images, positions, file, offset, line) VALUES (?, ?, ?, ?, ?, ?)",
+                    (bytes.fromhex(sample.key), images, positions(sample), number, offset, line),
+                )
                 progress()
-        rows: dict[str, NDArray[Any]] = {
-            "key": np.frombuffer(keys, dtype=np.uint8).reshape(-1, _KEY_BYTES),
-            "images": np.frombuffer(words, dtype=np.uint64),
-            **{name: np.frombuffer(values, dtype=np.int64) for name, values in numbers.items()},
-        }
-        return cls(files, root, rows)
+        index._rows.execute("CREATE INDEX by_key ON rows (key)")
+        index._rows.execute("CREATE INDEX by_images ON rows (images, row)")
+        return index
 
     def __len__(self) -> int:
         """Rows, those with equal keys included."""
-        return len(self._order)
+        count: int = self._rows.execute("SELECT count(*) FROM rows").fetchone()[0]
+        return count
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._find(key) is not None
@@ -84,13 +76,14 @@ class SampleIndex:
             KeyError: no row has this key.
             DataError: the file or an image was changed since the index was built.
         """
-        row = self._find(key)
-        if row is None:
+        found = self._find(key)
+        if found is None:
             raise KeyError(key)
-        path = self._files[int(self._rows["file"][row])]
-        place = f"{path.name}:{self._rows['line'][row]}"
+        number, offset, line = found
+        path = self._files[number]
+        place = f"{path.name}:{line}"
         with path.open("rb") as file:
-            file.seek(int(self._rows["offset"][row]))
+            file.seek(offset)
             sample = parse_line(file.readline(), self._root, place)
         if sample.key != key:
             raise DataError(f"{place}: the row or its images were changed while the dump ran; start it again")
@@ -98,20 +91,15 @@ class SampleIndex:
 
     def planned(self) -> Iterator[PlannedSample]:
         """Keys and positions of all rows; rows about the same images one after the other, else in the files' order."""
-        _, first, group = np.unique(self._rows["images"], return_index=True, return_inverse=True)
-        for row in np.argsort(first[group], kind="stable"):
-            yield PlannedSample(key=self._rows["key"][row].tobytes().hex(), positions=int(self._rows["positions"][row]))
+        first = "(SELECT min(row) FROM rows AS other WHERE other.images = rows.images)"
+        for key, positions in self._rows.execute(f"SELECT key, positions FROM rows ORDER BY {first}, row"):
+            yield PlannedSample(key=key.hex(), positions=positions)
 
-    def _find(self, key: str) -> int | None:
-        raw = bytes.fromhex(key)
-        word = np.frombuffer(raw[:8], dtype=np.uint64)[0]
-        for place in range(int(np.searchsorted(self._words, word)), len(self._words)):
-            if self._words[place] != word:
-                return None
-            row = int(self._order[place])
-            if self._rows["key"][row].tobytes() == raw:
-                return row
-        return None
+    def _find(self, key: str) -> tuple[int, int, int] | None:
+        """File, offset and line of the first row with this key."""
+        query = "SELECT file, offset, line FROM rows WHERE key = ? ORDER BY row LIMIT 1"
+        found: tuple[int, int, int] | None = self._rows.execute(query, (bytes.fromhex(key),)).fetchone()
+        return found
 
 
 def _image_digests(sample: Sample) -> list[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from storage.canonical import seal, unseal
 from storage.errors import CorruptObject, InvalidTargets
 from storage.place import Place
+from storage.temporary import temporary_database
 
 PLANS = "plans"
 PLAN_LIMIT = 8 * 2**20
@@ -34,22 +32,27 @@ class PlannedSample:
 
 @dataclass(frozen=True)
 class PlannedUnit:
-    """A unit of work: its name and the keys of its samples, in order; as long as it has samples."""
+    """A unit of work; as long as it has samples. It holds no keys: they are read when they are asked for."""
 
     name: str
-    packed_keys: bytes
-    """32 bytes each: as text the keys of half a million samples take 60 MB."""
-    positions: int = 0
+    samples: int
+    positions: int
     """How many answer positions the planner expected of it."""
+    _plans: _Plans = field(repr=False, compare=False)
+
+    @property
+    def packed_keys(self) -> bytes:
+        """The sample keys in order, 32 bytes each; CorruptObject if the plan was changed or taken away."""
+        return self._plans.packed_keys(self.name)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The sample keys, 64 hex digits each; made anew at every call."""
+        """The sample keys in order, 64 hex digits each; made anew at every call."""
         text = self.packed_keys.hex()
         return tuple(text[start : start + 2 * _KEY_BYTES] for start in range(0, len(text), 2 * _KEY_BYTES))
 
     def __len__(self) -> int:
-        return len(self.packed_keys) // _KEY_BYTES
+        return self.samples
 
 
 def check_key(key: Any) -> str:
@@ -61,16 +64,41 @@ def check_key(key: Any) -> str:
 
 def read_plans(place: Place, start: int = 0) -> Iterator[list[PlannedUnit]]:
     """The units of every plan object from number `start` on, in order; CorruptObject for a damaged or missing plan."""
+    plans = _Plans(place)
     for number, name in enumerate(_plan_names(place)):
-        path = f"{PLANS}/{name}"
         if name != _plan_name(number):
             raise CorruptObject(
                 f"{place.location}/{PLANS}/{_plan_name(number)} is missing, but {name} is there; restore it",
                 object=f"{PLANS}/{_plan_name(number)}",
             )
-        if number < start:
-            continue
-        yield _parse(unseal(place.read(path, limit=PLAN_LIMIT), f"{place.location}/{path}"), number, path)
+        if number >= start:
+            yield plans.units(number)
+
+
+class _Plans:
+    """The plan objects of a place; the two that were read last are held."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._read = lru_cache(maxsize=2)(self._read_plan)
+
+    def units(self, number: int) -> list[PlannedUnit]:
+        return [
+            PlannedUnit(f"{number:06d}-{index:06d}", len(keys) // _KEY_BYTES, positions, self)
+            for index, (keys, positions) in enumerate(self._read(number))
+        ]
+
+    def packed_keys(self, unit: str) -> bytes:
+        number, index = map(int, unit.split("-"))
+        return self._read(number)[index][0]
+
+    def _read_plan(self, number: int) -> list[tuple[bytes, int]]:
+        path = f"{PLANS}/{_plan_name(number)}"
+        document = unseal(self._place.read(path, limit=PLAN_LIMIT), f"{self._place.location}/{path}")
+        units = document.get("units")
+        if set(document) != {"id", "units"} or not isinstance(units, list) or not all(map(_is_unit, units)):
+            raise CorruptObject(f"{path}: not a plan of this format; the file was changed", object=path)
+        return [(bytes.fromhex("".join(unit["keys"])), unit["positions"]) for unit in units]
 
 
 def add_plan(place: Place, samples: Iterable[PlannedSample], unit_positions: int) -> int:
@@ -98,37 +126,26 @@ def add_plan(place: Place, samples: Iterable[PlannedSample], unit_positions: int
 
 
 class _Wanted:
-    """Samples that may have to be planned, in their order, each key once; some 50 bytes a sample."""
+    """Samples that may have to be planned, in their order, each key once; in a temporary file, however many they are."""
 
     def __init__(self, samples: Iterable[PlannedSample]) -> None:
-        self._packed, self._positions = bytearray(), array("q")
-        for sample in samples:
-            self._packed += bytes.fromhex(check_key(sample.key))
-            self._positions.append(sample.positions)
-        self._keys = _as_keys(self._packed)
-        self._order = np.argsort(self._keys, kind="stable")
-        self._left = np.ones(len(self._keys), dtype=np.bool_)
-        ordered = self._keys[self._order]
-        self._left[self._order[1:][ordered[1:] == ordered[:-1]]] = False
+        self._rows = temporary_database(self)
+        self._rows.execute("CREATE TABLE wanted (row INTEGER PRIMARY KEY, key BLOB UNIQUE, positions INTEGER)")
+        self._rows.executemany(
+            "INSERT OR IGNORE INTO wanted (key, positions) VALUES (?, ?)",
+            ((bytes.fromhex(check_key(sample.key)), sample.positions) for sample in samples),
+        )
 
     def discard(self, unit: PlannedUnit) -> None:
         """The unit's samples are planned."""
-        planned = _as_keys(unit.packed_keys)
-        places = np.searchsorted(self._keys, planned, sorter=self._order)
-        inside = places < len(self._keys)
-        rows = self._order[places[inside]]
-        self._left[rows[self._keys[rows] == planned[inside]]] = False
+        keys = unit.packed_keys
+        each = ((keys[start : start + _KEY_BYTES],) for start in range(0, len(keys), _KEY_BYTES))
+        self._rows.executemany("DELETE FROM wanted WHERE key = ?", each)
 
     def first(self, count: int) -> list[PlannedSample]:
         """The first samples that are still wanted."""
-        rows = np.flatnonzero(self._left)[:count].tolist()
-        keys = (self._packed[row * _KEY_BYTES : (row + 1) * _KEY_BYTES].hex() for row in rows)
-        return [PlannedSample(key, self._positions[row]) for key, row in zip(keys, rows, strict=True)]
-
-
-def _as_keys(packed: bytes | bytearray) -> NDArray[np.bytes_]:
-    # S32 compares without trailing zeros, which at one length says the same
-    return np.frombuffer(packed, dtype=f"S{_KEY_BYTES}")
+        rows = self._rows.execute("SELECT key, positions FROM wanted ORDER BY row LIMIT ?", (count,))
+        return [PlannedSample(key.hex(), positions) for key, positions in rows]
 
 
 def _group(samples: Sequence[PlannedSample], unit_positions: int) -> list[dict[str, Any]]:
@@ -139,16 +156,6 @@ def _group(samples: Sequence[PlannedSample], unit_positions: int) -> list[dict[s
         units[-1]["keys"].append(sample.key)
         units[-1]["positions"] += sample.positions
     return units
-
-
-def _parse(document: dict[str, Any], number: int, path: str) -> list[PlannedUnit]:
-    units = document.get("units")
-    if set(document) != {"id", "units"} or not isinstance(units, list) or not all(map(_is_unit, units)):
-        raise CorruptObject(f"{path}: not a plan of this format; the file was changed", object=path)
-    return [
-        PlannedUnit(f"{number:06d}-{index:06d}", bytes.fromhex("".join(unit["keys"])), unit["positions"])
-        for index, unit in enumerate(units)
-    ]
 
 
 def _is_unit(unit: Any) -> bool:

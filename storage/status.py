@@ -49,15 +49,22 @@ def cache_status(location: str | Path) -> CacheStatus:
     place = open_place(location)
     spec = read_root(place)
     layout, spec_digest = layout_of(spec), digest_of(spec)
-    planned = [unit for units in read_plans(place) for unit in units]
     present = set(committed_units(place))
-    committed = [unit for unit in planned if unit.name in present]
     sizes: dict[str, int] = {}
     samples = positions = soft_positions = 0
     statistics: dict[str, float] = {}
     skipped: dict[str, str] = {}
     split_units = []
-    for unit in committed:
+    planned = planned_samples = committed = committed_samples = 0
+    pending = []
+    for unit in (unit for units in read_plans(place) for unit in units):
+        planned += 1
+        planned_samples += len(unit)
+        if unit.name not in present:
+            pending.append(unit.name)
+            continue
+        committed += 1
+        committed_samples += len(unit)
         manifest = read_manifest(place, unit.name, layout, spec_digest)
         samples += manifest.samples
         positions += manifest.positions
@@ -70,16 +77,15 @@ def cache_status(location: str | Path) -> CacheStatus:
             name = path.split("/")[0] if not path.endswith("zarr.json") else "metadata"
             sizes[name] = sizes.get(name, 0) + size
         sizes["manifests"] = sizes.get("manifests", 0) + (place.size(manifest_path(unit.name)) or 0)
-    all_keys = sum(map(len, planned))
     plans = sum(place.size(f"{PLANS}/{name}") or 0 for name in place.names(PLANS))
-    sizes["plans"] = round(plans * sum(map(len, committed)) / max(1, all_keys))
+    sizes["plans"] = round(plans * committed_samples / max(1, planned_samples))
     total = sum(sizes.values())
     return CacheStatus(
         location=place.location,
-        units=len(planned),
-        committed=len(committed),
-        pending=[unit.name for unit in planned if unit.name not in present],
-        planned_samples=all_keys,
+        units=planned,
+        committed=committed,
+        pending=pending,
+        planned_samples=planned_samples,
         samples=samples,
         skipped=skipped,
         positions=positions,
