@@ -52,11 +52,13 @@ def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Te
     normalisers, negentropies = [], []
     for T in temperatures:
         scaled_mS = logprobs_mS / T
-        normaliser_m = scaled_mS.logsumexp(dim=1)
-        log_p_mS = scaled_mS.sub_(normaliser_m[:, None])
-        # p log p of an underflowed p is 0, not nan
-        negentropies.append(torch.linalg.vecdot(log_p_mS.exp(), log_p_mS.clamp_(min=-1e4)))
-        normalisers.append(normaliser_m)
+        peak_m1 = scaled_mS.amax(dim=1, keepdim=True)
+        weight_mS = scaled_mS.sub_(peak_m1).exp()
+        log_sum_m = weight_mS.sum(dim=1).log()
+        # w log w of an underflowed w is 0, not nan
+        mean_m = torch.linalg.vecdot(weight_mS, scaled_mS.clamp_(min=-1e4)) / log_sum_m.exp()
+        negentropies.append(mean_m - log_sum_m)
+        normalisers.append(peak_m1[:, 0] + log_sum_m)
     return torch.stack(normalisers, 1), torch.stack(negentropies, 1)
 
 

@@ -13,7 +13,7 @@ than one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -89,7 +89,7 @@ class TargetMaker(TeacherHead):
         super().__init__(head_VD, bias_V, alignment)
         self.top_k = top_k
         self.temperatures = tuple(temperatures)
-        self._chains = _chains_of_halves(temperatures)
+        self._chains = _chains_of_halves({1.0, *temperatures})  # the tail at 1 makes the normaliser
         self.reported = reported_temperatures(temperatures)
         self.chunk = chunk
         student_ids_S = self.student_ids_S
@@ -136,44 +136,44 @@ class TargetMaker(TeacherHead):
         count = logits_nS.shape[1]
         wanted = min(self.top_k + 1, count)  # one more: the largest of the tail
         top_nK, columns_nK = _largest(logits_nS, wanted)
-        buffer_nS = torch.sub(logits_nS, top_nK[:, :1])
-        lse_n1 = buffer_nS.exp_().sum(dim=1, keepdim=True).log_().add_(top_nK[:, :1])
-        if len(self._alone_ids):
-            dropped_n = torch.sigmoid(logits_nV[:, self._alone_ids].logsumexp(dim=1) - lse_n1[:, 0])
-        else:
-            dropped_n = torch.zeros_like(lse_n1[:, 0])
         target_n1 = self._column_of_student[target_ids_n][:, None]
-        target_v_n1 = logits_nS.gather(1, target_n1) - lse_n1
-        next_n1 = top_nK[:, self.top_k :] if count > self.top_k else torch.full_like(lse_n1, -torch.inf)
+        target_z_n1 = logits_nS.gather(1, target_n1)
+        next_n1 = top_nK[:, self.top_k :] if count > self.top_k else torch.full_like(target_z_n1, -torch.inf)
         top_nK, columns_nK = top_nK[:, : self.top_k].clone(), columns_nK[:, : self.top_k].clone()
         missing_n1 = (columns_nK != target_n1).all(dim=1, keepdim=True)
         next_n1 = torch.where(missing_n1, top_nK[:, -1:], next_n1)
         columns_nK[:, -1:] = torch.where(missing_n1, target_n1, columns_nK[:, -1:])
-        top_nK.sub_(lse_n1)
-        top_nK[:, -1:] = torch.where(missing_n1, target_v_n1, top_nK[:, -1:])
-        finite_n = lse_n1[:, 0].isfinite() & logits_nS.amin(dim=1).isfinite()
+        top_nK[:, -1:] = torch.where(missing_n1, target_z_n1, top_nK[:, -1:])
+        finite_n = logits_nS.amin(dim=1).isfinite()
         rest_nS = logits_nS.scatter_(1, columns_nK, -torch.inf)
         peak_n1 = next_n1.clamp(min=torch.finfo(torch.float32).min)  # an empty tail has none
         rest_nS.sub_(peak_n1)
+        buffer_nS = torch.empty_like(rest_nS)
         tails = {}
         for chain in self._chains:
             torch.mul(rest_nS, 1 / chain[0], out=buffer_nS).exp_()
             for T in chain:
                 if chain[0] != T:
                     buffer_nS.square_()
-                tails[T] = buffer_nS.sum(dim=1).log_() + (peak_n1 - lse_n1)[:, 0] / T
-        tail_nJ = torch.stack([tails[T] for T in self.temperatures], dim=1)
+                tails[T] = buffer_nS.sum(dim=1, keepdim=True).log_()
+        lse_n1 = torch.logaddexp(top_nK.logsumexp(dim=1, keepdim=True), tails[1.0] + peak_n1)
+        finite_n &= lse_n1[:, 0].isfinite()
+        if len(self._alone_ids):
+            dropped_n = torch.sigmoid(logits_nV[:, self._alone_ids].logsumexp(dim=1) - lse_n1[:, 0])
+        else:
+            dropped_n = torch.zeros_like(lse_n1[:, 0])
+        tail_nJ = torch.cat([tails[T] + (peak_n1 - lse_n1) / T for T in self.temperatures], dim=1)
         return {
             "ids_NK": self.student_ids_S[columns_nK],
-            "logprobs_NK": top_nK,
+            "logprobs_NK": top_nK.sub_(lse_n1),
             "tail_NJ": tail_nJ,
-            "target_logprobs_N": target_v_n1[:, 0],
+            "target_logprobs_N": (target_z_n1 - lse_n1)[:, 0],
             "dropped_N": dropped_n,
             "finite_N": finite_n,
         }
 
 
-def _chains_of_halves(temperatures: Sequence[float]) -> list[list[float]]:
+def _chains_of_halves(temperatures: Iterable[float]) -> list[list[float]]:
     """The temperatures in chains, each half the one before: exp(v / T) is exp(v / 2T) squared, which is cheaper."""
     chains: list[list[float]] = []
     for T in sorted(temperatures, reverse=True):

@@ -36,6 +36,16 @@ def load(tmp_path):
     return load
 
 
+def test_ids_may_hold_half_a_character(tmp_path):
+    rows = [{"id": name, "messages": [{"role": "user", "content": "q"}]} for name in ("\ud800", "\ud801", "", "\ud800")]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    assert [sample.id for sample in load_samples(path, tmp_path)] == ["\ud800", "\ud801", ""]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"train.jsonl:4: id '\\ud800' was used in line 1"):
+        load_samples(path, tmp_path)
+
+
 def test_row(load):
     (sample,) = load(row())
     assert (sample.id, sample.answer, sample.question) == ("a", "A cup.", "What is this?")

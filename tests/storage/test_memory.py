@@ -1,13 +1,15 @@
-"""Planning and opening cost some tens of bytes a sample, whatever Python's strings and dictionaries would take."""
+"""Planning takes the memory of a plan or two, opening some tens of bytes a sample, whatever Python's strings would take."""
 
 import hashlib
 import tracemalloc
 
 import numpy as np
+import pytest
 from storage_cases import spec_of
 
+from storage.errors import CorruptObject
 from storage.index import ROW, build_index, fresh_header, save_index
-from storage.plan import PlannedSample
+from storage.plan import PLAN_SAMPLES, PlannedSample
 from storage.writer import create_cache
 
 COUNT = 60_000
@@ -22,19 +24,40 @@ def peak(work):
         tracemalloc.stop()
 
 
-def test_a_plan_costs_tens_of_bytes_a_sample(tmp_path):
-    keys = [hashlib.sha256(number.to_bytes(8, "little")).hexdigest() for number in range(COUNT)]
+def test_planning_takes_no_more_memory_for_more_samples(tmp_path):
+    peaks = []
+    for count in (PLAN_SAMPLES, PLAN_SAMPLES, 3 * PLAN_SAMPLES):  # the first one warms caches
+        keys = [hashlib.sha256(number.to_bytes(8, "little")).hexdigest() for number in range(count)]
+        writer = create_cache(tmp_path / f"cache{len(peaks)}", spec_of())
+        samples = (PlannedSample(key, 8) for key in keys)
+        added, planning = peak(lambda: writer.plan(samples, unit_positions=4096))
+        assert added == count
+        pending, listing = peak(writer.pending)
+        assert sum(map(len, pending)) == count
+        expected = iter(keys)
+        same, reading = peak(lambda: all(key == next(expected) for unit in pending for key in unit.keys))
+        assert same
+        again = (PlannedSample(key, 8) for key in (*keys[::-1], *keys[:5]))
+        planned, replanning = peak(lambda: writer.plan(again, unit_positions=4096))
+        assert planned == 0
+        peaks.append(max(planning, listing, reading, replanning))
+    _, small, large = peaks
+    assert large < small + 3 * 32 * PLAN_SAMPLES  # the keys of two plans are held
+
+
+def test_units_tell_their_keys_whatever_plan_was_read_last(tmp_path):
+    keys = [hashlib.sha256(number.to_bytes(8, "little")).hexdigest() for number in range(12)]
     writer = create_cache(tmp_path / "cache", spec_of())
-    samples = (PlannedSample(key, 8) for key in keys)
-    added, used = peak(lambda: writer.plan(samples, unit_positions=4096))
-    assert added == COUNT
-    assert used < 20e6 + 150 * COUNT  # a plan object as JSON, several times over; and the keys
-    pending, used = peak(writer.pending)
-    assert [key for unit in pending for key in unit.keys] == keys
-    assert used < 20e6 + 50 * COUNT
-    assert sum(map(len, pending)) == COUNT
-    again = (PlannedSample(key, 8) for key in (*keys[::-1], *keys[:5]))
-    assert writer.plan(again, unit_positions=4096) == 0
+    for start in range(0, 12, 3):  # four plans
+        writer.plan([PlannedSample(key, 8) for key in keys[: start + 3]], unit_positions=16)
+    units = writer.pending()
+    backwards = [key for unit in units[::-1] for key in unit.keys[::-1]]
+    assert backwards[::-1] == keys
+    (tmp_path / "cache" / "plans" / "000000.json").write_bytes(b"{}")
+    assert units[-1].keys == tuple(keys[11:])
+    assert units[-3].keys == tuple(keys[8:9])
+    with pytest.raises(CorruptObject, match="plans/000000.json"):
+        units[0].keys  # noqa: B018
 
 
 def test_an_index_costs_tens_of_bytes_a_sample(tmp_path):
