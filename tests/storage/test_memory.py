@@ -24,24 +24,26 @@ def peak(work):
         tracemalloc.stop()
 
 
-def test_planning_takes_no_more_memory_for_more_samples(tmp_path):
-    peaks = []
-    for count in (PLAN_SAMPLES, PLAN_SAMPLES, 3 * PLAN_SAMPLES):  # the first one warms caches
-        keys = [hashlib.sha256(number.to_bytes(8, "little")).hexdigest() for number in range(count)]
-        writer = create_cache(tmp_path / f"cache{len(peaks)}", spec_of())
-        samples = (PlannedSample(key, 8) for key in keys)
-        added, planning = peak(lambda: writer.plan(samples, unit_positions=4096))
-        assert added == count
-        pending, listing = peak(writer.pending)
+def plan_and_read(location, count):
+    keys = [hashlib.sha256(number.to_bytes(8, "little")).hexdigest() for number in range(count)]
+    writer = create_cache(location, spec_of())
+
+    def work():
+        assert writer.plan((PlannedSample(key, 8) for key in keys), unit_positions=4096) == count
+        pending = writer.pending()
         assert sum(map(len, pending)) == count
-        expected = iter(keys)
-        same, reading = peak(lambda: all(key == next(expected) for unit in pending for key in unit.keys))
-        assert same
-        again = (PlannedSample(key, 8) for key in (*keys[::-1], *keys[:5]))
-        planned, replanning = peak(lambda: writer.plan(again, unit_positions=4096))
-        assert planned == 0
-        peaks.append(max(planning, listing, reading, replanning))
-    _, small, large = peaks
+        assert all(
+            key == planned for key, planned in zip(keys, (k for unit in pending for k in unit.keys), strict=True)
+        )
+        assert writer.plan((PlannedSample(key, 8) for key in (*reversed(keys), *keys[:5])), unit_positions=4096) == 0
+
+    return peak(work)[1]
+
+
+def test_planning_takes_no_more_memory_for_more_samples(tmp_path):
+    plan_and_read(tmp_path / "warm", 100)
+    small = plan_and_read(tmp_path / "small", PLAN_SAMPLES)
+    large = plan_and_read(tmp_path / "large", 3 * PLAN_SAMPLES)
     assert large < small + 3 * 32 * PLAN_SAMPLES  # the keys of two plans are held
 
 
@@ -56,7 +58,7 @@ def test_units_tell_their_keys_whatever_plan_was_read_last(tmp_path):
     (tmp_path / "cache" / "plans" / "000000.json").write_bytes(b"{}")
     assert units[-1].keys == tuple(keys[11:])
     assert units[-3].keys == tuple(keys[8:9])
-    with pytest.raises(CorruptObject, match="plans/000000.json"):
+    with pytest.raises(CorruptObject, match=r"plans/000000\.json"):
         units[0].keys  # noqa: B018
 
 
