@@ -28,6 +28,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # B samples, L tokens of the longest, I images, M patches of all images, C values of a patch
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One image as the model's image processor makes it."""
+
+    pixel_values: Tensor
+    """float32 [patches, C]."""
+    grid_thw: Tensor
+    """int64 [3]: frames, rows and columns of patches."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """One sample as model inputs."""
@@ -96,38 +106,70 @@ class Prompter:
         image_tokens = int(patches) // images.merge_size**2
         return len(ids) - len(sample.images) + image_tokens, image_tokens
 
-    def encode(self, sample: Sample, answer_ids: Sequence[int] | None = None) -> Encoded:
+    def picture(self, image: Image.Image) -> Picture:
+        """An RGB image as model inputs. Threads may call this at the same time, unlike everything with a tokenizer in it."""
+        made = self.processor.image_processor(images=[image], return_tensors="pt")
+        return Picture(made["pixel_values"], made["image_grid_thw"][0])
+
+    def encode(
+        self, sample: Sample, answer_ids: Sequence[int] | None = None, *, pictures: Sequence[Picture] | None = None
+    ) -> Encoded:
         """Model inputs of a sample.
 
         Args:
-            sample: its images are opened here.
+            sample: one of the data.
             answer_ids: tokens that follow the prompt, end of turn included; `[]`: the prompt alone; None: the sample's
                 own answer.
+            pictures: of the sample's images in order; None: they are opened and made here.
 
         Raises:
             DataError: an image that cannot be read, special tokens in the text, or more than `max_length` tokens.
         """
         self._refuse_special_tokens(sample)
-        images = sample.open_images()
-        inputs = self.processor(text=[self.prompt_text(sample)], images=images or None, return_tensors="pt")
-        prompt_ids = inputs["input_ids"][0]
+        if pictures is None:
+            pictures = [self.picture(image) for image in sample.open_images()]
         if answer_ids is None:
             answer_ids = self.answer_ids(sample.answer) if sample.answer is not None else []
-        answer = torch.tensor(answer_ids, dtype=torch.int64)
-        length = len(prompt_ids) + len(answer)
+        prompt_ids = self._prompt_ids(self.prompt_text(sample), pictures)
+        length = len(prompt_ids) + len(answer_ids)
         if length > self.max_length:
             raise DataError(
                 f"{sample.place}: sample {sample.id!r} has {length} tokens, more than data.max_length = {self.max_length}; "
                 "raise it, or lower max_pixels"
             )
-        return _encoded(inputs, answer)
+        return self._encoded(prompt_ids, answer_ids, pictures)
 
     def blank(self) -> Encoded:
         """A blank image without a question: what `collate` adds to a batch that must have an image."""
         side = 2 * self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
-        images = [Image.new("RGB", (side, side))]
-        inputs = self.processor(text=[self.processor.image_token], images=images, return_tensors="pt")
-        return _encoded(inputs, torch.empty(0, dtype=torch.int64))
+        pictures = [self.picture(Image.new("RGB", (side, side)))]
+        return self._encoded(self._prompt_ids(self.processor.image_token, pictures), [], pictures)
+
+    def _prompt_ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
+        """Token ids of a rendered prompt, the place of each image as long as its features."""
+        merged = self.processor.image_processor.merge_size**2
+        begin, *rest = text.split(self.processor.image_token)
+        if len(rest) != len(pictures):
+            raise ModelError(
+                f"the chat template renders {len(rest)} of a prompt's {len(pictures)} images; expected a place for each"
+            )
+        for picture, after in zip(pictures, rest, strict=True):
+            begin += self.processor.image_token * (int(picture.grid_thw.prod()) // merged) + after
+        ids: list[int] = self.tokenizer(begin)["input_ids"]
+        return ids
+
+    def _encoded(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], pictures: Sequence[Picture]) -> Encoded:
+        ids = torch.tensor([*prompt_ids, *answer_ids], dtype=torch.int64)
+        pixels = [picture.pixel_values for picture in pictures]
+        types = (ids == self.processor.image_token_id).long()
+        types[len(prompt_ids) :] = 0
+        return Encoded(
+            input_ids=ids,
+            mm_token_type_ids=types,
+            prompt_length=len(prompt_ids),
+            pixel_values=(torch.cat(pixels) if len(pixels) > 1 else pixels[0]) if pixels else None,
+            image_grid_thw=torch.stack([picture.grid_thw for picture in pictures]) if pictures else None,
+        )
 
     def _messages(self, sample: Sample) -> list[dict[str, Any]]:
         messages = list(sample.prompt)
@@ -164,18 +206,6 @@ class Prompter:
                     raise DataError(
                         f"{sample.place}: sample {sample.id!r} has the control token {token} in its text; remove it"
                     )
-
-
-def _encoded(inputs: Any, answer: Tensor) -> Encoded:
-    prompt_ids, types = inputs["input_ids"][0], inputs.get("mm_token_type_ids")
-    types = torch.zeros(len(prompt_ids), dtype=torch.int64) if types is None else torch.as_tensor(types)[0]
-    return Encoded(
-        input_ids=torch.cat([prompt_ids, answer]),
-        mm_token_type_ids=torch.cat([types.long(), torch.zeros(len(answer), dtype=torch.int64)]),
-        prompt_length=len(prompt_ids),
-        pixel_values=inputs.get("pixel_values"),
-        image_grid_thw=inputs.get("image_grid_thw"),
-    )
 
 
 def collate(batch: Sequence[Encoded], pad_id: int, blank: Encoded | None = None) -> dict[str, Tensor]:

@@ -81,11 +81,12 @@ class Sample:
         Raises:
             DataError: a file that is missing, no image, damaged, or larger than `MAX_IMAGE_PIXELS`.
         """
-        opened = []
-        for path in self.images:
-            with self._checked(path) as image:
-                opened.append(ImageOps.exif_transpose(image).convert("RGB"))
-        return opened
+        return [self.open_image(path) for path in self.images]
+
+    def open_image(self, path: Path) -> Image.Image:
+        """One of the images as RGB, upright. Raises as `open_images`."""
+        with self._checked(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Width and height of each image as stored, from the files' headers."""

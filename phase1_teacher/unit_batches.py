@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from firstsight.errors import DataError
-from firstsight.prompting import Encoded
+from firstsight.prompting import Encoded, Picture
 from firstsight.samples import Sample, file_digest
 from phase1_teacher.batches import batch_by_tokens
 from phase1_teacher.job import Job
@@ -45,12 +47,19 @@ def unit_batches(job: Job, units: Iterable[PlannedUnit], *, is_done: Callable[[s
     Raises:
         DataError: a sample that cannot be encoded, unless the recipe says `on_error: skip`.
     """
-    for unit in units:
-        if not is_done(unit.name):
-            yield from _batches(job, unit)
+    with ThreadPoolExecutor(picture_threads(), thread_name_prefix="pictures") as pool:
+        for unit in units:
+            if not is_done(unit.name):
+                yield from _batches(job, unit, pool)
 
 
-def _batches(job: Job, unit: PlannedUnit) -> Iterator[UnitBatch]:
+def picture_threads() -> int:
+    """Threads that open and prepare images: half of the cores of this process, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    return max(1, min(8, cores // 2))
+
+
+def _batches(job: Job, unit: PlannedUnit, pool: Executor) -> Iterator[UnitBatch]:
     skip = job.recipe.cache.on_error == "skip"
     skipped: dict[str, str] = {}
     samples: dict[str, Sample] = {}
@@ -73,7 +82,7 @@ def _batches(job: Job, unit: PlannedUnit) -> Iterator[UnitBatch]:
     batches = batch_by_tokens(lengths, job.recipe.teacher.batch_tokens)
     images = [{d for index in batch for d in _digests(samples[keys[index]])} for batch in batches]
     for number, batch in enumerate(batches):
-        encoded = _encode(job, [(keys[index], samples[keys[index]]) for index in batch], skip, skipped)
+        encoded = _encode(job, [(keys[index], samples[keys[index]]) for index in batch], pool, skip, skipped)
         yield UnitBatch(
             unit=unit,
             first=number == 0,
@@ -87,17 +96,27 @@ def _batches(job: Job, unit: PlannedUnit) -> Iterator[UnitBatch]:
         yield UnitBatch(unit=unit, first=True, last=True, samples=[], skipped=skipped)
 
 
-def _encode(job: Job, batch: Sequence[tuple[str, Sample]], skip: bool, skipped: dict[str, str]) -> list[EncodedSample]:
+def _encode(
+    job: Job, batch: Sequence[tuple[str, Sample]], pool: Executor, skip: bool, skipped: dict[str, str]
+) -> list[EncodedSample]:
+    """Samples as model inputs; an image that several samples of the batch ask about is opened and prepared once."""
+    teacher = job.pair.teacher
+    made: dict[str, Future[Picture]] = {}
+    for _, sample in batch:
+        for digest, path in zip(_digests(sample), sample.images, strict=True):
+            if digest not in made:
+                made[digest] = pool.submit(lambda sample, path: teacher.picture(sample.open_image(path)), sample, path)
     encoded = []
     for key, sample in batch:
+        digests = _digests(sample)
         try:
-            inputs = job.pair.teacher.encode(sample)
+            inputs = teacher.encode(sample, pictures=[made[digest].result() for digest in digests])
         except DataError as error:
             if not skip:
                 raise
             skipped[key] = str(error)
             continue
-        encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=_digests(sample)))
+        encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=digests))
     return encoded
 
 

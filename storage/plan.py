@@ -16,7 +16,7 @@ from storage.temporary import temporary_database
 
 PLANS = "plans"
 PLAN_LIMIT = 8 * 2**20
-PLAN_SAMPLES = 25_000  # of a new plan; its JSON is held several times over while it is sealed or read
+PLAN_SAMPLES = 10_000  # of a new plan; its JSON is held several times over while it is sealed or read
 PLAN_NAME = re.compile(r"(\d{6})\.json")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _KEY_BYTES = 32

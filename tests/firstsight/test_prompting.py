@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from firstsight.errors import DataError
+from firstsight.errors import DataError, ModelError
 from firstsight.generation import generate_answers
 from firstsight.models import backbone_states, load_processor, load_student
 from firstsight.prompting import Prompter, answer_index, collate
@@ -121,6 +121,26 @@ def test_a_sample_that_is_too_long_is_refused_never_cut(prompter, load):
     (sample,) = load((["a.png"], "What? " * 200, "A mug."))
     with pytest.raises(DataError, match=r"more than data\.max_length = 200"):
         prompter.encode(sample)
+
+
+def test_inputs_are_those_of_the_models_own_processor(prompter, load):
+    texts = (["a.png", "b.png", "a.png"], "Which one?", None), ([], "What is a mug?", None)
+    for sample in load(*THREE, *texts):
+        found = prompter.encode(sample, [])
+        text, images = prompter.prompt_text(sample), sample.open_images()
+        expected = prompter.processor(text=[text], images=images or None, return_tensors="pt")
+        assert torch.equal(found.input_ids, expected["input_ids"][0])
+        assert torch.equal(found.mm_token_type_ids, torch.as_tensor(expected["mm_token_type_ids"])[0])
+        for name in ("pixel_values", "image_grid_thw"):
+            assert (name in expected) == bool(images) == (getattr(found, name) is not None)
+            assert not images or torch.equal(getattr(found, name), expected[name])
+
+
+def test_a_template_that_leaves_an_image_out_is_refused(prompter, models, section, load):
+    processor = load_processor(models / "student", section)
+    processor.chat_template = processor.chat_template.replace("<|image_pad|>", "")
+    with pytest.raises(ModelError, match="renders 0 of a prompt's 1 images"):
+        Prompter(processor, max_length=200).encode(load(THREE[0])[0])
 
 
 def test_max_pixels_belongs_to_the_section(models):

@@ -10,9 +10,11 @@ import torch
 from firstsight.errors import DataError, TargetError
 from firstsight.models import load_teacher
 from firstsight.prompting import answer_index, collate
+from firstsight.samples import Sample
 from phase1_teacher.dump import dump, prepare
 from phase1_teacher.forward import TeacherForward
 from phase1_teacher.summary import summary_text
+from phase1_teacher.unit_batches import unit_batches
 from storage.encoding import VALUE_STEP
 from storage.errors import SkippedSample
 from storage.place_local import LocalPlace
@@ -128,6 +130,20 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
     a, b = open_cache(recipe.cache_location), open_cache(plain.cache_location)
     for key in a.keys():  # noqa: SIM118
         np.testing.assert_allclose(a[key].targets.logprobs, b[key].targets.logprobs, atol=VALUE_STEP + 1e-4)
+
+
+def test_an_image_is_opened_once_for_all_questions_of_a_batch(workshop, monkeypatch):
+    job = prepare(workshop.load(workshop.rows(24, questions=6), cache={"unit_positions": 10_000}), progress=False)
+    opened = []
+    open_image = Sample.open_image
+    monkeypatch.setattr(Sample, "open_image", lambda self, path: opened.append(path) or open_image(self, path))
+    batches = list(unit_batches(job, job.pending, is_done=lambda unit: False))
+    wanted = [{path for sample in batch.samples for path in sample.sample.images} for batch in batches]
+    assert len(opened) == sum(map(len, wanted)) < 24
+    for sample in (sample for batch in batches for sample in batch.samples):
+        alone = job.pair.teacher.encode(sample.sample)
+        assert torch.equal(alone.input_ids, sample.encoded.input_ids)
+        assert torch.equal(alone.pixel_values, sample.encoded.pixel_values)
 
 
 def test_little_memory_halves_the_batches_and_is_noted(workshop, monkeypatch):
