@@ -109,8 +109,9 @@ def _encode(
     encoded = []
     for key, sample in batch:
         digests = _digests(sample)
+        good = all(made[digest].exception() is None for digest in digests)  # else the sample itself says what is wrong
         try:
-            inputs = teacher.encode(sample, pictures=[made[digest].result() for digest in digests])
+            inputs = teacher.encode(sample, pictures=[made[d].result() for d in digests] if good else None)
         except DataError as error:
             if not skip:
                 raise
