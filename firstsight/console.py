@@ -25,6 +25,8 @@ class Commands(click.Group):
         except (FirstSightError, CacheError) as error:
             raise _fail(str(error), 2) from error
         except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")):
+                raise
             raise _fail(f"temporary file: {error}; point TMPDIR to a directory with room", 1) from error
         except OSError as error:
             if error.errno not in _FILE_TROUBLE:

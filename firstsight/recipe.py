@@ -175,6 +175,10 @@ class Recipe(Section):
         """The JSONL file of a split."""
         return self.data_root / (self.data.train if split == "train" else self.data.validation)
 
+    def data_files(self) -> list[Path]:
+        """The JSONL files of both splits, training first."""
+        return [self.file("train"), self.file("validation")]
+
     @property
     def data_root(self) -> Path:
         """Directory that the rows' image paths are relative to."""

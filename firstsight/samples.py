@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from firstsight.errors import DataError
 from storage.temporary import temporary_database
 
 MAX_IMAGE_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: a few KB of PNG can hold gigabytes of pixels."""
+
+# our own cap is lower; for the whole process, because filters for a block are not for threads
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 ROLES = ("system", "user", "assistant")
 
@@ -99,15 +103,13 @@ class Sample:
     @contextmanager
     def _checked(self, path: Path) -> Iterator[Image.Image]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap is lower
-                with Image.open(path) as image:
-                    if image.width * image.height > MAX_IMAGE_PIXELS:
-                        raise DataError(
-                            f"{self.place}: image {path} has {image.width} x {image.height} pixels, more than "
-                            f"{MAX_IMAGE_PIXELS:,}; scale it down"
-                        )
-                    yield image
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_IMAGE_PIXELS:
+                    raise DataError(
+                        f"{self.place}: image {path} has {image.width} x {image.height} pixels, more than "
+                        f"{MAX_IMAGE_PIXELS:,}; scale it down"
+                    )
+                yield image
         except FileNotFoundError:
             raise DataError(f"{self.place}: image {path} is not there; check data.root and the row's path") from None
         except DataError:
@@ -137,9 +139,10 @@ def load_samples(path: Path, root: Path) -> list[Sample]:
     return list(iter_samples(path, root))
 
 
-def check_files(path: Path, root: Path) -> int:
-    """Check every row of a data file and that its images are there; the number of rows. Raises as `load_samples`."""
-    return sum(1 for _ in iter_samples(path, root))
+def check_files(paths: Iterable[Path], root: Path, *, progress: bool = False) -> int:
+    """Check every row of data files and that its images are there; the number of rows. Raises as `load_samples`."""
+    rows = (sample for path in paths for sample in iter_samples(path, root))
+    return sum(1 for _ in tqdm(rows, desc="checking samples", unit=" sample", disable=not progress, leave=False))
 
 
 def iter_samples(path: Path, root: Path) -> Iterator[Sample]:

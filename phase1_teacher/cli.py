@@ -48,24 +48,27 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
 
     Example: torchrun --nproc-per-node 8 --no-python fs-teacher dump --config recipe.yaml
     """
+    from firstsight.samples import check_files
+
     share = parse_share(shard) if shard else share_from_environment(os.environ)
     recipe = load_recipe(config, overrides)
     check_training(recipe.training)
     try:
         with stop_on_signals():
-            _dump(recipe, share, check_quantization, progress)
+            rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
+            _dump(recipe, rows, share, check_quantization, progress)
     except Stopped as stopped:
         click.echo(f"stopped by {stopped}; what is committed stays, the same command goes on with the rest", err=True)
         sys.exit(stopped.exit_code)
 
 
-def _dump(recipe: Recipe, share: Share, check_quantization: bool, progress: bool) -> None:
+def _dump(recipe: Recipe, rows: int, share: Share, check_quantization: bool, progress: bool) -> None:
     from firstsight.models import hide_bars
     from phase1_teacher.dump import dump as run
     from phase1_teacher.dump import prepare
     from phase1_teacher.summary import summary_text
 
-    job = prepare(recipe, progress=progress)
+    job = prepare(recipe, rows=rows, progress=progress)
     if not job.pending:
         click.echo(f"Nothing to do: {recipe.cache_location} holds all {len(job.samples):,} samples of this recipe.")
     else:

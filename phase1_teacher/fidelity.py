@@ -54,11 +54,10 @@ def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Te
         scaled_mS = logprobs_mS / T
         peak_m1 = scaled_mS.amax(dim=1, keepdim=True)
         weight_mS = scaled_mS.sub_(peak_m1).exp()
-        log_sum_m = weight_mS.sum(dim=1).log()
+        sum_m = weight_mS.sum(dim=1)
         # w log w of an underflowed w is 0, not nan
-        mean_m = torch.linalg.vecdot(weight_mS, scaled_mS.clamp_(min=-1e4)) / log_sum_m.exp()
-        negentropies.append(mean_m - log_sum_m)
-        normalisers.append(peak_m1[:, 0] + log_sum_m)
+        negentropies.append(torch.linalg.vecdot(weight_mS, scaled_mS.clamp_(min=-1e4)) / sum_m - sum_m.log())
+        normalisers.append(peak_m1[:, 0] + sum_m.log())
     return torch.stack(normalisers, 1), torch.stack(negentropies, 1)
 
 

@@ -6,7 +6,6 @@ job = prepare(recipe)          # everything that can be refused is refused here
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -15,7 +14,7 @@ from firstsight.identity import cache_spec
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from firstsight.samples import Sample, iter_samples
+from firstsight.samples import Sample, check_files
 from phase1_teacher.sample_index import SampleIndex
 from storage.plan import PlannedUnit
 from storage.writer import CacheWriter, create_cache
@@ -39,22 +38,11 @@ class Job:
         return self.writer.pending()
 
 
-def check_samples(recipe: Recipe, *, progress: bool = True) -> int:
-    """Check every row of the data files and that its images are there; how many rows there are.
-
-    Raises:
-        DataError: a row that cannot be used.
-    """
-    rows = (sample for path in _files(recipe) for sample in iter_samples(path, recipe.data_root))
-    bar = tqdm(rows, desc="checking samples", unit=" sample", disable=not progress, leave=False)
-    return sum(1 for _ in bar)
-
-
 def index_samples(recipe: Recipe, student: Prompter, *, total: int, progress: bool = True) -> SampleIndex:
     """All samples of the recipe by key, with their answer positions.
 
     Args:
-        recipe: its data checked by `check_samples`.
+        recipe: its data checked by `samples.check_files`.
         student: counts the positions.
         total: rows.
         progress: show a bar.
@@ -74,23 +62,25 @@ def index_samples(recipe: Recipe, student: Prompter, *, total: int, progress: bo
         return recipe.cache.generate_max_tokens
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
-        return SampleIndex.build(_files(recipe), recipe.data_root, positions, progress=bar.update)
+        return SampleIndex.build(recipe.data_files(), recipe.data_root, positions, progress=bar.update)
 
 
-def _files(recipe: Recipe) -> list[Path]:
-    return [recipe.file("train"), recipe.file("validation")]
-
-
-def prepare(recipe: Recipe, *, progress: bool = True) -> Job:
+def prepare(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -> Job:
     """Check data, models and cache, and plan what is missing.
+
+    Args:
+        recipe: of the dump.
+        rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
+        progress: show bars.
 
     Raises:
         FirstSightError: bad data, models that are not there, vocabularies that do not fit.
         CacheError: the cache was made with another spec (with the differences).
     """
-    total = check_samples(recipe, progress=progress)
+    if rows is None:
+        rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
     pair = load_pair(recipe)
-    samples = index_samples(recipe, pair.student, total=total, progress=progress)
+    samples = index_samples(recipe, pair.student, total=rows, progress=progress)
     spec = cache_spec(
         recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
     )

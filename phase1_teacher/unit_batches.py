@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.pool import AsyncResult, ThreadPool
+from pathlib import Path
 
 from firstsight.errors import DataError
 from firstsight.prompting import Encoded, Picture
@@ -47,7 +48,9 @@ def unit_batches(job: Job, units: Iterable[PlannedUnit], *, is_done: Callable[[s
     Raises:
         DataError: a sample that cannot be encoded, unless the recipe says `on_error: skip`.
     """
-    with ThreadPoolExecutor(picture_threads(), thread_name_prefix="pictures") as pool:
+    with ThreadPool(
+        picture_threads()
+    ) as pool:  # its threads are daemons: a dump that is told to stop does not wait for them
         for unit in units:
             if not is_done(unit.name):
                 yield from _batches(job, unit, pool)
@@ -59,7 +62,7 @@ def picture_threads() -> int:
     return max(1, min(8, cores // 2))
 
 
-def _batches(job: Job, unit: PlannedUnit, pool: Executor) -> Iterator[UnitBatch]:
+def _batches(job: Job, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatch]:
     skip = job.recipe.cache.on_error == "skip"
     skipped: dict[str, str] = {}
     samples: dict[str, Sample] = {}
@@ -97,21 +100,29 @@ def _batches(job: Job, unit: PlannedUnit, pool: Executor) -> Iterator[UnitBatch]
 
 
 def _encode(
-    job: Job, batch: Sequence[tuple[str, Sample]], pool: Executor, skip: bool, skipped: dict[str, str]
+    job: Job, batch: Sequence[tuple[str, Sample]], pool: ThreadPool, skip: bool, skipped: dict[str, str]
 ) -> list[EncodedSample]:
     """Samples as model inputs; an image that several samples of the batch ask about is opened and prepared once."""
     teacher = job.pair.teacher
-    made: dict[str, Future[Picture]] = {}
-    for _, sample in batch:
-        for digest, path in zip(_digests(sample), sample.images, strict=True):
-            if digest not in made:
-                made[digest] = pool.submit(lambda sample, path: teacher.picture(sample.open_image(path)), sample, path)
-    encoded = []
-    for key, sample in batch:
-        digests = _digests(sample)
-        good = all(made[digest].exception() is None for digest in digests)  # else the sample itself says what is wrong
+
+    def make(sample: Sample, path: Path) -> Picture | DataError:
         try:
-            inputs = teacher.encode(sample, pictures=[made[d].result() for d in digests] if good else None)
+            return teacher.picture(sample.open_image(path))
+        except DataError as error:
+            return error
+
+    made: dict[str, AsyncResult[Picture | DataError]] = {}
+    images = [_digests(sample) for _, sample in batch]
+    for (_, sample), digests in zip(batch, images, strict=True):
+        for digest, path in zip(digests, sample.images, strict=True):
+            if digest not in made:
+                made[digest] = pool.apply_async(make, (sample, path))
+    encoded = []
+    for (key, sample), digests in zip(batch, images, strict=True):
+        found = [made[digest].get() for digest in digests]
+        pictures = [picture for picture in found if isinstance(picture, Picture)]
+        try:  # where a picture could not be made the sample itself says what is wrong
+            inputs = teacher.encode(sample, pictures=pictures if len(pictures) == len(found) else None)
         except DataError as error:
             if not skip:
                 raise

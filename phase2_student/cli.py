@@ -224,7 +224,7 @@ def evaluate(
     from firstsight.samples import check_files
 
     recipe = load_recipe(config, overrides)
-    check_files(recipe.file("validation"), recipe.data_root)
+    check_files([recipe.file("validation")], recipe.data_root)
 
     from firstsight.models import hide_bars
     from phase2_student.candidates import default_names, parse_candidates
@@ -361,7 +361,6 @@ def _checked_recipe(config: Path, overrides: tuple[str, ...]) -> Recipe:
 
     recipe = load_recipe(config, overrides)
     recipe.model_source(recipe.student)
-    check_files(recipe.file("train"), recipe.data_root)
-    check_files(recipe.file("validation"), recipe.data_root)
+    check_files(recipe.data_files(), recipe.data_root)
     check_training(recipe.training)
     return recipe

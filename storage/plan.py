@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,7 +43,7 @@ class PlannedUnit:
 
     @property
     def packed_keys(self) -> bytes:
-        """The sample keys in order, 32 bytes each; CorruptObject if the plan was changed or taken away."""
+        """The sample keys in order, 32 bytes each; CacheError if the plan was changed or taken away."""
         return self._plans.packed_keys(self.name)
 
     @property
@@ -133,7 +134,7 @@ class _Wanted:
         self._rows.execute("CREATE TABLE wanted (row INTEGER PRIMARY KEY, key BLOB UNIQUE, positions INTEGER)")
         self._rows.executemany(
             "INSERT OR IGNORE INTO wanted (key, positions) VALUES (?, ?)",
-            ((bytes.fromhex(check_key(sample.key)), sample.positions) for sample in samples),
+            ((bytes.fromhex(check_key(sample.key)), operator.index(sample.positions)) for sample in samples),
         )
 
     def discard(self, unit: PlannedUnit) -> None:

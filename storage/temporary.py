@@ -17,5 +17,6 @@ def temporary_database(owner: object) -> sqlite3.Connection:
     """
     database = sqlite3.connect("", check_same_thread=False)
     database.execute("PRAGMA journal_mode = OFF")
-    weakref.finalize(owner, database.close)
+    # not at exit: a thread that the interpreter leaves behind may be inside a query
+    weakref.finalize(owner, database.close).atexit = False
     return database

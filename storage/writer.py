@@ -142,7 +142,8 @@ class UnitWriter:
         """After the block: whether our attempt is the committed one, or another process was first."""
         self._cache = cache
         self._unit = unit
-        self._expected = frozenset(unit.keys)
+        self._keys = unit.keys
+        self._expected = frozenset(self._keys)
         self._samples: dict[str, SampleTargets] = {}
         self._skipped: dict[str, str] = {}
 
@@ -159,14 +160,14 @@ class UnitWriter:
     def commit(self) -> None:
         """Check, encode, write and commit; called by the end of the `unit` block."""
         unit, layout = self._unit, self._cache.layout
-        missing = [key for key in unit.keys if key not in self._samples and key not in self._skipped]
+        missing = [key for key in self._keys if key not in self._samples and key not in self._skipped]
         if missing:
             raise InvalidTargets(
-                f"unit {unit.name}: {len(missing)} of {len(unit.keys)} samples neither appended nor skipped, "
+                f"unit {unit.name}: {len(missing)} of {len(self._keys)} samples neither appended nor skipped, "
                 f"the first is {missing[0]}; nothing was committed"
             )
         attempt, started = _attempt_name(), time.time()
-        samples = [self._samples[key] for key in unit.keys if key in self._samples]
+        samples = [self._samples[key] for key in self._keys if key in self._samples]
         values = sum(len(sample.targets) for sample in samples) * max(layout.top_k, len(layout.temperatures))
         if values > MAX_UNIT_VALUES or len(samples) > MAX_UNIT_SAMPLES:
             raise InvalidTargets(

@@ -130,7 +130,7 @@ def test_each_mistake_is_one_line(load, bad, message):
 
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there"):
-        check_files(tmp_path / "none.jsonl", tmp_path)
+        check_files([tmp_path / "none.jsonl"], tmp_path)
 
 
 def test_hostile_images(load, tmp_path):

@@ -73,7 +73,7 @@ def test_the_fused_pass_equals_the_full_distribution(kind, k, bias):
     assert block.finite_N.all()
 
 
-@pytest.mark.parametrize("nodes", [(1.0, 3.0, 6.0), (0.5, 0.7), (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)])
+@pytest.mark.parametrize("nodes", [(1.0, 3.0, 6.0), (0.5, 0.7), (2.0, 4.0), (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)])
 def test_tails_at_other_nodes(nodes):
     aligned, shared, targets, maker, _, logits, states = made("partial", 16)
     other = TargetMaker(maker.head_VD, None, aligned, top_k=16, temperatures=nodes)

@@ -155,3 +155,27 @@ def test_the_idle_share_is_the_time_between_busy_blocks():
     with clock.busy():
         time.sleep(0.02)
     assert 0 < clock.idle_share() < 1
+
+
+SLOW = """
+import sys, time
+from firstsight.samples import Sample
+from phase1_teacher.cli import main
+
+def slow(self, path, open_image=Sample.open_image):
+    print("opened", flush=True)
+    time.sleep(1)
+    return open_image(self, path)
+
+Sample.open_image = slow
+main(["dump", "--config", sys.argv[1], "--no-progress"])
+"""
+
+
+def test_a_dump_that_is_told_to_stop_does_not_wait_for_pictures(workshop):
+    recipe = workshop.recipe(workshop.rows(60, questions=1), cache={"unit_positions": 10_000})
+    with subprocess.Popen([sys.executable, "-c", SLOW, str(recipe)], stdout=subprocess.PIPE, text=True) as process:
+        while process.stdout.readline() != "opened\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 143
