@@ -173,7 +173,10 @@ main(["dump", "--config", sys.argv[1], "--no-progress"])
 
 
 def test_a_dump_that_is_told_to_stop_does_not_wait_for_pictures(workshop):
-    recipe = workshop.recipe(workshop.rows(60, questions=1), cache={"unit_positions": 10_000})
+    rows = workshop.rows(60, questions=1)[::2]  # images of one size
+    for row in rows:
+        row["messages"] = rows[0]["messages"]
+    recipe = workshop.recipe(rows, cache={"unit_positions": 10_000}, teacher={"batch_tokens": 4096})  # one batch
     with subprocess.Popen([sys.executable, "-c", SLOW, str(recipe)], stdout=subprocess.PIPE, text=True) as process:
         while process.stdout.readline() != "opened\n":
             assert process.poll() is None
