@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from phase1_teacher.dump import DumpSummary
 from phase1_teacher.fidelity import report_lines
-from storage.spec import layout_of
+from storage.reader import open_cache
 from storage.status import cache_status
 
 
 def summary_text(location: str, summary: DumpSummary) -> str:
     """Lines for the terminal: this run, the cache, its mass at each node temperature, and its fidelity."""
+    cache = open_cache(location)  # leaves the index behind, for readers that cannot write here
     status = cache_status(location)
-    layout = layout_of(status.spec)
     lines = []
     if summary.units:
         lines.append(_run_line(summary))
@@ -24,14 +24,14 @@ def summary_text(location: str, summary: DumpSummary) -> str:
         )
     lines.append(
         f"The cache: {status.samples:,} samples, {status.positions:,} positions, {status.bytes:,} bytes "
-        f"({status.bytes_per_position or 0:.1f} bytes per position), k = {layout.top_k}"
+        f"({status.bytes_per_position or 0:.1f} bytes per position), k = {cache.top_k}"
     )
     if status.pending:
         lines.append(f"           {len(status.pending):,} of {status.units:,} units are not committed yet")
     sums = status.statistics
     lines.extend(_work_lines(sums))
-    lines.extend(_mass_lines(sums, layout.temperatures))
-    lines.extend(report_lines(sums, layout.top_k, layout.temperatures))
+    lines.extend(_mass_lines(sums, cache.temperatures))
+    lines.extend(report_lines(sums, cache.top_k, cache.temperatures))
     if status.skipped:
         lines.append(f"Skipped:   {len(status.skipped):,} samples; fs-teacher status {location} lists them")
     return "\n".join(lines)

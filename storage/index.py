@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import mmap
+import operator
 import os
 import secrets
 import struct
@@ -16,26 +18,21 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
 
 from storage.errors import CorruptIndex
+from storage.temporary import temporary_database
 
 INDEX = "index"
 INDEX_NAME = "keys.bin"
 SKIPPED = 2**32 - 1
 PAGE = 4096
 _MAGIC = b"FSINDEX1"
-ROW = np.dtype([("key", "S32"), ("plan", "<u4"), ("unit", "<u4"), ("sample", "<u4")])
-"""A row of the index: where the sample of a key lies."""
 _ROW = struct.Struct("<32sIII")
 _HEADER = struct.Struct("<8s32s32s32sQQQQ")
 _FOOT = struct.Struct("<III")  # rows in the page, page number, crc32c of all before
 _ROWS = (PAGE - _FOOT.size) // _ROW.size
-_BLOCK = 65_536
 _SETTLED_NS = 2 * 10**9  # a directory changed less than this before the index was built may change unnoticed
 
 
@@ -74,25 +71,42 @@ def state_of(units: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(units)).encode()).hexdigest()
 
 
-def build_index(header: Header, rows: NDArray[Any]) -> Iterator[bytes]:
-    """The pages of an index file.
+class IndexRows:
+    """Where each sample lies, to be written as an index; in a temporary file, however many there are."""
 
-    Args:
-        header: of the whole cache.
-        rows: [samples] of `ROW`, in any order; the later of two rows of a key wins.
-    """
-    order = np.argsort(rows["key"], kind="stable")
-    last = np.ones(len(order), dtype=np.bool_)
-    for start in range(0, len(order) - 1, _BLOCK):  # block by block: no second copy of all keys
-        keys = rows["key"][order[start : start + _BLOCK + 1]]
-        last[start : start + len(keys) - 1] = keys[:-1] != keys[1:]
-    order = order[last]
+    def __init__(self) -> None:
+        self._rows = temporary_database(self)
+        self._rows.execute("CREATE TABLE rows (key BLOB, plan INTEGER, unit INTEGER, sample INTEGER)")
+
+    def add(self, unit: str, packed_keys: bytes, samples: Iterable[int]) -> None:
+        """The samples of a unit: their keys, 32 bytes each, and their numbers in it or SKIPPED."""
+        plan, number = map(int, unit.split("-"))
+        keys = (packed_keys[start : start + 32] for start in range(0, len(packed_keys), 32))
+        rows = ((key, plan, number, sample) for key, sample in zip(keys, samples, strict=True))
+        self._rows.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+
+    def __len__(self) -> int:
+        """Keys."""
+        count: int = self._rows.execute("SELECT count(*) FROM (SELECT DISTINCT key FROM rows)").fetchone()[0]
+        return count
+
+    def __iter__(self) -> Iterator[tuple[bytes, int, int, int]]:
+        """By key; the row that was added last where a key was added more than once."""
+        rows = self._rows.execute("SELECT key, plan, unit, sample FROM rows ORDER BY key, rowid")
+        return (tuple(same)[-1] for _, same in itertools.groupby(rows, key=operator.itemgetter(0)))
+
+
+def build_index(header: Header, rows: IndexRows) -> Iterator[bytes]:
+    """The pages of an index file."""
     digests = [bytes.fromhex(digest) for digest in (header.spec_digest, header.state, header.content)]
     counts = (header.changed, header.built, header.samples, header.skipped)
-    yield _page(0, len(order), _HEADER.pack(_MAGIC, *digests, *counts))
-    for number, start in enumerate(range(0, len(order), _ROWS), start=1):
-        chunk = order[start : start + _ROWS]
-        yield _page(number, len(chunk), rows[chunk].tobytes())
+    yield _page(0, len(rows), _HEADER.pack(_MAGIC, *digests, *counts))
+    each = iter(rows)
+    for number in itertools.count(1):
+        chunk = [_ROW.pack(*row) for row in itertools.islice(each, _ROWS)]
+        if not chunk:
+            return
+        yield _page(number, len(chunk), b"".join(chunk))
 
 
 def save_index(file: Path, pages: Iterable[bytes]) -> bool:

@@ -6,6 +6,7 @@ targets = cache[key].targets
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,10 @@ from storage.errors import CacheMissing, CorruptIndex, MissingSample, ObjectMiss
 from storage.index import (
     INDEX,
     INDEX_NAME,
-    ROW,
     SKIPPED,
     Header,
     Index,
+    IndexRows,
     build_index,
     fresh_header,
     save_index,
@@ -225,34 +226,29 @@ class Cache:
         return self._scratch / f"{self._spec_digest[:16]}.{INDEX_NAME}"
 
 
-def index_rows(place: Place, layout: Layout, spec_digest: str) -> tuple[Header, NDArray[Any]]:
-    """What the index of a cache holds, from its plans and manifests: header and rows of `index.ROW`."""
+def index_rows(place: Place, layout: Layout, spec_digest: str) -> tuple[Header, IndexRows]:
+    """What the index of a cache holds, from its plans and manifests: its header and where each sample lies."""
     changed = place.changed(MANIFESTS)
     names = committed_units(place)
     planned = {unit.name: unit for units in read_plans(place) for unit in units}
-    rows = np.empty(sum(len(planned[name]) for name in names if name in planned), dtype=ROW)
+    rows = IndexRows()
     contents: dict[str, list[Any]] = {}
-    start = skipped = 0
+    samples = skipped = 0
     for name in names:
         manifest = read_manifest(place, name, layout, spec_digest)
-        start = _fill_rows(rows, start, place, manifest, planned.get(name))
+        _add_rows(rows, place, manifest, planned.get(name))
         contents[name] = [manifest.content_digest, sorted(manifest.skipped)]
+        samples += manifest.samples
         skipped += len(manifest.skipped)
     content = digest_of([spec_digest, contents])
-    return fresh_header(spec_digest, names, content, changed, len(rows) - skipped, skipped), rows
+    return fresh_header(spec_digest, names, content, changed, samples, skipped), rows
 
 
-def _fill_rows(rows: NDArray[Any], start: int, place: Place, manifest: Manifest, planned: PlannedUnit | None) -> int:
-    """Write where the samples of a committed unit lie; where the next unit's begin.
-
-    CorruptObject if plan and manifest contradict each other.
-    """
-    kept = np.array([key not in manifest.skipped for key in planned.keys] if planned else [], dtype=np.bool_)
-    count = int(kept.sum())
-    if planned is None or count != manifest.samples or count + len(manifest.skipped) != len(kept):
+def _add_rows(rows: IndexRows, place: Place, manifest: Manifest, planned: PlannedUnit | None) -> None:
+    """Where the samples of a committed unit lie. CorruptObject if plan and manifest contradict each other."""
+    keys = planned.keys if planned else ()
+    kept = [key not in manifest.skipped for key in keys]
+    if planned is None or sum(kept) != manifest.samples or sum(kept) + len(manifest.skipped) != len(kept):
         raise corrupt(place, manifest, "keys", "its manifest has other samples than its plan")
-    part = rows[start : start + len(kept)]
-    part["key"] = np.frombuffer(planned.packed_keys, dtype=ROW["key"])
-    part["plan"], part["unit"] = map(int, manifest.unit.split("-"))
-    part["sample"] = np.where(kept, np.cumsum(kept) - 1, SKIPPED)
-    return start + len(kept)
+    numbers = itertools.count()
+    rows.add(manifest.unit, planned.packed_keys, (next(numbers) if each else SKIPPED for each in kept))

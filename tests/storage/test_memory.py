@@ -1,24 +1,21 @@
-"""Planning takes the memory of a plan or two, opening some tens of bytes a sample, whatever Python's strings would take."""
+"""Planning takes the memory of a plan or two, an index that of a page, however many samples there are."""
 
 import hashlib
 import tracemalloc
 
-import numpy as np
 import pytest
 from storage_cases import spec_of
 
 from storage.errors import CorruptObject
-from storage.index import ROW, build_index, fresh_header, save_index
+from storage.index import Entry, Index, IndexRows, build_index, fresh_header, save_index
 from storage.plan import PLAN_SAMPLES, PlannedSample
 from storage.writer import create_cache
 
-COUNT = 60_000
 
-
-def peak(work):
+def peak(work, *arguments):
     tracemalloc.start()
     try:
-        result = work()
+        result = work(*arguments)
         return result, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -62,11 +59,21 @@ def test_units_tell_their_keys_whatever_plan_was_read_last(tmp_path):
         units[0].keys  # noqa: B018
 
 
-def test_an_index_costs_tens_of_bytes_a_sample(tmp_path):
-    rows = np.zeros(COUNT, dtype=ROW)
-    rows["key"] = [hashlib.sha256(number.to_bytes(8, "little")).digest() for number in range(COUNT)]
-    rows["sample"] = np.arange(COUNT)
-    header = fresh_header("0" * 64, [], "0" * 64, None, COUNT, 0)
-    saved, used = peak(lambda: save_index(tmp_path / "keys.bin", build_index(header, rows)))
-    assert saved
-    assert used < 8e6 + 30 * COUNT
+def test_an_index_takes_no_more_memory_for_more_samples(tmp_path):
+    peaks = []
+    for count in (1_000, 1_000, 60_000):  # the first one warms caches
+        rows = IndexRows()
+        for unit in range(count // 1_000):
+            keys = [
+                hashlib.sha256(number.to_bytes(8, "little")).digest()
+                for number in range(1_000 * unit, 1_000 * (unit + 1))
+            ]
+            rows.add(f"000000-{unit:06d}", b"".join(keys), range(1_000))
+        header = fresh_header("0" * 64, [], "0" * 64, None, count, 0)
+        saved, used = peak(save_index, tmp_path / "keys.bin", build_index(header, rows))
+        assert saved
+        peaks.append(used)
+    index = Index.open(tmp_path / "keys.bin")
+    assert index.find(keys[17].hex()) == Entry("000000-000059", 17)
+    assert len(list(index.entries())) == 60_000
+    assert peaks[2] < peaks[1] + 200_000

@@ -115,6 +115,18 @@ def test_unit_in_which_every_sample_is_skipped(tmp_path):
     assert writer.pending() == []
 
 
+def test_an_index_of_before_a_unit_was_dumped_again_is_no_damage(tmp_path):
+    writer = create_cache(tmp_path / "cache", spec_of())
+    writer.plan([PlannedSample(key_of(1), 10)])
+    (unit,) = writer.pending()
+    write_unit(writer, unit, {})
+    assert len(open_cache(tmp_path / "cache")) == 0  # leaves its index
+    (tmp_path / "cache" / "manifests" / f"{unit.name}.json").unlink()
+    write_unit(writer, unit, {key_of(1): sample_of(1)})
+    assert verify_cache(tmp_path / "cache").ok()
+    assert key_of(1) in open_cache(tmp_path / "cache")
+
+
 def test_growing_appends_units_and_computes_nothing_again(tmp_path):
     samples = [sample_of(number) for number in range(10)]
     writer = write_cache(tmp_path / "cache", samples[:6])
