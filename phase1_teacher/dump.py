@@ -3,7 +3,7 @@
 job = prepare(recipe)          # data, tokenizers, spec: everything that can be refused is refused here
 summary = dump(job)            # loads the teacher only if something is left to do
 
-Three threads: images are decoded and encoded ahead, the device computes, targets are encoded and committed behind it.
+Three stages overlap: samples are read and encoded ahead, the device computes, targets are encoded and committed behind it.
 """
 
 from __future__ import annotations

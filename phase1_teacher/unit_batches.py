@@ -48,9 +48,8 @@ def unit_batches(job: Job, units: Iterable[PlannedUnit], *, is_done: Callable[[s
     Raises:
         DataError: a sample that cannot be encoded, unless the recipe says `on_error: skip`.
     """
-    with ThreadPool(
-        picture_threads()
-    ) as pool:  # its threads are daemons: a dump that is told to stop does not wait for them
+    # the pool's threads are daemons: a dump that is told to stop does not wait for them
+    with ThreadPool(picture_threads()) as pool:
         for unit in units:
             if not is_done(unit.name):
                 yield from _batches(job, unit, pool)
