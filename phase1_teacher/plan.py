@@ -129,8 +129,8 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
 
 
 def _rows(recipe: Recipe) -> Iterator[Sample]:
-    for split in ("train", "validation"):
-        for sample in iter_samples(recipe.file(split), recipe.data_root):
+    for path in recipe.data_files():
+        for sample in iter_samples(path, recipe.data_root):
             if sample.answer is None and not recipe.cache.generate_missing:
                 raise DataError(
                     f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher "

@@ -127,8 +127,8 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
 
 def _find(recipe: Recipe, name: str) -> Sample:
     count = 0
-    for split in ("train", "validation"):
-        for sample in iter_samples(recipe.file(split), recipe.data_root):
+    for path in recipe.data_files():
+        for sample in iter_samples(path, recipe.data_root):
             count += 1
             if sample.id == name or (len(name) >= 8 and sample.key.startswith(name)):
                 return sample

@@ -65,6 +65,7 @@ def _batches(job: Job, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatc
     skip = job.recipe.cache.on_error == "skip"
     skipped: dict[str, str] = {}
     samples: dict[str, Sample] = {}
+    digests: dict[str, tuple[str, ...]] = {}
     lengths: list[int] = []
     for key in unit.keys:
         try:
@@ -76,15 +77,17 @@ def _batches(job: Job, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatc
             sample = job.samples[key]
             lengths.append(_length(job, sample))
             samples[key] = sample
+            digests[key] = tuple(file_digest(path) for path in sample.images)
         except DataError as error:
             if not skip:
                 raise
             skipped[key] = str(error)
     keys = list(samples)
     batches = batch_by_tokens(lengths, job.recipe.teacher.batch_tokens)
-    images = [{d for index in batch for d in _digests(samples[keys[index]])} for batch in batches]
+    images = [{digest for index in batch for digest in digests[keys[index]]} for batch in batches]
     for number, batch in enumerate(batches):
-        encoded = _encode(job, [(keys[index], samples[keys[index]]) for index in batch], pool, skip, skipped)
+        chosen = [(keys[index], samples[keys[index]], digests[keys[index]]) for index in batch]
+        encoded = _encode(job, chosen, pool, skip, skipped)
         yield UnitBatch(
             unit=unit,
             first=number == 0,
@@ -99,7 +102,11 @@ def _batches(job: Job, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatc
 
 
 def _encode(
-    job: Job, batch: Sequence[tuple[str, Sample]], pool: ThreadPool, skip: bool, skipped: dict[str, str]
+    job: Job,
+    batch: Sequence[tuple[str, Sample, tuple[str, ...]]],
+    pool: ThreadPool,
+    skip: bool,
+    skipped: dict[str, str],
 ) -> list[EncodedSample]:
     """Samples as model inputs; an image that several samples of the batch ask about is opened and prepared once."""
     teacher = job.pair.teacher
@@ -111,13 +118,12 @@ def _encode(
             return error
 
     made: dict[str, AsyncResult[Picture | DataError]] = {}
-    images = [_digests(sample) for _, sample in batch]
-    for (_, sample), digests in zip(batch, images, strict=True):
+    for _, sample, digests in batch:
         for digest, path in zip(digests, sample.images, strict=True):
             if digest not in made:
                 made[digest] = pool.apply_async(make, (sample, path))
     encoded = []
-    for (key, sample), digests in zip(batch, images, strict=True):
+    for key, sample, digests in batch:
         found = [made[digest].get() for digest in digests]
         pictures = [picture for picture in found if isinstance(picture, Picture)]
         try:  # where a picture could not be made the sample itself says what is wrong
@@ -129,10 +135,6 @@ def _encode(
             continue
         encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=digests))
     return encoded
-
-
-def _digests(sample: Sample) -> tuple[str, ...]:
-    return tuple(file_digest(path) for path in sample.images)
 
 
 def _length(job: Job, sample: Sample) -> int:

@@ -78,11 +78,10 @@ class IndexRows:
         self._rows = temporary_database(self)
         self._rows.execute("CREATE TABLE rows (key BLOB, plan INTEGER, unit INTEGER, sample INTEGER)")
 
-    def add(self, unit: str, packed_keys: bytes, samples: Iterable[int]) -> None:
-        """The samples of a unit: their keys, 32 bytes each, and their numbers in it or SKIPPED."""
+    def add(self, unit: str, keys: Iterable[str], samples: Iterable[int]) -> None:
+        """The samples of a unit: their keys, and their numbers in it or SKIPPED."""
         plan, number = map(int, unit.split("-"))
-        keys = (packed_keys[start : start + 32] for start in range(0, len(packed_keys), 32))
-        rows = ((key, plan, number, sample) for key, sample in zip(keys, samples, strict=True))
+        rows = ((bytes.fromhex(key), plan, number, sample) for key, sample in zip(keys, samples, strict=True))
         self._rows.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
 
     def __len__(self) -> int:

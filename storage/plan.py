@@ -42,14 +42,9 @@ class PlannedUnit:
     _plans: _Plans = field(repr=False, compare=False)
 
     @property
-    def packed_keys(self) -> bytes:
-        """The sample keys in order, 32 bytes each; CacheError if the plan was changed or taken away."""
-        return self._plans.packed_keys(self.name)
-
-    @property
     def keys(self) -> tuple[str, ...]:
-        """The sample keys in order, 64 hex digits each; made anew at every call."""
-        text = self.packed_keys.hex()
+        """The sample keys in order, 64 hex digits each; made anew at every call. CacheError if the plan was taken away."""
+        text = self._plans.packed_keys(self.name).hex()
         return tuple(text[start : start + 2 * _KEY_BYTES] for start in range(0, len(text), 2 * _KEY_BYTES))
 
     def __len__(self) -> int:
@@ -139,9 +134,7 @@ class _Wanted:
 
     def discard(self, unit: PlannedUnit) -> None:
         """The unit's samples are planned."""
-        keys = unit.packed_keys
-        each = ((keys[start : start + _KEY_BYTES],) for start in range(0, len(keys), _KEY_BYTES))
-        self._rows.executemany("DELETE FROM wanted WHERE key = ?", each)
+        self._rows.executemany("DELETE FROM wanted WHERE key = ?", ((bytes.fromhex(key),) for key in unit.keys))
 
     def first(self, count: int) -> list[PlannedSample]:
         """The first samples that are still wanted."""

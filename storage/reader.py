@@ -251,4 +251,4 @@ def _add_rows(rows: IndexRows, place: Place, manifest: Manifest, planned: Planne
     if planned is None or sum(kept) != manifest.samples or sum(kept) + len(manifest.skipped) != len(kept):
         raise corrupt(place, manifest, "keys", "its manifest has other samples than its plan")
     numbers = itertools.count()
-    rows.add(manifest.unit, planned.packed_keys, (next(numbers) if each else SKIPPED for each in kept))
+    rows.add(manifest.unit, keys, (next(numbers) if each else SKIPPED for each in kept))

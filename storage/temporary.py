@@ -1,4 +1,4 @@
-"""Tables that do not fit into memory at every size of the data, or should not: in a temporary file."""
+"""Tables in temporary files: what would grow with the data if it lay in memory."""
 
 from __future__ import annotations
 
