@@ -23,7 +23,7 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 
 teacher: $(VENV)/ready     ## train the miniature teacher and student base again (about 75 minutes on 2 cores)
-	$(BIN)/python -m firstsight.miniature.train --out build/miniature
+	$(BIN)/python -m firstsight.demo.miniature.train --out build/miniature
 
 faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a minute of each
 	FIRSTSIGHT_FAULTS=long $(BIN)/python -m pytest -m faults --timeout=7200 $(ARGS)

@@ -25,7 +25,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from phase2_student.kahan import KahanAdamW8bit
+from phase2_student.training.kahan import KahanAdamW8bit
 
 INPUTS, INNER, BATCH, LR = 256, 512, 32, 1e-5
 OFFERED = {"float32 AdamW", "Kahan's remainder, 8-bit AdamW"}

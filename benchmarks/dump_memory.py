@@ -25,8 +25,14 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from firstsight.miniature.build import TEACHER_ROWS, build_student, build_teacher, build_tokenizer, save_pair_member
-from firstsight.miniature.words import WORDS
+from firstsight.demo.miniature.build import (
+    TEACHER_ROWS,
+    build_student,
+    build_teacher,
+    build_tokenizer,
+    save_pair_member,
+)
+from firstsight.demo.miniature.words import WORDS
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare
 from phase1_teacher.summary import summary_text

@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from firstsight.miniature.build import CHAT_TEMPLATE, SPECIAL_TOKENS, build_tokenizer, save_pair_member
-from firstsight.miniature.words import WORDS
+from firstsight.demo.miniature.build import CHAT_TEMPLATE, SPECIAL_TOKENS, build_tokenizer, save_pair_member
+from firstsight.demo.miniature.words import WORDS
 from firstsight.recipe import Recipe, load_recipe
 
 TOKENS = 151_657

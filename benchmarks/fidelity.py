@@ -26,15 +26,15 @@ from firstsight.models import backbone_states, load_student
 from firstsight.recipe import Recipe, load_recipe
 from phase1_teacher.dump import dump
 from phase1_teacher.dump import prepare as prepare_dump
-from phase2_student.comparison import paired_bootstrap
-from phase2_student.dataset import DistillationDataset
-from phase2_student.files import write_json
-from phase2_student.loss import AnswerTargets, FullTargets, TeacherTargets, distillation_loss
-from phase2_student.online import OnlineTeacher
-from phase2_student.online_data import OnlineCollator, OnlineDataset
-from phase2_student.train import Plan, is_finished, prepare, train
+from phase2_student.data.dataset import DistillationDataset
+from phase2_student.data.online_data import OnlineCollator, OnlineDataset
+from phase2_student.evaluation.bootstrap import paired_bootstrap
+from phase2_student.loss.fused import AnswerTargets, FullTargets, TeacherTargets, distillation_loss
+from phase2_student.runs.files import write_json
+from phase2_student.training.online import OnlineTeacher
+from phase2_student.training.train import Plan, is_finished, prepare, train
 from storage.errors import CacheMissing
-from storage.status import cache_status
+from storage.maintenance.status import cache_status
 
 # N answer positions of a batch, K stored entries, S shared ids
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from firstsight.demo.synth.writing import write_dataset
 from firstsight.models import load_config, load_processor
 from firstsight.recipe import Recipe, load_recipe
-from firstsight.synth.writing import write_dataset
 
 
 def place_pair(
@@ -31,7 +31,7 @@ def place_pair(
     for name in ("teacher", "student"):
         target = directory / "models" / name
         if not target.exists():
-            with as_file(files("firstsight.miniature") / name) as shipped:
+            with as_file(files("firstsight.demo.miniature") / name) as shipped:
                 shutil.copytree(models / name if models else shipped, target)
     if not (directory / "data" / "validation.jsonl").exists():
         write_dataset(directory / "data", train=train, validation=validation, seed=0, progress=False)

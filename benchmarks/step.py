@@ -26,11 +26,11 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer
 from firstsight.prompting import Encoded, collate
 from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
-from phase2_student.dataset import Collator, Item
-from phase2_student.online import OnlineTeacher, OnlineTrainer
-from phase2_student.online_data import OnlineCollator, OnlineItem
-from phase2_student.student import LossSettings, with_distillation_forward
-from phase2_student.trainer import DistillationTrainer
+from phase2_student.data.dataset import Collator, Item
+from phase2_student.data.online_data import OnlineCollator, OnlineItem
+from phase2_student.training.online import OnlineTeacher, OnlineTrainer
+from phase2_student.training.student import LossSettings, with_distillation_forward
+from phase2_student.training.trainer import DistillationTrainer
 
 # B samples, P answer positions of each, K stored entries
 

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.chunks import decode_chunk, encode_chunk
-from storage.encoding import VALUE_STEP, concatenated, decode_unit, encode_unit
+from storage.format.chunks import decode_chunk, encode_chunk
+from storage.format.v1.encoding import VALUE_STEP, concatenated, decode_unit, encode_unit
+from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample
 from storage.reader import Cache, open_cache
 from storage.spec import Layout
-from storage.status import cache_status
 from storage.targets import SampleTargets, Targets
 from storage.writer import create_cache, encode_files
 

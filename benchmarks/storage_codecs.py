@@ -17,8 +17,8 @@ import numpy as np
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
-from storage.chunks import encode_chunk
-from storage.encoding import ESCAPE, VALUE_STEP, encode_unit
+from storage.format.chunks import encode_chunk
+from storage.format.v1.encoding import ESCAPE, VALUE_STEP, encode_unit
 from storage.spec import Layout
 from storage.targets import Targets
 

@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.fidelity import ensure_cache
 from benchmarks.pair import Deadline, place_pair
-from phase2_student.files import write_json
-from phase2_student.sweep import SweepRun, grid_runs
-from phase2_student.train import Plan, prepare, train, training_arguments
+from phase2_student.runs.files import write_json
+from phase2_student.training.sweep import SweepRun, grid_runs
+from phase2_student.training.train import Plan, prepare, train, training_arguments
 
 GRID = ("temperature=1.5,3", "alpha=0.5,0.9", "training.learning_rate=5e-4,1e-3")
 

@@ -39,7 +39,7 @@ def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> 
 
     Example: firstsight data synth data --train 5000 --validation 1000 --seed 0
     """
-    from firstsight.synth.writing import write_dataset
+    from firstsight.demo.synth.writing import write_dataset
 
     summary = write_dataset(out, train=train, validation=validation, seed=seed, progress=progress)
     counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
@@ -62,6 +62,6 @@ def demo(directory: Path) -> None:
 
     Example: firstsight demo --dir demo
     """
-    from firstsight.demo import run_demo
+    from firstsight.demo.run import run_demo
 
     run_demo(directory)

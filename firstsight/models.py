@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from firstsight.data.samples import file_digest
 from firstsight.errors import ModelError
 from firstsight.quantization import Quantization, quantization_config, silence
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
-from firstsight.samples import file_digest
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 

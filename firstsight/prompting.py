@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from firstsight.data.samples import Sample
 from firstsight.errors import DataError, ModelError
-from firstsight.samples import Sample
 
 # texts are tokenised one by one, beside a model that wants the cores: the tokenizers' own threads only take them away
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -48,7 +48,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
 
     Example: torchrun --nproc-per-node 8 --no-python fs-teacher dump --config recipe.yaml
     """
-    from firstsight.samples import check_files
+    from firstsight.data.samples import check_files
 
     share = parse_share(shard) if shard else share_from_environment(os.environ)
     recipe = load_recipe(config, overrides)
@@ -102,7 +102,7 @@ def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: 
     """
     recipe = load_recipe(config, overrides)
 
-    from phase1_teacher.plan import plan_dump, plan_json, plan_text
+    from phase1_teacher.planning.plan import plan_dump, plan_json, plan_text
 
     planned = plan_dump(recipe, utilization=utilization, progress=progress and not as_json)
     click.echo(plan_json(planned) if as_json else plan_text(planned, recipe))

@@ -16,12 +16,12 @@ import torch
 from tqdm import tqdm
 
 from firstsight.models import load_teacher
-from phase1_teacher.committer import Committer
-from phase1_teacher.forward import TeacherForward
-from phase1_teacher.job import Job, prepare
-from phase1_teacher.prefetch import Prefetch
-from phase1_teacher.unit_batches import unit_batches
+from phase1_teacher.forward.prefetch import Prefetch
+from phase1_teacher.forward.teacher import TeacherForward
+from phase1_teacher.forward.unit_batches import unit_batches
+from phase1_teacher.planning.job import Job, prepare
 from phase1_teacher.workers import Share, in_order
+from phase1_teacher.writing.committer import Committer
 
 __all__ = ["DumpSummary", "dump", "prepare"]
 

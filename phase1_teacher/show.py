@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from firstsight.data.samples import Sample, iter_samples
 from firstsight.errors import DataError
 from firstsight.identity import student_identity
 from firstsight.models import load_processor, resolve_directory
 from firstsight.page import picture, render
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from firstsight.samples import Sample, iter_samples
 from firstsight.vocabulary import Token, token_table
 from storage.errors import SkippedSample
 from storage.reader import open_cache

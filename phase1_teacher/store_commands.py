@@ -23,7 +23,7 @@ def status(cache: str, as_json: bool) -> None:
 
     Example: fs-teacher status cache.zarr
     """
-    from storage.status import cache_status
+    from storage.maintenance.status import cache_status
 
     found = cache_status(cache)
     if as_json:
@@ -72,7 +72,7 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
     """
     from tqdm import tqdm
 
-    from storage.verify import verify_cache
+    from storage.maintenance.verify import verify_cache
 
     with tqdm(unit=" unit", desc="verify", disable=as_json or not sys.stderr.isatty(), leave=False) as bar:
 
@@ -113,7 +113,7 @@ def gc(cache: str, dry_run: bool, as_json: bool) -> None:
 
     Example: fs-teacher gc cache.zarr --dry-run
     """
-    from storage.gc import collect_garbage
+    from storage.maintenance.gc import collect_garbage
 
     report = collect_garbage(cache, dry_run=dry_run)
     if as_json:

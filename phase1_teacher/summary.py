@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from phase1_teacher.dump import DumpSummary
-from phase1_teacher.fidelity import report_lines
+from phase1_teacher.forward.fidelity import report_lines
+from storage.maintenance.status import cache_status
 from storage.reader import open_cache
-from storage.status import cache_status
 
 
 def summary_text(location: str, summary: DumpSummary) -> str:

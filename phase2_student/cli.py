@@ -43,8 +43,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     """
     recipe = _checked_recipe(config, overrides)
 
-    from phase2_student.train import precision, prepare
-    from phase2_student.train import train as run
+    from phase2_student.training.train import precision, prepare
+    from phase2_student.training.train import train as run
 
     plan = prepare(recipe, online=online, progress=progress)
     main_process = plan.arguments.process_index == 0
@@ -90,10 +90,10 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     """
     recipe = _checked_recipe(config, overrides)
 
-    from phase2_student.compare import comparison_text
-    from phase2_student.runs import read_runs
-    from phase2_student.sweep import Outcome, grid_runs
-    from phase2_student.sweep import sweep as run
+    from phase2_student.report.run_table import comparison_text
+    from phase2_student.runs.records import read_runs
+    from phase2_student.training.sweep import Outcome, grid_runs
+    from phase2_student.training.sweep import sweep as run
 
     runs = grid_runs(config, overrides, grid)
     main_process = os.environ.get("RANK", "0") == "0"
@@ -125,13 +125,13 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
 
     Example: fs-student compare runs/sweep --plot sweep.png
     """
-    from phase2_student.compare import comparison, comparison_text
-    from phase2_student.runs import find_runs, read_runs
+    from phase2_student.report.run_table import comparison, comparison_text
+    from phase2_student.runs.records import find_runs, read_runs
 
     runs = read_runs(find_runs(directories))
     click.echo(json.dumps(comparison(runs), indent=2) if as_json else comparison_text(runs))
     if plot is not None:
-        from phase2_student.compare_plot import plot_runs
+        from phase2_student.report.run_plot import plot_runs
 
         plot_runs(runs, plot)
         click.echo(f"Validation curves: {plot}", err=as_json)
@@ -156,7 +156,7 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     """
     recipe = _checked_recipe(config, overrides)
 
-    from phase2_student.plan import plan_json, plan_text, plan_training
+    from phase2_student.planning.plan import plan_json, plan_text, plan_training
 
     planned = plan_training(recipe, processes=processes, progress=progress and not as_json)
     click.echo(plan_json(planned) if as_json else plan_text(planned, recipe))
@@ -221,17 +221,17 @@ def evaluate(
 
     Example: fs-student eval --config recipe.yaml --model teacher --model base --model hard=runs/hard/best
     """
-    from firstsight.samples import check_files
+    from firstsight.data.samples import check_files
 
     recipe = load_recipe(config, overrides)
     check_files([recipe.file("validation")], recipe.data_root)
 
     from firstsight.models import hide_bars
-    from phase2_student.candidates import default_names, parse_candidates
-    from phase2_student.evaluate import Settings
-    from phase2_student.evaluate import evaluate as run
-    from phase2_student.summary import summary_text, write_evaluation
-    from phase2_student.timing import Timing
+    from phase2_student.evaluation.candidates import default_names, parse_candidates
+    from phase2_student.evaluation.evaluate import Settings
+    from phase2_student.evaluation.evaluate import evaluate as run
+    from phase2_student.evaluation.summary import summary_text, write_evaluation
+    from phase2_student.evaluation.timing import Timing
 
     if not progress:
         hide_bars()
@@ -296,8 +296,8 @@ def export(
     source = model or (recipe.output_dir / "best" if recipe else Path())
 
     from firstsight.recipe import StudentSection
-    from phase2_student.export import export as run
-    from phase2_student.export import export_directory, plan_export
+    from phase2_student.release.export import export as run
+    from phase2_student.release.export import export_directory, plan_export
 
     beside = Path(f"{os.path.abspath(source)}-{kind}") if model or recipe is None else export_directory(recipe, kind)
     section = recipe.student if recipe else StudentSection()
@@ -342,7 +342,7 @@ def ask(
     Example: fs-student ask --model runs/reference/best --image a.jpg "what am I holding?"
     """
     from firstsight.recipe import StudentSection
-    from phase2_student.ask import Asker
+    from phase2_student.evaluation.ask import Asker
 
     asker = Asker(model, StudentSection(max_pixels=max_pixels), system_prompt=system)
     emit = (lambda text: click.echo(text, nl=False)) if stream else None
@@ -357,7 +357,7 @@ for command in (report, publish):
 
 def _checked_recipe(config: Path, overrides: tuple[str, ...]) -> Recipe:
     """The recipe of a training: what is wrong with it is said before torch is imported, keys of `training` soon after."""
-    from firstsight.samples import check_files
+    from firstsight.data.samples import check_files
 
     recipe = load_recipe(config, overrides)
     recipe.model_source(recipe.student)

@@ -86,7 +86,7 @@ def publish(
     Example: HF_TOKEN=hf_... fs-student publish --config recipe.yaml --repo me/my-student --private --license apache-2.0
     """
     from firstsight.recipe import load_recipe
-    from phase2_student.publish import check_repo, check_token, prepare_folder, upload
+    from phase2_student.release.publish import check_repo, check_token, prepare_folder, upload
 
     recipe = load_recipe(config, overrides)
     check_repo(repo)

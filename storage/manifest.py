@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.canonical import canonical_json, seal, unseal
-from storage.chunks import array_document, chunk_name
-from storage.encoding import AXES
 from storage.errors import CorruptObject
-from storage.place import Place
+from storage.format.chunks import array_document, chunk_name
+from storage.format.v1.encoding import AXES
 from storage.spec import FORMAT_VERSION, Layout
+from storage.store.base import Place
 
 MANIFESTS = "manifests"
 UNITS = "units"

@@ -15,8 +15,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.encoding import DecodedUnit
 from storage.errors import CorruptIndex
+from storage.format.v1.encoding import DecodedUnit
 from storage.manifest import Manifest
 from storage.targets import Targets
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from storage.canonical import seal, unseal
 from storage.errors import CorruptObject, InvalidTargets
-from storage.place import Place
+from storage.store.base import Place
 from storage.temporary import temporary_database
 
 PLANS = "plans"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.canonical import digest_of
-from storage.encoding import DecodedUnit
 from storage.errors import CacheMissing, CorruptIndex, MissingSample, ObjectMissing, SkippedSample, UnknownUnit
+from storage.format.v1.encoding import DecodedUnit
 from storage.index import (
     INDEX,
     INDEX_NAME,
@@ -32,10 +32,10 @@ from storage.index import (
 )
 from storage.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
 from storage.mapped import map_unit
-from storage.place import Place, open_place
-from storage.place_local import LocalPlace
 from storage.plan import PlannedUnit, read_plans
 from storage.spec import ROOT_LIMIT, ROOT_PATH, Layout, layout_of, parse_root
+from storage.store.base import Place, open_place
+from storage.store.local import LocalPlace
 from storage.targets import SampleTargets, Targets
 from storage.unit_reading import corrupt, load_unit
 

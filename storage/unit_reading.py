@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.chunks import ChunkError, chunk_name, decode_chunk
-from storage.encoding import DecodedUnit, DecodeError, decode_unit
 from storage.errors import CorruptObject, ObjectMissing, UnsafeObject
+from storage.format.chunks import ChunkError, chunk_name, decode_chunk
+from storage.format.v1.encoding import DecodedUnit, DecodeError, decode_unit
 from storage.manifest import Manifest, array_metadata, group_document
-from storage.place import Place
 from storage.spec import Layout
+from storage.store.base import Place
 
 
 def load_unit(place: Place, manifest: Manifest, layout: Layout) -> DecodedUnit:

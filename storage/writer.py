@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from storage.canonical import canonical_json, digest_of
-from storage.checks import UnitCheck, copied
-from storage.chunks import chunk_name, encode_chunk
-from storage.encoding import concatenated, encode_unit
 from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt
 from storage.failpoints import failpoint
+from storage.format.chunks import chunk_name, encode_chunk
+from storage.format.v1.checks import UnitCheck, copied
+from storage.format.v1.encoding import concatenated, encode_unit
 from storage.index import INDEX
 from storage.manifest import (
     MANIFESTS,
@@ -41,7 +41,6 @@ from storage.manifest import (
     manifest_path,
     read_manifest,
 )
-from storage.place import Place, open_place
 from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
 from storage.spec import (
     ROOT_LIMIT,
@@ -53,6 +52,7 @@ from storage.spec import (
     require_same,
     root_document,
 )
+from storage.store.base import Place, open_place
 from storage.targets import SampleTargets
 
 ATTEMPT_SECONDS = 6 * 24 * 3600  # a writer refuses to commit an older attempt; gc takes orphans after seven days

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
     """Directories `teacher` and `student` of a random pair; not to be changed."""
-    from firstsight.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
+    from firstsight.demo.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
 
     directory = tmp_path_factory.mktemp("pair")
     tokenizer = build_tokenizer()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from phase2_student.lineage import CacheFacts
-from phase2_student.runs import Run
+from phase2_student.runs.lineage import CacheFacts
+from phase2_student.runs.records import Run
 
 
 def is_online(run: Run) -> bool:

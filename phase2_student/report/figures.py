@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from phase2_student.evaluations import student_of
+from phase2_student.evaluation.evaluations import student_of
+from phase2_student.evaluation.summary import model_row
 from phase2_student.report.charts import Bins, Line, Share
-from phase2_student.runs import Run
-from phase2_student.summary import model_row
+from phase2_student.runs.records import Run
 
 _BINS = 10
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from firstsight.data.samples import Sample, image_path
 from firstsight.errors import DataError
 from firstsight.page import picture
-from firstsight.samples import Sample, image_path
 
 _LONGEST = 320  # pixels of a picture
 

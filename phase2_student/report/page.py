@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from firstsight import __version__
 from firstsight.page import render
-from phase2_student.evaluations import read_evaluation
-from phase2_student.lineage import pair_names, read_cache
+from phase2_student.evaluation.evaluations import read_evaluation
+from phase2_student.evaluation.summary import difference_lines, summary_table
 from phase2_student.report import charts, figures, gallery
 from phase2_student.report.costs import clock, cost_lines, cost_rows
-from phase2_student.runs import Run, find_runs, read_runs
-from phase2_student.summary import difference_lines, summary_table
+from phase2_student.runs.lineage import pair_names, read_cache
+from phase2_student.runs.records import Run, find_runs, read_runs
 
 GALLERY = 90
 """Samples of the gallery, unless told otherwise."""

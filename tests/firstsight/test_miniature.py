@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
+from firstsight.data.samples import load_samples
+from firstsight.demo.miniature import STUDENT_DIR, TEACHER_DIR
+from firstsight.demo.miniature.build import SPECIAL_TOKENS, build_tokenizer
+from firstsight.demo.miniature.pool import Sampler, collate, make_pool
+from firstsight.demo.miniature.sight import cell_labels
+from firstsight.demo.synth.scenes import COLOURS, KINDS
+from firstsight.demo.synth.writing import write_dataset
 from firstsight.generation import generate_answers
-from firstsight.miniature import STUDENT_DIR, TEACHER_DIR
-from firstsight.miniature.build import SPECIAL_TOKENS, build_tokenizer
-from firstsight.miniature.pool import Sampler, collate, make_pool
-from firstsight.miniature.sight import cell_labels
 from firstsight.models import load_processor
 from firstsight.prompting import Prompter
 from firstsight.prompting import collate as collate_samples
 from firstsight.recipe import StudentSection
-from firstsight.samples import load_samples
-from firstsight.synth.scenes import COLOURS, KINDS
-from firstsight.synth.writing import write_dataset
 
 QUESTIONS = 210
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from firstsight.data.samples import load_samples
 from firstsight.errors import DataError, ModelError
 from firstsight.generation import generate_answers
 from firstsight.models import backbone_states, load_processor, load_student
 from firstsight.prompting import Prompter, answer_index, collate
 from firstsight.recipe import StudentSection
-from firstsight.samples import load_samples
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from firstsight.data.samples import check_files, load_samples
 from firstsight.errors import DataError
-from firstsight.samples import check_files, load_samples
 
 
 def row(**changes):

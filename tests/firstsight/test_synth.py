@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from firstsight.cli import main
-from firstsight.samples import load_samples
-from firstsight.synth.drawing import render
-from firstsight.synth.questions import ask
-from firstsight.synth.scenes import CATEGORIES, ENVIRONMENTS, sample_clip
-from firstsight.synth.writing import questions, write_dataset
+from firstsight.data.samples import load_samples
+from firstsight.demo.synth.drawing import render
+from firstsight.demo.synth.questions import ask
+from firstsight.demo.synth.scenes import CATEGORIES, ENVIRONMENTS, sample_clip
+from firstsight.demo.synth.writing import questions, write_dataset
 
 SURFACES = {"kitchen": "counter", "office": "desk", "workshop": "workbench", "garden": "table", "bathroom": "shelf"}
 COLUMNS = {"on the far left": 0, "on the left": 1, "on the right": 2, "on the far right": 3}

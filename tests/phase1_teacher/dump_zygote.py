@@ -17,7 +17,7 @@ from firstsight.models import load_teacher
 from firstsight.pair import load_pair
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare
-from phase1_teacher.forward import TeacherForward
+from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.workers import Stopped, parse_share, stop_on_signals
 from storage.manifest import manifest_path
 

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from firstsight.data.samples import Sample
 from firstsight.errors import DataError, TargetError
 from firstsight.models import load_teacher
 from firstsight.prompting import answer_index, collate
-from firstsight.samples import Sample
 from phase1_teacher.dump import dump, prepare
-from phase1_teacher.forward import TeacherForward
+from phase1_teacher.forward.teacher import TeacherForward
+from phase1_teacher.forward.unit_batches import unit_batches
 from phase1_teacher.summary import summary_text
-from phase1_teacher.unit_batches import unit_batches
-from storage.encoding import VALUE_STEP
 from storage.errors import SkippedSample
-from storage.place_local import LocalPlace
+from storage.format.v1.encoding import VALUE_STEP
+from storage.maintenance.status import cache_status
 from storage.reader import open_cache
-from storage.status import cache_status
+from storage.store.local import LocalPlace
 
 
 def run(recipe, **options):
@@ -120,7 +120,7 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
     assert (sums["images_encoded"], sums["images_used"]) == (4, 24)
     assert sums["seconds"] > 0
 
-    from phase1_teacher import vision
+    from phase1_teacher.forward import vision
 
     monkeypatch.setattr(vision, "_ONE_OUTPUT", ())
     plain = workshop.load(rows, cache={"unit_positions": 10_000, "path": "plain"})

@@ -8,14 +8,14 @@ import pytest
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig
 
-from firstsight.cards import CARDS, model_size
-from phase1_teacher.cards import Work, memory, operations
+from firstsight.gpus import CARDS, model_size
 from phase1_teacher.cli import main
 from phase1_teacher.dump import dump, prepare
-from phase1_teacher.plan import plan_dump
+from phase1_teacher.planning.gpus import Work, memory, operations
+from phase1_teacher.planning.plan import plan_dump
 from phase1_teacher.show import probability_text
+from storage.maintenance.status import cache_status
 from storage.reader import open_cache
-from storage.status import cache_status
 
 # the published shape of Qwen2-VL-7B-Instruct
 SEVEN_BILLION = {

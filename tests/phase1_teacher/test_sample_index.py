@@ -2,9 +2,9 @@
 
 import pytest
 
+from firstsight.data.samples import load_samples
 from firstsight.errors import DataError
-from firstsight.samples import load_samples
-from phase1_teacher.sample_index import SampleIndex
+from phase1_teacher.planning.sample_index import SampleIndex
 
 
 def build(workshop, rows):

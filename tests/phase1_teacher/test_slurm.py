@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from storage.maintenance.status import cache_status
+from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
-from storage.status import cache_status
-from storage.verify import verify_cache
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "slurm"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")

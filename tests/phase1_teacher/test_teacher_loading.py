@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from firstsight.demo.miniature.build import build_tokenizer, save_pair_member
 from firstsight.errors import ModelError
-from firstsight.miniature.build import build_tokenizer, save_pair_member
 from firstsight.models import load_teacher
 from phase1_teacher.dump import dump, prepare
 from storage.reader import open_cache

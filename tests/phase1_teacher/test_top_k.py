@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from firstsight.vocabulary import VocabularyAlignment
-from phase1_teacher.fidelity import fidelity_sums, report_lines, reported_temperatures, truncated
-from phase1_teacher.top_k import TargetMaker
+from phase1_teacher.forward.fidelity import fidelity_sums, report_lines, reported_temperatures, truncated
+from phase1_teacher.forward.soft_targets import TargetMaker
 from storage.spec import Layout
 from storage.targets import Targets
 

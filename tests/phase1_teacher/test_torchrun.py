@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from storage.status import cache_status
-from storage.verify import verify_cache
+from storage.maintenance.status import cache_status
+from storage.maintenance.verify import verify_cache
 
 
 def workers(agent: int) -> dict[str, int]:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstsight.errors import RecipeError
-from phase1_teacher.batches import MAX_PADDING, batch_by_tokens
-from phase1_teacher.device_clock import DeviceClock
-from phase1_teacher.prefetch import Prefetch
+from phase1_teacher.forward.device_clock import DeviceClock
+from phase1_teacher.forward.prefetch import Prefetch
+from phase1_teacher.planning.batches import MAX_PADDING, batch_by_tokens
 from phase1_teacher.workers import Share, in_order, parse_share, share_from_environment
 
 
@@ -159,7 +159,7 @@ def test_the_idle_share_is_the_time_between_busy_blocks():
 
 SLOW = """
 import sys, time
-from firstsight.samples import Sample
+from firstsight.data.samples import Sample
 from phase1_teacher.cli import main
 
 def slow(self, path, open_image=Sample.open_image):

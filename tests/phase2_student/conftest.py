@@ -12,9 +12,9 @@ TRAIN, VALIDATION = 26, 6
 @pytest.fixture(scope="session")
 def made_world(tmp_path_factory) -> Path:
     """DIR/recipe.yaml, DIR/models, DIR/data, DIR/cache.zarr."""
-    from firstsight.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
+    from firstsight.demo.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
+    from firstsight.demo.synth.writing import write_dataset
     from firstsight.recipe import load_recipe
-    from firstsight.synth.writing import write_dataset
     from phase1_teacher.dump import dump, prepare
 
     directory = tmp_path_factory.mktemp("world")

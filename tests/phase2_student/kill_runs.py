@@ -17,9 +17,9 @@ import torch
 import transformers.trainer
 from transformers import TrainerCallback
 
-import phase2_student.trainer  # noqa: F401 - imported once, before the children
+import phase2_student.training.trainer  # noqa: F401 - imported once, before the children
 from firstsight.recipe import load_recipe
-from phase2_student.train import prepare, train
+from phase2_student.training.train import prepare, train
 
 
 class StepLog(TrainerCallback):

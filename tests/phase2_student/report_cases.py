@@ -97,7 +97,7 @@ def make_evaluation(*models: tuple[str, str, float], created: str = "2026-11-25T
 
 
 def _make_model(name: str, role: str, share: float, number: int) -> dict[str, object]:
-    from phase2_student.scores import score_groups
+    from phase2_student.evaluation.scores import score_groups
 
     rng = np.random.default_rng(number)
     records = []

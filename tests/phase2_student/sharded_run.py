@@ -37,8 +37,8 @@ from torch.distributed.fsdp import FSDPModule  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 
 from firstsight.recipe import load_recipe  # noqa: E402
-from phase2_student import train as module  # noqa: E402
-from phase2_student.student import with_distillation_forward  # noqa: E402
+from phase2_student.training import train as module  # noqa: E402
+from phase2_student.training.student import with_distillation_forward  # noqa: E402
 
 torch.set_num_threads(1)
 models = []

@@ -8,7 +8,7 @@ from PIL import Image
 
 from firstsight.recipe import StudentSection
 from phase2_student.cli import main
-from phase2_student.export import export
+from phase2_student.release.export import export
 
 QUESTION = "What is the red thing?"
 

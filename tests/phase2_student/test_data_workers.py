@@ -7,9 +7,9 @@ from test_training import run
 from torch.utils.data import DataLoader
 
 from firstsight.recipe import load_recipe
-from phase2_student.batches import GlobalBatches
-from phase2_student.dataset import Collator
-from phase2_student.train import prepare
+from phase2_student.data.batches import GlobalBatches
+from phase2_student.data.dataset import Collator
+from phase2_student.training.train import prepare
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -8,22 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from firstsight.data.samples import load_samples
 from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
 from firstsight.models import load_processor, weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import load_recipe
-from firstsight.samples import load_samples
-from phase2_student import evaluate as evaluate_module
-from phase2_student import records as records_module
-from phase2_student.candidates import default_names, load_for_answers, parse_candidates
-from phase2_student.distance import add_distance
-from phase2_student.evaluate import Settings, evaluate
-from phase2_student.evaluations import read_evaluation
-from phase2_student.export import export, export_directory
-from phase2_student.records import answer_records
-from phase2_student.summary import write_evaluation
-from phase2_student.timing import Stopwatch, Timing
+from phase2_student.evaluation import evaluate as evaluate_module
+from phase2_student.evaluation import records as records_module
+from phase2_student.evaluation.candidates import default_names, load_for_answers, parse_candidates
+from phase2_student.evaluation.distance import add_distance
+from phase2_student.evaluation.evaluate import Settings, evaluate
+from phase2_student.evaluation.evaluations import read_evaluation
+from phase2_student.evaluation.records import answer_records
+from phase2_student.evaluation.summary import write_evaluation
+from phase2_student.evaluation.timing import Stopwatch, Timing
+from phase2_student.release.export import export, export_directory
 
 QUICK = Settings(
     batch_size=4, max_new_tokens=3, timing=Timing(timed=3, warm_up=1, batch_sizes=(2,), users=(1, 2), requests=3)

@@ -13,7 +13,7 @@ from firstsight.errors import ModelError
 from firstsight.quantization import stored_quantization, weight_bytes
 from firstsight.recipe import StudentSection
 from phase2_student.cli import main
-from phase2_student.export import export, plan_export
+from phase2_student.release.export import export, plan_export
 
 BF16 = StudentSection()
 

@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 
 from firstsight.errors import RecipeError
 from firstsight.recipe import load_recipe
-from phase2_student.arguments import training_arguments
-from phase2_student.history import HistoryCallback
-from phase2_student.trainer import _means
+from phase2_student.training.arguments import training_arguments
+from phase2_student.training.history import HistoryCallback
+from phase2_student.training.trainer import _means
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from transformers.integrations import rewrite_logs
 
 from firstsight.recipe import load_recipe
-from phase2_student.arguments import training_arguments
+from phase2_student.training.arguments import training_arguments
 
 TRAIN = {"loss", "kd", "ce", "agreement", "tokens_per_second", "data_wait", "learning_rate", "grad_norm"}
 VALIDATION = {"loss", "kd", "ce", "agreement"}

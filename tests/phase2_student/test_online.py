@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from test_training import run
 
 from firstsight.recipe import load_recipe
-from phase2_student.train import prepare
+from phase2_student.training.train import prepare
 
 
 def weights(directory):

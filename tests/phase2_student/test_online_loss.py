@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
-from phase2_student.loss import FullTargets, TeacherTargets, distillation_loss
+from phase2_student.loss.fused import FullTargets, TeacherTargets, distillation_loss
 
 
 def full(stored, at_t):

@@ -7,11 +7,11 @@ import torch
 from test_training import run
 from torch.nn.functional import scaled_dot_product_attention
 
+from firstsight.data.samples import load_samples
 from firstsight.models import backbone_states, load_processor, load_student
 from firstsight.prompting import Prompter, answer_index, collate
 from firstsight.recipe import load_recipe
-from firstsight.samples import load_samples
-from phase2_student.packing import can_pack, packed_states
+from phase2_student.training.packing import can_pack, packed_states
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from transformers import Qwen2VLConfig
 
 from firstsight.models import load_student
 from firstsight.recipe import StudentSection, load_recipe
-from phase2_student.footprint import MODES, footprint, student_shape
-from phase2_student.plan import padding_share, plan_training
-from phase2_student.train import prepare
+from phase2_student.planning.footprint import MODES, footprint, student_shape
+from phase2_student.planning.plan import padding_share, plan_training
+from phase2_student.training.train import prepare
 
 # the published shape of Qwen2-VL-2B-Instruct
 TWO_BILLION = {
@@ -137,7 +137,7 @@ def test_padding_free_adds_nothing_and_more_cards_take_fewer_steps(world):
 
 
 def test_the_share_of_padding():
-    from phase2_student.batches import GlobalBatches
+    from phase2_student.data.batches import GlobalBatches
 
     lengths = [10, 10, 5, 5]
     assert padding_share(lengths, GlobalBatches(lengths, batch_size=2, shuffle=False)) == 0

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from test_training import run
 
+from firstsight.data.samples import load_samples
 from firstsight.errors import AlignmentError
 from firstsight.models import load_processor
 from firstsight.prompting import Prompter
 from firstsight.recipe import load_recipe
-from firstsight.samples import load_samples
-from phase2_student.dataset import DistillationDataset
+from phase2_student.data.dataset import DistillationDataset
 from storage.reader import open_cache
 from storage.targets import SampleTargets, Targets
 

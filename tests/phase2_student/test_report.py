@@ -13,13 +13,13 @@ from report_cases import ALL, HOSTILE, SAMPLES, make_evaluation, make_runs, writ
 
 from firstsight.errors import DataError
 from phase2_student.cli import main
-from phase2_student.compare import exact_match
-from phase2_student.evaluations import read_evaluation
-from phase2_student.lineage import read_cache
+from phase2_student.evaluation.evaluations import read_evaluation
+from phase2_student.evaluation.scores import score_groups
 from phase2_student.report import costs, figures, gallery
 from phase2_student.report.page import write_report
-from phase2_student.runs import find_runs, read_runs
-from phase2_student.scores import score_groups
+from phase2_student.report.run_table import exact_match
+from phase2_student.runs.lineage import read_cache
+from phase2_student.runs.records import find_runs, read_runs
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_page_loads_nothing_and_escapes_everything(page):
 
 
 def test_the_page_shows_the_figures_of_the_records(page):
-    from phase2_student.summary import summary_table
+    from phase2_student.evaluation.summary import summary_table
 
     text = page.read_text()
     evaluation = make_evaluation(*ALL)

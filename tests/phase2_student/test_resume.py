@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import run
 
-from phase2_student.resume import SEAL, checkpoints, fault, keep_newest, newest_whole, seal
+from phase2_student.runs.checkpoints import SEAL, checkpoints, fault, keep_newest, newest_whole, seal
 
 LONG = os.environ.get("FIRSTSIGHT_FAULTS") == "long"
 KILLS = 50 if LONG else 4

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from phase2_student.scores import score_groups
-from phase2_student.summary import details_text, summary_text, write_evaluation
-from phase2_student.targets import targets
-from phase2_student.timing import _seen_by_users, throughput
+from phase2_student.evaluation.goals import targets
+from phase2_student.evaluation.scores import score_groups
+from phase2_student.evaluation.summary import details_text, summary_text, write_evaluation
+from phase2_student.evaluation.timing import _seen_by_users, throughput
 
 METRICS = {"exact match": "exact", "token F1": "f1", "ANLS": "anls", "multiple choice": "choice"}
 KITCHEN, DESK = "kitchen", "desk"

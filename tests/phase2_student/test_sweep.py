@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from test_training import run
 
-from phase2_student import sweep as sweep_module
-from phase2_student.sweep import grid_runs
+from phase2_student.training import sweep as sweep_module
+from phase2_student.training.sweep import grid_runs
 
 SHORT = ["--set", "training.num_train_epochs=1", "--set", "training.output_dir=runs/grid", "--no-progress"]
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from test_training import run
 
 from firstsight.recipe import StudentSection
-from phase2_student.kahan import KahanAdamW8bit
-from phase2_student.resume import SEAL, checkpoints
+from phase2_student.runs.checkpoints import SEAL, checkpoints
+from phase2_student.training.kahan import KahanAdamW8bit
 
 LORA = ["--set", "student.lora.r=4", "--set", "student.lora.dropout=0.1"]
 KAHAN = ["--set", "student.precision=bf16_kahan", "--set", "student.dtype=bfloat16"]

@@ -15,12 +15,12 @@ import pytest
 from storage_cases import assert_holds, assert_stored, key_of, sample_of, spec_of, write_cache, write_unit
 
 from storage.errors import CacheMissing, CorruptObject, ObjectMissing, PlaceError, SpecMismatch, UnsafeObject
-from storage.gc import collect_garbage
-from storage.place import open_place
+from storage.maintenance.gc import collect_garbage
+from storage.maintenance.status import cache_status
+from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import open_cache
-from storage.status import cache_status
-from storage.verify import verify_cache
+from storage.store.base import open_place
 from storage.writer import CacheWriter, create_cache
 
 obstore = pytest.importorskip("obstore") if os.environ.get("FIRSTSIGHT_CI") != "1" else __import__("obstore")

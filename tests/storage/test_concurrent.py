@@ -10,10 +10,10 @@ import random
 import pytest
 from storage_cases import assert_holds, sample_of, spec_of, write_unit
 
-from storage.gc import collect_garbage
+from storage.maintenance.gc import collect_garbage
+from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample, read_plans
 from storage.reader import open_cache
-from storage.verify import verify_cache
 from storage.writer import create_cache
 
 COUNT = 80
@@ -86,7 +86,7 @@ def test_the_loser_of_a_unit_knows(tmp_path):
 
 def test_the_loser_of_a_plan_reads_it_again(tmp_path, monkeypatch):
     """Another planner creates the next plan between our reading and our creating."""
-    from storage.place_local import LocalPlace
+    from storage.store.local import LocalPlace
 
     location = tmp_path / "cache"
     writer = create_cache(location, spec_of())
@@ -112,7 +112,7 @@ def test_garbage_that_is_collected_under_a_writer(tmp_path, monkeypatch):
     """gc takes the attempt of a loser while it still writes: the loser ends well."""
     import shutil
 
-    from storage.place_local import LocalPlace
+    from storage.store.local import LocalPlace
 
     location = tmp_path / "cache"
     writer = create_cache(location, spec_of())

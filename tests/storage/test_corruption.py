@@ -13,8 +13,8 @@ from storage_cases import LONG, sample_of, write_cache
 
 from storage.errors import CacheError, CorruptIndex, CorruptObject
 from storage.index import INDEX, INDEX_NAME
+from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
-from storage.verify import verify_cache
 
 FLIPS = 1000 if LONG else 60
 TRUNCATIONS = 100 if LONG else 20

@@ -15,10 +15,10 @@ import storage_cases
 from storage_cases import LONG, assert_holds, assert_stored, sample_of, write_cache, write_unit
 
 from storage.failpoints import VARIABLE
-from storage.gc import collect_garbage
+from storage.maintenance.gc import collect_garbage
+from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import open_cache
-from storage.verify import verify_cache
 from storage.writer import create_cache
 
 COUNT = 24

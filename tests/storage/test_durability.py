@@ -15,9 +15,9 @@ import storage_cases
 from storage_cases import assert_holds, sample_of, spec_of, write_cache, write_unit
 
 from storage.errors import PlaceError
+from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import open_cache
-from storage.verify import verify_cache
 from storage.writer import create_cache
 
 ROOT = Path(storage_cases.__file__).parents[2]
@@ -101,7 +101,7 @@ def test_a_full_disk(tmp_path):
     *prefix, inner = _tmpfs_prefix(mount, "1200k")
     dump = f"{sys.executable} {storage_cases.__file__} {mount}/cache 24"
     check = (
-        f"{sys.executable} -c 'import sys; from storage.verify import verify_cache; "
+        f"{sys.executable} -c 'import sys; from storage.maintenance.verify import verify_cache; "
         f'report = verify_cache("{mount}/cache"); print(report.units, len(report.problems), len(report.missing))\''
     )
     script = (

@@ -18,10 +18,10 @@ from storage_cases import key_of, sample_of, write_cache
 
 from storage.canonical import seal, unseal
 from storage.errors import CacheError, CorruptObject, UnsafeObject
-from storage.place import checked_path
-from storage.place_local import LocalPlace
+from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
-from storage.verify import verify_cache
+from storage.store.base import checked_path
+from storage.store.local import LocalPlace
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def _growth_of_reading(location: Path) -> tuple[int, str]:
         "import resource, sys\n"
         "from storage.errors import CacheError\n"
         "from storage.reader import open_cache\n"
-        "from storage.verify import verify_cache\n"
+        "from storage.maintenance.verify import verify_cache\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"
         "name = 'none'\n"
@@ -218,7 +218,7 @@ def test_a_manifest_of_a_gigabyte(location):
 
 def test_arrays_that_contradict_each_other(location):
     """All digests right, the content not: an id beyond the vocabulary, a token past the dictionary."""
-    from storage.chunks import encode_chunk
+    from storage.format.chunks import encode_chunk
 
     (unit,) = location.glob("units/0*")
     (file,) = location.glob("manifests/0*.json")

@@ -14,8 +14,8 @@ import pytest
 from storage_cases import assert_holds, assert_stored, key_of, sample_of, write_cache
 
 from storage.index import INDEX, INDEX_NAME
-from storage.place_local import LocalPlace
 from storage.reader import open_cache
+from storage.store.local import LocalPlace
 
 COUNT = 24
 
@@ -151,7 +151,10 @@ def test_an_index_of_another_cache_is_not_used(tmp_path, location, samples):
 
 
 def test_the_room_imports_no_model_library():
-    code = "import json, sys, storage.verify, storage.gc, storage.status; print(json.dumps(list(sys.modules)))"
+    code = (
+        "import json, sys; from storage.maintenance import gc, status, verify\n"
+        "print(json.dumps(list(sys.modules)))"
+    )
     modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     roots = {name.split(".")[0] for name in modules}
     assert not roots & {"torch", "transformers", "obstore", "zarr", "firstsight", "phase1_teacher", "phase2_student"}

@@ -10,8 +10,8 @@ import pytest
 import zarr
 from storage_cases import assert_stored, key_of, sample_of, spec_of, write_cache
 
+from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
-from storage.verify import verify_cache
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("v?"))
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from storage_cases import NODES, assert_holds, assert_stored, key_of, sample_of, spec_of, write_cache, write_unit
 
 from storage.errors import MissingSample, SkippedSample, UnknownUnit
+from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import open_cache
 from storage.targets import SampleTargets, Targets
-from storage.verify import verify_cache
 from storage.writer import create_cache
 
 

@@ -14,12 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from storage_cases import assert_stored, key_of, sample_of, spec_of
 
 from storage.errors import MissingSample, SkippedSample
-from storage.gc import collect_garbage
 from storage.index import INDEX, INDEX_NAME
+from storage.maintenance.gc import collect_garbage
+from storage.maintenance.status import cache_status
+from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import Cache, open_cache
-from storage.status import cache_status
-from storage.verify import verify_cache
 from storage.writer import CacheWriter, create_cache
 
 SAMPLES = {number: sample_of(number, number % 4, soft_share=0.8, hard=number % 3 > 0) for number in range(30)}

@@ -1,0 +1,133 @@
+"""A data set on disk: OUT/train.jsonl, OUT/validation.jsonl and OUT/images/, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from firstsight.demo.synth.drawing import render
+from firstsight.demo.synth.questions import ask
+from firstsight.demo.synth.scenes import CATEGORIES, ENVIRONMENTS, Clip, Scene, sample_clip
+from firstsight.errors import DataError
+
+Split = Literal["train", "validation"]
+_SPLITS: tuple[Split, Split] = ("train", "validation")
+_SHARES = {"attributes": "object_recognition"}
+"""Questions of these categories are about the picture of another one of the same block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthSummary:
+    """What was written."""
+
+    samples: dict[Split, int]
+    """By split."""
+    images: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A sample before it is written."""
+
+    name: str
+    clip: Clip
+    pictures: str
+    """Stem of the names of its pictures."""
+    category: str
+    environment: str
+    question: str
+    answer: str
+
+
+def questions(seed: int, split: Split, count: int) -> Iterator[Question]:
+    """The first `count` samples of a split: blocks of one question per category, each block in the next environment.
+
+    A smaller count gives the beginning of a larger one.
+    """
+    for block in range(-(-count // len(CATEGORIES))):
+        environment = ENVIRONMENTS[block % len(ENVIRONMENTS)]
+        drawn: dict[str, tuple[Clip, str]] = {}
+        for place, category in enumerate(CATEGORIES[: count - block * len(CATEGORIES)]):
+            rng = np.random.default_rng([seed, _SPLITS.index(split), block, place])
+            name = f"{split}-{block * len(CATEGORIES) + place:06d}"
+            shared = _SHARES.get(category)
+            clip, pictures = drawn[shared] if shared else (sample_clip(rng, environment, category), name)
+            drawn[category] = clip, pictures
+            question, answer = ask(rng, clip, category)
+            yield Question(
+                name=name,
+                clip=clip,
+                pictures=pictures,
+                category=category,
+                environment=environment,
+                question=question,
+                answer=answer,
+            )
+
+
+def write_dataset(out: Path, *, train: int, validation: int, seed: int, progress: bool = True) -> SynthSummary:
+    """Draw and write both splits; `out` appears when everything is written.
+
+    Raises:
+        DataError: `out` holds something already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: expected a new or empty folder, got one that holds files; name another or delete it")
+    scratch = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / "images").mkdir(parents=True)
+    sizes: dict[Split, int] = {"train": train, "validation": validation}
+    seen: dict[str, Split] = {}
+    total = images = 0
+    with tqdm(total=train + validation, desc="drawing", unit=" sample", disable=not progress, leave=False) as bar:
+        for split, count in sizes.items():
+            with (scratch / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
+                for question in questions(seed, split, count):
+                    names = [f"images/{question.pictures}-{i}.png" for i in range(len(question.clip.frames))]
+                    for name, scene in zip(names, question.clip.frames, strict=True):
+                        if question.pictures != question.name:
+                            continue
+                        data = _png(scene)
+                        if seen.setdefault(hashlib.sha256(data).hexdigest(), split) != split:
+                            raise DataError(f"seed {seed}: {name} is in both splits; take another seed")
+                        (scratch / name).write_bytes(data)
+                        total += len(data)
+                        images += 1
+                    lines.write(json.dumps(_row(question, names), ensure_ascii=False) + "\n")
+                    bar.update()
+    if out.exists():
+        out.rmdir()
+    os.replace(scratch, out)
+    return SynthSummary(samples=sizes, images=images, bytes=total)
+
+
+def _png(scene: Scene) -> bytes:
+    buffer = io.BytesIO()
+    render(scene).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _row(question: Question, images: list[str]) -> dict[str, object]:
+    """The `messages` + `images` form that TRL takes."""
+    asked = [*({"type": "image"} for _ in images), {"type": "text", "text": question.question}]
+    return {
+        "id": question.name,
+        "messages": [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
+        ],
+        "images": images,
+        "category": question.category,
+        "environment": question.environment,
+    }

@@ -1,0 +1,1 @@
+"""What differs from one model family to another."""

@@ -1,0 +1,1 @@
+"""The teacher at work: encoded batches in, soft targets out."""

@@ -1,0 +1,76 @@
+"""Answers by the teacher itself, for samples without ground truth (`cache.generate_missing`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from firstsight.generation import generate_answers
+from firstsight.prompting import Encoded
+from phase1_teacher.forward.unit_batches import EncodedSample
+from phase1_teacher.planning.job import Job
+
+
+class Answerer:
+    """Completes samples without an answer.
+
+    Sampling is seeded by the recipe's seed and the samples that are answered together, so a unit gets the same answers
+    from whichever worker computes it.
+
+    Args:
+        model: the teacher.
+        job: checked.
+    """
+
+    def __init__(self, model: Any, job: Job) -> None:
+        self.model = model
+        self.recipe = job.recipe.cache
+        self.teacher = job.pair.teacher
+        self.student = job.pair.student
+        self.generated = 0
+        """Answers so far."""
+
+    def complete(self, samples: Sequence[EncodedSample]) -> list[EncodedSample]:
+        """The samples, each with an answer in its `encoded`."""
+        waiting = [sample for sample in samples if sample.sample.answer is None]
+        if not waiting:
+            return list(samples)
+        names = "".join(sample.key for sample in waiting)
+        seed = hashlib.sha256(f"{self.recipe.generate_seed} {names}".encode()).digest()
+        answers = generate_answers(
+            self.model,
+            self.teacher,
+            [sample.encoded for sample in waiting],
+            max_new_tokens=self.recipe.generate_max_tokens,
+            temperature=self.recipe.generate_temperature,
+            seed=int.from_bytes(seed[:7], "little"),
+            text_only=True,
+        )
+        self.generated += len(waiting)
+        found = dict(zip([sample.key for sample in waiting], answers, strict=True))
+        return [
+            replace(sample, encoded=with_answer(sample.encoded, found[sample.key])) if sample.key in found else sample
+            for sample in samples
+        ]
+
+    def student_ids(self, teacher_ids: Sequence[int]) -> list[int]:
+        """An answer of the teacher in the student's tokens; its end of turn becomes the student's."""
+        end = self.teacher.end_of_turn_ids
+        ended = list(teacher_ids[-len(end) :]) == end
+        text = self.teacher.tokenizer.decode(teacher_ids[: -len(end)] if ended else teacher_ids)
+        ids: list[int] = self.student.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids + (self.student.end_of_turn_ids if ended else [])
+
+
+def with_answer(encoded: Encoded, answer_ids: Sequence[int]) -> Encoded:
+    """An encoded prompt followed by an answer."""
+    answer = torch.tensor(answer_ids, dtype=torch.int64)
+    return replace(
+        encoded,
+        input_ids=torch.cat([encoded.input_ids, answer]),
+        mm_token_type_ids=torch.cat([encoded.mm_token_type_ids, torch.zeros_like(answer)]),
+    )

@@ -1,0 +1,138 @@
+"""How much of the teacher a cache keeps: KL(full teacher || what the store gives back), measured while dumping.
+
+The store gives back the quantised stored entries and, for everything else, its quantised tail mass spread evenly over the
+ids not stored. Beside k itself, k/4 and k/8 are measured on the same positions: what a smaller cache would keep.
+All figures are sums over positions, so the units of any number of workers add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.format.v1.encoding import decode_unit, encode_unit
+from storage.spec import Layout
+from storage.targets import SampleTargets, Targets
+from storage.temperature import at_temperature
+
+# m measured positions, S shared ids, K stored entries, J node temperatures, t reported temperatures
+
+REPORTED = (1.0, 2.0, 4.0)
+"""Temperatures of the report, where they lie within the cache's nodes."""
+
+
+def reported_temperatures(nodes: Sequence[float]) -> tuple[float, ...]:
+    """Those of `REPORTED` that a cache with these nodes can be read at."""
+    return tuple(T for T in REPORTED if nodes[0] <= T <= nodes[-1])
+
+
+def smaller_k(top_k: int) -> list[int]:
+    """k/8, k/4 and k, each at least 1 and once."""
+    return sorted({max(1, top_k // 8), max(1, top_k // 4), top_k})
+
+
+@torch.inference_mode()
+def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What the KL needs of the teacher's full distribution.
+
+    Args:
+        logprobs_mS: float32, log-probabilities at T = 1 over the shared ids.
+        temperatures: of the report.
+
+    Returns:
+        float32 [m, t], both per position and temperature: logsumexp(v / T), and sum p log p of the distribution in nats.
+    """
+    if not temperatures:
+        return logprobs_mS.new_empty((len(logprobs_mS), 0)), logprobs_mS.new_empty((len(logprobs_mS), 0))
+    normalisers, negentropies = [], []
+    for T in temperatures:
+        scaled_mS = logprobs_mS / T
+        peak_m1 = scaled_mS.amax(dim=1, keepdim=True)
+        weight_mS = scaled_mS.sub_(peak_m1).exp()
+        sum_m = weight_mS.sum(dim=1)
+        # w log w of an underflowed w is 0, not nan
+        negentropies.append(torch.linalg.vecdot(weight_mS, scaled_mS.clamp_(min=-1e4)) / sum_m - sum_m.log())
+        normalisers.append(peak_m1[:, 0] + sum_m.log())
+    return torch.stack(normalisers, 1), torch.stack(negentropies, 1)
+
+
+def fidelity_sums(
+    exact: Targets, log_normaliser_mt: NDArray[np.float32], negentropy_mt: NDArray[np.float32], layout: Layout
+) -> dict[str, float]:
+    """Sums over the measured positions: their number, and per k and T the KL in nats and the stored mass.
+
+    Args:
+        exact: targets before quantisation, all soft.
+        log_normaliser_mt: of `full_moments`.
+        negentropy_mt: likewise.
+        layout: of the cache.
+    """
+    if not len(exact):
+        return {}
+    sums = {"fidelity_positions": float(len(exact))}
+    temperatures = reported_temperatures(layout.temperatures)
+    shared = sum(stop - start for start, stop in layout.shared_ids)
+    for k in smaller_k(layout.top_k):
+        kept = truncated(exact, k, layout.temperatures)
+        read = _through_store(kept, replace(layout, top_k=k))
+        for column, T in enumerate(temperatures):
+            p_mK = np.exp(kept.logprobs.astype(np.float64) / T - log_normaliser_mt[:, column, None])
+            log_q_mK, log_r_m = at_temperature(read.logprobs, read.tail, layout.temperatures, T)
+            mass_m = p_mK.sum(axis=1)
+            rest_m = np.clip(1 - mass_m, 0.0, None)
+            log_each_m = np.where(np.isneginf(log_r_m), 0.0, log_r_m) - np.log(max(1, shared - k))
+            kl_m = negentropy_mt[:, column] - (p_mK * log_q_mK).sum(axis=1) - rest_m * log_each_m
+            sums[f"fidelity_kl_k{k}_T{T:g}"] = float(kl_m.sum())
+            sums[f"fidelity_mass_k{k}_T{T:g}"] = float(mass_m.sum())
+    return sums
+
+
+def truncated(exact: Targets, k: int, nodes: Sequence[float]) -> Targets:
+    """The targets that a dump with a smaller k would have stored, the answer's own token among them."""
+    if k == exact.ids.shape[1]:
+        return exact
+    position_m = (exact.ids == exact.target_ids[:, None]).argmax(axis=1)
+    chosen_mK = np.tile(np.arange(k), (len(exact), 1))
+    chosen_mK[:, -1] = np.where(position_m >= k, position_m, k - 1)
+    left = np.ones(exact.ids.shape, dtype=np.bool_)
+    np.put_along_axis(left, chosen_mK, False, axis=1)
+    tail_mJ = np.empty_like(exact.tail)
+    for j, T in enumerate(nodes):
+        moved_mK = np.where(left, exact.logprobs.astype(np.float64) / T, -np.inf)
+        both = np.concatenate([moved_mK, exact.tail[:, j : j + 1]], axis=1)
+        tail_mJ[:, j] = np.logaddexp.reduce(both, axis=1)
+    return replace(
+        exact,
+        ids=np.take_along_axis(exact.ids, chosen_mK, axis=1),
+        logprobs=np.take_along_axis(exact.logprobs, chosen_mK, axis=1),
+        tail=tail_mJ,
+    )
+
+
+def report_lines(sums: Mapping[str, float], top_k: int, nodes: Sequence[float]) -> list[str]:
+    """The report as lines of text; none where nothing was measured."""
+    count = sums.get("fidelity_positions", 0.0)
+    if not count:
+        return []
+    lines = [f"Fidelity on {count:,.0f} positions: KL(full teacher || read back) in nats, and the stored mass"]
+    temperatures = reported_temperatures(nodes)
+    lines.append("  " + f"{'k':>6}" + "".join(f"{f'T = {T:g}: KL':>13}{'mass':>10}" for T in temperatures))
+    for k in smaller_k(top_k):
+        cells = [
+            f"{sums[f'fidelity_kl_k{k}_T{T:g}'] / count:>13.5f}{sums[f'fidelity_mass_k{k}_T{T:g}'] / count:>10.5f}"
+            for T in temperatures
+        ]
+        lines.append("  " + f"{k:>6}" + "".join(cells))
+    return lines
+
+
+def _through_store(exact: Targets, layout: Layout) -> Targets:
+    """What the store gives back for these targets."""
+    sample = SampleTargets(key="0" * 64, hard=True, targets=exact)
+    attributes, arrays = encode_unit([sample], exact, layout)
+    return decode_unit(attributes, arrays, layout).targets

@@ -1,0 +1,223 @@
+"""The loaded teacher: batches of a unit in, soft targets of their answer positions out, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from firstsight.errors import AlignmentError, TargetError
+from firstsight.models import backbone_states, load_teacher
+from firstsight.prompting import answer_index, collate
+from phase1_teacher.forward.answers import Answerer
+from phase1_teacher.forward.device_clock import DeviceClock
+from phase1_teacher.forward.soft_targets import TargetBlock, TargetMaker
+from phase1_teacher.forward.unit_batches import EncodedSample, UnitBatch
+from phase1_teacher.forward.vision import VisionFeatures
+from phase1_teacher.planning.batches import batch_by_tokens
+from phase1_teacher.planning.job import Job
+
+# N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
+
+FIDELITY_POSITIONS = 64
+"""Positions of a unit that the fidelity report is measured on, about; never more than one in 16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A sample whose answer tokens are known."""
+
+    key: str
+    name: str
+    """Place and id, for messages."""
+    hard: bool
+    student_ids: NDArray[np.int64]
+    """[P]"""
+    soft: NDArray[np.bool_]
+    """[P]: positions for which the teacher has a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardResult:
+    """Targets of the samples of one forward pass, on their way to the host."""
+
+    samples: list[Answered]
+    block: TargetBlock
+    """Of all soft positions, sample by sample."""
+    measured_m: Tensor
+    """int64: soft positions that the fidelity report is measured on."""
+    check_sums: dict[str, float]
+    """Agreement with the unquantised teacher, where that was asked for."""
+    split_budget: int | None
+    """Tokens per forward pass where memory took less than the recipe's `teacher.batch_tokens`."""
+    generated: int
+    """Answers by the teacher."""
+    tokens: int
+    padded_tokens: int
+    images_used: int
+    images_encoded: int
+    ready: Any
+    """CUDA event after which the host copies are there; None on a CPU."""
+
+
+class TeacherForward:
+    """Runs the teacher over batches; remembers how large a batch the memory takes.
+
+    Args:
+        job: checked.
+        model: the loaded teacher; None: load it.
+        reference: the teacher without quantisation, to compare with on the first batch of every unit.
+    """
+
+    def __init__(self, job: Job, model: Any = None, reference: Any = None) -> None:
+        self.job = job
+        self.reference = reference
+        self.model = load_teacher(job.pair.directory, job.recipe.teacher) if model is None else model
+        head = self.model.get_output_embeddings()
+        self.make_targets = TargetMaker(
+            head.weight,
+            getattr(head, "bias", None),
+            job.pair.alignment,
+            top_k=job.recipe.cache.top_k,
+            temperatures=job.recipe.cache.temperatures,
+        )
+        self.vision = VisionFeatures(self.model, job.pair.teacher.pad_id)
+        self.answerer = Answerer(self.model, job)
+        self.budget = job.recipe.teacher.batch_tokens
+        self.clock = DeviceClock(self.model.device)
+        self._soft_seen = 0
+
+    def run(self, batch: UnitBatch) -> Iterator[ForwardResult]:
+        """Targets of a batch, in one forward pass or, where memory forces it, in several.
+
+        Raises:
+            TargetError: memory does not take even one sample.
+        """
+        if batch.first:
+            self._soft_seen = 0
+            self.vision.forget()
+        check = batch.first and self.reference is not None
+        waiting = [batch.samples] if self.budget == self.job.recipe.teacher.batch_tokens else self._split(batch.samples)
+        while waiting:
+            samples = waiting.pop(0)
+            if not samples:
+                continue
+            try:
+                with self.clock.busy():
+                    result = self._forward(samples, check=check)
+            except torch.OutOfMemoryError as error:
+                self._halve(samples, error)
+                rest = [sample for each in [samples, *waiting] for sample in each]
+                waiting = self._split(rest)
+                continue
+            check = False
+            yield result
+        self.vision.forget(batch.later_images)
+
+    def _halve(self, samples: Sequence[EncodedSample], error: Exception) -> None:
+        if len(samples) == 1:
+            name = _name(samples[0])
+            raise TargetError(
+                f"{name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
+                "teacher.max_pixels, or take a larger card"
+            ) from None
+        longest = max(len(sample.encoded.input_ids) for sample in samples)
+        self.budget = max(1, min(self.budget, longest * len(samples)) // 2)
+        self.vision.forget()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _split(self, samples: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
+        lengths = [len(sample.encoded.input_ids) for sample in samples]
+        return [[samples[index] for index in part] for part in batch_by_tokens(lengths, self.budget)]
+
+    @torch.inference_mode()
+    def _forward(self, samples: Sequence[EncodedSample], *, check: bool) -> ForwardResult:
+        encoded_before, generated_before = self.vision.encoded, self.answerer.generated
+        samples = self.answerer.complete(samples)
+        answered, teacher_rows = zip(*(self._answered(sample) for sample in samples), strict=True)
+        encoded = [sample.encoded for sample in samples]
+        rows, columns = answer_index(encoded)
+        offsets = np.cumsum([0, *(each.positions for each in encoded)])
+        chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
+        rows, columns = rows[chosen], columns[chosen]
+        target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
+        states_ND = self._states(samples, rows, columns)
+        measured = self._measured_rows(len(chosen))
+        block = self.make_targets(states_ND, target_ids, measured)
+        budget = self.job.recipe.teacher.batch_tokens
+        result = ForwardResult(
+            samples=list(answered),
+            block=block.to_host(),
+            measured_m=measured,
+            check_sums=self._check(samples, rows, columns, states_ND) if check else {},
+            split_budget=self.budget if self.budget < budget else None,
+            generated=self.answerer.generated - generated_before,
+            tokens=sum(len(each.input_ids) for each in encoded),
+            padded_tokens=len(encoded) * max(len(each.input_ids) for each in encoded),
+            images_used=sum(len(sample.images) for sample in samples),
+            images_encoded=self.vision.encoded - encoded_before,
+            ready=self.clock.event(),
+        )
+        self._soft_seen += len(chosen)
+        return result
+
+    def _check(
+        self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, states_ND: Tensor
+    ) -> dict[str, float]:
+        """Sums over these positions: KL(unquantised || quantised) at T = 1, and how often both rank the same token first."""
+        inputs = collate([sample.encoded for sample in samples], self.vision.pad_id)
+        device = self.reference.device
+        reference_ND = backbone_states(self.reference, {k: v.to(device) for k, v in inputs.items()}, rows, columns)
+        kl, same = 0.0, 0
+        chunk = self.make_targets.chunk
+        for start in range(0, len(states_ND), chunk):
+            # the head is not quantised: both go through the same one
+            log_p = self.make_targets.log_probabilities(reference_ND[start : start + chunk])
+            log_q = self.make_targets.log_probabilities(states_ND[start : start + chunk])
+            kl += float((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
+            same += int((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
+        return {"check_positions": float(len(states_ND)), "check_kl": kl, "check_same_top": float(same)}
+
+    def _states(self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor) -> Tensor:
+        """[N, D] hidden states at the given places; no logits are made."""
+        hidden_BLD = self.model.base_model(**self.vision.inputs(samples), use_cache=False).last_hidden_state
+        states: Tensor = hidden_BLD[rows.to(hidden_BLD.device), columns.to(hidden_BLD.device)]
+        return states
+
+    def _measured_rows(self, count: int) -> Tensor:
+        """Evenly spaced soft positions of the unit, whatever batches it is cut into."""
+        unit_positions = self.job.recipe.cache.unit_positions
+        stride = max(16, unit_positions // FIDELITY_POSITIONS)
+        return torch.tensor(range(-self._soft_seen % stride, count, stride), dtype=torch.int64)
+
+    def _answered(self, sample: EncodedSample) -> tuple[Answered, NDArray[np.int64]]:
+        """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
+        pair = self.job.pair
+        teacher_ids = sample.encoded.target_ids.numpy()
+        mapped = pair.alignment.student_of_teacher[teacher_ids]
+        answer = sample.sample.answer
+        if answer is not None:
+            student_ids = np.array(pair.student.answer_ids(answer), dtype=np.int64)
+        elif (mapped >= 0).all():
+            student_ids = mapped
+        else:
+            student_ids = np.array(self.answerer.student_ids(teacher_ids.tolist()), dtype=np.int64)
+        try:
+            rows = pair.answer_rows(teacher_ids, student_ids)
+        except AlignmentError as error:
+            raise AlignmentError(f"{_name(sample)}: {error}") from None
+        soft = rows >= 0
+        answered = Answered(
+            key=sample.key, name=_name(sample), hard=answer is not None, student_ids=student_ids, soft=soft
+        )
+        return answered, rows[soft]
+
+
+def _name(sample: EncodedSample) -> str:
+    return f"{sample.sample.place}: sample {sample.sample.id!r}"

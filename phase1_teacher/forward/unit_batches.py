@@ -1,0 +1,143 @@
+"""From planned units to encoded batches: what the prefetch thread does, nothing here touches the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import AsyncResult, ThreadPool
+from pathlib import Path
+
+from firstsight.data.samples import Sample, file_digest
+from firstsight.errors import DataError
+from firstsight.prompting import Encoded, Picture
+from phase1_teacher.planning.batches import batch_by_tokens
+from phase1_teacher.planning.job import Job
+from storage.plan import PlannedUnit
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """One sample of a batch."""
+
+    key: str
+    sample: Sample
+    encoded: Encoded
+    """With the answer; the prompt alone where the teacher is to answer."""
+    images: tuple[str, ...]
+    """sha256 of each image's file: equal digests share one vision pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitBatch:
+    """One forward pass's worth of a unit."""
+
+    unit: PlannedUnit
+    first: bool
+    last: bool
+    samples: list[EncodedSample]
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Samples found unusable on the way, with the reason."""
+    later_images: frozenset[str] = frozenset()
+    """Digests of the images that later batches of the unit need."""
+
+
+def unit_batches(job: Job, units: Iterable[PlannedUnit], *, is_done: Callable[[str], bool]) -> Iterator[UnitBatch]:
+    """The batches of every unit that is not committed when its turn comes.
+
+    Raises:
+        DataError: a sample that cannot be encoded, unless the recipe says `on_error: skip`.
+    """
+    # the pool's threads are daemons: a dump that is told to stop does not wait for them
+    with ThreadPool(picture_threads()) as pool:
+        for unit in units:
+            if not is_done(unit.name):
+                yield from _batches(job, unit, pool)
+
+
+def picture_threads() -> int:
+    """Threads that open and prepare images: half of the cores of this process, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    return max(1, min(8, cores // 2))
+
+
+def _batches(job: Job, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatch]:
+    skip = job.recipe.cache.on_error == "skip"
+    skipped: dict[str, str] = {}
+    samples: dict[str, Sample] = {}
+    digests: dict[str, tuple[str, ...]] = {}
+    lengths: list[int] = []
+    for key in unit.keys:
+        try:
+            if key not in job.samples:
+                raise DataError(
+                    f"unit {unit.name}: planned sample {key} is not in the data any more; put it back, set "
+                    "cache.on_error: skip, or use another cache.path"
+                )
+            sample = job.samples[key]
+            lengths.append(_length(job, sample))
+            samples[key] = sample
+            digests[key] = tuple(file_digest(path) for path in sample.images)
+        except DataError as error:
+            if not skip:
+                raise
+            skipped[key] = str(error)
+    keys = list(samples)
+    batches = batch_by_tokens(lengths, job.recipe.teacher.batch_tokens)
+    images = [{digest for index in batch for digest in digests[keys[index]]} for batch in batches]
+    for number, batch in enumerate(batches):
+        chosen = [(keys[index], samples[keys[index]], digests[keys[index]]) for index in batch]
+        encoded = _encode(job, chosen, pool, skip, skipped)
+        yield UnitBatch(
+            unit=unit,
+            first=number == 0,
+            last=number == len(batches) - 1,
+            samples=encoded,
+            skipped=skipped,
+            later_images=frozenset().union(*images[number + 1 :]),
+        )
+        skipped = {}
+    if not batches:
+        yield UnitBatch(unit=unit, first=True, last=True, samples=[], skipped=skipped)
+
+
+def _encode(
+    job: Job,
+    batch: Sequence[tuple[str, Sample, tuple[str, ...]]],
+    pool: ThreadPool,
+    skip: bool,
+    skipped: dict[str, str],
+) -> list[EncodedSample]:
+    """Samples as model inputs; an image that several samples of the batch ask about is opened and prepared once."""
+    teacher = job.pair.teacher
+
+    def make(sample: Sample, path: Path) -> Picture | DataError:
+        try:
+            return teacher.picture(sample.open_image(path))
+        except DataError as error:
+            return error
+
+    made: dict[str, AsyncResult[Picture | DataError]] = {}
+    for _, sample, digests in batch:
+        for digest, path in zip(digests, sample.images, strict=True):
+            if digest not in made:
+                made[digest] = pool.apply_async(make, (sample, path))
+    encoded = []
+    for key, sample, digests in batch:
+        found = [made[digest].get() for digest in digests]
+        pictures = [picture for picture in found if isinstance(picture, Picture)]
+        try:  # where a picture could not be made the sample itself says what is wrong
+            inputs = teacher.encode(sample, pictures=pictures if len(pictures) == len(found) else None)
+        except DataError as error:
+            if not skip:
+                raise
+            skipped[key] = str(error)
+            continue
+        encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=digests))
+    return encoded
+
+
+def _length(job: Job, sample: Sample) -> int:
+    teacher = job.pair.teacher
+    answer = job.recipe.cache.generate_max_tokens if sample.answer is None else len(teacher.answer_ids(sample.answer))
+    return teacher.prompt_tokens(sample)[0] + answer

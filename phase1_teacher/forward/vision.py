@@ -1,0 +1,91 @@
+"""One vision pass per image: features are kept for the later questions about the same image in a unit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstsight.prompting import collate
+from phase1_teacher.forward.unit_batches import EncodedSample
+
+# M patches of all images, C values of a patch, I images
+
+_ONE_OUTPUT = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+)  # models whose vision tower gives one feature tensor per image and nothing else
+
+
+class VisionFeatures:
+    """Model inputs of a batch whose images go through the vision tower once per unit.
+
+    Which images are encoded together follows from the unit's batches alone, as everything that LLM.int8 results depend on.
+    Where the model does not take features in place of pixels (transformers before 5.23, other architectures), every
+    question brings its own pixels.
+
+    Args:
+        model: the teacher.
+        pad_id: of the tokenizer.
+    """
+
+    def __init__(self, model: Any, pad_id: int) -> None:
+        self.model = model
+        self.pad_id = pad_id
+        accepted = inspect.signature(model.base_model.forward).parameters
+        self.shared = model.config.model_type in _ONE_OUTPUT and "mm_encoder_outputs" in accepted
+        self.encoded = 0
+        """Images that went through the vision tower."""
+        self._features: dict[str, Tensor] = {}
+
+    def forget(self, keep: frozenset[str] = frozenset()) -> None:
+        """Drop the features of all images but those of these digests."""
+        self._features = {digest: value for digest, value in self._features.items() if digest in keep}
+
+    def inputs(self, batch: Sequence[EncodedSample]) -> dict[str, Any]:
+        """Padded inputs of the backbone on its device."""
+        device = self.model.device
+        if not self.shared or not any(sample.images for sample in batch):
+            self.encoded += sum(len(sample.images) for sample in batch)
+            return {k: v.to(device) for k, v in collate([s.encoded for s in batch], self.pad_id).items()}
+        self._encode_new(batch)
+        inputs: dict[str, Any] = collate([replace(s.encoded, pixel_values=None) for s in batch], self.pad_id)
+        inputs["image_grid_thw"] = torch.cat(
+            [s.encoded.image_grid_thw for s in batch if s.encoded.image_grid_thw is not None]
+        )
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        features = tuple(self._features[digest] for sample in batch for digest in sample.images)
+        inputs["mm_encoder_outputs"] = {"image": _Features(features)}
+        return inputs
+
+    def _encode_new(self, batch: Sequence[EncodedSample]) -> None:
+        digests: list[str] = []
+        pixels, grids = [], []
+        for sample in batch:
+            values_MC, grid_I3 = sample.encoded.pixel_values, sample.encoded.image_grid_thw
+            if values_MC is None or grid_I3 is None:
+                continue
+            parts = torch.split(values_MC, grid_I3.prod(dim=1).tolist())
+            for digest, part, grid in zip(sample.images, parts, grid_I3, strict=True):
+                if digest not in self._features and digest not in digests:
+                    digests.append(digest)
+                    pixels.append(part)
+                    grids.append(grid)
+        if digests:
+            device = self.model.device
+            features = self.model.base_model.get_image_features(
+                torch.cat(pixels).to(device), torch.stack(grids).to(device), return_dict=True
+            )
+            self._features.update(zip(digests, features.pooler_output, strict=True))
+            self.encoded += len(digests)
+
+
+class _Features:
+    """What the backbone reads of a vision tower's output: features per image, [tokens, D] each."""
+
+    def __init__(self, pooler_output: tuple[Tensor, ...]) -> None:
+        self.pooler_output = pooler_output

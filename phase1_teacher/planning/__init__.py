@@ -1,0 +1,1 @@
+"""What is fixed before the teacher is loaded: samples, units, batches, cost."""

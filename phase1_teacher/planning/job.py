@@ -1,0 +1,95 @@
+"""What a dump needs before the teacher's weights are loaded: data, tokenizers, alignment, the planned cache.
+
+job = prepare(recipe)          # everything that can be refused is refused here
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from firstsight.data.samples import Sample, check_files
+from firstsight.errors import DataError
+from firstsight.identity import cache_spec
+from firstsight.pair import Pair, load_pair
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe
+from phase1_teacher.planning.sample_index import SampleIndex
+from storage.plan import PlannedUnit
+from storage.writer import CacheWriter, create_cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A dump that has passed every check which needs no weights."""
+
+    recipe: Recipe
+    pair: Pair
+    samples: SampleIndex
+    """Training then validation."""
+    writer: CacheWriter
+    planned: int
+    """Samples that this job added to the plan."""
+
+    @property
+    def pending(self) -> list[PlannedUnit]:
+        """Units of this cache that no one has committed."""
+        return self.writer.pending()
+
+
+def index_samples(recipe: Recipe, student: Prompter, *, total: int, progress: bool = True) -> SampleIndex:
+    """All samples of the recipe by key, with their answer positions.
+
+    Args:
+        recipe: its data checked by `samples.check_files`.
+        student: counts the positions.
+        total: rows.
+        progress: show a bar.
+
+    Raises:
+        DataError: a row without an answer where the recipe does not let the teacher answer.
+    """
+
+    def positions(sample: Sample) -> int:
+        if sample.answer is not None:
+            return len(student.answer_ids(sample.answer))
+        if not recipe.cache.generate_missing:
+            raise DataError(
+                f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
+                "cache.generate_missing: true"
+            )
+        return recipe.cache.generate_max_tokens
+
+    with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
+        return SampleIndex.build(recipe.data_files(), recipe.data_root, positions, progress=bar.update)
+
+
+def prepare(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -> Job:
+    """Check data, models and cache, and plan what is missing.
+
+    Args:
+        recipe: of the dump.
+        rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
+        progress: show bars.
+
+    Raises:
+        FirstSightError: bad data, models that are not there, vocabularies that do not fit.
+        CacheError: the cache was made with another spec (with the differences).
+    """
+    if rows is None:
+        rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
+    pair = load_pair(recipe)
+    samples = index_samples(recipe, pair.student, total=rows, progress=progress)
+    spec = cache_spec(
+        recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
+    )
+    if recipe.cache.generate_missing:
+        spec["generation"] = {
+            "max_tokens": recipe.cache.generate_max_tokens,
+            "temperature": recipe.cache.generate_temperature,
+            "seed": recipe.cache.generate_seed,
+        }
+    writer = create_cache(recipe.cache_location, spec)
+    planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
+    return Job(recipe=recipe, pair=pair, samples=samples, writer=writer, planned=planned)

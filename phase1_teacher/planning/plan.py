@@ -1,0 +1,190 @@
+"""What a dump will take, before any model is loaded: samples, tokens, bytes, GPU-hours; and how much is there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+
+from tqdm import tqdm
+
+from firstsight.data.samples import Sample, iter_samples
+from firstsight.errors import DataError
+from firstsight.gpus import CARDS, ModelSize, bytes_text, count_text, model_size
+from firstsight.models import load_config
+from firstsight.pair import Pair, load_pair
+from firstsight.recipe import Recipe
+from phase1_teacher.planning.gpus import Work, memory, operations
+from storage.errors import CacheMissing
+from storage.maintenance.status import cache_status
+from storage.reader import Cache, open_cache
+
+SCALES = (1, 10, 1_000, 1_000_000)
+
+_ENTRY_BYTES = 1.45  # ids and values of one stored entry: measured at k = 64 (docs/log.md, storage)
+_POSITION_BYTES = 11.0  # tails, target and the unit's documents, likewise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What the data ask for."""
+
+    samples: int
+    missing_answers: int
+    """Samples that the teacher answers itself; counted with the longest answer."""
+    positions: int
+    prompt_tokens: int
+    """Without image tokens."""
+    image_tokens: int
+    longest: int
+    """Tokens of the longest sample."""
+    too_long: int
+    """Samples longer than `data.max_length`: the dump refuses or skips them."""
+    images: int
+    """Distinct files."""
+    work: Work
+    present: int
+    """Samples that the cache holds already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpPlan:
+    """A demand and what it costs."""
+
+    demand: Demand
+    size: ModelSize
+    bytes_per_position: float
+    measured: bool
+    """`bytes_per_position` comes from this cache; else from another material at k = 64."""
+    device_bytes: float
+    utilization: float
+
+    def hours(self, scale: int) -> dict[str, float]:
+        """GPU-hours on each card for `scale` times the data."""
+        total = operations(self.size, self.demand.work) * scale
+        return {card.name: total / (card.teraflops * 1e12 * self.utilization) / 3600 for card in CARDS}
+
+    def bytes(self, scale: int) -> float:
+        """Bytes of the cache for `scale` times the data."""
+        return self.bytes_per_position * self.demand.positions * scale
+
+
+def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> DumpPlan:
+    """Read all rows and image headers; no weights, no image is decoded.
+
+    Args:
+        recipe: its data and both models' directories (configuration and tokenizer) must be there.
+        utilization: share of a card's peak that the forward pass is taken to reach.
+        progress: show a bar.
+
+    Raises:
+        FirstSightError: bad data or models.
+    """
+    pair = load_pair(recipe, weights=False)
+    try:
+        cache: Cache | None = open_cache(recipe.cache_location)
+        measured = cache_status(recipe.cache_location).bytes_per_position
+    except CacheMissing:
+        cache = measured = None
+    size = model_size(load_config(pair.directory, recipe.teacher))
+    per_position = _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES if measured is None else measured
+    return DumpPlan(
+        demand=_demand(recipe, pair, cache, progress),
+        size=size,
+        bytes_per_position=per_position,
+        measured=measured is not None,
+        device_bytes=memory(size, recipe.teacher),
+        utilization=utilization,
+    )
+
+
+def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> Demand:
+    counts = dict.fromkeys((f.name for f in fields(Demand) if f.name != "work"), 0)
+    work = dict.fromkeys((f.name for f in fields(Work)), 0)
+    merged = pair.teacher.processor.image_processor.merge_size**2
+    seen: set[int] = set()
+    for sample in tqdm(_rows(recipe), desc="reading samples", unit=" sample", disable=not progress, leave=False):
+        length, image_tokens = pair.teacher.prompt_tokens(sample)
+        if sample.answer is None:
+            counts["missing_answers"] += 1
+            positions = recipe.cache.generate_max_tokens
+        else:
+            positions = len(pair.student.answer_ids(sample.answer))
+        total = length + positions
+        counts["samples"] += 1
+        counts["positions"] += positions
+        counts["prompt_tokens"] += length - image_tokens
+        counts["image_tokens"] += image_tokens
+        counts["longest"] = max(counts["longest"], total)
+        counts["too_long"] += total > recipe.data.max_length
+        counts["present"] += cache is not None and sample.key in cache
+        new = {hash(path) for path in sample.images} - seen
+        seen |= new
+        counts["images"] += len(new)
+        work["patches"] += image_tokens * merged * len(new) // max(1, len(sample.images))
+        work["tokens"] += total
+        work["squared_tokens"] += total * total
+        work["positions"] += positions
+    return Demand(**counts, work=Work(**work))
+
+
+def _rows(recipe: Recipe) -> Iterator[Sample]:
+    for path in recipe.data_files():
+        for sample in iter_samples(path, recipe.data_root):
+            if sample.answer is None and not recipe.cache.generate_missing:
+                raise DataError(
+                    f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher "
+                    "answer: cache.generate_missing: true"
+                )
+            yield sample
+
+
+def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
+    """The plan as lines for the terminal."""
+    demand, size = plan.demand, plan.size
+    origin = "measured in this cache" if plan.measured else "from other material at k = 64; the first units tell"
+    lines = [
+        f"Samples     {demand.samples:,}, {demand.images:,} image files; {demand.present:,} are in "
+        f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
+        f"Tokens      {demand.prompt_tokens:,} of text prompts, {demand.image_tokens:,} of images, {demand.positions:,} answer "
+        f"positions; longest sample {demand.longest:,}",
+        f"Cache       {bytes_text(plan.bytes(1))} at {plan.bytes_per_position:.0f} bytes per position ({origin}), "
+        f"k = {recipe.cache.top_k}",
+        f"Teacher     {count_text(size.total)} parameters, {recipe.teacher.quantization}: about "
+        f"{bytes_text(plan.device_bytes)} of device memory at {recipe.teacher.batch_tokens:,} tokens per forward pass",
+    ]
+    if demand.missing_answers:
+        lines.append(
+            f"            {demand.missing_answers:,} samples have no answer: the teacher's own are counted at their longest, "
+            f"{recipe.cache.generate_max_tokens} tokens, and the time to generate them is not"
+        )
+    if demand.too_long:
+        lines.append(
+            f"            {demand.too_long:,} samples are longer than data.max_length = {recipe.data.max_length:,}"
+        )
+    lines += [
+        "",
+        f"GPU-hours at {plan.utilization:.0%} of a card's dense bf16 peak, an assumption (--utilization): a dump prints what it reached",
+        f"  {'data':>12} {'samples':>16} {'cache':>12}" + "".join(f" {card.name:>10}" for card in CARDS),
+    ]
+    for scale in SCALES:
+        hours = plan.hours(scale)
+        lines.append(
+            f"  {f'{scale:,} x':>12} {demand.samples * scale:>16,} {bytes_text(plan.bytes(scale)):>12}"
+            + "".join(f" {_hours(hours[card.name]):>10}" for card in CARDS)
+        )
+    fits = [("yes" if plan.device_bytes < card.memory * 1e9 else "no") for card in CARDS]
+    lines.append(f"  {'fits':>12} {'':>16} {'':>12}" + "".join(f" {fit:>10}" for fit in fits))
+    lines.append(f"  {'memory':>12} {'':>16} {'':>12}" + "".join(f" {f'{card.memory:g} GB':>10}" for card in CARDS))
+    lines.append("  Any number of cards share the hours: each is one more worker on the same cache.")
+    return "\n".join(lines)
+
+
+def plan_json(plan: DumpPlan) -> str:
+    """The plan as one JSON object."""
+    scales = [{"scale": scale, "bytes": plan.bytes(scale), "gpu_hours": plan.hours(scale)} for scale in SCALES]
+    return json.dumps({**asdict(plan), "scales": scales, "cards": [asdict(card) for card in CARDS]}, indent=2)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"

@@ -1,0 +1,1 @@
+"""From soft targets to committed units."""

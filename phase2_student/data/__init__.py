@@ -1,0 +1,1 @@
+"""Samples joined with their targets, and the batches made of them."""

@@ -1,0 +1,1 @@
+"""Answers, metrics, speed and memory of models."""

@@ -1,0 +1,142 @@
+"""One question to a student about images of yours: the answer, how long it took, and the text as it comes.
+
+asker = Asker(Path("runs/reference/best"), StudentSection())
+print(asker.ask("what am I holding?", [Path("a.jpg")]).text)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TextStreamer
+
+from firstsight.data.samples import Sample
+from firstsight.errors import ModelError
+from firstsight.generation import TokenWatch, confidence, generate_answers
+from firstsight.models import load_config, load_processor
+from firstsight.prompting import Prompter
+from firstsight.recipe import StudentSection
+from phase2_student.evaluation.candidates import load_for_answers
+from phase2_student.evaluation.evaluate import device_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the student said."""
+
+    text: str
+    tokens: int
+    """End of turn included."""
+    seconds: float
+    """From the images' files to the end of the answer."""
+    first_seconds: float
+    """To the first token."""
+    confidence: float | None
+    """Geometric mean of the tokens' probabilities; None where a logit was not finite."""
+
+    def timing(self) -> str:
+        """Time and speed in words."""
+        after = self.seconds - self.first_seconds
+        speed = f", then {(self.tokens - 1) / after:.1f} tokens/s" if self.tokens > 1 else ""
+        sure = "a logit was not finite" if self.confidence is None else f"confidence {self.confidence:.2f}"
+        return f"{self.tokens} tokens in {self.seconds:.2f} s: {self.first_seconds:.2f} s to the first{speed}; {sure}"
+
+
+class Asker:
+    """A student in memory.
+
+    Args:
+        directory: of a student or of an export of it.
+        section: how it is loaded.
+        system_prompt: None: the chat template's own default.
+
+    Raises:
+        ModelError: no model in the directory.
+    """
+
+    def __init__(self, directory: Path, section: StudentSection, *, system_prompt: str | None = None) -> None:
+        if not (directory / "config.json").is_file():
+            raise ModelError(f"--model: {directory} has no config.json; give a student's directory, such as RUN/best")
+        if not any(directory.glob("*.safetensors")):
+            raise ModelError(f"--model: {directory} has no .safetensors; weights are read from safetensors only")
+        begin = time.perf_counter()
+        processor = load_processor(directory, section)
+        longest = int(load_config(directory, section).get_text_config().max_position_embeddings)
+        self.prompter = Prompter(processor, max_length=longest, system_prompt=system_prompt)
+        self.model, dtype = load_for_answers(directory, section)
+        self.description = f"{dtype} on {device_name()}, loaded in {time.perf_counter() - begin:.1f} s"
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[Path],
+        *,
+        max_new_tokens: int = 128,
+        emit: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """The greedy answer.
+
+        Args:
+            question: plain text.
+            images: shown before the question, in order.
+            max_new_tokens: longest answer, end of turn included.
+            emit: is handed the text piece by piece as it is made.
+
+        Raises:
+            DataError: an image that cannot be read, or a control token in the question.
+        """
+        begin = time.perf_counter()
+        encoded = self.prompter.encode(_sample(question, images), [])
+        streamer = _Clock(self.prompter.tokenizer, emit)
+        watch = TokenWatch()
+        (ids,) = generate_answers(
+            self.model, self.prompter, [encoded], max_new_tokens=max_new_tokens, watch=watch, streamer=streamer
+        )
+        return Answer(
+            text=self.prompter.tokenizer.decode(ids, skip_special_tokens=True),
+            tokens=len(ids),
+            seconds=time.perf_counter() - begin,
+            first_seconds=streamer.first - begin,
+            confidence=confidence(watch.log_probabilities(0, len(ids))),
+        )
+
+
+class _Clock(TextStreamer):
+    """Knows when the first token came, and hands the text on."""
+
+    first = 0.0
+
+    def __init__(self, tokenizer: Any, emit: Callable[[str], None] | None) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._emit = emit
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        """The prompt, then token by token."""
+        if self._prompt_seen and not self.first:
+            self.first = time.perf_counter()
+        self._prompt_seen = True
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Text that later tokens cannot change."""
+        if self._emit is not None and text:
+            self._emit(text)
+
+
+def _sample(question: str, images: Sequence[Path]) -> Sample:
+    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+    return Sample(
+        id="question",
+        prompt=({"role": "user", "content": parts},),
+        answer=None,
+        images=tuple(images),
+        times=None,
+        category=None,
+        environment=None,
+        place="ask",
+    )

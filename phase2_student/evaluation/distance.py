@@ -1,0 +1,89 @@
+"""KL(teacher || student) at T = 1 from the cache: no teacher in memory.
+
+The cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from firstsight.data.samples import Sample
+from firstsight.errors import AlignmentError, DataError
+from firstsight.models import backbone_states
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe
+from phase2_student.data.dataset import Collator, DistillationDataset
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.targets import AnswerTargets
+from storage.errors import CacheError
+from storage.reader import Cache, open_cache
+
+
+def cache_digest(recipe: Recipe) -> str | None:
+    """Of the recipe's cache; None where there is none that can be read."""
+    try:
+        return open_cache(recipe.cache_location).digest
+    except CacheError:
+        return None
+
+
+@torch.inference_mode()
+def add_distance(
+    recipe: Recipe,
+    model: Any,
+    prompter: Prompter,
+    samples: Sequence[Sample],
+    records: Sequence[dict[str, Any]],
+    *,
+    batch_size: int,
+) -> str | None:
+    """Add to each sample's record the sum of KL over its answer tokens, and at how many the most likely token agrees.
+
+    Keys: `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
+
+    Returns:
+        Why the distance is not known, or None.
+    """
+    head = model.get_output_embeddings().weight
+    try:
+        cache = open_cache(recipe.cache_location)
+        data = _joined(cache, prompter, samples, len(head))
+    except (CacheError, DataError, AlignmentError) as error:
+        # an evaluation needs no cache; what it writes names no directory
+        return str(error).replace(recipe.cache_location, recipe.cache.path)
+    by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
+    unshared = torch.from_numpy((~cache.shared_mask()).nonzero()[0]).to(head.device)
+    collator = Collator(prompter.pad_id)
+    for start in range(0, len(data), batch_size):
+        indices = range(start, min(start + batch_size, len(data)))
+        batch = {name: tensor.to(head.device) for name, tensor in collator([data[i] for i in indices]).items()}
+        rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
+        targets = AnswerTargets.taken_from(batch, batch.pop("target_ids"))
+        states = backbone_states(model, batch, rows, columns)
+        for row, index in enumerate(indices):
+            mine = rows == row
+            part = targets.chunk(mine, 1.0)
+            _, terms = distillation_loss(
+                states[mine], head, part, unshared_ids=unshared, temperature=1.0, alpha=1.0, num_items=1
+            )
+            kl = float(terms.kd)
+            record = by_key[data.samples[index][0]]
+            record.update(
+                kl_sum=kl if math.isfinite(kl) else None, agree=int(terms.agree), soft_positions=int(terms.soft)
+            )
+            record["nonfinite"] = record["nonfinite"] or not math.isfinite(kl)
+    return None
+
+
+def _joined(cache: Cache, prompter: Prompter, samples: Sequence[Sample], rows: int) -> DistillationDataset:
+    vocabulary = cache.spec["vocabulary_size"]
+    if vocabulary != rows:
+        raise DataError(f"{cache.location} is for a student with {vocabulary} rows in its head, this one has {rows}")
+    known = [sample for sample in samples if sample.key in cache]
+    if not known:
+        raise DataError(f"{cache.location} holds none of the samples")
+    return DistillationDataset(known, prompter, cache, temperature=1.0)

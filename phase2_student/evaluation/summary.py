@@ -1,0 +1,209 @@
+"""An evaluation as text: everything shown is computed from its per-sample records and its timed runs."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phase2_student.evaluation.bootstrap import paired_bootstrap
+from phase2_student.evaluation.scores import agreement, kl_per_token
+from phase2_student.runs.files import write_json
+
+_METRICS = {"exact": "exact match", "f1": "token F1", "anls": "ANLS", "choice": "multiple choice"}
+_TARGETS = {"compression": "compression", "memory": "peak memory", "speed": "speed"}
+
+
+def write_evaluation(evaluation: dict[str, Any], directory: Path) -> Path:
+    """Write `evaluation_<timestamp>.json` and `evaluation_summary.txt`; returns the JSON's path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    stamp = evaluation["created"][:19].replace("-", "").replace(":", "")
+    path = directory / f"evaluation_{stamp}.json"
+    write_json(path, evaluation)
+    text = f"{summary_text(evaluation)}\n\n{details_text(evaluation)}\n"
+    (directory / "evaluation_summary.txt").write_text(text, encoding="utf-8")
+    return path
+
+
+def model_row(model: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of one model; those that are not known are None."""
+    records = model["samples"]
+    timed = [record for record in records if "seconds" in record]
+    seconds = [record["seconds"] for record in timed]
+    sure = [record["confidence"] for record in records if record["confidence"] is not None]
+    p50, p95 = np.percentile(seconds, [50, 95])
+    return {
+        "parameters": model["parameters"],
+        "size_mb": model["size_bytes"] / 1e6,
+        "load_seconds": model["load_seconds"],
+        "peak_memory_mb": None if model["peak_memory_bytes"] is None else model["peak_memory_bytes"] / 1e6,
+        "latency_p50_ms": 1e3 * float(p50),
+        "latency_p95_ms": 1e3 * float(p95),
+        "tokens_per_second": sum(record["tokens"] for record in timed) / sum(seconds),
+        "samples_per_second": len(seconds) / sum(seconds),
+        "best_samples_per_second": model["throughput"]["best"],
+        "best_batch": model["throughput"]["best_batch"],
+        "joules": model["energy_joules_per_answer"],
+        "answer_tokens": statistics.fmean(record["tokens"] for record in records),
+        "confidence": statistics.fmean(sure) if sure else None,
+        "empty": sum(record["empty"] for record in records),
+        "nonfinite": sum(record["nonfinite"] for record in records),
+        "cut": sum(record["cut"] for record in records),
+        "kl": kl_per_token(records),
+        "agreement": agreement(records),
+    }
+
+
+_ROWS = {
+    "parameters": ("parameters", "{:,.0f}"),
+    "size_mb": ("weights on disk, MB", "{:,.1f}"),
+    "load_seconds": ("load time, s", "{:,.2f}"),
+    "peak_memory_mb": ("peak memory above idle, MB", "{:,.0f}"),
+    "latency_p50_ms": ("latency p50, ms", "{:,.1f}"),
+    "latency_p95_ms": ("latency p95, ms", "{:,.1f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "samples_per_second": ("samples/s", "{:,.2f}"),
+    "best_samples_per_second": ("samples/s at the best batch", "{:,.2f}"),
+    "best_batch": ("best batch", "{:.0f}"),
+    "joules": ("energy per answer, J", "{:,.2f}"),
+    "answer_tokens": ("mean answer tokens", "{:,.1f}"),
+    "confidence": ("mean confidence", "{:.3f}"),
+    "empty": ("empty answers", "{:.0f}"),
+    "nonfinite": ("answers with NaN", "{:.0f}"),
+    "cut": ("answers cut", "{:.0f}"),
+    "kl": ("KL to the teacher, nats/token", "{:.4f}"),
+    "agreement": ("agreement with the teacher", "{:.1%}"),
+}
+
+
+def summary_text(evaluation: dict[str, Any]) -> str:
+    """The table; what it was measured on; the paired differences between neighbouring columns."""
+    lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation["models"])]
+    return "\n".join(lines)
+
+
+def summary_table(evaluation: dict[str, Any]) -> list[list[str]]:
+    """Header first, then a line per figure; one column per model behind that of the labels."""
+    models = evaluation["models"]
+    rows = [model_row(model) for model in models]
+    table = [["", *(f"{model['name']} ({model['dtype']})" for model in models)]]
+    for key, (label, form) in _ROWS.items():
+        if key != "joules" or any(row[key] is not None for row in rows):
+            table.append([label, *("-" if row[key] is None else form.format(row[key]) for row in rows)])
+    table += _users_lines(models) + _target_lines(evaluation)
+    table += [_score_line(models, label, metric) for metric, label in _METRICS.items() if _has(models, metric)]
+    return table + _group_lines(models, "exact")
+
+
+def details_text(evaluation: dict[str, Any]) -> str:
+    """Every other metric by category and environment, as `summary_text` shows exact match."""
+    models = evaluation["models"]
+    parts = []
+    for metric, label in _METRICS.items():
+        if metric != "exact" and _has(models, metric):
+            table = [[label, *(model["name"] for model in models)], _score_line(models, "all", metric)]
+            parts.append("\n".join(_aligned(table + _group_lines(models, metric))))
+    return "\n\n".join(parts)
+
+
+def difference_lines(models: Sequence[dict[str, Any]]) -> list[str]:
+    """Paired difference in exact match of each model to the one before it, with its 95 % interval."""
+    lines = []
+    for before, model in itertools.pairwise(models):
+        first, second = ([float(r["exact"]) for r in m["samples"]] for m in (model, before))
+        mean, low, high = paired_bootstrap(first, second)
+        lines.append(
+            f"{model['name']} - {before['name']}: {100 * mean:+.1f} points exact match, 95 % interval "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
+        )
+    return lines
+
+
+def _users_lines(models: Sequence[dict[str, Any]]) -> list[list[str]]:
+    def cell(seen: dict[str, Any] | None) -> str:
+        if seen is None or None in (seen["p50"], seen["p95"], seen["samples_per_second"]):
+            return "-"
+        return f"{seen['samples_per_second']:,.2f} ({1e3 * seen['p50']:,.0f}, {1e3 * seen['p95']:,.0f})"
+
+    numbers = list(dict.fromkeys(number for model in models for number in model["concurrency"]))
+    return [
+        [f"samples/s (p50, p95 in ms), {number} user{'s' if number != '1' else ''}"]
+        + [cell(model["concurrency"].get(number)) for model in models]
+        for number in numbers
+    ]
+
+
+def _target_lines(evaluation: dict[str, Any]) -> list[list[str]]:
+    lines = []
+    for name, label in _TARGETS.items():
+        mine = {row["model"]: row for row in evaluation["targets"] if row["name"] == name}
+        if not mine:
+            continue
+        show: Callable[[float], str] = (
+            (lambda got: f"{-got:+.0%}") if name == "memory" else (lambda got: f"{got:.2f} x")
+        )
+        cells = []
+        for model in evaluation["models"]:
+            row = mine.get(model["name"])
+            known = row is not None and row["got"] is not None
+            cells.append(f"{show(row['got'])} {'pass' if row['passed'] else 'FAIL'}" if row and known else "-")
+        first = next(iter(mine.values()))
+        lines.append([f"target: {label} {first['wanted']} against {first['against']}", *cells])
+    return lines
+
+
+def _has(models: Sequence[dict[str, Any]], metric: str) -> bool:
+    return any(metric in model["scores"]["overall"] for model in models)
+
+
+def _score_line(models: Sequence[dict[str, Any]], label: str, metric: str) -> list[str]:
+    return [label, *(_score(model["scores"]["overall"].get(metric)) for model in models)]
+
+
+def _group_lines(models: Sequence[dict[str, Any]], metric: str) -> list[list[str]]:
+    lines = []
+    for kind in ("category", "environment"):
+        for name in models[0]["scores"][kind]:
+            of_models = [model["scores"][kind].get(name, {}).get(metric) for model in models]
+            if any(score is not None for score in of_models):
+                lines.append([f"  {name}", *map(_score, of_models)])
+    return lines
+
+
+def _score(score: dict[str, float] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['mean']:.1%} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
+    return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+
+
+def _notes(evaluation: dict[str, Any]) -> list[str]:
+    settings, data = evaluation["settings"], evaluation["data"]
+    timed = min(settings["timed"], data["samples"])
+    again = f", {settings['repetitions']} times" if settings["repetitions"] > 1 else ""
+    unknown = dict.fromkeys(m["distance_unknown"] for m in evaluation["models"] if m.get("distance_unknown"))
+    return [
+        f"{data['samples']:,} samples of {data['file']}, {settings['batch_size']} answered at once, on {settings['device']}; in brackets "
+        "95 % bootstrap intervals.",
+        f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {timed} answers{again} after {settings['warm_up']} of "
+        "warm-up;",
+        f"larger batches over {settings['requests']} answers or more. Users ask again when answered; who waits is answered as one batch.",
+        "Confidence: geometric mean of the tokens' probabilities. KL over the cached top-k and tail at T = 1.",
+        *(f"No distance to the teacher: {reason}" for reason in unknown),
+        "",
+    ]

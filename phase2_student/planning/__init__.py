@@ -1,0 +1,1 @@
+"""Steps and memory of a run, before it begins."""

@@ -1,0 +1,167 @@
+"""Device memory of a training, by part, from the student's shape alone: what `fs-student plan` reckons with.
+
+Weights, gradients and state are counted exactly; what the graph keeps is reckoned per token and layer (a test compares it
+with what torch saves for the backward pass).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from firstsight.families.parts import named_parts, skeleton
+from firstsight.recipe import LoraSection, StudentSection
+from phase2_student.loss.fused import CHUNK
+
+Mode = Literal["fp32_master", "bf16_kahan", "lora"]
+MODES: tuple[Mode, ...] = ("fp32_master", "bf16_kahan", "lora")
+
+_CONTEXT = 0.8e9
+"""Bytes of the CUDA context, cuBLAS and the allocator's gaps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What memory depends on, of a student and its largest micro-batch."""
+
+    trained: int
+    """Weights that are trained where no adapters are."""
+    frozen: int
+    matrices: int
+    """Weights of the layers, which autocast casts to bfloat16; without embedding and head."""
+    adapters: int
+    """Weights of LoRA's adapters."""
+    head: int
+    """Of the head's matrix, tied or not."""
+    rows: int
+    """V, rows of the head."""
+    head_trained: bool
+    vision_trained: bool
+    largest: int
+    """Weights of the largest matrix."""
+    layers: int
+    hidden: int
+    intermediate: int
+    vision_layers: int
+    vision_hidden: int
+    vision_intermediate: int
+    wide: int
+    """Bytes of an activation: 2 in bfloat16, 4 in float32."""
+    frozen_wide: int
+    """Bytes of a saved weight, the type of weights under adapters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes on one device while a step is at its largest, about."""
+
+    mode: Mode
+    gradient_checkpointing: bool
+    weights: float
+    """bfloat16 copies that autocast makes of float32 weights included."""
+    gradients: float
+    optimizer: float
+    loss: float
+    """A chunk of logits, the head in float32 and its gradient."""
+    activations: float
+    step: float
+    """What the optimiser's step works in, when the graph is gone."""
+
+    @property
+    def total(self) -> float:
+        """What is alive at the same time, and a CUDA context."""
+        kept = self.weights + self.gradients + self.optimizer
+        return kept + max(self.loss + self.activations, self.step) + _CONTEXT
+
+
+def student_shape(config: Any, section: StudentSection, *, wide: int) -> Shape:
+    """The shape of a student.
+
+    Args:
+        config: of transformers.
+        section: of the recipe: what is frozen, and LoRA's rank.
+        wide: bytes of an activation.
+    """
+    model = skeleton(config)
+    lora = section.lora or LoraSection()
+    parts = named_parts(model)
+    trained = sum(p.numel() for _, part, p in parts if part not in section.freeze)
+    head = model.get_output_embeddings().weight
+    tied = head is model.get_input_embeddings().weight
+    text, vision = config.get_text_config(), config.vision_config
+    vision_hidden = getattr(vision, "embed_dim", vision.hidden_size)
+    return Shape(
+        trained=trained,
+        frozen=sum(p.numel() for _, _, p in parts) - trained,
+        matrices=sum(p.numel() for _, part, p in parts if part not in ("embedding", "head")),
+        adapters=sum(
+            lora.r * sum(module.weight.shape)
+            for name, module in model.named_modules()
+            if any(name == target or name.endswith(f".{target}") for target in lora.target_modules)
+            and hasattr(module, "in_features")
+        ),
+        head=head.numel(),
+        rows=len(head),
+        head_trained=not (tied and "embedding" in section.freeze),
+        vision_trained="vision" not in section.freeze,
+        largest=max(p.numel() for _, _, p in parts),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        vision_layers=getattr(vision, "depth", 0) or vision.num_hidden_layers,
+        vision_hidden=vision_hidden,
+        vision_intermediate=getattr(vision, "intermediate_size", 0) or int(vision_hidden * vision.mlp_ratio),
+        wide=wide,
+        frozen_wide=4 if section.dtype == "float32" else 2,
+    )
+
+
+def footprint(shape: Shape, mode: Mode, *, tokens: int, patches: int, gradient_checkpointing: bool) -> Footprint:
+    """Memory of one way to train.
+
+    Args:
+        shape: of the student.
+        mode: how the weights are kept.
+        tokens: of the largest micro-batch, padding included.
+        patches: of its images.
+        gradient_checkpointing: layers keep their inputs alone.
+    """
+    everything = shape.trained + shape.frozen
+    step = 0
+    if mode == "fp32_master":
+        casts = 2 * shape.matrices if shape.wide == 2 else 0
+        weights, gradients, optimizer = 4 * everything + casts, 4 * shape.trained, 8 * shape.trained
+    elif mode == "bf16_kahan":
+        # 8-bit state has a float32 scale for each 256; a step works on one matrix and its gradient in float32
+        weights, gradients, step = 2 * everything, 2 * shape.trained, 8 * shape.largest
+        optimizer = int((2 + 2 * 4 / 256 + 2) * shape.trained)
+    else:
+        weights = shape.frozen_wide * everything + 4 * shape.adapters
+        gradients, optimizer = 4 * shape.adapters, 8 * shape.adapters
+    kept_wide = {"fp32_master": 4, "bf16_kahan": 2, "lora": shape.frozen_wide}[mode]
+    copies = 0 if kept_wide == 4 else 4
+    head_trained = shape.head_trained and mode != "lora"
+    gradient = (4 + (0 if kept_wide == 4 else kept_wide)) * head_trained
+    return Footprint(
+        mode=mode,
+        gradient_checkpointing=gradient_checkpointing,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        loss=4 * CHUNK * shape.rows + (copies + gradient) * shape.head,
+        activations=_activations(shape, mode, tokens, patches, gradient_checkpointing),
+        step=step,
+    )
+
+
+def _activations(shape: Shape, mode: Mode, tokens: int, patches: int, gradient_checkpointing: bool) -> float:
+    wide, h, i = shape.wide, shape.hidden, shape.intermediate
+    e, f = shape.vision_hidden, shape.vision_intermediate
+    # a layer of the language model keeps about 8 vectors of the hidden size, 4 of the inner one, and its norms' float32
+    layer = (8 * wide + 8) * h + 4 * wide * i
+    vision_layer = (8 * wide + 8) * e + 2 * wide * f
+    vision = patches if shape.vision_trained and mode != "lora" else 0
+    if gradient_checkpointing:
+        kept = tokens * wide * h * shape.layers + vision * wide * e * shape.vision_layers
+        return kept + max(tokens * layer, patches * vision_layer)
+    return tokens * layer * shape.layers + max(vision * vision_layer * shape.vision_layers, patches * vision_layer)

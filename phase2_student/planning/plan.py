@@ -1,0 +1,197 @@
+"""What a training will take, before anything is loaded: steps, tokens, padding, and the memory of each way to train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from firstsight.data.samples import Sample, iter_samples
+from firstsight.gpus import CARDS, bytes_text, count_text
+from firstsight.models import load_config, load_processor, resolve_directory
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe
+from phase2_student.data.batches import GlobalBatches
+from phase2_student.planning.footprint import MODES, Footprint, Mode, Shape, footprint, student_shape
+from phase2_student.training.arguments import training_arguments
+from phase2_student.training.weights import check_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one epoch and the whole run ask for."""
+
+    samples: int
+    validation_samples: int
+    tokens: int
+    """Of one epoch: prompts, images and answers, without padding."""
+    positions: int
+    """Answer positions of one epoch."""
+    padding: float
+    """Share of padding in the micro-batches of the first epoch; 0 with `student.padding_free`."""
+    longest: int
+    """Tokens of the longest sample."""
+    most_patches: int
+    """Image patches of the sample that has most."""
+    micro_batch: int
+    global_batch: int
+    processes: int
+    steps_per_epoch: int
+    steps: int
+    epochs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """A training and what it costs."""
+
+    work: Work
+    shape: Shape
+    mode: Mode
+    """Of the recipe."""
+    gradient_checkpointing: bool
+    """Of the recipe."""
+    footprints: tuple[Footprint, ...]
+    """Each way to train, without gradient checkpointing and with it."""
+
+
+def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) -> TrainingPlan:
+    """Read all rows and image headers; no weights, no cache, no image is decoded.
+
+    Args:
+        recipe: its data and the student's configuration and tokenizer must be there.
+        processes: that train at the same time, one on each card.
+        progress: show a bar.
+
+    Raises:
+        FirstSightError: bad recipe, data or model.
+    """
+    directory = resolve_directory(recipe, recipe.student, weights=False)
+    # a plan is made on any machine, also for cards that this one has not
+    settings = {**recipe.training, "use_cpu": True}
+    arguments = training_arguments(recipe.model_copy(update={"training": settings}))
+    config = load_config(directory, recipe.student)
+    check_weights(recipe, config)
+    prompter = Prompter(
+        load_processor(directory, recipe.student),
+        max_length=recipe.data.max_length,
+        system_prompt=recipe.data.system_prompt,
+    )
+    half = arguments.bf16 or arguments.fp16 or recipe.student.precision == "bf16_kahan"
+    shape = student_shape(config, recipe.student, wide=2 if half else 4)
+    work = _work(recipe, prompter, arguments, processes, progress)
+    ways = [
+        footprint(
+            shape,
+            mode,
+            tokens=work.micro_batch * work.longest,
+            patches=work.micro_batch * work.most_patches,
+            gradient_checkpointing=checkpointing,
+        )
+        for mode in MODES
+        for checkpointing in (False, True)
+    ]
+    return TrainingPlan(
+        work=work,
+        shape=shape,
+        mode="lora" if recipe.student.lora is not None else recipe.student.precision,
+        gradient_checkpointing=bool(arguments.gradient_checkpointing),
+        footprints=tuple(ways),
+    )
+
+
+def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
+    lengths: list[int] = []
+    positions = most_patches = 0
+    merged = prompter.processor.image_processor.merge_size**2
+    rows = _rows(recipe)
+    for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
+        prompt, image_tokens = prompter.prompt_tokens(sample)
+        # an answer that the teacher gave is in the cache alone: reckoned at its longest
+        answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
+        lengths.append(prompt + answer)
+        positions += answer
+        most_patches = max(most_patches, image_tokens * merged)
+    size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+    batches = GlobalBatches(
+        lengths, batch_size=size, accumulation=accumulation, processes=processes, seed=arguments.seed, group=grouped
+    )
+    steps_per_epoch = -(-len(batches) // accumulation)
+    steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_per_epoch * arguments.num_train_epochs)
+    return Work(
+        samples=len(lengths),
+        validation_samples=sum(1 for _ in iter_samples(recipe.file("validation"), recipe.data_root)),
+        tokens=sum(lengths),
+        positions=positions,
+        padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
+        longest=max(lengths, default=0),
+        most_patches=most_patches,
+        micro_batch=size,
+        global_batch=size * accumulation * processes,
+        processes=processes,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        epochs=steps / max(1, steps_per_epoch),
+    )
+
+
+def _rows(recipe: Recipe) -> Iterator[Sample]:
+    return iter_samples(recipe.file("train"), recipe.data_root)
+
+
+def padding_share(lengths: list[int], batches: GlobalBatches) -> float:
+    """Padding among all tokens of the micro-batches of one epoch, over all processes."""
+    padded = 0
+    for samples in batches.steps():
+        for first in range(0, len(samples), batches.batch_size):
+            micro = [lengths[index] for index in samples[first : first + batches.batch_size]]
+            padded += len(micro) * max(micro)
+    return 1 - sum(lengths) / padded if padded else 0.0
+
+
+def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
+    """The plan as lines for the terminal."""
+    work, shape = plan.work, plan.shape
+    on = f" on {work.processes} cards" if work.processes > 1 else ""
+    lines = [
+        f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
+        f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them answer positions; padding adds {work.padding:.1%}; "
+        f"longest sample {work.longest:,}",
+        f"Steps       {work.steps_per_epoch:,} per epoch, {work.steps:,} in {work.epochs:g} epochs, of {work.global_batch} "
+        f"samples: micro-batches of {work.micro_batch}{on}",
+        f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "
+        f"adapters of LoRA: {count_text(shape.adapters)}",
+        "",
+        f"Memory of each card, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
+        f"{work.micro_batch * work.most_patches:,} patches); > is the recipe's",
+        f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} {'loss':>9} {'graph':>9} {'all':>9}  fits",
+    ]
+    for way in plan.footprints:
+        chosen = way.mode == plan.mode and way.gradient_checkpointing == plan.gradient_checkpointing
+        name = f"{way.mode}{', checkpointing' if way.gradient_checkpointing else ''}"
+        parts = (way.weights, way.gradients, way.optimizer, way.loss, way.activations, way.total)
+        lines.append(
+            f"{'>' if chosen else ' '} {name:26} "
+            + " ".join(f"{bytes_text(part):>9}" for part in parts)
+            + f"  {', '.join(_fitting(way)) or 'none of the cards'}"
+        )
+    lines += [
+        "  Cards looked at: " + ", ".join(f"{card.name} {card.memory:g} GB" for card in CARDS),
+        "  Choose by student.precision, student.lora and training.gradient_checkpointing; weights, gradients and optimiser",
+        "  are exact, the graph is reckoned per token and layer.",
+    ]
+    return "\n".join(lines)
+
+
+def _fitting(way: Footprint) -> list[str]:
+    return [card.name for card in CARDS if way.total <= card.memory * 1e9]
+
+
+def plan_json(plan: TrainingPlan) -> str:
+    """The plan as one JSON object."""
+    ways = [{**asdict(way), "total": way.total, "fits": _fitting(way)} for way in plan.footprints]
+    return json.dumps({**asdict(plan), "footprints": ways, "cards": [asdict(card) for card in CARDS]}, indent=2)

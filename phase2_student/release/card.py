@@ -1,0 +1,125 @@
+"""The model card of a student: lineage, figures, how to load it, what to cite, limits; by `huggingface_hub.ModelCard`.
+
+card = model_card(run, evaluation, student, repo="me/student", license=None)
+card.save("README.md")
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from firstsight import __version__
+from firstsight.page import render
+from phase2_student.evaluation.summary import difference_lines, summary_table
+from phase2_student.runs.lineage import CacheFacts, pair_names
+from phase2_student.runs.records import Run
+
+_METRICS = {
+    "exact": ("exact_match", "Exact match"),
+    "f1": ("f1", "Token F1"),
+    "anls": ("anls", "ANLS"),
+    "choice": ("accuracy", "Multiple choice"),
+}
+_TASK = "visual-question-answering"
+
+
+def model_card(
+    run: Run,
+    evaluation: dict[str, Any] | None,
+    student: dict[str, Any] | None,
+    cache: CacheFacts | None,
+    *,
+    repo: str,
+    license: str | None,
+) -> ModelCard:
+    """The card.
+
+    Args:
+        run: that made the student; its `best/` is there.
+        evaluation: None: the card says that the student was not evaluated.
+        student: its model in the evaluation.
+        cache: for the teacher's identity; None where it cannot be opened.
+        repo: `user/name`.
+        license: identifier of the hub, such as `apache-2.0`.
+    """
+    config = json.loads((run.directory / "best" / "config.json").read_text(encoding="utf-8"))
+    teacher_name, base = pair_names(run, cache)
+    data = ModelCardData(
+        base_model=base if "/" in base else None,  # a directory is known by its last part alone
+        base_model_relation="finetune" if "/" in base else None,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        license=license,
+        tags=["knowledge-distillation", "firstsight", _TASK],
+        metrics=[_METRICS[name][0] for name in _overall(student)] if student else None,
+        model_name=repo.split("/")[-1],
+        eval_results=_results(evaluation, student) if evaluation and student else None,
+    )
+    table = summary_table(evaluation) if evaluation else []
+    teacher = cache.teacher if cache else {}
+    text = render(
+        "phase2_student",
+        "card.md",
+        card_data=data.to_yaml(),
+        repo=repo,
+        run=run,
+        facts=run.facts,
+        version=run.facts.get("firstsight", __version__),
+        student_base=base,
+        teacher_name=teacher_name,
+        teacher=teacher,
+        quantization=teacher.get("quantization") or run.key("teacher.quantization"),
+        cache=cache,
+        evaluation=evaluation,
+        own=student["name"] if student else None,
+        table=[[_cell(cell) for cell in row] for row in table],
+        differences=difference_lines(evaluation["models"]) if evaluation else [],
+        qwen2_vl=config.get("model_type") == "qwen2_vl",
+        license=license,
+    )
+    return ModelCard(text)
+
+
+def _results(evaluation: dict[str, Any], student: dict[str, Any]) -> list[EvalResult]:
+    """The `model-index`: every metric over all samples, and exact match by category."""
+    name, count = evaluation["data"]["file"], len(student["samples"])
+    common: dict[str, Any] = {
+        "task_type": _TASK,
+        "dataset_type": re.sub(r"\W+", "-", name.rsplit(".", 1)[0]),
+        "dataset_split": "validation",
+    }
+    results = [
+        EvalResult(
+            **common,
+            dataset_name=f"{name}, {count:,} held-out samples",
+            metric_type=_METRICS[metric][0],
+            metric_name=_METRICS[metric][1],
+            metric_value=round(score["mean"], 6),
+        )
+        for metric, score in _overall(student).items()
+    ]
+    for category, scores in student["scores"]["category"].items():
+        results.append(
+            EvalResult(
+                **common,
+                dataset_name=f"{name}, {category}",
+                dataset_config=category,
+                metric_type=_METRICS["exact"][0],
+                metric_name=_METRICS["exact"][1],
+                metric_value=round(scores["exact"]["mean"], 6),
+            )
+        )
+    return results
+
+
+def _overall(student: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    scores = student["scores"]["overall"]
+    return {metric: scores[metric] for metric in _METRICS if metric in scores}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,182 @@
+"""Publishing a student: the folder that goes to the hub, and its upload.
+
+folder = prepare_folder(recipe, repo="me/student", output=Path("publish"), evaluation=None, license=None)
+upload(folder.path, repo="me/student", private=True)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from firstsight.errors import DataError, ModelError
+from firstsight.recipe import Recipe
+from phase2_student.evaluation.evaluations import read_evaluation
+from phase2_student.runs.files import replace_directory, write_json
+from phase2_student.runs.lineage import read_cache, without_directories
+from phase2_student.runs.records import Run, read_runs
+
+_CARD, _EVALUATION, _RECIPE = "README.md", "evaluation.json", "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is, or would be, uploaded."""
+
+    path: Path
+    files: tuple[tuple[str, int], ...]
+    """Name and bytes, in the order of the names."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(size for _, size in self.files)
+
+
+def check_repo(repo: str) -> None:
+    """ModelError: the hub would refuse this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not marked as exported
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ModelError(f"--repo {repo}: {' '.join(str(error).split())}") from None
+    if "/" not in repo:
+        raise ModelError(f"--repo {repo}: expected user/name, such as me/{repo}")
+
+
+def check_token() -> None:
+    """ModelError: nobody is logged in."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise ModelError("no token of the hub was found; run `hf auth login` or set HF_TOKEN; --dry-run needs none")
+
+
+def prepare_folder(
+    recipe: Recipe,
+    *,
+    repo: str,
+    output: Path | None = None,
+    evaluation: Path | None = None,
+    evaluated: bool = True,
+    license: str | None = None,
+) -> Folder:
+    """Write the folder of a run: `best/`, its card, its evaluation, its recipe.
+
+    Args:
+        recipe: its `training.output_dir` holds the run.
+        repo: `user/name`, for the card.
+        output: the folder; None: `publish` in the run's directory. What an earlier call left there is replaced.
+        evaluation: a file of `fs-student eval` or a directory with some; None: the newest of the run.
+        evaluated: False: publish without figures; the card says so.
+        license: for the card.
+
+    Raises:
+        ModelError: no student is there, or the evaluation is missing or of other weights.
+        DataError: the folder holds something else, or a file cannot be read.
+    """
+    from phase2_student.release.card import model_card
+
+    best = recipe.output_dir / "best"
+    if not (best / "config.json").is_file() or not any(best.glob("*.safetensors")):
+        raise ModelError(f"{best}: no student is there; run fs-student train with this recipe first")
+    (run,) = read_runs([recipe.output_dir])
+    found, student = _evaluation(run, evaluation) if evaluated else (None, None)
+    path = output or recipe.output_dir / "publish"
+    mine = {_CARD, _RECIPE, _EVALUATION} | {file.name for file in best.iterdir()}
+    others = sorted(file.name for file in path.iterdir() if file.name not in mine) if path.is_dir() else []
+    if others:
+        raise DataError(
+            f"{path}: holds {others[0]}, which is no part of a student; give an empty or a new directory with --output"
+        )
+    cache, _ = read_cache([run])
+    card = model_card(run, found, student, cache, repo=repo, license=license)
+
+    def fill(scratch: Path) -> None:
+        ours = shutil.ignore_patterns(_CARD, _EVALUATION, _RECIPE)  # linked, they would be overwritten in best/ as well
+        shutil.copytree(best, scratch, ignore=ours, dirs_exist_ok=True, copy_function=_link_or_copy)
+        card.save(scratch / _CARD)
+        (scratch / _RECIPE).write_text(
+            yaml.safe_dump(_portable(run.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        if found is not None:
+            write_json(scratch / _EVALUATION, found)
+
+    replace_directory(path, fill)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return Folder(path=path, files=tuple((str(file.relative_to(path)), file.stat().st_size) for file in files))
+
+
+def upload(folder: Path, *, repo: str, private: bool = False, endpoint: str | None = None) -> str:
+    """Create the repository where it is not there, and push the folder in one commit; the address of the commit.
+
+    Args:
+        folder: of `prepare_folder`.
+        repo: `user/name`.
+        private: of a repository that is created; one that exists stays as it is.
+        endpoint: of another hub; None: that of `HF_ENDPOINT`, else the public one.
+
+    Raises:
+        ModelError: the hub refused it, or could not be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http_error: type[Exception] = HfHubHTTPError.__bases__[
+        0
+    ]  # of the HTTP library that huggingface_hub uses: httpx or httpx2
+    api = HfApi(endpoint=endpoint, library_name="firstsight")
+    try:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Student, card, evaluation and recipe"
+        )
+    except (http_error, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{repo}: the hub took no upload ({reason}); the folder {folder} is whole, the same command tries again"
+        ) from None
+    return str(commit.commit_url)
+
+
+def _evaluation(run: Run, given: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The evaluation, and the run's student in it."""
+    found = read_evaluation([run], given)
+    if found is None:
+        raise ModelError(
+            f"{run.directory / 'evaluation'}: the student was not evaluated; run fs-student eval, name an evaluation with --evaluation, "
+            "or publish without figures by --no-evaluation"
+        )
+    from firstsight.models import weights_digest
+
+    best = run.directory / "best"
+    weights = weights_digest(best)
+    for model in found["models"]:
+        if model["role"] == "student" and model.get("weights") == weights:
+            return found, model
+    names = ", ".join(model["name"] for model in found["models"])
+    raise ModelError(
+        f"{best}: its weights are those of no model in the evaluation of {found['created']} ({names}); run fs-student eval again"
+    )
+
+
+def _portable(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without the directories of this machine: an absolute path becomes its last part."""
+    return {
+        section: {key: without_directories(value) for key, value in part.items()} for section, part in recipe.items()
+    }
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)  # the weights stand on the disk once
+    except OSError:
+        shutil.copy2(source, target)
+    return target

@@ -1,0 +1,151 @@
+"""The directories of runs, read and checked: what each was begun with, how far it got.
+
+runs = read_runs(find_runs([Path("runs/hard"), Path("runs/sweep")]))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from firstsight.errors import DataError
+from phase2_student.runs.run_directory import RUN
+
+NAMES = ("teacher", "teacher-bf16", "base", "student", "student-int8", "student-nf4")
+"""What the models of a recipe are called in an evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run, as its directory tells it."""
+
+    name: str
+    """Of the directory, with as many of those above as `read_runs` needs."""
+    directory: Path
+    recipe: dict[str, Any]
+    """Defaults included; paths as in the recipe of the run."""
+    facts: dict[str, Any]
+    """`run.json`."""
+    history: list[dict[str, Any]]
+    """Rows of `training_history.json`; empty before the first validation."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its weights depend on, by dotted names."""
+        found: dict[str, Any] = self.facts["identity"]
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached its last step."""
+        return (self.directory / "final").is_dir()
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        """The rows of the history that have a validation."""
+        return [row for row in self.history if row["validation"]]
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training, validation and saving; None where the history does not tell."""
+        if not self.history or not all(row.get("seconds") for row in self.history):
+            return None
+        return float(sum(row["seconds"] for row in self.history))
+
+    def key(self, dotted: str) -> Any:
+        """A value of the recipe by its dotted name; None where there is none."""
+        section, _, name = dotted.partition(".")
+        return self.recipe.get(section, {}).get(name)
+
+
+def find_runs(directories: Sequence[Path]) -> list[Path]:
+    """Directories of runs; one that is no run stands for the runs directly below it.
+
+    Raises:
+        DataError: no run is there.
+    """
+    found: list[Path] = []
+    for directory in directories:
+        here = [directory] if (directory / RUN).is_file() else sorted(p.parent for p in directory.glob(f"*/{RUN}"))
+        if not here:
+            raise DataError(
+                f"{directory}: neither it nor a directory below it holds a {RUN}; give the directory of a run"
+            )
+        known = {path.resolve() for path in found}
+        found += [path for path in here if path.resolve() not in known]
+    return found
+
+
+def read_runs(directories: Sequence[Path]) -> list[Run]:
+    """Read the directories of runs, all different ones.
+
+    A run is called by its directory; by as many of the directories above as it takes where two would be called alike, or
+    one like another model of an evaluation.
+
+    Raises:
+        DataError: a directory that holds no run, or a file in it that cannot be read.
+    """
+    runs = []
+    for directory, name in zip(directories, _names(directories), strict=True):
+        path = directory / RUN
+        if not path.is_file():
+            raise DataError(f"{directory}: no {RUN} is there; give the training.output_dir of fs-student train")
+        facts = read_json(path, dict)
+        if not isinstance(facts.get("identity"), dict):
+            raise DataError(f"{path}: does not say what the run was begun with; the file was damaged")
+        runs.append(
+            Run(
+                name=name,
+                directory=directory,
+                recipe=_recipe(directory / "recipe.yaml"),
+                facts=facts,
+                history=_history(directory / "training_history.json"),
+            )
+        )
+    return runs
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """A JSON file that holds a `dict` or a `list`; DataError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); the file was damaged") from None
+    if not isinstance(content, kind):
+        raise DataError(f"{path}: expected a JSON {kind.__name__}, got {type(content).__name__}")
+    return content
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    parts = [directory.resolve().parts for directory in directories]
+    names = []
+    for mine in parts:
+        length = 2 if mine[-1] in NAMES and mine[-1] != "student" else 1
+        while length < len(mine) and [each[-length:] for each in parts].count(mine[-length:]) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = read_json(path, list)
+    if not all(isinstance(row, dict) and {"epoch", "step", "train", "validation"} <= row.keys() for row in rows):
+        raise DataError(f"{path}: a row has no epoch, step, train or validation; the file was damaged")
+    return rows
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not YAML ({' '.join(str(error).split())[:160]}); train again or repair it") from None
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,1 @@
+"""A training run: student, optimiser, trainer, resume."""

@@ -1,0 +1,182 @@
+"""Which weights are trained, in which numbers, and by which optimiser.
+
+    check_weights(recipe, config)                    # what does not fit is refused before weights are loaded
+    model = prepare_weights(model, recipe.student)   # freezes parts, or puts adapters in
+    state = plain_state(model)                       # names and values of the stock model, adapters merged
+
+Plain bfloat16 AdamW is not among the ways: at lr 1e-5 most of its steps round to nothing (benchmarks/bf16_updates.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstsight.errors import RecipeError
+from firstsight.families.parts import named_parts, skeleton
+from firstsight.recipe import LoraSection, Recipe, StudentSection
+from phase2_student.training.packing import can_pack
+
+_ADAPTER = "default"
+
+
+def weights_dtype(section: StudentSection) -> torch.dtype:
+    """What the weights are loaded as. Adapters are always float32."""
+    if section.lora is not None:
+        kept: torch.dtype = getattr(torch, section.dtype)
+        return kept
+    return torch.bfloat16 if section.precision == "bf16_kahan" else torch.float32
+
+
+def check_weights(recipe: Recipe, config: Any) -> None:
+    """Check `student.precision`, `student.freeze` and `student.lora` against the student's shape and `training`.
+
+    Args:
+        recipe: its `training` section is checked already.
+        config: of the student, of transformers.
+
+    Raises:
+        RecipeError: a part or a module that the student does not have, or settings that do not go together.
+    """
+    section = recipe.student
+    if section.precision == "bf16_kahan":
+        _refuse_keys(recipe.training, "student.precision: bf16_kahan", ("optim", "fp16", "deepspeed", "fsdp"))
+    elif section.lora is not None:
+        _refuse_keys(recipe.training, "student.lora", ("fp16", "deepspeed", "fsdp"))
+    if section.freeze or section.lora is not None or section.padding_free:
+        laid_out = skeleton(config)
+        if section.padding_free and not can_pack(laid_out):
+            raise RecipeError(
+                f"student.padding_free: the positions of a {config.model_type} cannot be packed; remove the key"
+            )
+        prepare_weights(laid_out, section)
+
+
+def _refuse_keys(training: dict[str, Any], way: str, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if training.get(key):
+            raise RecipeError(f"training.{key}: does not go with {way}; remove one of them")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise RecipeError(f"{way} does not go with FSDP; launch it as DDP, or take student.precision: fp32_master")
+
+
+def prepare_weights(model: Any, section: StudentSection, *, seed: int = 0) -> Any:
+    """Freeze what is not trained, or put adapters in.
+
+    Args:
+        model: the student.
+        section: of the recipe.
+        seed: of the adapters' first values.
+
+    Returns:
+        The same model; with `lora` a `peft.PeftModel` around it.
+
+    Raises:
+        RecipeError: a part or a module that the student does not have; peft is not installed.
+    """
+    for part in section.freeze:
+        frozen = [parameter for _, of, parameter in named_parts(model) if of == part]
+        if not frozen:
+            raise RecipeError(f"student.freeze: the student has no part {part!r} of its own")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return model if section.lora is None else _with_adapters(model, section.lora, seed)
+
+
+def _with_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
+    if importlib.util.find_spec("peft") is None:
+        raise RecipeError("student.lora: peft is not installed; pip install firstsight[lora]")
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    modules = dict(model.named_modules())
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for target in lora.target_modules:
+        hit = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
+        if not hit:
+            linear = {
+                name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, torch.nn.Linear)
+            }
+            raise RecipeError(
+                f"student.lora.target_modules: the student has no module {target!r}; its linear layers are "
+                + ", ".join(sorted(name for name in linear if not name.isdigit()))
+            )
+        if any(module is end for module in hit for end in ends):
+            raise RecipeError(
+                f"student.lora.target_modules: {target!r} is the embedding or the head, which take no adapters: the loss "
+                "projects with the head's own weight"
+            )
+    wanted = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
+    )
+    set_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            # peft asks transformers by a name that is about to go
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            return get_peft_model(model, wanted, adapter_name=_ADAPTER)
+    except ValueError as error:
+        raise RecipeError(f"student.lora: {' '.join(str(error).split())[:240]}") from None
+
+
+def optimizer_class(section: StudentSection, arguments: Any) -> tuple[Any, dict[str, Any]] | None:
+    """What to hand to the trainer as `optimizer_cls_and_kwargs`; None: `training.optim` decides."""
+    if section.precision != "bf16_kahan":
+        return None
+    from phase2_student.training.kahan import KahanAdamW8bit
+
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return KahanAdamW8bit, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+
+
+def precision_text(section: StudentSection, arguments: Any) -> str:
+    """Which arithmetic a run uses, in words."""
+    compute = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
+    if section.lora is not None:
+        kept = f"float32 adapters of rank {section.lora.r} beside frozen {section.dtype} weights"
+    elif section.precision == "bf16_kahan":
+        kept, compute = "bfloat16 weights with Kahan's remainder, 8-bit AdamW", "bfloat16"
+    else:
+        kept = "float32 master weights"
+    frozen = f"{' and '.join(section.freeze)} frozen, " if section.freeze else ""
+    return f"{kept}, {frozen}computing in {compute}, saved as {section.dtype}"
+
+
+def stock_model(model: Any) -> Any:
+    """The transformers model: what peft wraps, or the model itself."""
+    return model.get_base_model() if _is_adapted(model) else model
+
+
+@torch.no_grad()
+def plain_state(model: Any) -> dict[str, Tensor]:
+    """The weights under the stock model's names. Adapters are added to copies: the model goes on as it is."""
+    if not _is_adapted(model):
+        state: dict[str, Tensor] = model.state_dict()
+        return state
+    from peft.tuners.lora import LoraLayer
+
+    stock = model.get_base_model()
+    merged = {
+        f"{name}.weight": module.get_base_layer().weight.float() + module.get_delta_weight(_ADAPTER).float()
+        for name, module in stock.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    kept = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in stock.state_dict().items() if ".lora_" not in name
+    }
+    return {name: merged.get(name, tensor) for name, tensor in kept.items()}
+
+
+def save_adapter(model: Any, directory: Any) -> None:
+    """Write the adapters apart, as peft reads them; nothing without adapters."""
+    if _is_adapted(model):
+        model.save_pretrained(directory)
+
+
+def _is_adapted(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")

@@ -1,0 +1,1 @@
+"""How targets become arrays and chunks: one module per format version."""

@@ -1,0 +1,1 @@
+"""Format version 1."""

@@ -1,0 +1,1 @@
+"""Commands on a whole cache: status, verify, garbage collection."""

@@ -1,0 +1,99 @@
+"""How far a cache is and what it costs, from its plans and manifests alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.canonical import digest_of
+from storage.manifest import committed_units, manifest_path, read_manifest
+from storage.plan import PLANS, read_plans
+from storage.reader import read_root
+from storage.spec import layout_of
+from storage.store.base import open_place
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheStatus:
+    """What `fs-teacher status` shows."""
+
+    location: str
+    units: int
+    """Planned units."""
+    committed: int
+    pending: list[str]
+    """The names of the planned units that are not committed."""
+    planned_samples: int
+    samples: int
+    """Samples with targets."""
+    skipped: dict[str, str]
+    """Sample key -> why the dump skipped it."""
+    positions: int
+    """Answer positions in committed units."""
+    soft_positions: int
+    bytes: int
+    """All bytes that committed units need: objects, manifests and their share of the plans."""
+    bytes_per_position: float | None
+    field_bits: dict[str, float]
+    """Array name -> stored bits per answer position; `metadata`, `manifests` and `plans` beside them."""
+    statistics: dict[str, float]
+    """The sums of the dump, over all committed units."""
+    split_units: list[str]
+    """Units with notes, such as a batch that had to be split."""
+    spec: dict[str, Any]
+
+
+def cache_status(location: str | Path) -> CacheStatus:
+    """Read the plans and manifests of a cache. CacheMissing, CorruptObject."""
+    place = open_place(location)
+    spec = read_root(place)
+    layout, spec_digest = layout_of(spec), digest_of(spec)
+    present = set(committed_units(place))
+    sizes: dict[str, int] = {}
+    samples = positions = soft_positions = 0
+    statistics: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    split_units = []
+    planned = planned_samples = committed = committed_samples = 0
+    pending = []
+    for unit in (unit for units in read_plans(place) for unit in units):
+        planned += 1
+        planned_samples += len(unit)
+        if unit.name not in present:
+            pending.append(unit.name)
+            continue
+        committed += 1
+        committed_samples += len(unit)
+        manifest = read_manifest(place, unit.name, layout, spec_digest)
+        samples += manifest.samples
+        positions += manifest.positions
+        soft_positions += manifest.soft_positions
+        skipped |= manifest.skipped
+        split_units += [unit.name] if manifest.notes else []
+        for name, value in manifest.statistics.items():
+            statistics[name] = statistics.get(name, 0.0) + value
+        for path, (size, _) in manifest.objects.items():
+            name = path.split("/")[0] if not path.endswith("zarr.json") else "metadata"
+            sizes[name] = sizes.get(name, 0) + size
+        sizes["manifests"] = sizes.get("manifests", 0) + (place.size(manifest_path(unit.name)) or 0)
+    plans = sum(place.size(f"{PLANS}/{name}") or 0 for name in place.names(PLANS))
+    sizes["plans"] = round(plans * committed_samples / max(1, planned_samples))
+    total = sum(sizes.values())
+    return CacheStatus(
+        location=place.location,
+        units=planned,
+        committed=committed,
+        pending=pending,
+        planned_samples=planned_samples,
+        samples=samples,
+        skipped=skipped,
+        positions=positions,
+        soft_positions=soft_positions,
+        bytes=total,
+        bytes_per_position=total / positions if positions else None,
+        field_bits={name: 8 * size / positions for name, size in sorted(sizes.items())} if positions else {},
+        statistics=statistics,
+        split_units=split_units,
+        spec=spec,
+    )

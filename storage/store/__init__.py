@@ -1,0 +1,1 @@
+"""Where a cache lies: one interface, local directories and object stores."""
