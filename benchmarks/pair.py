@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from firstsight.demo.synth.writing import write_dataset
-from firstsight.models import load_config, load_processor
+from firstsight.pair import load_prompter
 from firstsight.recipe import Recipe, load_recipe
 
 
@@ -60,8 +60,7 @@ def place_pair(
         path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     recipe_here = load_recipe(path)
     for section in (recipe_here.teacher, recipe_here.student):  # both load, or the error comes now
-        load_config(Path(recipe_here.model_source(section)), section)
-        load_processor(Path(recipe_here.model_source(section)), section)
+        load_prompter(Path(recipe_here.model_source(section)), section)
     return recipe_here
 
 

@@ -71,10 +71,12 @@ def make_encoded(seed: int, image_tokens: int, text_tokens: int, answer_tokens: 
     ids = torch.cat([torch.tensor(image), text])
     return Encoded(
         input_ids=ids,
-        mm_token_type_ids=(ids == IMAGE_PAD).long(),
-        prompt_length=len(ids) - answer_tokens,
-        pixel_values=torch.randn(side * side, 1176, generator=g),
-        image_grid_thw=torch.tensor([[1, side, side]]),
+        token_types={"mm_token_type_ids": (ids == IMAGE_PAD).long()},
+        images={
+            "pixel_values": torch.randn(side * side, 1176, generator=g),
+            "image_grid_thw": torch.tensor([[1, side, side]]),
+        },
+        answer_columns=torch.arange(len(ids) - answer_tokens - 1, len(ids) - 1),
     )
 
 
@@ -142,7 +144,7 @@ def main(
         labels = collate(encoded, 0)
         labels["labels"] = torch.full_like(labels["input_ids"], -100)
         for row, each in enumerate(encoded):
-            labels["labels"][row, each.prompt_length :] = each.target_ids
+            labels["labels"][row, each.answer_columns + 1] = each.target_ids
         stored = Collator(0)([cached_item(each) for each in encoded])
         positions = torch.tensor(batch * answer_tokens)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
-from firstsight.prompting import Encoded, Prompter
+from firstsight.prompting import Encoded, Prompter, collate
 
 # B prompts, L tokens so far, V rows of the head
 
@@ -70,44 +71,55 @@ def generate_answers(
         Token ids of each answer, the end of turn included where the model reached it.
     """
     end = prompter.end_of_turn_ids[-1]
-    length = max(len(prompt.input_ids) for prompt in prompts)
-    input_ids = torch.full((len(prompts), length), prompter.pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(input_ids)
-    types = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, length - len(prompt.input_ids) :] = prompt.input_ids
-        mask[row, length - len(prompt.input_ids) :] = 1
-        types[row, length - len(prompt.input_ids) :] = prompt.mm_token_type_ids
-    inputs = {"input_ids": input_ids, "attention_mask": mask, "mm_token_type_ids": types}
-    if any(prompt.pixel_values is not None for prompt in prompts):
-        inputs["pixel_values"] = torch.cat([p.pixel_values for p in prompts if p.pixel_values is not None])
-        inputs["image_grid_thw"] = torch.cat([p.image_grid_thw for p in prompts if p.image_grid_thw is not None])
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    inputs = {name: tensor.to(model.device) for name, tensor in collate(prompts, prompter.pad_id, left=True).items()}
+    length = inputs["input_ids"].shape[1]
+    # a configuration of our own: a model's may hold a repetition penalty and more, and then greedy is not greedy
+    ours = GenerationConfig(
+        max_new_tokens=max_new_tokens, num_beams=1, do_sample=False, eos_token_id=end, pad_token_id=prompter.pad_id
+    )
     if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        ours.update(do_sample=True, temperature=temperature, top_p=1.0, top_k=0)
     if text_only:
         tokenizer = prompter.tokenizer
         added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         rows = model.get_output_embeddings().weight.shape[0]
         beyond = range(max(tokenizer.get_vocab().values()) + 1, rows)
-        sampling["suppress_tokens"] = sorted((set(tokenizer.all_special_ids) | added | set(beyond)) - {end})
+        ours.suppress_tokens = sorted((set(tokenizer.all_special_ids) | added | set(beyond)) - {end})
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=temperature > 0):
+    with torch.random.fork_rng(devices=devices, enabled=temperature > 0), _configured(model, ours):
         if temperature > 0:
             torch.manual_seed(seed)
         output = model.generate(
             **inputs,
-            max_new_tokens=max_new_tokens,
-            num_beams=1,
-            eos_token_id=end,
-            pad_token_id=prompter.pad_id,
+            generation_config=ours,
             logits_processor=LogitsProcessorList([] if watch is None else [watch]),
             streamer=streamer,
-            **sampling,
         )
     return [_cut(row, end) for row in output[:, length:].tolist()]
 
 
 def _cut(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def left_out(model: Any) -> dict[str, Any]:
+    """Fields of the model's own generation configuration that would change its answers, and that we leave out."""
+    found: dict[str, Any] = model.generation_config.to_diff_dict()
+    return {name: value for name, value in found.items() if name not in _OURS and value is not None}
+
+
+_OURS = {
+    "do_sample", "temperature", "top_p", "top_k", "max_length", "max_new_tokens", "use_cache", "cache_implementation",
+    "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config",
+}  # fmt: skip
+"""Fields that a recipe decides, or that change no answer."""
+
+
+@contextmanager
+def _configured(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """`generate` fills what a configuration leaves open from the model's own: there is none meanwhile."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -56,10 +56,10 @@ def model_size(config: Any) -> ModelSize:
     Args:
         config: of transformers.
     """
-    from firstsight.families.parts import named_parts, skeleton
+    from firstsight.families.parts import meta_model, named_parts
 
     counts = dict.fromkeys(("text", "vision", "embedding", "head"), 0)
-    for _, part, parameter in named_parts(skeleton(config)):
+    for _, part, parameter in named_parts(meta_model(config)):
         counts["vision" if part == "projector" else part] += parameter.numel()
     text = config.get_text_config()
     return ModelSize(

@@ -48,7 +48,7 @@ def cache_spec(
             "tokens": table_digest(token_table(teacher.tokenizer)),
             "chat_template": text_digest(teacher.processor.chat_template),
             "system_prompt": recipe.data.system_prompt,
-            "image_processor": image_settings(teacher.processor),
+            "image_processor": image_settings(teacher),
         },
         "student": student_identity(student),
         "alignment": {"kind": alignment.kind, "digest": alignment.digest},
@@ -58,11 +58,13 @@ def cache_spec(
 def student_identity(student: Prompter) -> dict[str, Any]:
     """The student's tokens and special roles: what a cache's ids mean."""
     tokenizer = student.tokenizer
-    return {
+    identity = {
         "tokens": table_digest(token_table(tokenizer)),
         "end_of_turn": student.end_of_turn_ids,
         "eos": tokenizer.eos_token_id,
     }
+    # left out where there is none, so that caches made before it was known are still found
+    return {**identity, "answer_prefix": student.answer_prefix} if student.answer_prefix else identity
 
 
 def model_name(recipe: Recipe, section: TeacherSection | StudentSection) -> str:
@@ -76,10 +78,13 @@ def text_digest(text: Any) -> str:
     return hashlib.sha256(str(text).encode()).hexdigest()
 
 
-def image_settings(processor: Any) -> dict[str, Any]:
-    """What decides the pixels that a model sees, as plain JSON values."""
-    images = processor.image_processor
-    return {name: _plain(getattr(images, name, None)) for name in _IMAGE_SETTINGS}
+def image_settings(prompter: Prompter) -> dict[str, Any]:
+    """What decides the pixels that a model sees, as plain JSON values; empty for a text model."""
+    if not prompter.family.has_vision:
+        return {}
+    images = prompter.processor.image_processor
+    names = (*_IMAGE_SETTINGS, *prompter.family.image_settings)
+    return {name: _plain(getattr(images, name, None)) for name in names}
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from firstsight.data.samples import file_digest
 from firstsight.errors import ModelError
+from firstsight.families import family_of
 from firstsight.quantization import Quantization, quantization_config, silence
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 
@@ -35,7 +36,7 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
         ModelError: no such directory, an unreachable hub, or no safetensors.
     """
     source = recipe.model_source(section)
-    kind = "teacher" if isinstance(section, TeacherSection) else "student"
+    kind = kind_of(section)
     directory = Path(source)
     if not directory.is_dir():
         directory = _download(source, section.revision, weights, kind)
@@ -63,62 +64,25 @@ def _download(source: str, revision: str | None, weights: bool, kind: str) -> Pa
 
 
 def load_processor(directory: Path, section: TeacherSection | StudentSection) -> Any:
-    """The model's processor, with the section's `max_pixels` applied.
+    """The model's processor (of a text model: its tokenizer), with the section's `max_pixels` applied.
 
     Raises:
-        ModelError: the directory has no usable processor.
+        ModelError: an unknown family, no usable processor, or a `max_pixels` that the family cannot keep.
     """
-    from transformers import AutoProcessor
-    from transformers.utils import is_torchvision_available
-
+    config = load_config(directory, section)
+    family = family_of(config, f"{kind_of(section)}.model: {directory}")
     try:
-        loader = AutoProcessor if is_torchvision_available() else _without_video(load_config(directory, section))
-        processor = loader.from_pretrained(directory, trust_remote_code=section.trust_remote_code)
+        processor = family.load_processor(directory, config, trust_remote_code=section.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{directory}: no usable processor ({' '.join(str(error).split())[:200]})") from None
     if section.max_pixels is not None:
-        images = processor.image_processor
-        limit = section.max_pixels
-        least = min(images.size["shortest_edge"], limit)
-        images.size = type(images.size)(**{**dict(images.size), "longest_edge": limit, "shortest_edge": least})
+        family.limit_pixels(processor, section.max_pixels, f"{kind_of(section)}.max_pixels")
     return processor
 
 
-def _without_video(config: Any) -> Any:
-    """The processor class of a model, less its video processor: that one cannot be made without torchvision."""
-    from transformers import AutoProcessor
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-
-    stock = PROCESSOR_MAPPING.get(type(config), None)
-    if stock is None or "video_processor" not in stock.get_attributes():
-        return AutoProcessor
-
-    return _stills_of(stock)
-
-
-def _stills_of(stock: Any) -> Any:
-    class Stills(stock):  # type: ignore[misc]
-        def __init__(
-            self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
-        ) -> None:
-            # transformers reads this signature to know which parts to load
-            super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
-        def __reduce__(self) -> tuple[Any, ...]:
-            # spawned data workers get it pickled, and a class made here has no place to be found at
-            return _stills, (stock, self.image_processor, self.tokenizer, self.chat_template)
-
-        def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-            # part by part, as the files of the stock class: where torchvision is, that one loads them
-            self.tokenizer.save_pretrained(save_directory)
-            self.image_processor.save_pretrained(save_directory)
-
-    Stills.__name__ = stock.__name__
-    return Stills
-
-
-def _stills(stock: Any, image_processor: Any, tokenizer: Any, chat_template: str | None) -> Any:
-    return _stills_of(stock)(image_processor, tokenizer, chat_template=chat_template)
+def kind_of(section: TeacherSection | StudentSection) -> Literal["teacher", "student"]:
+    """The name of a section in the recipe."""
+    return "teacher" if isinstance(section, TeacherSection) else "student"
 
 
 def load_config(directory: Path, section: TeacherSection | StudentSection) -> Any:
@@ -131,6 +95,12 @@ def load_config(directory: Path, section: TeacherSection | StudentSection) -> An
 def head_rows(config: Any) -> int:
     """V, rows of the head, padding included."""
     return int(config.get_text_config().vocab_size)
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest sequence that the model was made for, in tokens; None where the configuration does not say."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 def default_device() -> torch.device:
@@ -180,11 +150,10 @@ def quantize(directory: Path, section: StudentSection, kind: Quantization) -> An
 
 
 def _load(directory: Path, section: TeacherSection | StudentSection, **options: Any) -> Any:
-    from transformers import AutoModelForImageTextToText
-
+    load_class = family_of(load_config(directory, section), str(directory)).load_class()
     options.setdefault("dtype", getattr(torch, section.dtype))
     try:
-        return AutoModelForImageTextToText.from_pretrained(
+        return load_class.from_pretrained(
             directory,
             attn_implementation=section.attn_implementation,
             use_safetensors=True,

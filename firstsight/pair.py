@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstsight.errors import DataError
-from firstsight.models import head_rows, load_config, load_processor, resolve_directory
+from firstsight.families import family_of
+from firstsight.models import head_rows, load_config, load_processor, max_positions, resolve_directory
 from firstsight.prompting import Prompter
-from firstsight.recipe import Recipe
+from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
 from firstsight.vocabulary import Token, VocabularyAlignment, align_answer, align_vocabularies, token_table
 
 # P answer positions of the student, P_t of the teacher
@@ -48,10 +48,18 @@ class Pair:
             AlignmentError: the two sequences spell different text.
         """
         mapped = self.alignment.student_of_teacher[teacher_ids]
-        if len(mapped) == len(student_ids) and (mapped == student_ids).all():
+        same_start = self.teacher.answer_offset == self.student.answer_offset
+        if same_start and len(mapped) == len(student_ids) and (mapped == student_ids).all():
             rows = np.arange(len(student_ids))
         else:
-            rows = align_answer(teacher_ids.tolist(), student_ids.tolist(), self.teacher_tokens, self.student_tokens)
+            rows = align_answer(
+                teacher_ids.tolist(),
+                student_ids.tolist(),
+                self.teacher_tokens,
+                self.student_tokens,
+                teacher_offset=self.teacher.answer_offset,
+                student_offset=self.student.answer_offset,
+            )
         return np.where(self.alignment.shared[student_ids], rows, -1)
 
 
@@ -66,9 +74,8 @@ def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
     """
     directory = resolve_directory(recipe, recipe.teacher, weights=weights)
     student_directory = resolve_directory(recipe, recipe.student, weights=False)
-    options: dict[str, Any] = {"max_length": recipe.data.max_length, "system_prompt": recipe.data.system_prompt}
-    teacher = Prompter(load_processor(directory, recipe.teacher), **options)
-    student = Prompter(load_processor(student_directory, recipe.student), **options)
+    teacher = load_prompter(directory, recipe.teacher, recipe.data)
+    student = load_prompter(student_directory, recipe.student, recipe.data)
     teacher_tokens, student_tokens = token_table(teacher.tokenizer), token_table(student.tokenizer)
     alignment = align_vocabularies(
         teacher_tokens,
@@ -88,4 +95,34 @@ def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
         teacher_tokens=teacher_tokens,
         student_tokens=student_tokens,
         alignment=alignment,
+    )
+
+
+def load_prompter(
+    directory: Path,
+    section: TeacherSection | StudentSection,
+    data: DataSection | None = None,
+    *,
+    max_length: int | None = None,
+    system_prompt: str | None = None,
+) -> Prompter:
+    """What turns samples into inputs of one model.
+
+    Args:
+        directory: of the model.
+        section: of the recipe.
+        data: gives the longest sequence and the system prompt.
+        max_length: in place of that of `data`; None and no data: the model's own limit alone.
+        system_prompt: likewise.
+    """
+    config = load_config(directory, section)
+    positions = max_positions(config)
+    if data is not None:
+        max_length, system_prompt = data.max_length, data.system_prompt
+    return Prompter(
+        load_processor(directory, section),
+        family_of(config),
+        max_length=positions or 2**31 if max_length is None else max_length,
+        system_prompt=system_prompt,
+        max_positions=positions,
     )

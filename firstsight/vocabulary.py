@@ -63,15 +63,7 @@ def token_table(tokenizer: Any) -> dict[int, Token]:
     """
     added = tokenizer.added_tokens_decoder
     byte_level = _is_byte_level(tokenizer)
-    table: dict[int, Token] = {}
-    for text, index in tokenizer.get_vocab().items():
-        if index in added:
-            table[index] = (added[index].content.encode(), bool(added[index].special))
-        elif byte_level:
-            table[index] = (_byte_level_bytes(text), False)
-        else:
-            table[index] = (_piece_bytes(text), False)
-    return table
+    return {index: _token(text, index, added, byte_level) for text, index in tokenizer.get_vocab().items()}
 
 
 def table_digest(table: dict[int, Token]) -> str:
@@ -131,6 +123,9 @@ def align_answer(
     student_ids: Sequence[int],
     teacher: dict[int, Token],
     student: dict[int, Token],
+    *,
+    teacher_offset: int = 0,
+    student_offset: int = 0,
 ) -> NDArray[np.int64]:
     """The teacher's answer position that stands for each of the student's, or -1.
 
@@ -138,14 +133,22 @@ def align_answer(
     bytes before it; the teacher's row j speaks for it where the teacher's tokens before j spell exactly these bytes. The
     closing control tokens, of whatever bytes, stand for each other.
 
+    Args:
+        teacher_ids: the answer in the teacher's tokens.
+        student_ids: in the student's.
+        teacher: token table of the teacher's tokenizer.
+        student: of the student's.
+        teacher_offset: bytes that the teacher's tokens spell before the answer, such as a space (`Prompter.answer_offset`).
+        student_offset: likewise.
+
     Returns:
         int64 [P].
 
     Raises:
         AlignmentError: the two sequences spell different text.
     """
-    teacher_starts, teacher_text = _starts(teacher_ids, teacher)
-    student_starts, student_text = _starts(student_ids, student)
+    teacher_starts, teacher_text = _starts(teacher_ids, teacher, teacher_offset)
+    student_starts, student_text = _starts(student_ids, student, student_offset)
     if teacher_text != student_text:
         raise AlignmentError(
             f"the two tokenizers spell an answer differently: {teacher_text!r} and {student_text!r}; such a pair cannot be aligned"
@@ -154,13 +157,30 @@ def align_answer(
     return np.array([position.get(start, -1) for start in student_starts], dtype=np.int64)
 
 
-def _starts(ids: Sequence[int], table: dict[int, Token]) -> tuple[list[int], bytes]:
+def _starts(ids: Sequence[int], table: dict[int, Token], offset: int) -> tuple[list[int], bytes]:
+    """Where each token begins, in bytes from the beginning of the answer, and the answer's bytes."""
     starts, text = [], b""
     for index in ids:
-        starts.append(len(text))
+        starts.append(len(text) - offset)
         content, special = table[index]
         text += b"" if special else content
-    return starts, text
+    return starts, text[offset:]
+
+
+def spelling(tokenizer: Any, ids: Sequence[int]) -> bytes:
+    """The bytes that tokens spell, control tokens left out."""
+    added, byte_level = tokenizer.added_tokens_decoder, _is_byte_level(tokenizer)
+    tokens = [
+        _token(text, index, added, byte_level)
+        for text, index in zip(tokenizer.convert_ids_to_tokens(list(ids)), ids, strict=True)
+    ]
+    return b"".join(content for content, special in tokens if not special)
+
+
+def _token(text: str, index: int, added: Any, byte_level: bool) -> Token:
+    if index in added:
+        return added[index].content.encode(), bool(added[index].special)
+    return (_byte_level_bytes(text) if byte_level else _piece_bytes(text)), False
 
 
 def _is_byte_level(tokenizer: Any) -> bool:

@@ -14,9 +14,9 @@ from PIL import Image
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.errors import DataError
 from firstsight.identity import student_identity
-from firstsight.models import load_processor, resolve_directory
+from firstsight.models import resolve_directory
 from firstsight.page import picture, render
-from firstsight.prompting import Prompter
+from firstsight.pair import load_prompter
 from firstsight.recipe import Recipe
 from firstsight.vocabulary import Token, token_table
 from storage.errors import SkippedSample
@@ -77,11 +77,7 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
         CacheError: no cache, or the temperature lies outside its nodes.
     """
     cache = open_cache(location)
-    student = Prompter(
-        load_processor(resolve_directory(recipe, recipe.student, weights=False), recipe.student),
-        max_length=recipe.data.max_length,
-        system_prompt=recipe.data.system_prompt,
-    )
+    student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
     if cache.spec["student"] != student_identity(student):
         raise DataError(
             f"{location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "

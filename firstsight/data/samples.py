@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from firstsight.errors import DataError
@@ -35,6 +35,7 @@ MAX_IMAGE_PIXELS = 64_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 ROLES = ("system", "user", "assistant")
+_ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,12 @@ class Sample:
             return ImageOps.exif_transpose(image).convert("RGB")
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Width and height of each image as stored, from the files' headers."""
+        """Width and height of each image, upright, from the files' headers."""
         sizes = []
         for path in self.images:
             with self._checked(path) as image:
-                sizes.append(image.size)
+                turned = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+                sizes.append((image.height, image.width) if turned else image.size)
         return sizes
 
     @contextmanager

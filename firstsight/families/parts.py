@@ -1,4 +1,4 @@
-"""The parts of a vision-language model, told apart by the names of its parameters."""
+"""The parts of a model, told apart by the names of its parameters."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from torch.nn import Parameter
 
-Part = Literal["vision", "projector", "embedding", "head", "text"]
+from firstsight.families import family_of
 
-_VISION = {"visual", "vision_tower", "vision_model"}
-_PROJECTOR = {"merger", "multi_modal_projector", "connector"}
+Part = Literal["vision", "projector", "embedding", "head", "text"]
 
 
 def named_parts(model: Any) -> list[tuple[str, Part, Parameter]]:
@@ -18,6 +17,7 @@ def named_parts(model: Any) -> list[tuple[str, Part, Parameter]]:
     Args:
         model: of transformers, with weights or on the meta device.
     """
+    family = family_of(model.config)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     found: list[tuple[str, Part, Parameter]] = []
     for name, parameter in model.named_parameters():
@@ -25,22 +25,19 @@ def named_parts(model: Any) -> list[tuple[str, Part, Parameter]]:
             part: Part = "embedding"
         elif parameter is head:
             part = "head"
-        elif _PROJECTOR & set(name.split(".")):
-            part = "projector"
         else:
-            part = "vision" if _VISION & set(name.split(".")) else "text"
+            part = family.part(name)
         found.append((name, part, parameter))
     return found
 
 
-def skeleton(config: Any) -> Any:
-    """The model of a configuration without memory for its weights, on the meta device.
+def meta_model(config: Any) -> Any:
+    """The model of a configuration on the meta device: shapes and names, no memory for weights.
 
     Args:
         config: of transformers.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return family_of(config).load_class().from_config(config)

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from firstsight.generation import generate_answers
-from firstsight.prompting import Encoded
 from phase1_teacher.forward.unit_batches import EncodedSample
 from phase1_teacher.planning.job import Job
 
@@ -53,7 +50,7 @@ class Answerer:
         self.generated += len(waiting)
         found = dict(zip([sample.key for sample in waiting], answers, strict=True))
         return [
-            replace(sample, encoded=with_answer(sample.encoded, found[sample.key])) if sample.key in found else sample
+            replace(sample, encoded=sample.encoded.with_answer(found[sample.key])) if sample.key in found else sample
             for sample in samples
         ]
 
@@ -61,16 +58,6 @@ class Answerer:
         """An answer of the teacher in the student's tokens; its end of turn becomes the student's."""
         end = self.teacher.end_of_turn_ids
         ended = list(teacher_ids[-len(end) :]) == end
-        text = self.teacher.tokenizer.decode(teacher_ids[: -len(end)] if ended else teacher_ids)
-        ids: list[int] = self.student.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids + (self.student.end_of_turn_ids if ended else [])
-
-
-def with_answer(encoded: Encoded, answer_ids: Sequence[int]) -> Encoded:
-    """An encoded prompt followed by an answer."""
-    answer = torch.tensor(answer_ids, dtype=torch.int64)
-    return replace(
-        encoded,
-        input_ids=torch.cat([encoded.input_ids, answer]),
-        mm_token_type_ids=torch.cat([encoded.mm_token_type_ids, torch.zeros_like(answer)]),
-    )
+        text = self.teacher.answer_text(teacher_ids[: -len(end)] if ended else teacher_ids)
+        ids = self.student.answer_ids(text)
+        return ids if ended else ids[: -len(self.student.end_of_turn_ids)]

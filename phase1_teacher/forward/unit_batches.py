@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import AsyncResult, ThreadPool
-from pathlib import Path
 
 from firstsight.data.samples import Sample, file_digest
 from firstsight.errors import DataError
-from firstsight.prompting import Encoded, Picture
+from firstsight.families.base import Pictures
+from firstsight.prompting import Encoded
 from phase1_teacher.planning.batches import batch_by_tokens
 from phase1_teacher.planning.job import Job
 from storage.plan import PlannedUnit
@@ -108,26 +108,24 @@ def _encode(
     skip: bool,
     skipped: dict[str, str],
 ) -> list[EncodedSample]:
-    """Samples as model inputs; an image that several samples of the batch ask about is opened and prepared once."""
+    """Samples as model inputs; images that several samples of the batch ask about are opened and prepared once."""
     teacher = job.pair.teacher
 
-    def make(sample: Sample, path: Path) -> Picture | DataError:
+    def make(sample: Sample) -> Pictures | DataError:
         try:
-            return teacher.picture(sample.open_image(path))
+            return teacher.pictures(sample.open_images())
         except DataError as error:
             return error
 
-    made: dict[str, AsyncResult[Picture | DataError]] = {}
+    made: dict[tuple[str, ...], AsyncResult[Pictures | DataError]] = {}
     for _, sample, digests in batch:
-        for digest, path in zip(digests, sample.images, strict=True):
-            if digest not in made:
-                made[digest] = pool.apply_async(make, (sample, path))
+        if digests and digests not in made:
+            made[digests] = pool.apply_async(make, (sample,))
     encoded = []
     for key, sample, digests in batch:
-        found = [made[digest].get() for digest in digests]
-        pictures = [picture for picture in found if isinstance(picture, Picture)]
-        try:  # where a picture could not be made the sample itself says what is wrong
-            inputs = teacher.encode(sample, pictures=pictures if len(pictures) == len(found) else None)
+        found = made[digests].get() if digests else None
+        try:  # where the pictures could not be made the sample itself says what is wrong
+            inputs = teacher.encode(sample, pictures=None if isinstance(found, DataError) else found)
         except DataError as error:
             if not skip:
                 raise

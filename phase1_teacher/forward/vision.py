@@ -10,15 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstsight.families import family_of
 from firstsight.prompting import collate
 from phase1_teacher.forward.unit_batches import EncodedSample
 
 # M patches of all images, C values of a patch, I images
-
-_ONE_OUTPUT = (
-    "qwen2_vl",
-    "qwen2_5_vl",
-)  # models whose vision tower gives one feature tensor per image and nothing else
 
 
 class VisionFeatures:
@@ -37,7 +33,7 @@ class VisionFeatures:
         self.model = model
         self.pad_id = pad_id
         accepted = inspect.signature(model.base_model.forward).parameters
-        self.shared = model.config.model_type in _ONE_OUTPUT and "mm_encoder_outputs" in accepted
+        self.shared = family_of(model.config).one_feature_per_image and "mm_encoder_outputs" in accepted
         self.encoded = 0
         """Images that went through the vision tower."""
         self._features: dict[str, Tensor] = {}
@@ -53,10 +49,11 @@ class VisionFeatures:
             self.encoded += sum(len(sample.images) for sample in batch)
             return {k: v.to(device) for k, v in collate([s.encoded for s in batch], self.pad_id).items()}
         self._encode_new(batch)
-        inputs: dict[str, Any] = collate([replace(s.encoded, pixel_values=None) for s in batch], self.pad_id)
-        inputs["image_grid_thw"] = torch.cat(
-            [s.encoded.image_grid_thw for s in batch if s.encoded.image_grid_thw is not None]
-        )
+        grids = [
+            {name: value for name, value in sample.encoded.images.items() if name != "pixel_values"} for sample in batch
+        ]
+        kept = [replace(sample.encoded, images=rest) for sample, rest in zip(batch, grids, strict=True)]
+        inputs: dict[str, Any] = collate(kept, self.pad_id)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         features = tuple(self._features[digest] for sample in batch for digest in sample.images)
         inputs["mm_encoder_outputs"] = {"image": _Features(features)}
@@ -66,9 +63,9 @@ class VisionFeatures:
         digests: list[str] = []
         pixels, grids = [], []
         for sample in batch:
-            values_MC, grid_I3 = sample.encoded.pixel_values, sample.encoded.image_grid_thw
-            if values_MC is None or grid_I3 is None:
+            if not sample.images:
                 continue
+            values_MC, grid_I3 = sample.encoded.images["pixel_values"], sample.encoded.images["image_grid_thw"]
             parts = torch.split(values_MC, grid_I3.prod(dim=1).tolist())
             for digest, part, grid in zip(sample.images, parts, grid_I3, strict=True):
                 if digest not in self._features and digest not in digests:

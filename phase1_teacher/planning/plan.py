@@ -101,7 +101,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
 def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> Demand:
     counts = dict.fromkeys((f.name for f in fields(Demand) if f.name != "work"), 0)
     work = dict.fromkeys((f.name for f in fields(Work)), 0)
-    merged = pair.teacher.processor.image_processor.merge_size**2
+    per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
     seen: set[int] = set()
     for sample in tqdm(_rows(recipe), desc="reading samples", unit=" sample", disable=not progress, leave=False):
         length, image_tokens = pair.teacher.prompt_tokens(sample)
@@ -121,7 +121,7 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
         new = {hash(path) for path in sample.images} - seen
         seen |= new
         counts["images"] += len(new)
-        work["patches"] += image_tokens * merged * len(new) // max(1, len(sample.images))
+        work["patches"] += image_tokens * per_token * len(new) // max(1, len(sample.images))
         work["tokens"] += total
         work["squared_tokens"] += total * total
         work["positions"] += positions

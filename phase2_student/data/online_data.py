@@ -131,5 +131,5 @@ def _prompts_alike(pair: Pair) -> bool:
         all(backend is not None for backend in backends)
         and backends[0].to_str() == backends[1].to_str()
         and teacher.processor.chat_template == student.processor.chat_template
-        and image_settings(teacher.processor) == image_settings(student.processor)
+        and image_settings(teacher) == image_settings(student)
     )

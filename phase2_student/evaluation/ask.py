@@ -17,8 +17,7 @@ from transformers import TextStreamer
 from firstsight.data.samples import Sample
 from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
-from firstsight.models import load_config, load_processor
-from firstsight.prompting import Prompter
+from firstsight.pair import load_prompter
 from firstsight.recipe import StudentSection
 from phase2_student.evaluation.candidates import load_for_answers
 from phase2_student.evaluation.evaluate import device_name
@@ -64,9 +63,7 @@ class Asker:
         if not any(directory.glob("*.safetensors")):
             raise ModelError(f"--model: {directory} has no .safetensors; weights are read from safetensors only")
         begin = time.perf_counter()
-        processor = load_processor(directory, section)
-        longest = int(load_config(directory, section).get_text_config().max_position_embeddings)
-        self.prompter = Prompter(processor, max_length=longest, system_prompt=system_prompt)
+        self.prompter = load_prompter(directory, section, system_prompt=system_prompt)
         self.model, dtype = load_for_answers(directory, section)
         self.description = f"{dtype} on {device_name()}, loaded in {time.perf_counter() - begin:.1f} s"
 
@@ -97,7 +94,7 @@ class Asker:
             self.model, self.prompter, [encoded], max_new_tokens=max_new_tokens, watch=watch, streamer=streamer
         )
         return Answer(
-            text=self.prompter.tokenizer.decode(ids, skip_special_tokens=True),
+            text=self.prompter.answer_text(ids),
             tokens=len(ids),
             seconds=time.perf_counter() - begin,
             first_seconds=streamer.first - begin,

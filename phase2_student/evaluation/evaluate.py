@@ -24,7 +24,8 @@ import torch
 from firstsight.data.samples import Sample, load_samples
 from firstsight.errors import DataError, ModelError
 from firstsight.generation import generate_answers
-from firstsight.models import load_processor, weights_digest
+from firstsight.models import weights_digest
+from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.evaluation.answer_metrics import ANLS_THRESHOLD
@@ -135,11 +136,7 @@ def _measure(
     It is loaded twice, and memory and load time are those of the second time: the first one pays for what the process needs in any
     case, libraries and files among it.
     """
-    prompter = Prompter(
-        load_processor(candidate.directory, candidate.section),
-        max_length=recipe.data.max_length,
-        system_prompt=recipe.data.system_prompt,
-    )
+    prompter = load_prompter(candidate.directory, candidate.section, recipe.data)
     measured = _answers(recipe, candidate, prompter, samples, settings, progress)
     _release()
     with PeakMemory() as memory:

@@ -49,7 +49,7 @@ def answer_records(
             prompts = [prompter.encode(sample, []) for sample in batch]
             answers = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens, watch=watch)
             for row, (sample, ids) in enumerate(zip(batch, answers, strict=True)):
-                text = prompter.tokenizer.decode(ids, skip_special_tokens=True)
+                text = prompter.answer_text(ids)
                 sure = confidence(watch.log_probabilities(row, len(ids)))
                 record = answer_record(sample, text, root)
                 record |= {"tokens": len(ids), "confidence": sure, "nonfinite": sure is None, "cut": ids[-1:] != [end]}

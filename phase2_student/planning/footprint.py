@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from firstsight.families.parts import named_parts, skeleton
+from firstsight.families.parts import meta_model, named_parts
 from firstsight.recipe import LoraSection, StudentSection
 from phase2_student.loss.fused import CHUNK
 
@@ -82,7 +82,7 @@ def student_shape(config: Any, section: StudentSection, *, wide: int) -> Shape:
         section: of the recipe: what is frozen, and LoRA's rank.
         wide: bytes of an activation.
     """
-    model = skeleton(config)
+    model = meta_model(config)
     lora = section.lora or LoraSection()
     parts = named_parts(model)
     trained = sum(p.numel() for _, part, p in parts if part not in section.freeze)

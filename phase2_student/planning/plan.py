@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.gpus import CARDS, bytes_text, count_text
-from firstsight.models import load_config, load_processor, resolve_directory
+from firstsight.models import load_config, resolve_directory
+from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.batches import GlobalBatches
@@ -75,11 +76,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
     arguments = training_arguments(recipe.model_copy(update={"training": settings}))
     config = load_config(directory, recipe.student)
     check_weights(recipe, config)
-    prompter = Prompter(
-        load_processor(directory, recipe.student),
-        max_length=recipe.data.max_length,
-        system_prompt=recipe.data.system_prompt,
-    )
+    prompter = load_prompter(directory, recipe.student, recipe.data)
     half = arguments.bf16 or arguments.fp16 or recipe.student.precision == "bf16_kahan"
     shape = student_shape(config, recipe.student, wide=2 if half else 4)
     work = _work(recipe, prompter, arguments, processes, progress)
@@ -106,7 +103,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
     positions = most_patches = 0
-    merged = prompter.processor.image_processor.merge_size**2
+    per_token = prompter.family.patches_per_token(prompter.processor)
     rows = _rows(recipe)
     for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
         prompt, image_tokens = prompter.prompt_tokens(sample)
@@ -114,7 +111,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
         lengths.append(prompt + answer)
         positions += answer
-        most_patches = max(most_patches, image_tokens * merged)
+        most_patches = max(most_patches, image_tokens * per_token)
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     batches = GlobalBatches(

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstsight.families import family_of
+
 # B samples, L tokens of the longest, S tokens of all samples, N answer positions, D hidden size
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the model's positions can be made per sample and packed: the Qwen2-VL family."""
-    return hasattr(model.base_model, "get_rope_index")
+    """Whether the model's positions can be made per sample and packed: the Qwen-VL families."""
+    return family_of(model.config).packs
 
 
 def packed_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:

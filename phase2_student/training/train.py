@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from firstsight.data.samples import load_samples
 from firstsight.identity import cache_spec, model_name, student_identity
-from firstsight.models import gather_weights, head_rows, load_config, load_processor, load_student, resolve_directory
-from firstsight.pair import Pair, load_pair
+from firstsight.models import gather_weights, head_rows, load_config, load_student, resolve_directory
+from firstsight.pair import Pair, load_pair, load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.dataset import Collator, DistillationDataset
@@ -121,11 +121,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
             validation=OnlineDataset(validation_samples, pair),
         )
     cache = open_cache(recipe.cache_location)
-    prompter = Prompter(
-        load_processor(directory, recipe.student),
-        max_length=recipe.data.max_length,
-        system_prompt=recipe.data.system_prompt,
-    )
+    prompter = load_prompter(directory, recipe.student, recipe.data)
     _check_spec(recipe, cache, prompter, head_rows(config))
     options: dict[str, Any] = {"temperature": recipe.loss.temperature, "progress": progress}
     return Plan(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from firstsight.errors import RecipeError
-from firstsight.families.parts import named_parts, skeleton
+from firstsight.families.parts import meta_model, named_parts
 from firstsight.recipe import LoraSection, Recipe, StudentSection
 from phase2_student.training.packing import can_pack
 
@@ -49,7 +49,7 @@ def check_weights(recipe: Recipe, config: Any) -> None:
     elif section.lora is not None:
         _refuse_keys(recipe.training, "student.lora", ("fp16", "deepspeed", "fsdp"))
     if section.freeze or section.lora is not None or section.padding_free:
-        laid_out = skeleton(config)
+        laid_out = meta_model(config)
         if section.padding_free and not can_pack(laid_out):
             raise RecipeError(
                 f"student.padding_free: the positions of a {config.model_type} cannot be packed; remove the key"

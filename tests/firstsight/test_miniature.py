@@ -15,8 +15,7 @@ from firstsight.demo.miniature.sight import cell_labels
 from firstsight.demo.synth.scenes import COLOURS, KINDS
 from firstsight.demo.synth.writing import write_dataset
 from firstsight.generation import generate_answers
-from firstsight.models import load_processor
-from firstsight.prompting import Prompter
+from firstsight.pair import load_prompter
 from firstsight.prompting import collate as collate_samples
 from firstsight.recipe import StudentSection
 
@@ -41,7 +40,7 @@ def test_the_tokenizer_is_the_same_every_time_and_loses_nothing():
 
 
 def test_the_pool_is_what_processor_and_template_make(samples, models):
-    prompter = Prompter(load_processor(models / "student", StudentSection(model="x")), max_length=4096)
+    prompter = load_prompter(models / "student", StudentSection(model="x"), max_length=4096)
     tokenizer = build_tokenizer()
     pool = make_pool(3, 7, workers=1)
     sampler = Sampler(pool, tokenizer)
@@ -56,7 +55,7 @@ def test_the_pool_is_what_processor_and_template_make(samples, models):
         batch = collate([sampler.row(index, [branch])], pool, 0, model.config.image_token_id)
         assert batch.inputs["input_ids"][0].tolist() == encoded.input_ids.tolist()
         assert batch.targets_N.tolist() == encoded.target_ids.tolist()
-        torch.testing.assert_close(batch.inputs["pixel_values"], encoded.pixel_values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(batch.inputs["pixel_values"], encoded.images["pixel_values"], atol=1e-5, rtol=0)
         with torch.inference_mode():
             ours = model.model(**batch.inputs, use_cache=False).last_hidden_state
             theirs = model.model(**collate_samples([encoded], 0), use_cache=False).last_hidden_state
@@ -93,7 +92,7 @@ def test_the_heads_are_padded_to_different_sizes_and_load_as_stock_checkpoints()
 
 
 def exact(directory, samples, *, grey=False):
-    prompter = Prompter(load_processor(directory, StudentSection(model="x")), max_length=512)
+    prompter = load_prompter(directory, StudentSection(model="x"), max_length=512)
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     right = {}
     for start in range(0, len(samples), 35):
@@ -101,7 +100,7 @@ def exact(directory, samples, *, grey=False):
         prompts = [prompter.encode(sample, []) for sample in batch]
         if grey:
             for prompt in prompts:
-                prompt.pixel_values.fill_(0)
+                prompt.images["pixel_values"].fill_(0)
         answers = generate_answers(model, prompter, prompts, max_new_tokens=64)
         for sample, ids in zip(batch, answers, strict=True):
             text = prompter.tokenizer.decode(ids, skip_special_tokens=True)

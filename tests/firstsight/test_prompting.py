@@ -9,8 +9,10 @@ from PIL import Image
 
 from firstsight.data.samples import load_samples
 from firstsight.errors import DataError, ModelError
+from firstsight.families import family_of
 from firstsight.generation import generate_answers
-from firstsight.models import backbone_states, load_processor, load_student
+from firstsight.models import backbone_states, load_config, load_processor, load_student
+from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter, answer_index, collate
 from firstsight.recipe import StudentSection
 
@@ -22,7 +24,7 @@ def section(models):
 
 @pytest.fixture(scope="module")
 def prompter(models, section):
-    return Prompter(load_processor(models / "student", section), max_length=200)
+    return load_prompter(models / "student", section, max_length=200)
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +88,16 @@ def test_padding_and_neighbours_do_not_change_the_states(prompter, load, model):
         logits = model(**collate(batch[1:2], 0)).logits[0]
         mine = model.lm_head(together[batch[0].positions : batch[0].positions + batch[1].positions])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
-    start = batch[1].prompt_length - 1
-    torch.testing.assert_close(mine, logits[start : start + len(mine)], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine, logits[batch[1].answer_columns], atol=1e-4, rtol=1e-4)
 
 
 def test_prompt_tokens_are_counted_without_opening_an_image(prompter, load):
     for sample in load(*THREE):
         encoded = prompter.encode(sample, [])
         tokens, image_tokens = prompter.prompt_tokens(sample)
-        assert tokens == len(encoded.input_ids) == encoded.prompt_length
-        assert image_tokens == int((encoded.mm_token_type_ids == 1).sum())
+        assert tokens == len(encoded.input_ids)
+        assert encoded.positions == 0
+        assert image_tokens == int((encoded.token_types["mm_token_type_ids"] == 1).sum())
 
 
 def test_generated_answers_equal_one_by_one_decoding(prompter, load, model):
@@ -130,17 +132,19 @@ def test_inputs_are_those_of_the_models_own_processor(prompter, load):
         text, images = prompter.prompt_text(sample), sample.open_images()
         expected = prompter.processor(text=[text], images=images or None, return_tensors="pt")
         assert torch.equal(found.input_ids, expected["input_ids"][0])
-        assert torch.equal(found.mm_token_type_ids, torch.as_tensor(expected["mm_token_type_ids"])[0])
+        assert torch.equal(found.token_types["mm_token_type_ids"], torch.as_tensor(expected["mm_token_type_ids"])[0])
         for name in ("pixel_values", "image_grid_thw"):
-            assert (name in expected) == bool(images) == (getattr(found, name) is not None)
-            assert not images or torch.equal(getattr(found, name), expected[name])
+            assert (name in expected) == bool(images) == (name in found.images)
+            assert not images or torch.equal(found.images[name], expected[name])
 
 
-def test_a_template_that_leaves_an_image_out_is_refused(prompter, models, section, load):
+def test_a_template_that_leaves_an_image_out_is_refused(models, section, load):
     processor = load_processor(models / "student", section)
     processor.chat_template = processor.chat_template.replace("<|image_pad|>", "")
     with pytest.raises(ModelError, match="renders 0 of a prompt's 1 images"):
-        Prompter(processor, max_length=200).encode(load(THREE[0])[0])
+        Prompter(processor, family_of(load_config(models / "student", section)), max_length=200).encode(
+            load(THREE[0])[0]
+        )
 
 
 def test_max_pixels_belongs_to_the_section(models):
@@ -154,8 +158,9 @@ def test_max_pixels_belongs_to_the_section(models):
 def test_a_saved_processor_loads_again(prompter, models, tmp_path, load):
     prompter.processor.save_pretrained(tmp_path / "saved")
     shutil.copy(models / "student" / "config.json", tmp_path / "saved")
-    again = Prompter(load_processor(tmp_path / "saved", StudentSection(model="x")), max_length=200)
+    again = load_prompter(tmp_path / "saved", StudentSection(model="x"), max_length=200)
     (sample,) = load(THREE[1])
     before, after = prompter.encode(sample), again.encode(sample)
-    for name in ("input_ids", "pixel_values", "image_grid_thw"):
-        assert torch.equal(getattr(before, name), getattr(after, name))
+    assert torch.equal(before.input_ids, after.input_ids)
+    for name in ("pixel_values", "image_grid_thw"):
+        assert torch.equal(before.images[name], after.images[name])

@@ -143,7 +143,7 @@ def test_an_image_is_opened_once_for_all_questions_of_a_batch(workshop, monkeypa
     for sample in (sample for batch in batches for sample in batch.samples):
         alone = job.pair.teacher.encode(sample.sample)
         assert torch.equal(alone.input_ids, sample.encoded.input_ids)
-        assert torch.equal(alone.pixel_values, sample.encoded.pixel_values)
+        assert torch.equal(alone.images["pixel_values"], sample.encoded.images["pixel_values"])
 
 
 def test_little_memory_halves_the_batches_and_is_noted(workshop, monkeypatch):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from firstsight.data.samples import load_samples
 from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
-from firstsight.models import load_processor, weights_digest
-from firstsight.prompting import Prompter
+from firstsight.models import weights_digest
+from firstsight.pair import load_prompter
 from firstsight.recipe import load_recipe
 from phase2_student.evaluation import evaluate as evaluate_module
 from phase2_student.evaluation import records as records_module
@@ -217,16 +217,14 @@ def test_a_damaged_result_is_measured_again(kept, recipe):
 def test_confidence_is_what_a_plain_forward_says(recipe):
     directory = parse_candidates(recipe, ["base"])[0].directory
     model, _ = load_for_answers(directory, recipe.student)
-    prompter = Prompter(load_processor(directory, recipe.student), max_length=512)
+    prompter = load_prompter(directory, recipe.student, max_length=512)
     sample = load_samples(recipe.file("validation"), recipe.data_root)[0]
     watch = TokenWatch()
     (ids,) = generate_answers(model, prompter, [prompter.encode(sample, [])], max_new_tokens=3, watch=watch)
     whole = prompter.encode(sample, ids)
-    inputs = {"pixel_values": whole.pixel_values, "image_grid_thw": whole.image_grid_thw}
+    inputs = {**whole.images, "mm_token_type_ids": whole.token_types["mm_token_type_ids"][None]}
     with torch.inference_mode():
-        logits = model(
-            input_ids=whole.input_ids[None], mm_token_type_ids=whole.mm_token_type_ids[None], **inputs
-        ).logits[0, whole.prompt_length - 1 : -1]
+        logits = model(input_ids=whole.input_ids[None], **inputs).logits[0, whole.answer_columns]
     probabilities = logits.float().softmax(-1)[range(len(ids)), ids]
     assert confidence(watch.log_probabilities(0, len(ids))) == pytest.approx(
         float(probabilities.prod()) ** (1 / len(ids)), rel=1e-3
@@ -239,7 +237,7 @@ def test_a_nan_is_counted_and_not_dropped(recipe, place, tmp_path):
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], math.nan)
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     model, _ = load_for_answers(broken, recipe.student)
-    prompter = Prompter(load_processor(broken, recipe.student), max_length=512)
+    prompter = load_prompter(broken, recipe.student, max_length=512)
     samples = load_samples(recipe.file("validation"), recipe.data_root)[:2]
     options = {"batch_size": 2, "max_new_tokens": 2, "root": recipe.data_root, "label": "", "progress": False}
     records = answer_records(model, prompter, samples, **options)
@@ -254,7 +252,7 @@ def test_a_nan_is_counted_and_not_dropped(recipe, place, tmp_path):
 def test_without_a_cache_the_distance_is_unknown_and_no_directory_is_named(recipe):
     directory = parse_candidates(recipe, ["base"])[0].directory
     model, _ = load_for_answers(directory, recipe.student)
-    prompter = Prompter(load_processor(directory, recipe.student), max_length=512)
+    prompter = load_prompter(directory, recipe.student, max_length=512)
     elsewhere = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"path": "none.zarr"})})
     reason = add_distance(elsewhere, model, prompter, [], [], batch_size=2)
     assert "no cache at none.zarr" in reason
@@ -263,7 +261,7 @@ def test_without_a_cache_the_distance_is_unknown_and_no_directory_is_named(recip
 
 def test_an_empty_answer_is_counted_and_not_dropped(recipe, monkeypatch):
     directory = parse_candidates(recipe, ["base"])[0].directory
-    prompter = Prompter(load_processor(directory, recipe.student), max_length=512)
+    prompter = load_prompter(directory, recipe.student, max_length=512)
     samples = load_samples(recipe.file("validation"), recipe.data_root)[:2]
 
     def silent(model, prompter, prompts, *, max_new_tokens, watch):

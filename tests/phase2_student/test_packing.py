@@ -8,8 +8,9 @@ from test_training import run
 from torch.nn.functional import scaled_dot_product_attention
 
 from firstsight.data.samples import load_samples
-from firstsight.models import backbone_states, load_processor, load_student
-from firstsight.prompting import Prompter, answer_index, collate
+from firstsight.models import backbone_states, load_student
+from firstsight.pair import load_prompter
+from firstsight.prompting import answer_index, collate
 from firstsight.recipe import load_recipe
 from phase2_student.training.packing import can_pack, packed_states
 
@@ -24,7 +25,7 @@ def student(world):
 def batch(world):
     """Four samples of unlike length, one of them with several images; padded."""
     recipe = load_recipe(world / "recipe.yaml")
-    prompter = Prompter(load_processor(world / "models" / "student", recipe.student), max_length=512)
+    prompter = load_prompter(world / "models" / "student", recipe.student, max_length=512)
     samples = load_samples(recipe.file("train"), recipe.data_root)
     many = next(sample for sample in samples if len(sample.images) > 1)
     encoded = [prompter.encode(sample) for sample in [many, *samples[:3]]]

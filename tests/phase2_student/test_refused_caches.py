@@ -9,8 +9,7 @@ from test_training import run
 
 from firstsight.data.samples import load_samples
 from firstsight.errors import AlignmentError
-from firstsight.models import load_processor
-from firstsight.prompting import Prompter
+from firstsight.pair import load_prompter
 from firstsight.recipe import load_recipe
 from phase2_student.data.dataset import DistillationDataset
 from storage.reader import open_cache
@@ -115,7 +114,7 @@ class Altered:
 def test_a_wrong_target_id_is_found_at_every_position(world):
     recipe = load_recipe(world / "recipe.yaml")
     cache = open_cache(recipe.cache_location)
-    prompter = Prompter(load_processor(world / "models" / "student", recipe.student), max_length=512)
+    prompter = load_prompter(world / "models" / "student", recipe.student, max_length=512)
     samples = load_samples(recipe.file("train"), recipe.data_root)
     sample = samples[5]
     count = len(prompter.answer_ids(sample.answer))

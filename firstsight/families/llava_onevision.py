@@ -1,0 +1,32 @@
+"""LLaVA-OneVision: a single image in tiles of the best of many resolutions; of several images each once, without tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from firstsight.errors import ModelError
+from firstsight.families.base import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaOnevision(Family):
+    """The resolutions stand in the model's configuration as well, so they are not changed."""
+
+    image_settings: tuple[str, ...] = ("image_grid_pinpoints", "do_pad")
+
+    def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
+        """The resolutions are fixed: they are allowed or they are not."""
+        height, width = max(processor.image_processor.image_grid_pinpoints, key=lambda size: size[0] * size[1])
+        if height * width > max_pixels:
+            raise ModelError(
+                f"{key}: {self.name} sees images at up to {width} x {height} pixels, more than {max_pixels:,}; remove the key"
+            )
+
+    def image_texts(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """One image alone is counted by its tiles."""
+        if len(sizes) == 1:
+            return super().image_texts(processor, sizes)
+        made = {"batch_num_images": [len(sizes)]}
+        return tuple(processor.replace_image_token(made, index) for index in range(len(sizes)))

@@ -1,0 +1,34 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size in patches, M-RoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from firstsight.families.base import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenVL(Family):
+    """An image of h x w patches is h w / merge_size^2 tokens."""
+
+    token_types: str | None = "mm_token_type_ids"
+    packs: bool = True
+
+    def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
+        """The longer limit of the processor's `size`, which is in pixels."""
+        images = processor.image_processor
+        largest = min(max_pixels, images.size["longest_edge"])
+        least = min(images.size["shortest_edge"], largest)
+        images.size = type(images.size)(**{**dict(images.size), "longest_edge": largest, "shortest_edge": least})
+
+    def patches_per_token(self, processor: Any) -> int:
+        """Patches that are merged to one."""
+        return int(processor.image_processor.merge_size) ** 2
+
+    def image_texts(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """As many image tokens as merged patches."""
+        images = processor.image_processor
+        patches = [int(images.get_number_of_image_patches(height, width, {})) for width, height in sizes]
+        return tuple(processor.image_token * (count // images.merge_size**2) for count in patches)
