@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,34 @@ def _stills_of(stock: Any, base: Any) -> Any:
             self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
         ) -> None:
             # transformers reads this signature to know which parts to load
-            stock.__init__(
-                self, image_processor=image_processor, tokenizer=tokenizer, video_processor=None,
-                chat_template=chat_template, **kwargs,
-            )  # fmt: skip
+            super().__init__(
+                image_processor=image_processor,
+                tokenizer=tokenizer,
+                video_processor=None,
+                chat_template=chat_template,
+                **kwargs,
+            )
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+            given = {**processor_dict, **kwargs}
+            return cls(*args, **{name: given[name] for name in (*options, "chat_template") if name in given})
+
+        def options(self) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in options if hasattr(self, name)}
 
         def __reduce__(self) -> tuple[Any, ...]:
             # spawned data workers get it pickled, and a class made here cannot be found by its name
-            given = {name: getattr(self, name) for name in options if hasattr(self, name)}
-            return _stills, (stock, base, self.image_processor, self.tokenizer, self.chat_template, given)
+            parts = (self.image_processor, self.tokenizer, self.chat_template)
+            return _stills, (stock, base, *parts, self.options())
 
-        def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
             # part by part, as the files of the stock class: where torchvision is, that one loads them
             self.tokenizer.save_pretrained(save_directory)
             self.image_processor.save_pretrained(save_directory)
+            if options:
+                content = {"processor_class": stock.__name__, **self.options()}
+                Path(save_directory, "processor_config.json").write_text(json.dumps(content, indent=2) + "\n")
 
     Stills.__name__ = stock.__name__
     return Stills
