@@ -31,6 +31,18 @@ def named_parts(model: Any) -> list[tuple[str, Part, Parameter]]:
     return found
 
 
+def language_modules(model: Any, ending: str) -> list[str]:
+    """Names of the modules of the language model that are called `ending` or end in it; those of the vision tower and the
+    projector, which may be called alike, are left out.
+    """
+    family = family_of(model.config)
+    return [
+        name
+        for name, _ in model.named_modules()
+        if (name == ending or name.endswith(f".{ending}")) and family.part(name) == "text"
+    ]
+
+
 def meta_model(config: Any) -> Any:
     """The model of a configuration on the meta device: shapes and names, no memory for weights.
 

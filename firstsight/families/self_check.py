@@ -27,6 +27,11 @@ _ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 """Of the largest logit: a head in 16 bits rounds what ours, in float32, does not."""
 
 
+def checked_columns(length: int) -> Tensor:
+    """int64 [n]: the last positions of a sequence of `length` tokens, `POSITIONS` at most."""
+    return torch.arange(max(0, length - POSITIONS), length)
+
+
 @torch.inference_mode()
 def check_logits(model: Any, inputs: dict[str, Tensor], columns: Tensor, ours_nV: Tensor, *, role: str) -> None:
     """Compare, and refuse a model whose logits we do not make.

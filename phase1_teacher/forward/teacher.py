@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstsight.errors import AlignmentError, TargetError
+from firstsight.families.self_check import check_logits, checked_columns
 from firstsight.models import backbone_states, load_teacher
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.forward.answers import Answerer
@@ -91,6 +92,7 @@ class TeacherForward:
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
         self._soft_seen = 0
+        self._checked = False
 
     def run(self, batch: UnitBatch) -> Iterator[ForwardResult]:
         """Targets of a batch, in one forward pass or, where memory forces it, in several.
@@ -98,6 +100,8 @@ class TeacherForward:
         Raises:
             TargetError: memory does not take even one sample.
         """
+        if batch.samples and not self._checked:
+            self._self_check(batch.samples)
         if batch.first:
             self._soft_seen = 0
             self.vision.forget()
@@ -118,6 +122,18 @@ class TeacherForward:
             check = False
             yield result
         self.vision.forget(batch.later_images)
+
+    @torch.inference_mode()
+    def _self_check(self, samples: Sequence[EncodedSample]) -> None:
+        """Our logits of one sample against the stock model's, once. Raises ModelError."""
+        sample = min(samples, key=lambda each: (not each.images, len(each.encoded.input_ids)))
+        columns = checked_columns(len(sample.encoded.input_ids))
+        vision = VisionFeatures(self.model, self.vision.pad_id)
+        states_nD = backbone_states(self.model, vision.inputs([sample]), torch.zeros_like(columns), columns)
+        inputs = collate([sample.encoded], self.vision.pad_id)
+        on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        check_logits(self.model, on_device, columns, self.make_targets.logits(states_nD), role="teacher")
+        self._checked = True
 
     def _halve(self, samples: Sequence[EncodedSample], error: Exception) -> None:
         if len(samples) == 1:

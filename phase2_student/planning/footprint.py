@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from firstsight.families.parts import meta_model, named_parts
+from firstsight.families.parts import language_modules, meta_model, named_parts
 from firstsight.recipe import LoraSection, StudentSection
 from phase2_student.loss.fused import CHUNK
 
@@ -88,17 +88,18 @@ def student_shape(config: Any, section: StudentSection, *, wide: int) -> Shape:
     trained = sum(p.numel() for _, part, p in parts if part not in section.freeze)
     head = model.get_output_embeddings().weight
     tied = head is model.get_input_embeddings().weight
-    text, vision = config.get_text_config(), config.vision_config
-    vision_hidden = getattr(vision, "embed_dim", vision.hidden_size)
+    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    vision_hidden = 0 if vision is None else getattr(vision, "embed_dim", vision.hidden_size)
+    modules = dict(model.named_modules())
     return Shape(
         trained=trained,
         frozen=sum(p.numel() for _, _, p in parts) - trained,
         matrices=sum(p.numel() for _, part, p in parts if part not in ("embedding", "head")),
         adapters=sum(
-            lora.r * sum(module.weight.shape)
-            for name, module in model.named_modules()
-            if any(name == target or name.endswith(f".{target}") for target in lora.target_modules)
-            and hasattr(module, "in_features")
+            lora.r * sum(modules[name].weight.shape)
+            for target in lora.target_modules
+            for name in language_modules(model, target)
+            if hasattr(modules[name], "in_features")
         ),
         head=head.numel(),
         rows=len(head),
@@ -108,9 +109,11 @@ def student_shape(config: Any, section: StudentSection, *, wide: int) -> Shape:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
-        vision_layers=getattr(vision, "depth", 0) or vision.num_hidden_layers,
+        vision_layers=0 if vision is None else getattr(vision, "depth", 0) or vision.num_hidden_layers,
         vision_hidden=vision_hidden,
-        vision_intermediate=getattr(vision, "intermediate_size", 0) or int(vision_hidden * vision.mlp_ratio),
+        vision_intermediate=0
+        if vision is None
+        else getattr(vision, "intermediate_size", 0) or int(vision_hidden * vision.mlp_ratio),
         wide=wide,
         frozen_wide=4 if section.dtype == "float32" else 2,
     )

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from firstsight.data.samples import load_samples
 from firstsight.identity import cache_spec, model_name, student_identity
-from firstsight.models import gather_weights, head_rows, load_config, load_student, resolve_directory
+from firstsight.families.self_check import check_logits, checked_columns
+from firstsight.models import backbone_states, gather_weights, head_rows, load_config, load_student, resolve_directory
 from firstsight.pair import Pair, load_pair, load_prompter
-from firstsight.prompting import Prompter
+from firstsight.prompting import Prompter, collate
 from firstsight.recipe import Recipe
 from phase2_student.data.dataset import Collator, DistillationDataset
 from phase2_student.data.online_data import OnlineCollator, OnlineDataset
@@ -194,6 +195,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     )
     stock = load_student(plan.directory, recipe.student, dtype=weights_dtype(recipe.student))
     stock.config.use_cache = False
+    _self_check(stock, plan)
     wrapped = with_distillation_forward(stock, settings, padding_free=recipe.student.padding_free)
     model = prepare_weights(wrapped, recipe.student, seed=arguments.seed)
 
@@ -227,6 +229,21 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         best_validation_loss=_best_loss(trainer.state.log_history),
         finished=not stop.received,
     )
+
+
+def _self_check(model: Any, plan: Plan) -> None:
+    """Our logits of a training sample against the stock student's. Raises ModelError."""
+    if plan.arguments.fsdp == []:
+        model.to(plan.arguments.device)
+    _, sample = plan.train.samples[0]
+    encoded = plan.prompter.encode(sample, [])
+    columns = checked_columns(len(encoded.input_ids))
+    inputs = {name: tensor.to(model.device) for name, tensor in collate([encoded], plan.prompter.pad_id).items()}
+    model.eval()
+    with torch.inference_mode():
+        states_nD = backbone_states(model, inputs, torch.zeros_like(columns), columns)
+        ours_nV = torch.nn.functional.linear(states_nD.float(), model.get_output_embeddings().weight.float())
+    check_logits(model, inputs, columns, ours_nV, role="student")
 
 
 def _collator(plan: Plan) -> Collator | OnlineCollator:

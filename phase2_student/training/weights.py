@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from firstsight.errors import RecipeError
-from firstsight.families.parts import meta_model, named_parts
+from firstsight.families.parts import language_modules, meta_model, named_parts
 from firstsight.recipe import LoraSection, Recipe, StudentSection
 from phase2_student.training.packing import can_pack
 
@@ -96,24 +96,26 @@ def _with_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
 
     modules = dict(model.named_modules())
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names: list[str] = []
     for target in lora.target_modules:
-        hit = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
+        hit = language_modules(model, target)
         if not hit:
             linear = {
-                name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, torch.nn.Linear)
+                name.rsplit(".", 1)[-1]
+                for name, module in modules.items()
+                if isinstance(module, torch.nn.Linear) and language_modules(model, name)
             }
             raise RecipeError(
-                f"student.lora.target_modules: the student has no module {target!r}; its linear layers are "
+                f"student.lora.target_modules: the student's language model has no module {target!r}; its linear layers are "
                 + ", ".join(sorted(name for name in linear if not name.isdigit()))
             )
-        if any(module is end for module in hit for end in ends):
+        if any(modules[name] is end for name in hit for end in ends):
             raise RecipeError(
                 f"student.lora.target_modules: {target!r} is the embedding or the head, which take no adapters: the loss "
                 "projects with the head's own weight"
             )
-    wanted = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
-    )
+        names += hit
+    wanted = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     set_seed(seed)
     try:
         with warnings.catch_warnings():
