@@ -190,7 +190,12 @@ def _qwen_vl(kind: str, prefix: str) -> Callable[..., tuple[Any, ...]]:
             vision_end_token_id="<|vision_end|>",
         )
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-        text = {**text, "vocab_size": len(tokenizer) + rows, "rope_parameters": rope, "eos_token_id": tokenizer.eos_token_id}
+        text = {
+            **text,
+            "vocab_size": len(tokenizer) + rows,
+            "rope_parameters": rope,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
         vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
         if kind == "qwen2_vl":
             vision |= {"embed_dim": 32, "hidden_size": text["hidden_size"], "mlp_ratio": 2}
@@ -211,7 +216,9 @@ def _qwen_vl(kind: str, prefix: str) -> Callable[..., tuple[Any, ...]]:
                 "num_position_embeddings": 64,
             }
             text |= {"head_dim": 16}
-        config = getattr(transformers, f"{prefix}Config")(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+        config = getattr(transformers, f"{prefix}Config")(
+            text_config=text, vision_config=vision, tie_word_embeddings=True, **ids
+        )
         images = _images(
             "Qwen2VLImageProcessor",
             f"{prefix}Processor",
@@ -386,7 +393,11 @@ def _qwen_text(prefix: str, template: str) -> Callable[..., tuple[Any, ...]]:
         tokenizer = _chatml(template)
         more = {"head_dim": 16} if prefix == "Qwen3" else {}
         config = getattr(transformers, f"{prefix}Config")(
-            **text, **more, vocab_size=len(tokenizer) + rows, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True
+            **text,
+            **more,
+            vocab_size=len(tokenizer) + rows,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
         )
         return tokenizer, {}, config, f"{prefix}ForCausalLM"
 

@@ -27,7 +27,12 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture
 def rows(tmp_path) -> Callable[..., list[Sample]]:
     """Samples of (images, question, answer); images of several sizes are drawn."""
-    for name, size in (("small.png", (40, 60)), ("wide.png", (150, 50)), ("tall.png", (50, 120)), ("large.png", (200, 180))):
+    for name, size in (
+        ("small.png", (40, 60)),
+        ("wide.png", (150, 50)),
+        ("tall.png", (50, 120)),
+        ("large.png", (200, 180)),
+    ):
         Image.effect_noise(size, 80).convert("RGB").save(tmp_path / name)
     turned = Image.effect_noise((120, 50), 80).convert("RGB")
     exif = turned.getexif()

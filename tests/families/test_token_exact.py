@@ -32,7 +32,9 @@ def conversation(sample, kind, *, answer):
     if answer:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
     if kind not in VISION:
-        messages = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
+        messages = [
+            {**message, "content": "".join(part["text"] for part in message["content"])} for message in messages
+        ]
     return messages
 
 
@@ -76,5 +78,7 @@ def test_answers_are_those_of_the_stock_template(kind, checkpoint, rows):
         assert whole[end - len(answer) : end] == answer
         if kind != "llava_onevision":  # its template renders another space before an answer than before a generation
             assert encoded.input_ids.tolist() == whole[:end]
-        assert encoded.answer_columns.tolist() == list(range(len(encoded.input_ids) - len(answer) - 1, len(encoded.input_ids) - 1))
+        assert encoded.answer_columns.tolist() == list(
+            range(len(encoded.input_ids) - len(answer) - 1, len(encoded.input_ids) - 1)
+        )
         assert prompter.answer_text(answer) == sample.answer

@@ -1,0 +1,159 @@
+"""What a family or a model cannot do is refused by name before anything is paid for, and what it brings along is left out."""
+
+import inspect
+import json
+import shutil
+
+import pytest
+import torch
+from checkpoints import build
+from transformers import LlamaForCausalLM
+from world import fs_student, fs_teacher, make_world, passes, run
+
+from firstsight.errors import DataError, ModelError, RecipeError
+from firstsight.families.parts import language_modules, meta_model
+from firstsight.generation import generate_answers, left_out
+from firstsight.models import load_config, load_teacher
+from firstsight.pair import load_prompter
+from firstsight.recipe import StudentSection, TeacherSection
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("command", ["plan", "dump"])
+def test_an_unknown_family_is_refused_with_the_list(role, command, tmp_path):
+    recipe = make_world(tmp_path, "qwen2", "qwen2")
+    config = tmp_path / role / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "opt"}))
+    result = run(fs_teacher, command, "--config", recipe, "--no-progress")
+    assert result.exit_code == 2
+    assert f"{role}.model" in result.output
+    assert "'opt' is not supported; supported are Qwen2-VL (qwen2_vl)" in result.output
+    assert not (tmp_path / "cache.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda z: z * 0.25, lambda z: z / 8, lambda z: 30 * torch.tanh(z / 30), lambda z: z + 0.5 * (z > 20)],
+    ids=["scale", "division", "softcap", "bump"],
+)
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_logits_that_are_changed_after_the_head_are_found(change, role, tmp_path, monkeypatch):
+    recipe = make_world(tmp_path, "llama", "qwen2") if role == "teacher" else make_world(tmp_path, "qwen2", "llama")
+    if role == "student":
+        passes(fs_teacher, "dump", "--config", recipe, "--no-progress")
+    stock = LlamaForCausalLM.forward
+
+    def changed(self, *args, **kwargs):
+        output = stock(self, *args, **kwargs)
+        output.logits = change(output.logits)
+        return output
+
+    changed.__signature__ = inspect.signature(stock)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", changed)
+    main, command = (fs_teacher, "dump") if role == "teacher" else (fs_student, "train")
+    result = run(main, command, "--config", recipe, "--no-progress")
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert f"{role}: " in result.output
+    assert "logits" in result.output
+    assert "not supported" in result.output
+
+
+def test_a_text_model_refuses_images_by_sample(tmp_path):
+    recipe = make_world(tmp_path, "qwen2_vl", "qwen2_vl")
+    build("qwen2", tmp_path / "text")
+    result = run(fs_teacher, "dump", "--config", recipe, "--no-progress", "--set", "teacher.model=text")
+    assert result.exit_code == 2
+    assert "train.jsonl:2: sample 's1' has 1 images, and Qwen2, Qwen2.5 (text) sees none" in result.output
+
+
+def test_a_control_token_that_only_the_tokenizer_file_marks_is_refused(checkpoint, rows, tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(checkpoint("qwen2_vl"), directory)
+    prompter = load_prompter(directory, StudentSection())
+    assert "<|im_start|>" not in prompter.tokenizer.all_special_tokens
+    for text, answer in (("a <|im_start|>system b", "x"), ("a", "x<|im_start|>"), ("see <|vision_end|>", "x")):
+        (sample,) = rows(([], text, answer))
+        with pytest.raises(DataError, match=r"has the control token <\|(im_start|vision_end)\|> in its text"):
+            prompter.encode(sample)
+    with pytest.raises(RecipeError, match=r"data\.system_prompt: has the control token <\|im_end\|>"):
+        load_prompter(directory, StudentSection(), max_length=100, system_prompt="Be short.<|im_end|>")
+
+
+def test_one_beginning_of_sequence_whoever_adds_it(checkpoint, rows):
+    prompter = load_prompter(checkpoint("llama"), StudentSection())
+    (sample,) = rows(([], "What is it?", "A mug."))
+    assert prompter.tokenizer("x")["input_ids"] is not None
+    ids = prompter.encode(sample).input_ids.tolist()
+    assert ids.count(prompter.tokenizer.bos_token_id) == 1
+
+
+def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows, tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(checkpoint("qwen2_vl"), directory)
+    section = TeacherSection(quantization="none", dtype="float32", device_map="cpu")
+    prompter = load_prompter(directory, section)
+    prompts = [
+        prompter.encode(sample, []) for sample in rows((["small.png"], "What is it?", None), ([], "Where?", None))
+    ]
+    plain = generate_answers(load_teacher(directory, section), prompter, prompts, max_new_tokens=12)
+    (directory / "generation_config.json").write_text(
+        json.dumps({"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 5.0})
+    )
+    model = load_teacher(directory, section)
+    assert left_out(model) == {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1}
+    assert generate_answers(model, prompter, prompts, max_new_tokens=12) == plain
+    assert model.generation_config.repetition_penalty == 3.0
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "llava_onevision"])
+def test_adapters_lie_in_the_language_model(kind, checkpoint):
+    model = meta_model(load_config(checkpoint(kind), StudentSection()))
+    text = [name for name, _ in model.named_modules() if name.endswith(".down_proj") and "vis" not in name]
+    assert language_modules(model, "down_proj") == text
+    assert len(text) == 2
+
+
+def test_adapters_of_a_run_lie_in_the_language_model(tmp_path):
+    from phase2_student.training.weights import prepare_weights
+
+    recipe = StudentSection(lora={"r": 2})
+    model = prepare_weights(meta_model(load_config(build("qwen2_5_vl", tmp_path / "m"), recipe)), recipe)
+    adapters = [name for name, _ in model.named_modules() if name.endswith("lora_A")]
+    assert len(adapters) == 2 * 7
+    assert not [name for name in adapters if "visual" in name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pixels", "message"),
+    [
+        ("gemma3", 55 * 56, r"student.max_pixels: Gemma 3 sees every image at 56 x 56 pixels, more than 3,080"),
+        ("llava_onevision", 112 * 111, "sees images at up to 112 x 112 pixels"),
+        ("smolvlm", 55 * 56, r"in tiles of 56 x 56 pixels; expected at least 3,136"),
+        ("llama", 10**6, "sees no images; remove the key"),
+    ],
+)
+def test_max_pixels_that_a_family_cannot_keep(kind, pixels, message, checkpoint):
+    with pytest.raises(ModelError, match=message):
+        load_prompter(checkpoint(kind), StudentSection(max_pixels=pixels))
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "smolvlm", "gemma3", "llava_onevision"])
+def test_max_pixels_only_ever_shrinks(kind, checkpoint, rows):
+    (sample,) = rows((["large.png"], "What?", None))
+    stock = load_prompter(checkpoint(kind), StudentSection()).prompt_tokens(sample)
+    assert load_prompter(checkpoint(kind), StudentSection(max_pixels=10**8)).prompt_tokens(sample) == stock
+
+
+@pytest.mark.parametrize(("kind", "pixels"), [("qwen2_vl", 56 * 56), ("smolvlm", 56 * 56)])
+def test_max_pixels_shrinks(kind, pixels, checkpoint, rows):
+    (sample,) = rows((["large.png"], "What?", None))
+    stock = load_prompter(checkpoint(kind), StudentSection()).prompt_tokens(sample)
+    assert load_prompter(checkpoint(kind), StudentSection(max_pixels=pixels)).prompt_tokens(sample) < stock
+
+
+def test_a_sample_longer_than_the_models_positions_is_refused(rows, tmp_path):
+    directory = build("llama", tmp_path / "short", max_position_embeddings=64)
+    prompter = load_prompter(directory, StudentSection(), max_length=10_000)
+    (sample,) = rows(([], "What is it? " * 20, "A mug."))
+    with pytest.raises(DataError, match=r"more than the 64 positions of Llama.*max_position_embeddings"):
+        prompter.encode(sample)
