@@ -47,6 +47,8 @@ class Family:
     serves all questions about an image."""
     packs: bool = False
     """Positions can be made sample by sample (`get_rope_index`), so that several samples share a row without padding."""
+    limit_text: str = "refused"
+    """What `max_pixels` does, in a few words."""
     image_settings: tuple[str, ...] = ()
     """Attributes of the image processor that decide what a model sees, beside those that all families have."""
 

@@ -17,6 +17,7 @@ class Gemma3(Family):
     """The template's mark of an image becomes a begin mark, the image tokens and an end mark."""
 
     token_types: str | None = "token_type_ids"
+    limit_text: str = "refused below the fixed size"
     image_settings: tuple[str, ...] = ("do_pan_and_scan",)
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:

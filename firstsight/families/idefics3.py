@@ -27,6 +27,7 @@ class Idefics3(Family):
     """Tiles of `max_image_size`, then the whole image once more."""
 
     image_settings: tuple[str, ...] = ("do_image_splitting", "max_image_size", "do_pad")
+    limit_text: str = "longest edge, in whole tiles"
     processor_base: Any = _WithoutVideo
     shuffle: int = 4
     """Patches along each side that one token stands for (`scale_factor`)."""

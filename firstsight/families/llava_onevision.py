@@ -14,6 +14,7 @@ from firstsight.families.base import Family
 class LlavaOnevision(Family):
     """The resolutions stand in the model's configuration as well, so they are not changed."""
 
+    limit_text: str = "refused below the largest resolution"
     image_settings: tuple[str, ...] = ("image_grid_pinpoints", "do_pad")
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:

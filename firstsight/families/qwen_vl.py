@@ -15,6 +15,7 @@ class QwenVL(Family):
 
     token_types: str | None = "mm_token_type_ids"
     packs: bool = True
+    limit_text: str = "pixels after scaling"
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
         """The longer limit of the processor's `size`, which is in pixels."""

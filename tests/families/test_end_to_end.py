@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import BUILDERS, VISION
+from pairs import MIXED, SUITE
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from world import fs_student, fs_teacher, make_world, passes
 
@@ -18,8 +19,6 @@ from firstsight.prompting import collate
 from firstsight.recipe import load_recipe
 from storage import open_cache
 
-SUITE = [("qwen2_vl", "smolvlm"), ("llama", "qwen2")]
-MIXED = [("qwen3_vl", "qwen2_5_vl"), ("gemma3", "qwen2_vl"), ("qwen2", "qwen2_vl")]
 ALL = os.environ.get("FIRSTSIGHT_FAMILIES") == "all"
 PAIRS = [*SUITE, *MIXED, *((kind, kind) for kind in BUILDERS)] if ALL else SUITE
 
