@@ -24,8 +24,7 @@ from torch import Tensor
 from benchmarks.pair import Deadline, place_pair
 from firstsight.models import backbone_states, load_student
 from firstsight.recipe import Recipe, load_recipe
-from phase1_teacher.dump import dump
-from phase1_teacher.dump import prepare as prepare_dump
+from phase1_teacher.dump import dump, prepare_dump
 from phase2_student.data.dataset import DistillationDataset
 from phase2_student.data.online_data import OnlineCollator, OnlineDataset
 from phase2_student.evaluation.bootstrap import paired_bootstrap

@@ -12,10 +12,10 @@ import torch
 from firstsight.generation import generate_answers
 from firstsight.prompting import Encoded
 from phase1_teacher.forward.unit_batches import EncodedSample
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 
 
-class Answerer:
+class TeacherAnswers:
     """Completes samples without an answer.
 
     Sampling is seeded by the recipe's seed and the samples that are answered together, so a unit gets the same answers
@@ -26,7 +26,7 @@ class Answerer:
         job: checked.
     """
 
-    def __init__(self, model: Any, job: Job) -> None:
+    def __init__(self, model: Any, job: DumpJob) -> None:
         self.model = model
         self.recipe = job.recipe.cache
         self.teacher = job.pair.teacher

@@ -16,9 +16,9 @@ import torch
 from firstsight.models import load_teacher
 from firstsight.pair import load_pair
 from firstsight.recipe import load_recipe
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward
-from phase1_teacher.workers import Stopped, parse_share, stop_on_signals
+from phase1_teacher.workers import Stopped, parse_shard, stop_on_signals
 from storage.manifest import manifest_path
 
 
@@ -38,7 +38,7 @@ def work(config: str, share: str, log: str, model: object) -> int:
     TeacherForward.run = counted
     try:
         with stop_on_signals():
-            dump(prepare(recipe, progress=False), share=parse_share(share), model=model, progress=False)
+            dump(prepare_dump(recipe, progress=False), shard=parse_shard(share), model=model, progress=False)
     except Stopped as stopped:
         return stopped.exit_code
     return 0

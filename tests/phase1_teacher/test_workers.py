@@ -14,7 +14,7 @@ from firstsight.errors import RecipeError
 from phase1_teacher.forward.device_clock import DeviceClock
 from phase1_teacher.forward.prefetch import Prefetch
 from phase1_teacher.planning.batches import MAX_PADDING, batch_by_tokens
-from phase1_teacher.workers import Share, in_order, parse_share, share_from_environment
+from phase1_teacher.workers import Shard, parse_shard, shard_from_environment, work_order
 
 
 @given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 2000))
@@ -33,7 +33,7 @@ def test_the_shares_of_all_workers_are_all_units_and_each_goes_on_with_the_rest(
     names = list(range(units))
     starts = []
     for index in range(count):
-        order = in_order(names, Share(index, count))
+        order = work_order(names, Shard(index, count))
         assert sorted(order) == names
         own = units * (index + 1) // count - units * index // count
         starts += order[:own]
@@ -41,10 +41,10 @@ def test_the_shares_of_all_workers_are_all_units_and_each_goes_on_with_the_rest(
 
 
 def test_shares_of_the_command_line():
-    assert parse_share("2/3") == Share(2, 3)
+    assert parse_shard("2/3") == Shard(2, 3)
     for text in ("3/3", "1", "a/b", "-1/2", "0/0"):
         with pytest.raises(RecipeError, match=f"--shard {text}: expected i/n"):
-            parse_share(text)
+            parse_shard(text)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_shares_of_the_command_line():
     ],
 )
 def test_shares_of_torchrun_and_slurm(environment, share):
-    assert share_from_environment(environment) == Share(*share)
+    assert shard_from_environment(environment) == Shard(*share)
 
 
 def test_a_share_that_is_no_number_is_refused():
     with pytest.raises(RecipeError, match="environment variable RANK: expected a whole number, got 'x'"):
-        share_from_environment({"RANK": "x", "WORLD_SIZE": "2"})
+        shard_from_environment({"RANK": "x", "WORLD_SIZE": "2"})
 
 
 SLEEPER = """

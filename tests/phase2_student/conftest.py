@@ -15,7 +15,7 @@ def made_world(tmp_path_factory) -> Path:
     from firstsight.demo.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
     from firstsight.demo.synth.writing import write_dataset
     from firstsight.recipe import load_recipe
-    from phase1_teacher.dump import dump, prepare
+    from phase1_teacher.dump import dump, prepare_dump
 
     directory = tmp_path_factory.mktemp("world")
     tokenizer = build_tokenizer()
@@ -43,7 +43,7 @@ def made_world(tmp_path_factory) -> Path:
         },
     }
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    dump(prepare(load_recipe(directory / "recipe.yaml")), progress=False)
+    dump(prepare_dump(load_recipe(directory / "recipe.yaml")), progress=False)
     return directory
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from phase1_teacher.forward.teacher import ForwardResult
 from phase1_teacher.forward.unit_batches import UnitBatch
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 from phase1_teacher.writing.unit_results import UnitResults
 
 _DEPTH = 4  # forward passes whose results may wait
@@ -21,7 +21,7 @@ class _Finished:
     batch: UnitBatch
 
 
-class Committer:
+class CommitThread:
     """Collects results by unit and commits each unit when its last batch is done.
 
     An exception in the thread is raised in the caller's thread at the next call: a full disk stops the dump.
@@ -30,7 +30,7 @@ class Committer:
         job: checked.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: DumpJob) -> None:
         self.units = 0
         """Units committed by this process."""
         self.samples = 0
