@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstsight.errors import AlignmentError, TargetError
-from firstsight.models import backbone_states, load_teacher
+from firstsight.models import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.forward.answers import TeacherAnswers
 from phase1_teacher.forward.device_clock import DeviceClock
@@ -147,6 +147,7 @@ class TeacherForward:
         chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
         rows, columns = rows[chosen], columns[chosen]
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
+        target_ids = to_device(target_ids, self.head.device)
         states_ND = self._states(samples, rows, columns)
         measured = self._measured_rows(len(chosen))
         block = self.head(states_ND, target_ids, measured)
@@ -175,24 +176,30 @@ class TeacherForward:
         KL(unquantised || quantised) in nats, and how often both rank the same token first.
         """
         reference_ND = self._states(samples, rows, columns, of_reference=True)
-        kl, same = 0.0, 0
+        kl_nats, same_top = [], []  # read at the end: the host waits once
         chunk = self.head.chunk
         for start in range(0, len(states_ND), chunk):
             # the head is not quantised: both go through the same one
             log_p = self.head.log_probabilities(reference_ND[start : start + chunk])
             log_q = self.head.log_probabilities(states_ND[start : start + chunk])
-            kl += float((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
-            same += int((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
-        return {"check_positions": float(len(states_ND)), "check_kl": kl, "check_same_top": float(same)}
+            kl_nats.append((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
+            same_top.append((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
+        return {
+            "check_positions": float(len(states_ND)),
+            "check_kl": sum(map(float, kl_nats), 0.0),
+            "check_same_top": float(sum(map(int, same_top))),
+        }
 
     def _states(
         self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, *, of_reference: bool = False
     ) -> Tensor:
         """[N, D] hidden states of the teacher, or of the unquantised one, at the given places; no logits are made."""
+        # indices first: after the backbone their copies would wait for it
+        rows, columns = (to_device(index, self.head.device) for index in (rows, columns))
         if of_reference:
             model = self.reference
             encoded = collate([sample.encoded for sample in samples], self.vision.pad_id)
-            inputs = {name: tensor.to(model.device) for name, tensor in encoded.items()}
+            inputs = {name: to_device(tensor, model.device) for name, tensor in encoded.items()}
         else:
             model, inputs = self.model, self.vision.inputs(samples)
         return backbone_states(model, inputs, rows, columns)
