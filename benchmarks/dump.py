@@ -141,7 +141,7 @@ def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vo
 def measure(job: DumpJob, model: Any, shape: Shape, repeats: int, plain_repeats: int, threads: int) -> None:
     """Run the variants in turns and print the table."""
     forward = TeacherForward(job, model)
-    batches = list(unit_batches(job, job.pending, is_done=lambda unit: False))
+    batches = list(unit_batches(job, job.pending, is_done=lambda _: False))
     in_data_order = sorted((s for b in batches for s in b.samples), key=lambda each: int(each.sample.id[1:]))
     encoded = [sample.encoded for sample in in_data_order]
     longest = max(len(each.input_ids) for each in encoded)

@@ -162,7 +162,7 @@ def _flattened(log_p_NS: Tensor, student_NS: Tensor, ids_NK: Tensor, shared_S: T
     return torch.where(stored_NS, log_p_NS, log_r_N1 + shape_NS)
 
 
-def variant_recipe(recipe: Recipe, directory: Path, name: str, seed: int) -> Recipe:
+def variant_recipe(directory: Path, name: str, seed: int) -> Recipe:
     """The run `online` or `k64` of one seed."""
     overrides = [f"training.seed={seed}", f"training.output_dir=runs/{name}-{seed}"]
     if name != "online":
@@ -262,7 +262,7 @@ def main(
                 click.echo("not finished: give the command again")
                 return
             begin = time.perf_counter()
-            run = variant_recipe(recipe, directory, name, seed)
+            run = variant_recipe(directory, name, seed)
             if name != "online":
                 ensure_cache(run)
             plan: Plan = prepare(run, online=name == "online", progress=False)
@@ -278,7 +278,7 @@ def main(
         ("a trained student", directory / "runs" / "online-0" / "final"),
     ):
         for k in top_ks:
-            run = variant_recipe(recipe, directory, f"k{k}", 0)
+            run = variant_recipe(directory, f"k{k}", 0)
             cached = prepare(run, progress=False).train
             assert isinstance(cached, DistillationDataset)
             figures = measured.side_by_side(place, cached, run.loss.temperature, count=4)

@@ -29,7 +29,7 @@ def main() -> None:
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Begin with the I-th of N shards, from 0; default: what torchrun or Slurm says, else 0/1.",
+    help="Begin with the I-th of N shards, from 0; default: as torchrun or Slurm says, else 0/1.",
 )
 @click.option(
     "--check-quantization",
@@ -40,7 +40,7 @@ def main() -> None:
 def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quantization: bool, progress: bool) -> None:
     """Write the teacher's top-k soft targets for every sample that the cache does not hold.
 
-    Interrupt it as you like: what is committed stays, and the same command goes on with the rest. Any number of
+    Interrupt it as you like: what is committed stays, and the same command continues with the rest. Any number of
     these processes may work on one cache: each begins with its shard and then takes whatever is not committed.
     SIGTERM, SIGUSR1: commit or drop the unit in hand and leave within ten seconds, exit code 143.
 
@@ -58,7 +58,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
             rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
             _dump(recipe, rows, worker, check_quantization, progress)
     except Stopped as stopped:
-        click.echo(f"stopped by {stopped}; what is committed stays, the same command goes on with the rest", err=True)
+        click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
         sys.exit(stopped.exit_code)
 
 

@@ -16,14 +16,14 @@ from phase1_teacher.planning.job import DumpJob
 
 
 class TeacherAnswers:
-    """Completes samples without an answer.
+    """Lets the teacher answer the samples that have no answer.
 
     Sampling is seeded by the recipe's seed and the samples that are answered together, so a unit gets the same answers
     from whichever worker computes it.
 
     Args:
         model: the teacher.
-        job: checked.
+        job: from `prepare_dump`.
     """
 
     def __init__(self, model: Any, job: DumpJob) -> None:

@@ -1,7 +1,7 @@
 """From the teacher's hidden states to soft targets: head in fp32, alignment, top-k, tails.
 
-    targets = TopKHead(head_weight, bias, alignment, top_k=64, temperatures=(1, 1.5, 2, 4))
-    block = targets(states, target_ids)
+    head = TopKHead(head_weight, bias, alignment, top_k=64, temperatures=(1, 1.5, 2, 4))
+    targets = head(states, target_ids)
 
 For the logits z on the shared ids, v_i = z_i - logsumexp(z). Kept are the k largest v_i, the answer's own token always
 among them, and for each node temperature T the log of the mass not kept, log sum exp(v_i / T). Mass on tokens that the
@@ -47,9 +47,9 @@ class TopKTargets:
     finite_N: Tensor
     """bool: all logits were finite."""
     log_normaliser_mt: Tensor
-    """float32: of `fidelity.full_moments`, at the measured positions."""
+    """float32: logsumexp(v / T) of `fidelity.full_moments`, at the measured positions."""
     negentropy_mt: Tensor
-    """Likewise."""
+    """float32: sum p log p of `fidelity.full_moments`, in nats, likewise."""
 
     def to_host(self) -> TopKTargets:
         """A copy in host memory; from a GPU it is under way when this returns: wait for an event recorded after it."""
@@ -65,7 +65,7 @@ def host_copy(tensor: Tensor) -> Tensor:
 
 
 class TopKHead(TeacherHead):
-    """Makes soft targets, `chunk` positions at a time.
+    """The teacher's head that gives top-k soft targets, `chunk` positions at a time.
 
     Args:
         head_VD: the teacher's head, as `TeacherHead` takes it.

@@ -1,4 +1,4 @@
-"""The writer thread: targets of finished forward passes in, committed units out, while the device goes on."""
+"""The thread that writes: targets of finished forward passes in, committed units out, while the device continues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CommitThread:
     An exception in the thread is raised in the caller's thread at the next call: a full disk stops the dump.
 
     Args:
-        job: checked.
+        job: from `prepare_dump`.
     """
 
     def __init__(self, job: DumpJob) -> None:
@@ -41,7 +41,7 @@ class CommitThread:
         self._dropping = threading.Event()
         self._current: UnitResults | None = None
         self._since = time.perf_counter()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
         self._thread.start()
 
     def add(self, batch: UnitBatch, result: ForwardResult) -> None:

@@ -112,7 +112,7 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
     forward = TeacherForward(job)
     seen = []
     forward.model.model.visual.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
+        lambda _module, _args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
     )
     dump(job, model=forward.model, progress=False)
     assert sum(seen) == 4
@@ -137,7 +137,7 @@ def test_an_image_is_opened_once_for_all_questions_of_a_batch(workshop, monkeypa
     opened = []
     open_image = Sample.open_image
     monkeypatch.setattr(Sample, "open_image", lambda self, path: opened.append(path) or open_image(self, path))
-    batches = list(unit_batches(job, job.pending, is_done=lambda unit: False))
+    batches = list(unit_batches(job, job.pending, is_done=lambda _: False))
     wanted = [{path for sample in batch.samples for path in sample.sample.images} for batch in batches]
     assert len(opened) == sum(map(len, wanted)) < 24
     for sample in (sample for batch in batches for sample in batch.samples):
@@ -173,7 +173,7 @@ def test_little_memory_halves_the_batches_and_is_noted(workshop, monkeypatch):
     for key in whole.keys():  # noqa: SIM118
         np.testing.assert_allclose(whole[key].targets.logprobs, halved[key].targets.logprobs, atol=VALUE_STEP + 1e-4)
 
-    def none(self, samples, *rest):
+    def none(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(TeacherForward, "_states", none)

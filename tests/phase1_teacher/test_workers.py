@@ -1,4 +1,4 @@
-"""Shares, signals, and the threads around the device."""
+"""Shards, signals, and the threads around the device."""
 
 import signal
 import subprocess
@@ -28,8 +28,8 @@ def test_batches_hold_every_sample_once_within_budget_and_padding(lengths, budge
         assert padded - sum(lengths[index] for index in batch) <= MAX_PADDING * padded
 
 
-@given(st.integers(0, 40), st.integers(1, 9), st.data())
-def test_the_shares_of_all_workers_are_all_units_and_each_goes_on_with_the_rest(units, count, data):
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_the_shards_of_all_workers_are_all_units_and_each_continues_with_the_rest(units, count):
     names = list(range(units))
     starts = []
     for index in range(count):
@@ -40,7 +40,7 @@ def test_the_shares_of_all_workers_are_all_units_and_each_goes_on_with_the_rest(
     assert sorted(starts) == names
 
 
-def test_shares_of_the_command_line():
+def test_shards_of_the_command_line():
     assert parse_shard("2/3") == Shard(2, 3)
     for text in ("3/3", "1", "a/b", "-1/2", "0/0"):
         with pytest.raises(RecipeError, match=f"--shard {text}: expected i/n"):
@@ -48,7 +48,7 @@ def test_shares_of_the_command_line():
 
 
 @pytest.mark.parametrize(
-    ("environment", "share"),
+    ("environment", "shard"),
     [
         ({}, (0, 1)),
         ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
@@ -73,11 +73,11 @@ def test_shares_of_the_command_line():
         ({"RANK": "0", "WORLD_SIZE": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (0, 1)),
     ],
 )
-def test_shares_of_torchrun_and_slurm(environment, share):
-    assert shard_from_environment(environment) == Shard(*share)
+def test_shards_of_torchrun_and_slurm(environment, shard):
+    assert shard_from_environment(environment) == Shard(*shard)
 
 
-def test_a_share_that_is_no_number_is_refused():
+def test_a_shard_that_is_no_number_is_refused():
     with pytest.raises(RecipeError, match="environment variable RANK: expected a whole number, got 'x'"):
         shard_from_environment({"RANK": "x", "WORLD_SIZE": "2"})
 
