@@ -10,7 +10,7 @@ TRAIN, VALIDATION = 26, 6
 
 
 @pytest.fixture(scope="session")
-def made_world(tmp_path_factory) -> Path:
+def made_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DIR/recipe.yaml, DIR/models, DIR/data, DIR/cache.zarr."""
     from firstsight.demo.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
     from firstsight.demo.synth.writing import write_dataset
@@ -48,7 +48,7 @@ def made_world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def world(made_world, tmp_path) -> Path:
+def world(made_world: Path, tmp_path: Path) -> Path:
     """A directory of its own with the recipe of `made_world`; models, data and cache are shared and not to be changed."""
     shutil.copy(made_world / "recipe.yaml", tmp_path / "recipe.yaml")
     for name in ("models", "data", "cache.zarr"):

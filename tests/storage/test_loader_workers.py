@@ -151,10 +151,7 @@ def test_an_index_of_another_cache_is_not_used(tmp_path, location, samples):
 
 
 def test_the_room_imports_no_model_library():
-    code = (
-        "import json, sys; from storage.maintenance import gc, status, verify\n"
-        "print(json.dumps(list(sys.modules)))"
-    )
+    code = "import json, sys; from storage.maintenance import gc, status, verify\nprint(json.dumps(list(sys.modules)))"
     modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     roots = {name.split(".")[0] for name in modules}
     assert not roots & {"torch", "transformers", "obstore", "zarr", "firstsight", "phase1_teacher", "phase2_student"}
