@@ -42,7 +42,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
 
     Interrupt it as you like: what is committed stays, and the same command continues with the rest. Any number of
     these processes may work on one cache: each begins with its shard and then takes whatever is not committed.
-    SIGTERM, SIGUSR1: commit or drop the unit in hand and leave within ten seconds, exit code 143.
+    On SIGTERM or SIGUSR1 it commits or drops the unit that it works on and leaves within ten seconds, exit code 143.
 
     Example: fs-teacher dump --config recipe.yaml --set cache.top_k=32
 
@@ -95,8 +95,8 @@ def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, pro
 def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: bool, progress: bool) -> None:
     """Show what a dump will take, before any model is loaded.
 
-    Samples, tokens, bytes of the cache, memory and GPU-hours on named GPUs, how much is there already, and the same
-    for 10, 1,000 and a million times the data. Needs the models' configurations and tokenizers, not their weights.
+    Samples, tokens, bytes of the cache, memory and GPU-hours on named GPUs, how much the cache holds already, and the
+    same for 10, 1,000 and a million times the data. Needs the models' configurations and tokenizers, not their weights.
 
     Example: fs-teacher plan --config recipe.yaml --set cache.top_k=32
     """
@@ -131,7 +131,7 @@ def show(
 ) -> None:
     """Show a sample of CACHE: image, question, and the answer token by token with the teacher's alternatives.
 
-    The cache holds neither images nor texts, so the recipe's data must be there, and the student's tokenizer.
+    The cache holds neither images nor texts: they come from the recipe's data, the tokens from the student's tokenizer.
 
     Example: fs-teacher show cache.zarr --sample train-000017 --html sample.html
     """

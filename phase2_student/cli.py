@@ -140,9 +140,7 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
 @main.command()
 @config_option
 @set_option
-@click.option(
-    "--processes", default=1, show_default=True, type=click.IntRange(min=1), help="GPUs that share the work."
-)
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(min=1), help="GPUs that share the work.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @progress_option
 def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool, progress: bool) -> None:
