@@ -163,7 +163,7 @@ def _flattened(log_p_NS: Tensor, student_NS: Tensor, ids_NK: Tensor, shared_S: T
 
 
 def variant_recipe(directory: Path, name: str, seed: int) -> Recipe:
-    """The run `online` or `k64` of one seed."""
+    """The recipe of a run: `online`, or `k64` for a cache of 64 entries, with one seed."""
     overrides = [f"training.seed={seed}", f"training.output_dir=runs/{name}-{seed}"]
     if name != "online":
         overrides += [f"cache.path=cache-{name[1:]}.zarr", f"cache.top_k={name[1:]}"]

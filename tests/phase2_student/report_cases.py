@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -78,7 +77,7 @@ def _make_run(directory: Path, name: str, number: int) -> Path:
     return run
 
 
-def make_evaluation(*models: tuple[str, str, float], created: str = "2026-11-25T00:10:00+00:00") -> dict[str, Any]:
+def make_evaluation(*models: tuple[str, str, float], created: str = "2026-11-25T00:10:00+00:00") -> dict[str, object]:
     """An evaluation of `(name, role, share of right answers)`, in the form that `fs-student eval` writes."""
     return {
         "created": created,
@@ -97,7 +96,7 @@ def make_evaluation(*models: tuple[str, str, float], created: str = "2026-11-25T
     }
 
 
-def _make_model(name: str, role: str, share: float, number: int) -> dict[str, Any]:
+def _make_model(name: str, role: str, share: float, number: int) -> dict[str, object]:
     from phase2_student.evaluation.scores import score_groups
 
     rng = np.random.default_rng(number)
@@ -156,13 +155,13 @@ def _make_model(name: str, role: str, share: float, number: int) -> dict[str, An
 ALL = (("teacher", "teacher", 0.9), ("base", "student", 0.4), ("hard", "student", 0.65), ("distilled", "student", 0.75))
 
 
-def of_weights(evaluation: dict[str, Any], best: Path) -> dict[str, Any]:
+def of_weights(evaluation: dict[str, object], best: Path) -> dict[str, object]:
     """The evaluation, its last model being the student in `best`."""
     evaluation["models"][-1]["weights"] = weights_digest(best)
     return evaluation
 
 
-def write_evaluation(directory: Path, evaluation: dict[str, Any]) -> Path:
+def write_evaluation(directory: Path, evaluation: dict[str, object]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "evaluation_2026-11-25T001000.json"
     path.write_text(json.dumps(evaluation))
