@@ -1,4 +1,4 @@
-"""Named GPUs and the size of a model, from its configuration alone: what the plans of both phases reckon with."""
+"""Named GPUs and the size of a model, from its configuration alone: what the plans of both phases estimate with."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ModelSize:
     """Parameters of a vision-language model."""
 
     text: int
-    """Of the language model's layers."""
+    """Parameters of the language model's layers."""
     vision: int
-    """Of the vision tower, projector included."""
+    """Parameters of the vision tower, projector included."""
     embedding: int
     head: int
     """0 where it is tied to the embedding."""

@@ -1,6 +1,7 @@
 """The imports of our packages as a graph, read from the sources: nothing is imported.
 
-Imports inside functions count as well. What stands under `if TYPE_CHECKING` is left out: it does not run.
+Imports inside functions count as well. What `firstsight/__init__.py` imports under `if TYPE_CHECKING` is left out: it does
+not run, and the public interface may name everything.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+INTERFACE = ROOT / "firstsight" / "__init__.py"
 PACKAGES = ("storage", "firstsight", "phase1_teacher", "phase2_student")
 
 
@@ -38,12 +40,17 @@ def module_files() -> dict[str, Path]:
 @cache
 def imports_of(path: Path) -> tuple[Import, ...]:
     """What a file imports."""
-    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), typing=path != INTERFACE))
 
 
-def _imports(node: ast.AST) -> Iterator[Import]:
+def _imports(node: ast.AST, *, typing: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(child, ast.If)
+            and isinstance(child.test, ast.Name)
+            and child.test.id == "TYPE_CHECKING"
+            and not typing
+        ):
             continue
         if isinstance(child, ast.Import):
             yield from (Import(alias.name, None, child.lineno) for alias in child.names)
@@ -52,7 +59,7 @@ def _imports(node: ast.AST) -> Iterator[Import]:
             assert child.module is not None
             yield from (Import(child.module, alias.name, child.lineno) for alias in child.names)
         else:
-            yield from _imports(child)
+            yield from _imports(child, typing=typing)
 
 
 def module_graph() -> dict[str, set[str]]:
