@@ -1,9 +1,8 @@
-"""Shards, signals, and the threads around the device."""
+"""Shards, signals, and how a worker leaves."""
 
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -11,21 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstsight.errors import RecipeError
-from phase1_teacher.forward.device_clock import DeviceClock
-from phase1_teacher.forward.prefetch import Prefetch
-from phase1_teacher.planning.batches import MAX_PADDING, batch_by_tokens
 from phase1_teacher.workers import Shard, parse_shard, shard_from_environment, work_order
-
-
-@given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 2000))
-def test_batches_hold_every_sample_once_within_budget_and_padding(lengths, budget):
-    batches = batch_by_tokens(lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        longest = max(lengths[index] for index in batch)
-        padded = longest * len(batch)
-        assert padded <= budget or len(batch) == 1
-        assert padded - sum(lengths[index] for index in batch) <= MAX_PADDING * padded
 
 
 @given(st.integers(0, 40), st.integers(1, 9))
@@ -120,41 +105,6 @@ def test_signals_end_the_process_within_its_deadline(number, setup, body):
     assert time.monotonic() - begin < 10
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert setup or f"stopped by {number.name}" in out
-
-
-def test_prefetch_keeps_order_and_raises_the_sources_error_in_its_place():
-    def source():
-        yield from range(5)
-        raise ValueError("bad row")
-
-    ahead = iter(Prefetch(source(), 2))
-    assert [next(ahead) for _ in range(5)] == list(range(5))
-    with pytest.raises(ValueError, match="bad row"):
-        next(ahead)
-
-
-def test_prefetch_ends_its_thread_when_the_consumer_leaves():
-    before = threading.active_count()
-    ahead = Prefetch(iter(range(1000)), 2)
-    assert next(iter(ahead)) == 0
-    ahead.close()
-    for thread in threading.enumerate():
-        if thread.name == "prefetch":
-            thread.join(5)
-    assert threading.active_count() <= before
-
-
-def test_the_idle_share_is_the_time_between_busy_blocks():
-    import torch
-
-    clock = DeviceClock(torch.device("cpu"))
-    assert clock.idle_share() == 0
-    with clock.busy():
-        time.sleep(0.02)
-    time.sleep(0.06)
-    with clock.busy():
-        time.sleep(0.02)
-    assert 0 < clock.idle_share() < 1
 
 
 SLOW = """
