@@ -30,10 +30,10 @@ from benchmarks.dump_setup import Shape, write_data, write_pair, write_recipe
 from firstsight.models import load_teacher
 from firstsight.prompting import Encoded, answer_index, collate
 from firstsight.recipe import Recipe
-from phase1_teacher.dump import DumpSummary, dump, prepare
+from phase1_teacher.dump import DumpSummary, dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 from phase2_student.evaluation.memory import PeakMemory
 from storage.reader import open_cache
 
@@ -44,7 +44,7 @@ from storage.reader import open_cache
 def bare(forward: TeacherForward, batches: Sequence[UnitBatch]) -> None:
     """Backbone and head at the answer positions of all batches."""
     head = forward.model.get_output_embeddings()
-    chunk = forward.make_targets.chunk
+    chunk = forward.head.chunk
     for batch in batches:
         if batch.first:
             forward.vision.forget()
@@ -82,7 +82,7 @@ def head_bytes(forward: TeacherForward, batch: UnitBatch, top_k: int) -> tuple[i
     hidden_BLD = forward.model.base_model(**forward.vision.inputs(batch.samples), use_cache=False).last_hidden_state
     target_ids = torch.cat([each.target_ids for each in encoded])
     with PeakMemory() as fused:
-        forward.make_targets(hidden_BLD[rows, columns], target_ids, torch.arange(0, len(rows), 16))
+        forward.head(hidden_BLD[rows, columns], target_ids, torch.arange(0, len(rows), 16))
     with PeakMemory() as whole:
         top_of(head(hidden_BLD), encoded, top_k)
     return fused.peak_bytes or 0, whole.peak_bytes or 0
@@ -98,7 +98,7 @@ def timed(work: Callable[[], Any]) -> float:
 def run_dump(recipe: Recipe, name: str, model: Any) -> tuple[float, DumpSummary, dict[str, float]]:
     """Seconds, summary and sums of a dump into a new cache, which is removed afterwards."""
     fresh = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"path": name})})
-    job = prepare(fresh, progress=False)
+    job = prepare_dump(fresh, progress=False)
     begin = time.perf_counter()
     summary = dump(job, model=model, progress=False)
     seconds = time.perf_counter() - begin
@@ -133,15 +133,15 @@ def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vo
         write_pair(directory, shape)
         write_data(directory / "data", shape)
         recipe = write_recipe(directory, shape, unit_positions)
-        job = prepare(recipe, progress=False)
+        job = prepare_dump(recipe, progress=False)
         model = load_teacher(job.pair.directory, recipe.teacher)
         measure(job, model, shape, repeats, plain_repeats, threads)
 
 
-def measure(job: Job, model: Any, shape: Shape, repeats: int, plain_repeats: int, threads: int) -> None:
+def measure(job: DumpJob, model: Any, shape: Shape, repeats: int, plain_repeats: int, threads: int) -> None:
     """Run the variants in turns and print the table."""
     forward = TeacherForward(job, model)
-    batches = list(unit_batches(job, job.pending, is_done=lambda unit: False))
+    batches = list(unit_batches(job, job.pending, is_done=lambda _: False))
     in_data_order = sorted((s for b in batches for s in b.samples), key=lambda each: int(each.sample.id[1:]))
     encoded = [sample.encoded for sample in in_data_order]
     longest = max(len(each.input_ids) for each in encoded)

@@ -34,7 +34,7 @@ from firstsight.demo.miniature.build import (
 )
 from firstsight.demo.miniature.words import WORDS
 from firstsight.recipe import load_recipe
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.summary import summary_text
 from storage.reader import open_cache
 
@@ -102,7 +102,7 @@ def measure(config: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     steps = {"start": peak_mb()}
     begin = time.monotonic()
-    job = prepare(recipe, progress=False)
+    job = prepare_dump(recipe, progress=False)
     steps["prepare"] = peak_mb()
     summary = dump(job, model=teacher, progress=False)
     steps["dump"] = peak_mb()

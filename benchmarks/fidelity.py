@@ -24,8 +24,7 @@ from torch import Tensor
 from benchmarks.pair import Deadline, place_pair
 from firstsight.models import backbone_states, load_student
 from firstsight.recipe import Recipe, load_recipe
-from phase1_teacher.dump import dump
-from phase1_teacher.dump import prepare as prepare_dump
+from phase1_teacher.dump import dump, prepare_dump
 from phase2_student.data.dataset import DistillationDataset
 from phase2_student.data.online_data import OnlineCollator, OnlineDataset
 from phase2_student.evaluation.bootstrap import paired_bootstrap
@@ -163,8 +162,8 @@ def _flattened(log_p_NS: Tensor, student_NS: Tensor, ids_NK: Tensor, shared_S: T
     return torch.where(stored_NS, log_p_NS, log_r_N1 + shape_NS)
 
 
-def variant_recipe(recipe: Recipe, directory: Path, name: str, seed: int) -> Recipe:
-    """The run `online` or `k64` of one seed."""
+def variant_recipe(directory: Path, name: str, seed: int) -> Recipe:
+    """The recipe of a run: `online`, or `k64` for a cache of 64 entries, with one seed."""
     overrides = [f"training.seed={seed}", f"training.output_dir=runs/{name}-{seed}"]
     if name != "online":
         overrides += [f"cache.path=cache-{name[1:]}.zarr", f"cache.top_k={name[1:]}"]
@@ -263,7 +262,7 @@ def main(
                 click.echo("not finished: give the command again")
                 return
             begin = time.perf_counter()
-            run = variant_recipe(recipe, directory, name, seed)
+            run = variant_recipe(directory, name, seed)
             if name != "online":
                 ensure_cache(run)
             plan: Plan = prepare(run, online=name == "online", progress=False)
@@ -279,7 +278,7 @@ def main(
         ("a trained student", directory / "runs" / "online-0" / "final"),
     ):
         for k in top_ks:
-            run = variant_recipe(recipe, directory, f"k{k}", 0)
+            run = variant_recipe(directory, f"k{k}", 0)
             cached = prepare(run, progress=False).train
             assert isinstance(cached, DistillationDataset)
             figures = measured.side_by_side(place, cached, run.loss.temperature, count=4)

@@ -30,7 +30,9 @@ def data() -> None:
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--train", default=5000, show_default=True, type=click.IntRange(min=1), help="Training samples.")
 @click.option("--validation", default=1000, show_default=True, type=click.IntRange(min=1), help="Validation samples.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same bytes.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The same seed gives the same bytes."
+)
 @progress_option
 def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> None:
     """Draw first-person scenes with questions whose answers can be read from the pixels.
@@ -53,12 +55,12 @@ def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> 
     default=Path("demo"),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where everything goes.",
+    help="Directory for data, cache, runs and report.",
 )
 def demo(directory: Path) -> None:
     """Distil a small trained teacher into a smaller student, from data to the table of results, in minutes on a CPU.
 
-    Runs the commands that a user would type and shows each; a second run goes on where the first one ended.
+    Runs the commands that a user would type and shows each; a second run continues where the first one ended.
 
     Example: firstsight demo --dir demo
     """

@@ -15,11 +15,11 @@ from storage.errors import CacheError
 
 
 class Commands(click.Group):
-    """A group whose commands never show a traceback for what a user gave."""
+    """A group of commands that never show a traceback for what a user gave."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; user errors exit 2, trouble with files exits 1."""
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it tells of optional kernels
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it reports missing optional kernels
         try:
             return super().invoke(ctx)
         except (FirstSightError, CacheError) as error:

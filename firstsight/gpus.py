@@ -1,4 +1,4 @@
-"""Named cards and the size of a model, from its configuration alone: what the plans of both phases reckon with."""
+"""Named GPUs and the size of a model, from its configuration alone: what the plans of both phases estimate with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class Gpu:
     """A GPU as its maker describes it."""
 
     name: str
@@ -18,14 +18,14 @@ class Card:
     source: str
 
 
-CARDS = (
-    Card(name="RTX 3090", memory=24, teraflops=71, source="NVIDIA Ampere GA102 whitepaper, appendix A"),
-    Card(name="RTX 4090", memory=24, teraflops=165, source="NVIDIA Ada GPU architecture whitepaper, appendix A"),
-    Card(name="L4", memory=24, teraflops=121, source="NVIDIA L4 datasheet"),
-    Card(name="L40S", memory=48, teraflops=362, source="NVIDIA L40S datasheet"),
-    Card(name="A100 80GB", memory=80, teraflops=312, source="NVIDIA A100 80GB datasheet"),
-    Card(name="H100 SXM", memory=80, teraflops=989, source="NVIDIA H100 datasheet"),
-    Card(name="H200 SXM", memory=141, teraflops=989, source="NVIDIA H200 datasheet"),
+GPUS = (
+    Gpu(name="RTX 3090", memory=24, teraflops=71, source="NVIDIA Ampere GA102 whitepaper, appendix A"),
+    Gpu(name="RTX 4090", memory=24, teraflops=165, source="NVIDIA Ada GPU architecture whitepaper, appendix A"),
+    Gpu(name="L4", memory=24, teraflops=121, source="NVIDIA L4 datasheet"),
+    Gpu(name="L40S", memory=48, teraflops=362, source="NVIDIA L40S datasheet"),
+    Gpu(name="A100 80GB", memory=80, teraflops=312, source="NVIDIA A100 80GB datasheet"),
+    Gpu(name="H100 SXM", memory=80, teraflops=989, source="NVIDIA H100 datasheet"),
+    Gpu(name="H200 SXM", memory=141, teraflops=989, source="NVIDIA H200 datasheet"),
 )
 
 
@@ -34,9 +34,9 @@ class ModelSize:
     """Parameters of a vision-language model."""
 
     text: int
-    """Of the language model's layers."""
+    """Parameters of the language model's layers."""
     vision: int
-    """Of the vision tower, projector included."""
+    """Parameters of the vision tower, projector included."""
     embedding: int
     head: int
     """0 where it is tied to the embedding."""

@@ -11,7 +11,7 @@ import click
 from firstsight.console import Commands, config_option, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase1_teacher.store_commands import gc, status, verify
-from phase1_teacher.workers import Share, Stopped, parse_share, share_from_environment, stop_on_signals
+from phase1_teacher.workers import Shard, Stopped, parse_shard, shard_from_environment, stop_on_signals
 
 
 @click.group(cls=Commands)
@@ -29,7 +29,7 @@ def main() -> None:
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Begin with the I-th of N shares, from 0; default: what torchrun or Slurm says, else 0/1.",
+    help="Begin with the I-th of N shards, from 0; default: as torchrun or Slurm says, else 0/1.",
 )
 @click.option(
     "--check-quantization",
@@ -40,9 +40,9 @@ def main() -> None:
 def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quantization: bool, progress: bool) -> None:
     """Write the teacher's top-k soft targets for every sample that the cache does not hold.
 
-    Interrupt it as you like: what is committed stays, and the same command goes on with the rest. Any number of
-    these processes may work on one cache: each begins with its share and then takes whatever is not committed.
-    SIGTERM, SIGUSR1: commit or drop the unit in hand and leave within ten seconds, exit code 143.
+    Interrupt it as you like: what is committed stays, and the same command continues with the rest. Any number of
+    these processes may work on one cache: each begins with its shard and then takes whatever is not committed.
+    On SIGTERM or SIGUSR1 it commits or drops the unit that it works on and leaves within ten seconds, exit code 143.
 
     Example: fs-teacher dump --config recipe.yaml --set cache.top_k=32
 
@@ -50,33 +50,33 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
     """
     from firstsight.data.samples import check_files
 
-    share = parse_share(shard) if shard else share_from_environment(os.environ)
+    worker = parse_shard(shard) if shard else shard_from_environment(os.environ)
     recipe = load_recipe(config, overrides)
     check_training(recipe.training)
     try:
         with stop_on_signals():
             rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
-            _dump(recipe, rows, share, check_quantization, progress)
+            _dump(recipe, rows, worker, check_quantization, progress)
     except Stopped as stopped:
-        click.echo(f"stopped by {stopped}; what is committed stays, the same command goes on with the rest", err=True)
+        click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
         sys.exit(stopped.exit_code)
 
 
-def _dump(recipe: Recipe, rows: int, share: Share, check_quantization: bool, progress: bool) -> None:
+def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, progress: bool) -> None:
     from firstsight.models import hide_bars
     from phase1_teacher.dump import dump as run
-    from phase1_teacher.dump import prepare
+    from phase1_teacher.dump import prepare_dump
     from phase1_teacher.summary import summary_text
 
-    job = prepare(recipe, rows=rows, progress=progress)
+    job = prepare_dump(recipe, rows=rows, progress=progress)
     if not job.pending:
         click.echo(f"Nothing to do: {recipe.cache_location} holds all {len(job.samples):,} samples of this recipe.")
     else:
-        worker = f", worker {share}" if share.count > 1 else ""
+        worker = f", worker {shard}" if shard.count > 1 else ""
         click.echo(f"Teacher {recipe.teacher.model} ({recipe.teacher.quantization}) -> {recipe.cache_location}{worker}")
     if not progress:
         hide_bars()
-    summary = run(job, share=share, check_quantization=check_quantization, progress=progress)
+    summary = run(job, shard=shard, check_quantization=check_quantization, progress=progress)
     click.echo(summary_text(recipe.cache_location, summary))
 
 
@@ -88,15 +88,15 @@ def _dump(recipe: Recipe, rows: int, share: Share, check_quantization: bool, pro
     default=0.3,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of a card's peak that the forward pass is taken to reach.",
+    help="Share of a GPU's peak that the forward pass is taken to reach.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @progress_option
 def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: bool, progress: bool) -> None:
     """Show what a dump will take, before any model is loaded.
 
-    Samples, tokens, bytes of the cache, memory and GPU-hours on named cards, how much is there already, and the same
-    for 10, 1,000 and a million times the data. Needs the models' configurations and tokenizers, not their weights.
+    Samples, tokens, bytes of the cache, memory and GPU-hours on named GPUs, how much the cache holds already, and the
+    same for 10, 1,000 and a million times the data. Needs the models' configurations and tokenizers, not their weights.
 
     Example: fs-teacher plan --config recipe.yaml --set cache.top_k=32
     """
@@ -131,7 +131,7 @@ def show(
 ) -> None:
     """Show a sample of CACHE: image, question, and the answer token by token with the teacher's alternatives.
 
-    The cache holds neither images nor texts, so the recipe's data must be there, and the student's tokenizer.
+    The cache holds neither images nor texts: they come from the recipe's data, the tokens from the student's tokenizer.
 
     Example: fs-teacher show cache.zarr --sample train-000017 --html sample.html
     """

@@ -1,6 +1,6 @@
 """One pass of the frozen teacher over the data: plan -> forward -> top-k -> write.
 
-job = prepare(recipe)          # data, tokenizers, spec: everything that can be refused is refused here
+job = prepare_dump(recipe)     # data, tokenizers, spec: everything that can be refused is refused here
 summary = dump(job)            # loads the teacher only if something is left to do
 
 Three stages overlap: samples are read and encoded ahead, the device computes, targets are encoded and committed behind it.
@@ -19,11 +19,11 @@ from firstsight.models import load_teacher
 from phase1_teacher.forward.prefetch import Prefetch
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import unit_batches
-from phase1_teacher.planning.job import Job, prepare
-from phase1_teacher.workers import Share, in_order
-from phase1_teacher.writing.committer import Committer
+from phase1_teacher.planning.job import DumpJob, prepare_dump
+from phase1_teacher.workers import Shard, work_order
+from phase1_teacher.writing.commit_thread import CommitThread
 
-__all__ = ["DumpSummary", "dump", "prepare"]
+__all__ = ["DumpSummary", "dump", "prepare_dump"]
 
 _AHEAD = 4  # batches that are encoded ahead of the device
 _LAST_COMMIT = 5.0  # seconds that a commit under way gets when the dump is told to stop
@@ -39,21 +39,26 @@ class DumpSummary:
     seconds: float = 0.0
     """From the first batch on, without loading the teacher."""
     idle_share: float = 0.0
-    """Of the device, 0 to 1."""
+    """Share of the time in which the device had nothing to do, 0 to 1."""
     split_budget: int | None = None
     """Tokens per forward pass where memory did not take the recipe's `teacher.batch_tokens`."""
     peak_bytes: int | None = None
-    """Of device memory; None on a CPU."""
+    """Largest device memory in use; None on a CPU."""
 
 
 def dump(
-    job: Job, *, share: Share | None = None, model: Any = None, check_quantization: bool = False, progress: bool = True
+    job: DumpJob,
+    *,
+    shard: Shard | None = None,
+    model: Any = None,
+    check_quantization: bool = False,
+    progress: bool = True,
 ) -> DumpSummary:
     """Compute and commit every unit that is not committed.
 
     Args:
-        job: checked.
-        share: where this worker begins; it goes on with every other unit that is not committed.
+        job: from `prepare_dump`.
+        shard: where this worker begins; it continues with every other unit that is not committed.
         model: the loaded teacher; None: load it.
         check_quantization: load the unquantised teacher as well and compare on the first batch of every unit.
         progress: show a bar.
@@ -62,9 +67,9 @@ def dump(
         TargetError: the teacher's logits are not finite (the sample is named, its unit is not committed), or the device's
             memory does not take a sample.
         DataError: a sample that cannot be encoded.
-        CacheError: the place refused a write, as on a full disk.
+        CacheError: the store refused a write, as on a full disk.
     """
-    pending = in_order(job.pending, share or Share())
+    pending = work_order(job.pending, shard or Shard())
     if not pending:
         return DumpSummary()
     reference = None
@@ -73,7 +78,7 @@ def dump(
         reference = load_teacher(job.pair.directory, unquantised)
     forward = TeacherForward(job, model, reference)
     begin = time.perf_counter()
-    committer = Committer(job)
+    commits = CommitThread(job)
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
     total = sum(map(len, pending))
     try:
@@ -83,19 +88,19 @@ def dump(
                 if job.writer.is_committed(batch.unit.name):  # by another worker, since the batch was prepared
                     continue
                 for result in forward.run(batch):
-                    committer.add(batch, result)
-                committer.finish(batch)
-        committer.close()
+                    commits.add(batch, result)
+                commits.finish(batch)
+        commits.close()
     except BaseException:
-        committer.abandon(_LAST_COMMIT)
+        commits.abandon(_LAST_COMMIT)
         raise
     finally:
         batches.close()
     budget = job.recipe.teacher.batch_tokens
     return DumpSummary(
-        samples=committer.samples,
-        positions=committer.positions,
-        units=committer.units,
+        samples=commits.samples,
+        positions=commits.positions,
+        units=commits.units,
         seconds=time.perf_counter() - begin,
         idle_share=forward.clock.idle_share(),
         split_budget=forward.budget if forward.budget < budget else None,

@@ -28,7 +28,7 @@ _CELLS = 56  # characters of a picture's width in the terminal
 
 
 @dataclass(frozen=True)
-class Choice:
+class Alternative:
     """A token and its probability."""
 
     text: str
@@ -36,33 +36,33 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
+class ShownPosition:
     """One answer position."""
 
     text: str
     """The answer's own token."""
     p: float | None
     """The teacher's probability of it; None: no soft target here."""
-    alternatives: tuple[Choice, ...]
+    alternatives: tuple[Alternative, ...]
     """The most probable tokens, the answer's own among them where it is one of them."""
     rest: float
     """Probability of all tokens that are not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownSample:
     """A sample and its targets."""
 
     sample: Sample
     key: str
     images: tuple[Image.Image, ...]
-    positions: tuple[Position, ...]
+    positions: tuple[ShownPosition, ...]
     hard: bool
     temperature: float
     teacher: str
 
 
-def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float, alternatives: int) -> Shown:
+def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float, alternatives: int) -> ShownSample:
     """Look a sample up in the recipe's data and the cache.
 
     Args:
@@ -101,16 +101,16 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
         ids = targets.ids[row].tolist()
         p = np.exp(log_p[row])
         soft = bool(targets.soft[row])
-        choices = [Choice(token_text(table, index), float(each)) for index, each in zip(ids, p, strict=True)]
+        choices = [Alternative(token_text(table, index), float(each)) for index, each in zip(ids, p, strict=True)]
         positions.append(
-            Position(
+            ShownPosition(
                 text=token_text(table, target),
                 p=float(p[ids.index(target)]) if soft else None,
                 alternatives=tuple(choices[:alternatives]) if soft else (),
                 rest=float(np.exp(log_r[row])) if soft else 0.0,
             )
         )
-    return Shown(
+    return ShownSample(
         sample=sample,
         key=sample.key,
         images=tuple(sample.open_images()),
@@ -142,7 +142,7 @@ def probability_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.0005 or p == 0 else f"{p:.0e}"
 
 
-def terminal_text(shown: Shown, *, color: bool = False) -> str:
+def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
     """The sample as lines of text; with `color` the images in half blocks of 24-bit colour."""
     sample = shown.sample
     lines = [f"{sample.id}  {sample.place}  key {shown.key[:16]}"]
@@ -183,7 +183,7 @@ def half_blocks(image: Image.Image) -> str:
     return "\n".join(lines)
 
 
-def html_page(shown: Shown) -> str:
+def html_page(shown: ShownSample) -> str:
     """The sample as one HTML file: no scripts, nothing loaded from elsewhere."""
     pictures = [picture(image, longest=_PICTURE) for image in shown.images]
     return render("phase1_teacher", "sample.html", shown=shown, pictures=pictures, number=probability_text)

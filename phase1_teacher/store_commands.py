@@ -48,7 +48,7 @@ def status(cache: str, as_json: bool) -> None:
         click.echo(f"  units with notes: {_first(found.split_units)}")
     if found.pending:
         click.echo(f"  not committed: {_first(found.pending)}")
-        click.echo("  fs-teacher dump goes on with them")
+        click.echo("  fs-teacher dump continues with them")
     for key, reason in list(found.skipped.items())[:_SHOWN]:
         click.echo(f"  skipped {key}: {reason}")
     if len(found.skipped) > _SHOWN:
@@ -103,7 +103,7 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("cache")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def gc(cache: str, dry_run: bool, as_json: bool) -> None:
     """Remove data in CACHE that no manifest can ever name.

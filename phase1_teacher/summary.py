@@ -11,7 +11,7 @@ from storage.reader import open_cache
 
 
 def summary_text(location: str, summary: DumpSummary) -> str:
-    """Lines for the terminal: this run, the cache, its mass at each node temperature, and its fidelity."""
+    """Summarises a dump for the terminal: this run, the cache, its mass at each node temperature, and its fidelity."""
     cache = open_cache(location)  # leaves the index behind, for readers that cannot write here
     status = cache_status(location)
     lines = []

@@ -1,7 +1,7 @@
 """Many workers on one cache: which units a worker begins with, and how it leaves when it is told to.
 
 There is no coordinator and no lock: the plan says what there is to do, manifests say what is done. A worker begins with its
-share and then takes any unit that is not committed, so a dead worker's share is done by the others.
+shard and then takes any unit that is not committed, so a dead worker's shard is done by the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Worker `index` of `count`."""
 
     index: int = 0
@@ -33,18 +33,18 @@ class Share:
         return f"{self.index}/{self.count}"
 
 
-def parse_share(text: str) -> Share:
+def parse_shard(text: str) -> Shard:
     """`i/n`, with i from 0 to n - 1. RecipeError for anything else."""
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if match is None or not int(match[1]) < int(match[2]):
         raise RecipeError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/4")
-    return Share(int(match[1]), int(match[2]))
+    return Shard(int(match[1]), int(match[2]))
 
 
-def share_from_environment(environment: Mapping[str, str]) -> Share:
-    """The share that torchrun (RANK, WORLD_SIZE) or Slurm gave this process; else 0/1.
+def shard_from_environment(environment: Mapping[str, str]) -> Shard:
+    """The shard that torchrun (RANK, WORLD_SIZE) or Slurm gave this process; else 0/1.
 
-    In a Slurm array each task is a worker, and where srun starts several processes in a task each of them is. The share
+    In a Slurm array each task is a worker, and where srun starts several processes in a task each of them is. The shard
     of a sparse array (`--array=1,5,7`) is a starting point only.
 
     Raises:
@@ -52,7 +52,7 @@ def share_from_environment(environment: Mapping[str, str]) -> Share:
     """
     rank, world = (_number(environment, name) for name in ("RANK", "WORLD_SIZE"))
     if rank is not None and world is not None:
-        return Share(rank % max(1, world), max(1, world))
+        return Shard(rank % max(1, world), max(1, world))
     index, count = 0, 1
     task = _number(environment, "SLURM_ARRAY_TASK_ID")
     if task is not None:
@@ -63,20 +63,20 @@ def share_from_environment(environment: Mapping[str, str]) -> Share:
     process, processes = (_number(environment, name) for name in ("SLURM_PROCID", "SLURM_NTASKS"))
     if process is not None and processes is not None and processes > 1:
         index, count = index * processes + process % processes, count * processes
-    return Share(index, count)
+    return Shard(index, count)
 
 
-def in_order(units: Sequence[T], share: Share) -> list[T]:
-    """All units, the worker's own share first, then the others in an order of its own.
+def work_order(units: Sequence[T], shard: Shard) -> list[T]:
+    """All units, the worker's own shard first, then the others in an order of its own.
 
-    Workers that have run out of their shares look for work in different places: no lock keeps two of them from the same
+    Workers that have finished their shards look for work in different places: no lock keeps two of them from the same
     unit, only the order makes it rare.
     """
-    start = len(units) * share.index // share.count
-    stop = len(units) * (share.index + 1) // share.count
+    start = len(units) * shard.index // shard.count
+    stop = len(units) * (shard.index + 1) // shard.count
     others = [*units[stop:], *units[:start]]
-    if share.count > 1:
-        random.Random(share.index).shuffle(others)
+    if shard.count > 1:
+        random.Random(shard.index).shuffle(others)
     return [*units[start:stop], *others]
 
 
@@ -105,9 +105,8 @@ def stop_on_signals(deadline: float = 8.0) -> Iterator[None]:
         raise Stopped(number)
 
     def watch() -> None:
-        data = os.read(
-            reader, 1
-        )  # the interpreter's own handler writes the number at once, whatever the main thread does
+        # the interpreter's own handler writes the number at once, whatever the main thread does
+        data = os.read(reader, 1)
         os.close(reader)
         if data and data[0] in numbers and not left.wait(deadline):
             os._exit(Stopped(data[0]).exit_code)

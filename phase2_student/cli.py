@@ -140,15 +140,13 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
 @main.command()
 @config_option
 @set_option
-@click.option(
-    "--processes", default=1, show_default=True, type=click.IntRange(min=1), help="Cards that share the work."
-)
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(min=1), help="GPUs that share the work.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @progress_option
 def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool, progress: bool) -> None:
     """Show what a training will take, before anything is loaded.
 
-    Steps, tokens and padding, and the memory that each way to train takes on a card: float32 master weights, bfloat16
+    Steps, tokens and padding, and the memory that each way to train takes on a GPU: float32 master weights, bfloat16
     weights with Kahan's remainder, LoRA; with gradient checkpointing and without. Needs the data and the student's
     configuration and tokenizer, neither weights nor cache.
 

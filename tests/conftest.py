@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directories `teacher` and `student` of a random pair; not to be changed."""
     from firstsight.demo.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
 

@@ -26,7 +26,6 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from firstsight.errors import DataError
-from storage.temporary import temporary_database
 
 MAX_IMAGE_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: a few KB of PNG can hold gigabytes of pixels."""
@@ -151,32 +150,16 @@ def iter_samples(path: Path, root: Path) -> Iterator[Sample]:
     """`load_samples`, one sample at a time."""
     if not path.is_file():
         raise DataError(f"data file {path} is not there; check data.root and the file's name in the recipe")
-    seen = _Ids()
+    lines_of_ids: dict[str, int] = {}
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             place = f"{path.name}:{number}"
             sample = parse_line(line, root, place)
-            if (before := seen.add(sample.id, number)) != number:
+            if (before := lines_of_ids.setdefault(sample.id, number)) != number:
                 raise DataError(f"{place}: id {sample.id!r} was used in line {before} already; ids must be unique")
             yield sample
-
-
-class _Ids:
-    """Ids and their lines, in a temporary file, however many they are."""
-
-    def __init__(self) -> None:
-        self._rows = temporary_database(self)
-        self._rows.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, line INTEGER) WITHOUT ROWID")
-
-    def add(self, name: str, line: int) -> int:
-        """The line that had the id first: this one, or one before."""
-        raw = name.encode("utf-8", "surrogatepass")
-        if self._rows.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (raw, line)).rowcount:
-            return line
-        found: int = self._rows.execute("SELECT line FROM ids WHERE id = ?", (raw,)).fetchone()[0]
-        return found
 
 
 def parse_line(line: str | bytes, root: Path, place: str) -> Sample:

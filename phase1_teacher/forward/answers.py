@@ -9,21 +9,21 @@ from typing import Any
 
 from firstsight.generation import generate_answers
 from phase1_teacher.forward.unit_batches import EncodedSample
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 
 
-class Answerer:
-    """Completes samples without an answer.
+class TeacherAnswers:
+    """Lets the teacher answer the samples that have no answer.
 
     Sampling is seeded by the recipe's seed and the samples that are answered together, so a unit gets the same answers
     from whichever worker computes it.
 
     Args:
         model: the teacher.
-        job: checked.
+        job: from `prepare_dump`.
     """
 
-    def __init__(self, model: Any, job: Job) -> None:
+    def __init__(self, model: Any, job: DumpJob) -> None:
         self.model = model
         self.recipe = job.recipe.cache
         self.teacher = job.pair.teacher

@@ -27,7 +27,7 @@ REPORTED = (1.0, 2.0, 4.0)
 
 
 def reported_temperatures(nodes: Sequence[float]) -> tuple[float, ...]:
-    """Those of `REPORTED` that a cache with these nodes can be read at."""
+    """The temperatures of `REPORTED` that a cache with these nodes can be read at."""
     return tuple(T for T in REPORTED if nodes[0] <= T <= nodes[-1])
 
 
@@ -68,8 +68,8 @@ def fidelity_sums(
 
     Args:
         exact: targets before quantisation, all soft.
-        log_normaliser_mt: of `full_moments`.
-        negentropy_mt: likewise.
+        log_normaliser_mt: logsumexp(v / T), from `full_moments`.
+        negentropy_mt: sum p log p in nats, from `full_moments`.
         layout: of the cache.
     """
     if not len(exact):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -21,8 +20,6 @@ class Prefetch(Generic[T]):
     """
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
-        self.waited = 0.0
-        """Seconds that the consumer has waited for items."""
         self._queue: queue.Queue[tuple[T] | None] = queue.Queue(depth)
         self._error: BaseException | None = None
         self._closed = threading.Event()
@@ -31,9 +28,7 @@ class Prefetch(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            begin = time.perf_counter()
             item = self._queue.get()
-            self.waited += time.perf_counter() - begin
             if item is None:
                 if self._error is not None:
                     raise self._error

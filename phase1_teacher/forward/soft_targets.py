@@ -1,7 +1,7 @@
 """From the teacher's hidden states to soft targets: head in fp32, alignment, top-k, tails.
 
-    targets = TargetMaker(head_weight, bias, alignment, top_k=64, temperatures=(1, 1.5, 2, 4))
-    block = targets(states, target_ids)
+    head = TopKHead(head_weight, bias, alignment, top_k=64, temperatures=(1, 1.5, 2, 4))
+    targets = head(states, target_ids)
 
 For the logits z on the shared ids, v_i = z_i - logsumexp(z). Kept are the k largest v_i, the answer's own token always
 among them, and for each node temperature T the log of the mass not kept, log sum exp(v_i / T). Mass on tokens that the
@@ -31,7 +31,7 @@ _BLOCK = 64  # columns whose maximum is taken first: the k largest lie in the k 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetBlock:
+class TopKTargets:
     """Soft targets of N answer positions."""
 
     ids_NK: Tensor
@@ -47,13 +47,13 @@ class TargetBlock:
     finite_N: Tensor
     """bool: all logits were finite."""
     log_normaliser_mt: Tensor
-    """float32: of `fidelity.full_moments`, at the measured positions."""
+    """float32: logsumexp(v / T) of `fidelity.full_moments`, at the measured positions."""
     negentropy_mt: Tensor
-    """Likewise."""
+    """float32: sum p log p of `fidelity.full_moments`, in nats, likewise."""
 
-    def to_host(self) -> TargetBlock:
+    def to_host(self) -> TopKTargets:
         """A copy in host memory; from a GPU it is under way when this returns: wait for an event recorded after it."""
-        return TargetBlock(**{f.name: host_copy(getattr(self, f.name)) for f in fields(self)})
+        return TopKTargets(**{f.name: host_copy(getattr(self, f.name)) for f in fields(self)})
 
 
 def host_copy(tensor: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ def host_copy(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-class TargetMaker(TeacherHead):
-    """Makes soft targets, `chunk` positions at a time.
+class TopKHead(TeacherHead):
+    """The teacher's head that gives top-k soft targets, `chunk` positions at a time.
 
     Args:
         head_VD: the teacher's head, as `TeacherHead` takes it.
@@ -100,7 +100,7 @@ class TargetMaker(TeacherHead):
         self._alone_ids = alone.nonzero()[:, 0].to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor | None = None) -> TargetBlock:
+    def __call__(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor | None = None) -> TopKTargets:
         """Targets of N answer positions, on the device of the head.
 
         Args:
@@ -124,7 +124,7 @@ class TargetMaker(TeacherHead):
             for row in range(0, max(1, len(ids_n)), rows):
                 parts.append(self._targets(logits_nV[row : row + rows], ids_n[row : row + rows]))
             del logits_nV  # before the next chunk's are made
-        return TargetBlock(
+        return TopKTargets(
             **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
             log_normaliser_mt=log_normaliser_mt,
             negentropy_mt=negentropy_mt,

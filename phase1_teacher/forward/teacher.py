@@ -13,15 +13,15 @@ from torch import Tensor
 
 from firstsight.errors import AlignmentError, TargetError
 from firstsight.families.self_check import check_logits, checked_columns
-from firstsight.models import backbone_states, load_teacher
+from firstsight.models import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
-from phase1_teacher.forward.answers import Answerer
+from phase1_teacher.forward.answers import TeacherAnswers
 from phase1_teacher.forward.device_clock import DeviceClock
-from phase1_teacher.forward.soft_targets import TargetBlock, TargetMaker
+from phase1_teacher.forward.soft_targets import TopKHead, TopKTargets
 from phase1_teacher.forward.unit_batches import EncodedSample, UnitBatch
 from phase1_teacher.forward.vision import VisionFeatures
 from phase1_teacher.planning.batches import batch_by_tokens
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 
 # N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
 
@@ -30,7 +30,7 @@ FIDELITY_POSITIONS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class AnsweredSample:
     """A sample whose answer tokens are known."""
 
     key: str
@@ -47,9 +47,9 @@ class Answered:
 class ForwardResult:
     """Targets of the samples of one forward pass, on their way to the host."""
 
-    samples: list[Answered]
-    block: TargetBlock
-    """Of all soft positions, sample by sample."""
+    samples: list[AnsweredSample]
+    block: TopKTargets
+    """All soft positions, sample by sample."""
     measured_m: Tensor
     """int64: soft positions that the fidelity report is measured on."""
     check_sums: dict[str, float]
@@ -70,17 +70,17 @@ class TeacherForward:
     """Runs the teacher over batches; remembers how large a batch the memory takes.
 
     Args:
-        job: checked.
+        job: from `prepare_dump`.
         model: the loaded teacher; None: load it.
         reference: the teacher without quantisation, to compare with on the first batch of every unit.
     """
 
-    def __init__(self, job: Job, model: Any = None, reference: Any = None) -> None:
+    def __init__(self, job: DumpJob, model: Any = None, reference: Any = None) -> None:
         self.job = job
         self.reference = reference
         self.model = load_teacher(job.pair.directory, job.recipe.teacher) if model is None else model
         head = self.model.get_output_embeddings()
-        self.make_targets = TargetMaker(
+        self.head = TopKHead(
             head.weight,
             getattr(head, "bias", None),
             job.pair.alignment,
@@ -88,7 +88,7 @@ class TeacherForward:
             temperatures=job.recipe.cache.temperatures,
         )
         self.vision = VisionFeatures(self.model, job.pair.teacher.pad_id)
-        self.answerer = Answerer(self.model, job)
+        self.answers = TeacherAnswers(self.model, job)
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
         self._soft_seen = 0
@@ -132,7 +132,7 @@ class TeacherForward:
         states_nD = backbone_states(self.model, vision.inputs([sample]), torch.zeros_like(columns), columns)
         inputs = collate([sample.encoded], self.vision.pad_id)
         on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        check_logits(self.model, on_device, columns, self.make_targets.logits(states_nD), role="teacher")
+        check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
         self._checked = True
 
     def _halve(self, samples: Sequence[EncodedSample], error: Exception) -> None:
@@ -140,7 +140,7 @@ class TeacherForward:
             name = _name(samples[0])
             raise TargetError(
                 f"{name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
-                "teacher.max_pixels, or take a larger card"
+                "teacher.max_pixels, or take a larger GPU"
             ) from None
         longest = max(len(sample.encoded.input_ids) for sample in samples)
         self.budget = max(1, min(self.budget, longest * len(samples)) // 2)
@@ -154,8 +154,8 @@ class TeacherForward:
 
     @torch.inference_mode()
     def _forward(self, samples: Sequence[EncodedSample], *, check: bool) -> ForwardResult:
-        encoded_before, generated_before = self.vision.encoded, self.answerer.generated
-        samples = self.answerer.complete(samples)
+        encoded_before, generated_before = self.vision.encoded, self.answers.generated
+        samples = self.answers.complete(samples)
         answered, teacher_rows = zip(*(self._answered(sample) for sample in samples), strict=True)
         encoded = [sample.encoded for sample in samples]
         rows, columns = answer_index(encoded)
@@ -163,9 +163,10 @@ class TeacherForward:
         chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
         rows, columns = rows[chosen], columns[chosen]
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
+        target_ids = to_device(target_ids, self.head.device)
         states_ND = self._states(samples, rows, columns)
         measured = self._measured_rows(len(chosen))
-        block = self.make_targets(states_ND, target_ids, measured)
+        block = self.head(states_ND, target_ids, measured)
         budget = self.job.recipe.teacher.batch_tokens
         result = ForwardResult(
             samples=list(answered),
@@ -173,7 +174,7 @@ class TeacherForward:
             measured_m=measured,
             check_sums=self._check(samples, rows, columns, states_ND) if check else {},
             split_budget=self.budget if self.budget < budget else None,
-            generated=self.answerer.generated - generated_before,
+            generated=self.answers.generated - generated_before,
             tokens=sum(len(each.input_ids) for each in encoded),
             padded_tokens=len(encoded) * max(len(each.input_ids) for each in encoded),
             images_used=sum(len(sample.images) for sample in samples),
@@ -186,25 +187,38 @@ class TeacherForward:
     def _check(
         self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, states_ND: Tensor
     ) -> dict[str, float]:
-        """Sums over these positions: KL(unquantised || quantised) at T = 1, and how often both rank the same token first."""
-        inputs = collate([sample.encoded for sample in samples], self.vision.pad_id)
-        device = self.reference.device
-        reference_ND = backbone_states(self.reference, {k: v.to(device) for k, v in inputs.items()}, rows, columns)
-        kl, same = 0.0, 0
-        chunk = self.make_targets.chunk
+        """Agreement with the unquantised teacher at T = 1, as sums over these positions.
+
+        KL(unquantised || quantised) in nats, and how often both rank the same token first.
+        """
+        reference_ND = self._states(samples, rows, columns, of_reference=True)
+        kl_nats, same_top = [], []  # read at the end: the host waits once
+        chunk = self.head.chunk
         for start in range(0, len(states_ND), chunk):
             # the head is not quantised: both go through the same one
-            log_p = self.make_targets.log_probabilities(reference_ND[start : start + chunk])
-            log_q = self.make_targets.log_probabilities(states_ND[start : start + chunk])
-            kl += float((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
-            same += int((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
-        return {"check_positions": float(len(states_ND)), "check_kl": kl, "check_same_top": float(same)}
+            log_p = self.head.log_probabilities(reference_ND[start : start + chunk])
+            log_q = self.head.log_probabilities(states_ND[start : start + chunk])
+            kl_nats.append((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
+            same_top.append((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
+        return {
+            "check_positions": float(len(states_ND)),
+            "check_kl": sum(map(float, kl_nats), 0.0),
+            "check_same_top": float(sum(map(int, same_top))),
+        }
 
-    def _states(self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor) -> Tensor:
-        """[N, D] hidden states at the given places; no logits are made."""
-        hidden_BLD = self.model.base_model(**self.vision.inputs(samples), use_cache=False).last_hidden_state
-        states: Tensor = hidden_BLD[rows.to(hidden_BLD.device), columns.to(hidden_BLD.device)]
-        return states
+    def _states(
+        self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, *, of_reference: bool = False
+    ) -> Tensor:
+        """[N, D] hidden states of the teacher, or of the unquantised one, at the given places; no logits are made."""
+        # indices first: after the backbone their copies would wait for it
+        rows, columns = (to_device(index, self.head.device) for index in (rows, columns))
+        if of_reference:
+            model = self.reference
+            encoded = collate([sample.encoded for sample in samples], self.vision.pad_id)
+            inputs = {name: to_device(tensor, model.device) for name, tensor in encoded.items()}
+        else:
+            model, inputs = self.model, self.vision.inputs(samples)
+        return backbone_states(model, inputs, rows, columns)
 
     def _measured_rows(self, count: int) -> Tensor:
         """Evenly spaced soft positions of the unit, whatever batches it is cut into."""
@@ -212,7 +226,7 @@ class TeacherForward:
         stride = max(16, unit_positions // FIDELITY_POSITIONS)
         return torch.tensor(range(-self._soft_seen % stride, count, stride), dtype=torch.int64)
 
-    def _answered(self, sample: EncodedSample) -> tuple[Answered, NDArray[np.int64]]:
+    def _answered(self, sample: EncodedSample) -> tuple[AnsweredSample, NDArray[np.int64]]:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
         pair = self.job.pair
         teacher_ids = sample.encoded.target_ids.numpy()
@@ -223,13 +237,13 @@ class TeacherForward:
         elif (mapped >= 0).all():
             student_ids = mapped
         else:
-            student_ids = np.array(self.answerer.student_ids(teacher_ids.tolist()), dtype=np.int64)
+            student_ids = np.array(self.answers.student_ids(teacher_ids.tolist()), dtype=np.int64)
         try:
             rows = pair.answer_rows(teacher_ids, student_ids)
         except AlignmentError as error:
             raise AlignmentError(f"{_name(sample)}: {error}") from None
         soft = rows >= 0
-        answered = Answered(
+        answered = AnsweredSample(
             key=sample.key, name=_name(sample), hard=answer is not None, student_ids=student_ids, soft=soft
         )
         return answered, rows[soft]

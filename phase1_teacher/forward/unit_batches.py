@@ -12,7 +12,7 @@ from firstsight.errors import DataError
 from firstsight.families.base import Pictures
 from firstsight.prompting import Encoded
 from phase1_teacher.planning.batches import batch_by_tokens
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 from storage.plan import PlannedUnit
 
 
@@ -42,7 +42,7 @@ class UnitBatch:
     """Digests of the images that later batches of the unit need."""
 
 
-def unit_batches(job: Job, units: Iterable[PlannedUnit], *, is_done: Callable[[str], bool]) -> Iterator[UnitBatch]:
+def unit_batches(job: DumpJob, units: Iterable[PlannedUnit], *, is_done: Callable[[str], bool]) -> Iterator[UnitBatch]:
     """The batches of every unit that is not committed when its turn comes.
 
     Raises:
@@ -61,7 +61,7 @@ def picture_threads() -> int:
     return max(1, min(8, cores // 2))
 
 
-def _batches(job: Job, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatch]:
+def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatch]:
     skip = job.recipe.cache.on_error == "skip"
     skipped: dict[str, str] = {}
     samples: dict[str, Sample] = {}
@@ -102,7 +102,7 @@ def _batches(job: Job, unit: PlannedUnit, pool: ThreadPool) -> Iterator[UnitBatc
 
 
 def _encode(
-    job: Job,
+    job: DumpJob,
     batch: Sequence[tuple[str, Sample, tuple[str, ...]]],
     pool: ThreadPool,
     skip: bool,
@@ -135,7 +135,7 @@ def _encode(
     return encoded
 
 
-def _length(job: Job, sample: Sample) -> int:
+def _length(job: DumpJob, sample: Sample) -> int:
     teacher = job.pair.teacher
     answer = job.recipe.cache.generate_max_tokens if sample.answer is None else len(teacher.answer_ids(sample.answer))
     return teacher.prompt_tokens(sample)[0] + answer

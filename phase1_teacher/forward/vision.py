@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from firstsight.families import family_of
+from firstsight.models import to_device
 from firstsight.prompting import collate
 from phase1_teacher.forward.unit_batches import EncodedSample
 
@@ -47,14 +48,14 @@ class VisionFeatures:
         device = self.model.device
         if not self.shared or not any(sample.images for sample in batch):
             self.encoded += sum(len(sample.images) for sample in batch)
-            return {k: v.to(device) for k, v in collate([s.encoded for s in batch], self.pad_id).items()}
+            return {k: to_device(v, device) for k, v in collate([s.encoded for s in batch], self.pad_id).items()}
         self._encode_new(batch)
         grids = [
             {name: value for name, value in sample.encoded.images.items() if name != "pixel_values"} for sample in batch
         ]
         kept = [replace(sample.encoded, images=rest) for sample, rest in zip(batch, grids, strict=True)]
         inputs: dict[str, Any] = collate(kept, self.pad_id)
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        inputs = {name: to_device(tensor, device) for name, tensor in inputs.items()}
         features = tuple(self._features[digest] for sample in batch for digest in sample.images)
         inputs["mm_encoder_outputs"] = {"image": _Features(features)}
         return inputs
@@ -75,7 +76,7 @@ class VisionFeatures:
         if digests:
             device = self.model.device
             features = self.model.base_model.get_image_features(
-                torch.cat(pixels).to(device), torch.stack(grids).to(device), return_dict=True
+                to_device(torch.cat(pixels), device), to_device(torch.stack(grids), device), return_dict=True
             )
             self._features.update(zip(digests, features.pooler_output, strict=True))
             self.encoded += len(digests)

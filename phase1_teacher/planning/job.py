@@ -1,6 +1,6 @@
 """What a dump needs before the teacher's weights are loaded: data, tokenizers, alignment, the planned cache.
 
-job = prepare(recipe)          # everything that can be refused is refused here
+job = prepare_dump(recipe)     # everything that can be refused is refused here
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.writer import CacheWriter, create_cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class DumpJob:
     """A dump that has passed every check which needs no weights."""
 
     recipe: Recipe
@@ -52,20 +52,29 @@ def index_samples(recipe: Recipe, student: Prompter, *, total: int, progress: bo
     """
 
     def positions(sample: Sample) -> int:
-        if sample.answer is not None:
-            return len(student.answer_ids(sample.answer))
-        if not recipe.cache.generate_missing:
-            raise DataError(
-                f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
-                "cache.generate_missing: true"
-            )
-        return recipe.cache.generate_max_tokens
+        return answer_positions(recipe, student, sample)
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
         return SampleIndex.build(recipe.data_files(), recipe.data_root, positions, progress=bar.update)
 
 
-def prepare(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -> Job:
+def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
+    """Tokens of a sample's answer; where the teacher answers, the most that it may generate.
+
+    Raises:
+        DataError: no answer, and the recipe does not let the teacher answer.
+    """
+    if sample.answer is not None:
+        return len(student.answer_ids(sample.answer))
+    if not recipe.cache.generate_missing:
+        raise DataError(
+            f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
+            "cache.generate_missing: true"
+        )
+    return recipe.cache.generate_max_tokens
+
+
+def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -> DumpJob:
     """Check data, models and cache, and plan what is missing.
 
     Args:
@@ -74,7 +83,7 @@ def prepare(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -
         progress: show bars.
 
     Raises:
-        FirstSightError: bad data, models that are not there, vocabularies that do not fit.
+        FirstSightError: bad data, models that are not found, vocabularies that do not fit.
         CacheError: the cache was made with another spec (with the differences).
     """
     if rows is None:
@@ -92,4 +101,4 @@ def prepare(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -
         }
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
-    return Job(recipe=recipe, pair=pair, samples=samples, writer=writer, planned=planned)
+    return DumpJob(recipe=recipe, pair=pair, samples=samples, writer=writer, planned=planned)

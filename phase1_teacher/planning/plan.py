@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 from tqdm import tqdm
 
-from firstsight.data.samples import Sample, iter_samples
-from firstsight.errors import DataError
-from firstsight.gpus import CARDS, ModelSize, bytes_text, count_text, model_size
+from firstsight.data.samples import iter_samples
+from firstsight.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
 from firstsight.models import load_config
 from firstsight.pair import Pair, load_pair
 from firstsight.recipe import Recipe
-from phase1_teacher.planning.gpus import Work, memory, operations
+from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops
+from phase1_teacher.planning.job import answer_positions
 from storage.errors import CacheMissing
 from storage.maintenance.status import cache_status
 from storage.reader import Cache, open_cache
@@ -42,7 +41,7 @@ class Demand:
     """Samples longer than `data.max_length`: the dump refuses or skips them."""
     images: int
     """Distinct files."""
-    work: Work
+    work: TeacherWork
     present: int
     """Samples that the cache holds already."""
 
@@ -60,9 +59,9 @@ class DumpPlan:
     utilization: float
 
     def hours(self, scale: int) -> dict[str, float]:
-        """GPU-hours on each card for `scale` times the data."""
-        total = operations(self.size, self.demand.work) * scale
-        return {card.name: total / (card.teraflops * 1e12 * self.utilization) / 3600 for card in CARDS}
+        """GPU-hours on each GPU for `scale` times the data."""
+        total = forward_flops(self.size, self.demand.work) * scale
+        return {gpu.name: total / (gpu.teraflops * 1e12 * self.utilization) / 3600 for gpu in GPUS}
 
     def bytes(self, scale: int) -> float:
         """Bytes of the cache for `scale` times the data."""
@@ -73,8 +72,8 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     """Read all rows and image headers; no weights, no image is decoded.
 
     Args:
-        recipe: its data and both models' directories (configuration and tokenizer) must be there.
-        utilization: share of a card's peak that the forward pass is taken to reach.
+        recipe: of its models only configuration and tokenizer are read.
+        utilization: share of a GPU's peak that the forward pass is taken to reach.
         progress: show a bar.
 
     Raises:
@@ -93,25 +92,23 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
         size=size,
         bytes_per_position=per_position,
         measured=measured is not None,
-        device_bytes=memory(size, recipe.teacher),
+        device_bytes=device_bytes(size, recipe.teacher),
         utilization=utilization,
     )
 
 
 def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> Demand:
     counts = dict.fromkeys((f.name for f in fields(Demand) if f.name != "work"), 0)
-    work = dict.fromkeys((f.name for f in fields(Work)), 0)
     per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
+    work = dict.fromkeys((f.name for f in fields(TeacherWork)), 0)
     seen: set[int] = set()
-    for sample in tqdm(_rows(recipe), desc="reading samples", unit=" sample", disable=not progress, leave=False):
+    rows = (sample for path in recipe.data_files() for sample in iter_samples(path, recipe.data_root))
+    for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
+        positions = answer_positions(recipe, pair.student, sample)
         length, image_tokens = pair.teacher.prompt_tokens(sample)
-        if sample.answer is None:
-            counts["missing_answers"] += 1
-            positions = recipe.cache.generate_max_tokens
-        else:
-            positions = len(pair.student.answer_ids(sample.answer))
         total = length + positions
         counts["samples"] += 1
+        counts["missing_answers"] += sample.answer is None
         counts["positions"] += positions
         counts["prompt_tokens"] += length - image_tokens
         counts["image_tokens"] += image_tokens
@@ -125,24 +122,13 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
         work["tokens"] += total
         work["squared_tokens"] += total * total
         work["positions"] += positions
-    return Demand(**counts, work=Work(**work))
-
-
-def _rows(recipe: Recipe) -> Iterator[Sample]:
-    for path in recipe.data_files():
-        for sample in iter_samples(path, recipe.data_root):
-            if sample.answer is None and not recipe.cache.generate_missing:
-                raise DataError(
-                    f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher "
-                    "answer: cache.generate_missing: true"
-                )
-            yield sample
+    return Demand(**counts, work=TeacherWork(**work))
 
 
 def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     """The plan as lines for the terminal."""
     demand, size = plan.demand, plan.size
-    origin = "measured in this cache" if plan.measured else "from other material at k = 64; the first units tell"
+    origin = "measured in this cache" if plan.measured else "from other material at k = 64; the first units will say"
     lines = [
         f"Samples     {demand.samples:,}, {demand.images:,} image files; {demand.present:,} are in "
         f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
@@ -164,26 +150,26 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         )
     lines += [
         "",
-        f"GPU-hours at {plan.utilization:.0%} of a card's dense bf16 peak, an assumption (--utilization): a dump prints what it reached",
-        f"  {'data':>12} {'samples':>16} {'cache':>12}" + "".join(f" {card.name:>10}" for card in CARDS),
+        f"GPU-hours at {plan.utilization:.0%} of a GPU's dense bf16 peak, an assumption (--utilization): a dump prints what it reached",
+        f"  {'data':>12} {'samples':>16} {'cache':>12}" + "".join(f" {gpu.name:>10}" for gpu in GPUS),
     ]
     for scale in SCALES:
         hours = plan.hours(scale)
         lines.append(
             f"  {f'{scale:,} x':>12} {demand.samples * scale:>16,} {bytes_text(plan.bytes(scale)):>12}"
-            + "".join(f" {_hours(hours[card.name]):>10}" for card in CARDS)
+            + "".join(f" {_hours(hours[gpu.name]):>10}" for gpu in GPUS)
         )
-    fits = [("yes" if plan.device_bytes < card.memory * 1e9 else "no") for card in CARDS]
+    fits = [("yes" if plan.device_bytes < gpu.memory * 1e9 else "no") for gpu in GPUS]
     lines.append(f"  {'fits':>12} {'':>16} {'':>12}" + "".join(f" {fit:>10}" for fit in fits))
-    lines.append(f"  {'memory':>12} {'':>16} {'':>12}" + "".join(f" {f'{card.memory:g} GB':>10}" for card in CARDS))
-    lines.append("  Any number of cards share the hours: each is one more worker on the same cache.")
+    lines.append(f"  {'memory':>12} {'':>16} {'':>12}" + "".join(f" {f'{gpu.memory:g} GB':>10}" for gpu in GPUS))
+    lines.append("  Any number of GPUs share the hours: each is one more worker on the same cache.")
     return "\n".join(lines)
 
 
 def plan_json(plan: DumpPlan) -> str:
     """The plan as one JSON object."""
     scales = [{"scale": scale, "bytes": plan.bytes(scale), "gpu_hours": plan.hours(scale)} for scale in SCALES]
-    return json.dumps({**asdict(plan), "scales": scales, "cards": [asdict(card) for card in CARDS]}, indent=2)
+    return json.dumps({**asdict(plan), "scales": scales, "gpus": [asdict(gpu) for gpu in GPUS]}, indent=2)
 
 
 def _hours(hours: float) -> str:

@@ -3,19 +3,24 @@
 index = SampleIndex.build([train, validation], root, positions)
 sample = index[key]
 
-Where each row lies is kept in a temporary file: memory does not grow with the data.
+What is held is where each row lies: 70 bytes a sample (docs/log.md compares it with a dictionary and with SQLite).
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from firstsight.data.samples import Sample, file_digest, parse_line
 from firstsight.errors import DataError
 from storage.plan import PlannedSample
-from storage.temporary import temporary_database
+
+_KEY_BYTES = 32
 
 
 class SampleIndex:
@@ -24,11 +29,16 @@ class SampleIndex:
     def __init__(self, files: Sequence[Path], root: Path) -> None:
         self._files = tuple(files)
         self._root = root
-        self._rows = temporary_database(self)
-        self._rows.execute(
-            "CREATE TABLE rows (row INTEGER PRIMARY KEY, key BLOB, images BLOB, positions INTEGER, "
-            "file INTEGER, offset INTEGER, line INTEGER)"
-        )
+        # one entry a row, in the files' order
+        self._keys = bytearray()
+        self._images = array("Q")  # equal for rows about the same images
+        self._positions = array("I")
+        self._file = array("H")
+        self._offset = array("Q")
+        self._line = array("I")
+        # rows in the order of the first 8 bytes of their keys, and these bytes
+        self._by_key: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+        self._prefixes: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
     @classmethod
     def build(
@@ -43,7 +53,7 @@ class SampleIndex:
 
         Args:
             files: JSONL files, checked before (`samples.iter_samples`).
-            root: of the image paths.
+            root: directory of the image paths.
             positions: answer positions of a sample; may refuse it.
             progress: called once a row.
         """
@@ -52,19 +62,21 @@ class SampleIndex:
             for offset, line, text in _lines(path):
                 sample = parse_line(text, root, f"{path.name}:{line}")
                 images = hashlib.blake2b(repr(_image_digests(sample)).encode(), digest_size=8).digest()
-                index._rows.execute(
-                    "INSERT INTO rows (key, images, positions, file, offset, line) VALUES (?, ?, ?, ?, ?, ?)",
-                    (bytes.fromhex(sample.key), images, positions(sample), number, offset, line),
-                )
+                index._keys += bytes.fromhex(sample.key)
+                index._images.append(int.from_bytes(images))
+                index._positions.append(positions(sample))
+                index._file.append(number)
+                index._offset.append(offset)
+                index._line.append(line)
                 progress()
-        index._rows.execute("CREATE INDEX by_key ON rows (key)")
-        index._rows.execute("CREATE INDEX by_images ON rows (images, row)")
+        prefixes = np.frombuffer(index._keys, dtype=">u8")[:: _KEY_BYTES // 8].astype(np.uint64)
+        index._by_key = prefixes.argsort(kind="stable").astype(np.uint32)
+        index._prefixes = prefixes[index._by_key]
         return index
 
     def __len__(self) -> int:
         """Rows, those with equal keys included."""
-        count: int = self._rows.execute("SELECT count(*) FROM rows").fetchone()[0]
-        return count
+        return len(self._line)
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._find(key) is not None
@@ -76,14 +88,13 @@ class SampleIndex:
             KeyError: no row has this key.
             DataError: the file or an image was changed since the index was built.
         """
-        found = self._find(key)
-        if found is None:
+        row = self._find(key)
+        if row is None:
             raise KeyError(key)
-        number, offset, line = found
-        path = self._files[number]
-        place = f"{path.name}:{line}"
+        path = self._files[self._file[row]]
+        place = f"{path.name}:{self._line[row]}"
         with path.open("rb") as file:
-            file.seek(offset)
+            file.seek(self._offset[row])
             sample = parse_line(file.readline(), self._root, place)
         if sample.key != key:
             raise DataError(f"{place}: the row or its images were changed while the dump ran; start it again")
@@ -91,15 +102,23 @@ class SampleIndex:
 
     def planned(self) -> Iterator[PlannedSample]:
         """Keys and positions of all rows; rows about the same images one after the other, else in the files' order."""
-        first = "(SELECT min(row) FROM rows AS other WHERE other.images = rows.images)"
-        for key, positions in self._rows.execute(f"SELECT key, positions FROM rows ORDER BY {first}, row"):
-            yield PlannedSample(key=key.hex(), positions=positions)
+        if not len(self):
+            return
+        _, first, group = np.unique(
+            np.frombuffer(self._images, dtype=np.uint64), return_index=True, return_inverse=True
+        )
+        for row in first[group].argsort(kind="stable"):
+            yield PlannedSample(key=self._key(row).hex(), positions=self._positions[row])
 
-    def _find(self, key: str) -> tuple[int, int, int] | None:
-        """File, offset and line of the first row with this key."""
-        query = "SELECT file, offset, line FROM rows WHERE key = ? ORDER BY row LIMIT 1"
-        found: tuple[int, int, int] | None = self._rows.execute(query, (bytes.fromhex(key),)).fetchone()
-        return found
+    def _find(self, key: str) -> int | None:
+        """The first row with this key."""
+        wanted = bytes.fromhex(key)
+        prefix = np.uint64(int.from_bytes(wanted[:8]))
+        start, stop = self._prefixes.searchsorted(prefix), self._prefixes.searchsorted(prefix, side="right")
+        return next((int(row) for row in self._by_key[start:stop] if self._key(row) == wanted), None)
+
+    def _key(self, row: int | np.integer) -> bytes:
+        return bytes(self._keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES])
 
 
 def _image_digests(sample: Sample) -> list[str]:

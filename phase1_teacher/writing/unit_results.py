@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from firstsight.errors import TargetError
 from phase1_teacher.forward.fidelity import fidelity_sums
-from phase1_teacher.forward.soft_targets import TargetBlock
+from phase1_teacher.forward.soft_targets import TopKTargets
 from phase1_teacher.forward.teacher import ForwardResult
 from storage.plan import PlannedUnit
 from storage.spec import Layout
@@ -101,7 +101,6 @@ class UnitResults:
             "positions": sum(len(targets) for targets in done),
             "soft_positions": int(kept.sum()),
             "dropped_mass": float(block.dropped_N[chosen].double().sum()),
-            "target_nats": float(-block.target_logprobs_N[chosen].double().sum()),
             "tokens": result.tokens,
             "padded_tokens": result.padded_tokens,
             "images_used": result.images_used,
@@ -121,7 +120,7 @@ class UnitResults:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
 
-def _targets(block: TargetBlock, rows: Any, student_ids: NDArray[np.int64]) -> Targets:
+def _targets(block: TopKTargets, rows: Any, student_ids: NDArray[np.int64]) -> Targets:
     """The targets of some soft positions."""
     return Targets(
         ids=block.ids_NK[rows].numpy().astype(np.uint32),
@@ -133,7 +132,7 @@ def _targets(block: TargetBlock, rows: Any, student_ids: NDArray[np.int64]) -> T
     )
 
 
-def _scatter(block: TargetBlock, rows: slice, student_ids: NDArray[np.int64], soft: NDArray[np.bool_]) -> Targets:
+def _scatter(block: TopKTargets, rows: slice, student_ids: NDArray[np.int64], soft: NDArray[np.bool_]) -> Targets:
     """One sample's targets; positions without soft targets hold zeros."""
     dense = _targets(block, rows, student_ids[soft])
     if soft.all():

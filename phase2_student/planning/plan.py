@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from firstsight.data.samples import Sample, iter_samples
-from firstsight.gpus import CARDS, bytes_text, count_text
+from firstsight.gpus import GPUS, bytes_text, count_text
 from firstsight.models import load_config, resolve_directory
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
@@ -64,14 +64,14 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
     Args:
         recipe: its data and the student's configuration and tokenizer must be there.
-        processes: that train at the same time, one on each card.
+        processes: that train at the same time, one on each gpu.
         progress: show a bar.
 
     Raises:
         FirstSightError: bad recipe, data or model.
     """
     directory = resolve_directory(recipe, recipe.student, weights=False)
-    # a plan is made on any machine, also for cards that this one has not
+    # a plan is made on any machine, also for GPUs that this one does not have
     settings = {**recipe.training, "use_cpu": True}
     arguments = training_arguments(recipe.model_copy(update={"training": settings}))
     config = load_config(directory, recipe.student)
@@ -153,7 +153,7 @@ def padding_share(lengths: list[int], batches: GlobalBatches) -> float:
 def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
     """The plan as lines for the terminal."""
     work, shape = plan.work, plan.shape
-    on = f" on {work.processes} cards" if work.processes > 1 else ""
+    on = f" on {work.processes} GPUs" if work.processes > 1 else ""
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them answer positions; padding adds {work.padding:.1%}; "
@@ -163,7 +163,7 @@ def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "
         f"adapters of LoRA: {count_text(shape.adapters)}",
         "",
-        f"Memory of each card, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
+        f"Memory of each GPU, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
         f"{work.micro_batch * work.most_patches:,} patches); > is the recipe's",
         f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} {'loss':>9} {'graph':>9} {'all':>9}  fits",
     ]
@@ -174,10 +174,10 @@ def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
         lines.append(
             f"{'>' if chosen else ' '} {name:26} "
             + " ".join(f"{bytes_text(part):>9}" for part in parts)
-            + f"  {', '.join(_fitting(way)) or 'none of the cards'}"
+            + f"  {', '.join(_fitting(way)) or 'none of the GPUs'}"
         )
     lines += [
-        "  Cards looked at: " + ", ".join(f"{card.name} {card.memory:g} GB" for card in CARDS),
+        "  GPUs looked at: " + ", ".join(f"{gpu.name} {gpu.memory:g} GB" for gpu in GPUS),
         "  Choose by student.precision, student.lora and training.gradient_checkpointing; weights, gradients and optimiser",
         "  are exact, the graph is reckoned per token and layer.",
     ]
@@ -185,10 +185,10 @@ def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
 
 
 def _fitting(way: Footprint) -> list[str]:
-    return [card.name for card in CARDS if way.total <= card.memory * 1e9]
+    return [gpu.name for gpu in GPUS if way.total <= gpu.memory * 1e9]
 
 
 def plan_json(plan: TrainingPlan) -> str:
     """The plan as one JSON object."""
     ways = [{**asdict(way), "total": way.total, "fits": _fitting(way)} for way in plan.footprints]
-    return json.dumps({**asdict(plan), "footprints": ways, "cards": [asdict(card) for card in CARDS]}, indent=2)
+    return json.dumps({**asdict(plan), "footprints": ways, "gpus": [asdict(gpu) for gpu in GPUS]}, indent=2)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from firstsight.data.samples import load_samples
-from firstsight.identity import cache_spec, model_name, student_identity
 from firstsight.families.self_check import check_logits, checked_columns
+from firstsight.identity import cache_spec, model_name, student_identity
 from firstsight.models import backbone_states, gather_weights, head_rows, load_config, load_student, resolve_directory
 from firstsight.pair import Pair, load_pair, load_prompter
 from firstsight.prompting import Prompter, collate

@@ -14,7 +14,8 @@ from firstsight.data.samples import Sample, load_samples
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
     """The directory of a `model_type`; not to be changed."""
-    root, made = tmp_path_factory.mktemp("families"), {}
+    root: Path = tmp_path_factory.mktemp("families")
+    made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
         if kind not in made:

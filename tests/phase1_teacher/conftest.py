@@ -67,9 +67,9 @@ class Workshop:
 
     def load(self, rows: list[dict[str, object]], **sections: dict[str, object]) -> Recipe:
         """The recipe of `recipe`, loaded."""
-        return load_recipe(self.recipe(rows, **sections))
+        return load_recipe(self.recipe(rows, name="recipe", **sections))
 
 
 @pytest.fixture
-def workshop(tmp_path, models) -> Workshop:
+def workshop(tmp_path: Path, models: Path) -> Workshop:
     return Workshop(tmp_path, models)

@@ -1,6 +1,6 @@
 """Starts dumps by fork, with the imports and the teacher's weights already there; driven by test_kills.py through pipes.
 
-Each line of stdin is a JSON object: {"config", "share", "log"} starts a worker and answers its pid, {"wait": pid} answers
+Each line of stdin is a JSON object: {"config", "shard", "log"} starts a worker and answers its pid, {"wait": pid} answers
 its exit code. A worker appends a line to its log for every forward pass: the unit, and for how many seconds it has been
 committed already (null: it was not).
 """
@@ -16,13 +16,13 @@ import torch
 from firstsight.models import load_teacher
 from firstsight.pair import load_pair
 from firstsight.recipe import load_recipe
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward
-from phase1_teacher.workers import Stopped, parse_share, stop_on_signals
+from phase1_teacher.workers import Stopped, parse_shard, stop_on_signals
 from storage.manifest import manifest_path
 
 
-def work(config: str, share: str, log: str, model: object) -> int:
+def work(config: str, shard: str, log: str, model: object) -> int:
     """A worker; its exit code."""
     recipe = load_recipe(Path(config))
     run = TeacherForward.run
@@ -38,7 +38,7 @@ def work(config: str, share: str, log: str, model: object) -> int:
     TeacherForward.run = counted
     try:
         with stop_on_signals():
-            dump(prepare(recipe, progress=False), share=parse_share(share), model=model, progress=False)
+            dump(prepare_dump(recipe, progress=False), shard=parse_shard(shard), model=model, progress=False)
     except Stopped as stopped:
         return stopped.exit_code
     return 0
@@ -59,7 +59,7 @@ def main(config: str) -> None:
         if pid == 0:
             code = 1
             try:
-                code = work(order["config"], order["share"], order["log"], model)
+                code = work(order["config"], order["shard"], order["log"], model)
             finally:
                 sys.stderr.flush()
                 os._exit(code)

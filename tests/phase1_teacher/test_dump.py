@@ -11,7 +11,7 @@ from firstsight.data.samples import Sample
 from firstsight.errors import DataError, TargetError
 from firstsight.models import load_teacher
 from firstsight.prompting import answer_index, collate
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import unit_batches
 from phase1_teacher.summary import summary_text
@@ -23,7 +23,7 @@ from storage.store.local import LocalPlace
 
 
 def run(recipe, **options):
-    job = prepare(recipe, progress=False)
+    job = prepare_dump(recipe, progress=False)
     return job, dump(job, progress=False, **options)
 
 
@@ -56,7 +56,7 @@ def test_the_cache_holds_what_a_plain_forward_pass_gives(workshop):
         for column, T in enumerate(recipe.cache.temperatures):
             tail = np.logaddexp.reduce(left.astype(np.float64) / T, axis=1)
             np.testing.assert_allclose(stored.targets.tail[:, column], tail, atol=0.01)
-    again = prepare(recipe, progress=False)
+    again = prepare_dump(recipe, progress=False)
     assert again.pending == []
     assert again.planned == 0
     assert dump(again, model="never loaded", progress=False).units == 0
@@ -65,7 +65,7 @@ def test_the_cache_holds_what_a_plain_forward_pass_gives(workshop):
 def test_samples_without_answer_are_refused_or_answered_by_the_teacher(workshop):
     rows = workshop.rows(4) + workshop.rows(4, start=4, answered=False) + workshop.rows(2, start=8)
     with pytest.raises(DataError, match="has no answer; add an assistant message, or let the teacher answer"):
-        prepare(workshop.load(rows), progress=False)
+        prepare_dump(workshop.load(rows), progress=False)
     wanted = {"generate_missing": True, "generate_max_tokens": 5}
     answers = {}
     for temperature, seed in ((0, 0), (1, 0), (1, 0), (1, 1)):
@@ -108,11 +108,11 @@ def test_a_generated_answer_is_the_teachers_first_choice(workshop):
 def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monkeypatch):
     rows = workshop.rows(24, questions=6)
     recipe = workshop.load(rows, cache={"unit_positions": 10_000})
-    job = prepare(recipe, progress=False)
+    job = prepare_dump(recipe, progress=False)
     forward = TeacherForward(job)
     seen = []
     forward.model.model.visual.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
+        lambda _module, _args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
     )
     dump(job, model=forward.model, progress=False)
     assert sum(seen) == 4
@@ -125,7 +125,7 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
     monkeypatch.setattr(vision, "_ONE_OUTPUT", ())
     plain = workshop.load(rows, cache={"unit_positions": 10_000, "path": "plain"})
     seen.clear()
-    dump(prepare(plain, progress=False), model=forward.model, progress=False)
+    dump(prepare_dump(plain, progress=False), model=forward.model, progress=False)
     assert sum(seen) == 24
     a, b = open_cache(recipe.cache_location), open_cache(plain.cache_location)
     for key in a.keys():  # noqa: SIM118
@@ -133,11 +133,11 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
 
 
 def test_an_image_is_opened_once_for_all_questions_of_a_batch(workshop, monkeypatch):
-    job = prepare(workshop.load(workshop.rows(24, questions=6), cache={"unit_positions": 10_000}), progress=False)
+    job = prepare_dump(workshop.load(workshop.rows(24, questions=6), cache={"unit_positions": 10_000}), progress=False)
     opened = []
     open_image = Sample.open_image
     monkeypatch.setattr(Sample, "open_image", lambda self, path: opened.append(path) or open_image(self, path))
-    batches = list(unit_batches(job, job.pending, is_done=lambda unit: False))
+    batches = list(unit_batches(job, job.pending, is_done=lambda _: False))
     wanted = [{path for sample in batch.samples for path in sample.sample.images} for batch in batches]
     assert len(opened) == sum(map(len, wanted)) < 24
     for sample in (sample for batch in batches for sample in batch.samples):
@@ -173,7 +173,7 @@ def test_little_memory_halves_the_batches_and_is_noted(workshop, monkeypatch):
     for key in whole.keys():  # noqa: SIM118
         np.testing.assert_allclose(whole[key].targets.logprobs, halved[key].targets.logprobs, atol=VALUE_STEP + 1e-4)
 
-    def none(self, samples, *rest):
+    def none(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(TeacherForward, "_states", none)
@@ -207,7 +207,7 @@ def test_logits_that_are_not_finite_stop_the_dump_or_skip_the_sample(workshop, m
     stopping = workshop.load(rows, cache={"path": "stop"})
     with pytest.raises(TargetError, match=r"train.jsonl:6: sample 's5': the teacher's logits are not finite"):
         run(stopping)
-    assert prepare(stopping, progress=False).pending
+    assert prepare_dump(stopping, progress=False).pending
     skipping = workshop.load(rows, cache={"path": "skip", "on_error": "skip"})
     job, _ = run(skipping)
     cache = open_cache(skipping.cache_location)
@@ -236,7 +236,7 @@ def test_samples_that_cannot_be_encoded_stop_the_dump_or_are_skipped(workshop):
 
 def test_a_full_disk_stops_the_dump(workshop, monkeypatch):
     recipe = workshop.load(workshop.rows(30))
-    job = prepare(recipe, progress=False)
+    job = prepare_dump(recipe, progress=False)
     write_tree, calls = LocalPlace.write_tree, []
 
     def full(self, *args):
@@ -257,7 +257,7 @@ def test_a_full_disk_stops_the_dump(workshop, monkeypatch):
 def test_edited_and_removed_samples_after_planning(workshop):
     rows = workshop.rows(8)
     recipe = workshop.load(rows)
-    job = prepare(recipe, progress=False)
+    job = prepare_dump(recipe, progress=False)
     data = workshop.directory / "data" / "train.jsonl"
     changed = json.loads(data.read_text().splitlines()[1])
     changed["messages"][0]["content"][1]["text"] = "other words"

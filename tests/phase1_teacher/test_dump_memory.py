@@ -3,7 +3,7 @@
 import tracemalloc
 
 from benchmarks.dump_memory import CountingTeacher
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.summary import summary_text
 
 
@@ -22,7 +22,7 @@ def test_the_memory_of_a_dump_does_not_grow_with_the_data(workshop):
         recipe = workshop.load(text_rows(count), cache={"path": f"cache{len(peaks)}", "unit_positions": 256})
         teacher = CountingTeacher()
         tracemalloc.start()
-        summary = dump(prepare(recipe, progress=False), model=teacher, progress=False)
+        summary = dump(prepare_dump(recipe, progress=False), model=teacher, progress=False)
         assert f"{count:,} samples" in summary_text(recipe.cache_location, summary)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

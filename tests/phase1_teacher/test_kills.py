@@ -34,8 +34,8 @@ class Zygote:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def start(self, config: Path, share: str, log: Path) -> int:
-        return int(self._ask({"config": str(config), "share": share, "log": str(log)}))
+    def start(self, config: Path, shard: str, log: Path) -> int:
+        return int(self._ask({"config": str(config), "shard": shard, "log": str(log)}))
 
     def wait(self, pid: int) -> int:
         return int(self._ask({"wait": pid}))

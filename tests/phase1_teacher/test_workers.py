@@ -1,9 +1,8 @@
-"""Shares, signals, and the threads around the device."""
+"""Shards, signals, and how a worker leaves."""
 
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -11,44 +10,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstsight.errors import RecipeError
-from phase1_teacher.forward.device_clock import DeviceClock
-from phase1_teacher.forward.prefetch import Prefetch
-from phase1_teacher.planning.batches import MAX_PADDING, batch_by_tokens
-from phase1_teacher.workers import Share, in_order, parse_share, share_from_environment
+from phase1_teacher.workers import Shard, parse_shard, shard_from_environment, work_order
 
 
-@given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 2000))
-def test_batches_hold_every_sample_once_within_budget_and_padding(lengths, budget):
-    batches = batch_by_tokens(lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        longest = max(lengths[index] for index in batch)
-        padded = longest * len(batch)
-        assert padded <= budget or len(batch) == 1
-        assert padded - sum(lengths[index] for index in batch) <= MAX_PADDING * padded
-
-
-@given(st.integers(0, 40), st.integers(1, 9), st.data())
-def test_the_shares_of_all_workers_are_all_units_and_each_goes_on_with_the_rest(units, count, data):
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_the_shards_of_all_workers_are_all_units_and_each_continues_with_the_rest(units, count):
     names = list(range(units))
     starts = []
     for index in range(count):
-        order = in_order(names, Share(index, count))
+        order = work_order(names, Shard(index, count))
         assert sorted(order) == names
         own = units * (index + 1) // count - units * index // count
         starts += order[:own]
     assert sorted(starts) == names
 
 
-def test_shares_of_the_command_line():
-    assert parse_share("2/3") == Share(2, 3)
+def test_shards_of_the_command_line():
+    assert parse_shard("2/3") == Shard(2, 3)
     for text in ("3/3", "1", "a/b", "-1/2", "0/0"):
         with pytest.raises(RecipeError, match=f"--shard {text}: expected i/n"):
-            parse_share(text)
+            parse_shard(text)
 
 
 @pytest.mark.parametrize(
-    ("environment", "share"),
+    ("environment", "shard"),
     [
         ({}, (0, 1)),
         ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
@@ -73,13 +58,13 @@ def test_shares_of_the_command_line():
         ({"RANK": "0", "WORLD_SIZE": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (0, 1)),
     ],
 )
-def test_shares_of_torchrun_and_slurm(environment, share):
-    assert share_from_environment(environment) == Share(*share)
+def test_shards_of_torchrun_and_slurm(environment, shard):
+    assert shard_from_environment(environment) == Shard(*shard)
 
 
-def test_a_share_that_is_no_number_is_refused():
+def test_a_shard_that_is_no_number_is_refused():
     with pytest.raises(RecipeError, match="environment variable RANK: expected a whole number, got 'x'"):
-        share_from_environment({"RANK": "x", "WORLD_SIZE": "2"})
+        shard_from_environment({"RANK": "x", "WORLD_SIZE": "2"})
 
 
 SLEEPER = """
@@ -120,41 +105,6 @@ def test_signals_end_the_process_within_its_deadline(number, setup, body):
     assert time.monotonic() - begin < 10
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert setup or f"stopped by {number.name}" in out
-
-
-def test_prefetch_keeps_order_and_raises_the_sources_error_in_its_place():
-    def source():
-        yield from range(5)
-        raise ValueError("bad row")
-
-    ahead = iter(Prefetch(source(), 2))
-    assert [next(ahead) for _ in range(5)] == list(range(5))
-    with pytest.raises(ValueError, match="bad row"):
-        next(ahead)
-
-
-def test_prefetch_ends_its_thread_when_the_consumer_leaves():
-    before = threading.active_count()
-    ahead = Prefetch(iter(range(1000)), 2)
-    assert next(iter(ahead)) == 0
-    ahead.close()
-    for thread in threading.enumerate():
-        if thread.name == "prefetch":
-            thread.join(5)
-    assert threading.active_count() <= before
-
-
-def test_the_idle_share_is_the_time_between_busy_blocks():
-    import torch
-
-    clock = DeviceClock(torch.device("cpu"))
-    assert clock.idle_share() == 0
-    with clock.busy():
-        time.sleep(0.02)
-    time.sleep(0.06)
-    with clock.busy():
-        time.sleep(0.02)
-    assert 0 < clock.idle_share() < 1
 
 
 SLOW = """

@@ -10,12 +10,12 @@ TRAIN, VALIDATION = 26, 6
 
 
 @pytest.fixture(scope="session")
-def made_world(tmp_path_factory) -> Path:
+def made_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DIR/recipe.yaml, DIR/models, DIR/data, DIR/cache.zarr."""
     from firstsight.demo.miniature.build import build_student, build_teacher, build_tokenizer, save_pair_member
     from firstsight.demo.synth.writing import write_dataset
     from firstsight.recipe import load_recipe
-    from phase1_teacher.dump import dump, prepare
+    from phase1_teacher.dump import dump, prepare_dump
 
     directory = tmp_path_factory.mktemp("world")
     tokenizer = build_tokenizer()
@@ -43,12 +43,12 @@ def made_world(tmp_path_factory) -> Path:
         },
     }
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    dump(prepare(load_recipe(directory / "recipe.yaml")), progress=False)
+    dump(prepare_dump(load_recipe(directory / "recipe.yaml")), progress=False)
     return directory
 
 
 @pytest.fixture
-def world(made_world, tmp_path) -> Path:
+def world(made_world: Path, tmp_path: Path) -> Path:
     """A directory of its own with the recipe of `made_world`; models, data and cache are shared and not to be changed."""
     shutil.copy(made_world / "recipe.yaml", tmp_path / "recipe.yaml")
     for name in ("models", "data", "cache.zarr"):

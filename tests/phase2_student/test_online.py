@@ -18,8 +18,7 @@ def weights(directory):
 @pytest.fixture
 def whole(world):
     """The world with a cache of every shared token."""
-    from phase1_teacher.dump import dump
-    from phase1_teacher.dump import prepare as prepare_dump
+    from phase1_teacher.dump import dump, prepare_dump
 
     recipe = load_recipe(world / "recipe.yaml", ["cache.path=whole.zarr", "cache.top_k=1152"])
     dump(prepare_dump(recipe), progress=False)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_training import run
 
 from firstsight.recipe import load_recipe
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = ["training.num_train_epochs=3", "training.learning_rate=1e-4", "training.save_steps=10"]
@@ -114,7 +114,7 @@ def mixed(place, tmp_path_factory) -> Path:
     recipe = yaml.safe_load((place / "recipe.yaml").read_text())
     recipe["training"] |= {"train_sampling_strategy": "random", "gradient_checkpointing": True}
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    dump(prepare(load_recipe(directory / "recipe.yaml")), progress=False)
+    dump(prepare_dump(load_recipe(directory / "recipe.yaml")), progress=False)
     options = [part for text in [*OVERRIDES, "training.output_dir=runs/one"] for part in ("--set", text)]
     one = run("train", "--config", directory / "recipe.yaml", "--no-progress", *options)
     assert one.exit_code == 0, one.output

@@ -6,7 +6,7 @@ import torch
 
 from firstsight.vocabulary import VocabularyAlignment
 from phase1_teacher.forward.fidelity import fidelity_sums, report_lines, reported_temperatures, truncated
-from phase1_teacher.forward.soft_targets import TargetMaker
+from phase1_teacher.forward.soft_targets import TopKHead
 from storage.spec import Layout
 from storage.targets import Targets
 
@@ -40,7 +40,7 @@ def made(kind, k, *, count=300, sharpness=3.0, bias=False):
     states = torch.randn(count, 32, generator=generator)
     shared = np.flatnonzero(aligned.shared)
     targets = torch.from_numpy(np.random.default_rng(1).choice(shared, count))
-    maker = TargetMaker(head, offset, aligned, top_k=k, temperatures=NODES)
+    maker = TopKHead(head, offset, aligned, top_k=k, temperatures=NODES)
     logits = states.double() @ head.double().T + (0 if offset is None else offset.double())
     return aligned, shared, targets, maker, maker(states, targets), logits, states
 
@@ -76,7 +76,7 @@ def test_the_fused_pass_equals_the_full_distribution(kind, k, bias):
 @pytest.mark.parametrize("nodes", [(1.0, 3.0, 6.0), (0.5, 0.7), (2.0, 4.0), (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)])
 def test_tails_at_other_nodes(nodes):
     aligned, shared, targets, maker, _, logits, states = made("partial", 16)
-    other = TargetMaker(maker.head_VD, None, aligned, top_k=16, temperatures=nodes)
+    other = TopKHead(maker.head_VD, None, aligned, top_k=16, temperatures=nodes)
     block = other(states, targets, torch.arange(4))
     assert block.log_normaliser_mt.shape == (4, len(reported_temperatures(nodes)))
     full = logits[:, aligned.teacher_of_student[shared]].log_softmax(dim=1)
@@ -94,7 +94,7 @@ def test_everything_stored_leaves_an_empty_tail():
         teacher_tokens=np.ones(20, bool),
         kind="identical",
     )
-    maker = TargetMaker(torch.randn(20, 4), None, aligned, top_k=20, temperatures=NODES)
+    maker = TopKHead(torch.randn(20, 4), None, aligned, top_k=20, temperatures=NODES)
     block = maker(torch.randn(3, 4), torch.tensor([0, 5, 19]))
     assert block.tail_NJ.isneginf().all()
     assert (block.logprobs_NK.exp().sum(1) - 1).abs().max() < 1e-5
@@ -144,7 +144,7 @@ def test_the_moments_are_those_of_the_measured_positions():
 
 def test_a_smaller_k_is_what_a_dump_with_it_gives():
     aligned, _, targets, maker, block, _, states = made("partial", 64)
-    small = TargetMaker(maker.head_VD, None, aligned, top_k=16, temperatures=NODES)(states, targets)
+    small = TopKHead(maker.head_VD, None, aligned, top_k=16, temperatures=NODES)(states, targets)
     cut = truncated(as_targets(block, targets), 16, NODES)
     wanted = as_targets(small, targets)
     np.testing.assert_array_equal(cut.ids, wanted.ids)

@@ -1,4 +1,4 @@
-"""The writer thread: targets of finished forward passes in, committed units out, while the device goes on."""
+"""The thread that writes: targets of finished forward passes in, committed units out, while the device continues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from phase1_teacher.forward.teacher import ForwardResult
 from phase1_teacher.forward.unit_batches import UnitBatch
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 from phase1_teacher.writing.unit_results import UnitResults
 
 _DEPTH = 4  # forward passes whose results may wait
@@ -21,16 +21,16 @@ class _Finished:
     batch: UnitBatch
 
 
-class Committer:
+class CommitThread:
     """Collects results by unit and commits each unit when its last batch is done.
 
     An exception in the thread is raised in the caller's thread at the next call: a full disk stops the dump.
 
     Args:
-        job: checked.
+        job: from `prepare_dump`.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: DumpJob) -> None:
         self.units = 0
         """Units committed by this process."""
         self.samples = 0
@@ -41,7 +41,7 @@ class Committer:
         self._dropping = threading.Event()
         self._current: UnitResults | None = None
         self._since = time.perf_counter()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
         self._thread.start()
 
     def add(self, batch: UnitBatch, result: ForwardResult) -> None:

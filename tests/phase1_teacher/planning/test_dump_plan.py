@@ -1,19 +1,17 @@
-"""The plan before anything is loaded, and one sample as the teacher saw it."""
+"""What a dump will take, before anything is loaded."""
 
 import json
-import re
 import shutil
 
 import pytest
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig
 
-from firstsight.gpus import CARDS, model_size
+from firstsight.gpus import GPUS, model_size
 from phase1_teacher.cli import main
-from phase1_teacher.dump import dump, prepare
-from phase1_teacher.planning.gpus import Work, memory, operations
+from phase1_teacher.dump import dump, prepare_dump
+from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops
 from phase1_teacher.planning.plan import plan_dump
-from phase1_teacher.show import probability_text
 from storage.maintenance.status import cache_status
 from storage.reader import open_cache
 
@@ -38,7 +36,7 @@ def run(*arguments: str):
 
 def dumped(workshop, rows, **sections):
     recipe = workshop.load(rows, **sections)
-    dump(prepare(recipe, progress=False), progress=False)
+    dump(prepare_dump(recipe, progress=False), progress=False)
     return recipe
 
 
@@ -47,11 +45,11 @@ def test_the_size_of_a_full_teacher_follows_from_its_configuration(workshop):
     assert size.embedding == size.head == 152_064 * 3584
     assert size.total == 8_291_375_616  # what the hub states for Qwen2-VL-7B-Instruct
     section = workshop.load(workshop.rows(4)).teacher
-    as_int8 = memory(size, section.model_copy(update={"quantization": "int8", "dtype": "bfloat16"}))
-    as_bf16 = memory(size, section.model_copy(update={"quantization": "none", "dtype": "bfloat16"}))
+    as_int8 = device_bytes(size, section.model_copy(update={"quantization": "int8", "dtype": "bfloat16"}))
+    as_bf16 = device_bytes(size, section.model_copy(update={"quantization": "none", "dtype": "bfloat16"}))
     assert 8.3e9 < as_int8 < as_bf16 - 5e9
-    work = Work(tokens=1000, squared_tokens=0, patches=0, positions=0)
-    assert operations(size, work) == 2000 * size.text
+    work = TeacherWork(tokens=1000, squared_tokens=0, patches=0, positions=0)
+    assert forward_flops(size, work) == 2000 * size.text
 
 
 def test_the_plan_counts_what_the_dump_then_does(workshop):
@@ -74,7 +72,7 @@ def test_the_plan_counts_what_the_dump_then_does(workshop):
     after = plan_dump(recipe, utilization=0.5, progress=False)
     assert after.demand.present == 14
     assert after.bytes(1) == pytest.approx(cache_status(recipe.cache_location).bytes)
-    assert set(after.hours(1)) == {card.name for card in CARDS}
+    assert set(after.hours(1)) == {gpu.name for gpu in GPUS}
     assert after.hours(1000)["L4"] == pytest.approx(1000 * after.hours(1)["L4"])
     text = run("plan", "--config", config, "--no-progress").output
     assert "14 are in" in text
@@ -89,55 +87,3 @@ def test_the_plan_names_what_is_wrong_with_the_data(workshop):
     assert "train.jsonl:1: sample 's0' has no answer" in output.output
     generous = run("plan", "--config", config, "--no-progress", "--set", "cache.generate_missing=true")
     assert "4 samples have no answer: the teacher's own are counted at their longest, 128 tokens" in generous.output
-
-
-def test_a_sample_in_the_terminal_and_as_a_page(workshop):
-    rows = workshop.rows(6)
-    rows[2]["messages"][0]["content"][1]["text"] = "is <b>this</b> & that?"
-    recipe = dumped(workshop, rows)
-    page = workshop.directory / "s2.html"
-    output = run("show", recipe.cache_location, "--sample", "s2", "--html", page)
-    assert output.exit_code == 0, output.output
-    assert "question  is <b>this</b> & that?" in output.output
-    assert output.output.count("not stored") == len(
-        prepare(recipe, progress=False).pair.student.answer_ids(rows[2]["messages"][1]["content"][0]["text"])
-    )
-    text = page.read_text()
-    assert "is &lt;b&gt;this&lt;/b&gt; &amp; that?" in text
-    assert "<b>" not in text
-    assert "data:image/png;base64," in text
-    assert "http" not in text
-    assert "<script" not in text
-    key = next(iter(open_cache(recipe.cache_location).keys()))
-    assert run("show", recipe.cache_location, "--sample", key[:12]).exit_code == 0
-
-
-def test_a_small_probability_keeps_its_order_of_magnitude():
-    assert [probability_text(p) for p in (1.0, 0.0123, 0.0005, 0.00049, 3e-7, 0.0)] == [
-        *("1.000", "0.012", "0.001", "5e-04", "3e-07", "0.000")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--sample", "nobody"], "no sample has the id 'nobody' .* among the 6 of this recipe"),
-        (["--sample", "s1", "--temperature", "9"], "temperature 9 lies outside the cache's nodes"),
-        (["--sample", "s1", "--config", "no.yaml"], "recipe no.yaml is not there"),
-    ],
-)
-def test_what_cannot_be_shown(workshop, arguments, message):
-    recipe = dumped(workshop, workshop.rows(6))
-    output = run("show", recipe.cache_location, *arguments)
-    assert output.exit_code == 2
-    assert re.search(message, output.output), output.output
-
-
-def test_samples_without_targets_cannot_be_shown(workshop):
-    rows = workshop.rows(6)
-    recipe = dumped(workshop, rows)
-    rows[1]["messages"][0]["content"][1]["text"] = "edited"
-    workshop.recipe(rows)
-    output = run("show", recipe.cache_location, "--sample", "s1")
-    assert output.exit_code == 2
-    assert "edited since the dump, or not dumped yet; run fs-teacher dump" in output.output

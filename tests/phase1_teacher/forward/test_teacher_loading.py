@@ -10,7 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from firstsight.demo.miniature.build import build_tokenizer, save_pair_member
 from firstsight.errors import ModelError
 from firstsight.models import load_teacher
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 from storage.reader import open_cache
 
 
@@ -25,7 +25,7 @@ def test_four_bit_weights(workshop):
     plain = workshop.load(rows, cache={"path": "plain"}, teacher={"model": str(directory)})
     nf4 = workshop.load(rows, cache={"path": "nf4"}, teacher={"model": str(directory), "quantization": "nf4"})
     for recipe in (plain, nf4):
-        dump(prepare(recipe, progress=False), progress=False, check_quantization=recipe is nf4)
+        dump(prepare_dump(recipe, progress=False), progress=False, check_quantization=recipe is nf4)
     cache = open_cache(nf4.cache_location)
     assert cache.spec["teacher"]["quantization"] == "nf4"
     sums = cache.statistics()
@@ -48,7 +48,7 @@ def test_pickled_weights_are_refused(workshop):
     torch.save({}, directory / "pytorch_model.bin")
     recipe = workshop.load(workshop.rows(4), teacher={"model": str(directory)})
     with pytest.raises(ModelError, match=r"has no \.safetensors; weights are read from safetensors only"):
-        prepare(recipe, progress=False)
+        prepare_dump(recipe, progress=False)
 
 
 def test_code_in_the_teachers_directory_is_not_run(workshop):
@@ -64,6 +64,6 @@ def test_code_in_the_teachers_directory_is_not_run(workshop):
     }
     (directory / "config.json").write_text(json.dumps(config))
     recipe = workshop.load(workshop.rows(4), teacher={"model": str(directory)})
-    dump(prepare(recipe, progress=False), progress=False)
+    dump(prepare_dump(recipe, progress=False), progress=False)
     assert len(open_cache(recipe.cache_location)) == 4
     assert not marker.exists()
