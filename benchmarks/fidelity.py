@@ -29,7 +29,9 @@ from phase1_teacher.dump import prepare as prepare_dump
 from phase2_student.data.dataset import DistillationDataset
 from phase2_student.data.online_data import OnlineCollator, OnlineDataset
 from phase2_student.evaluation.bootstrap import paired_bootstrap
-from phase2_student.loss.fused import AnswerTargets, FullTargets, TeacherTargets, distillation_loss
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.objective import Objective
+from phase2_student.loss.targets import FullTargets, StoredTargets, TeacherTargets
 from phase2_student.runs.files import write_json
 from phase2_student.training.online import OnlineTeacher
 from phase2_student.training.train import Plan, is_finished, prepare, train
@@ -92,7 +94,12 @@ class Measured:
                     hard_N=hard[mine],
                 )
                 _, terms = distillation_loss(
-                    own[mine], head, targets, unshared_ids=self.unshared, temperature=1.0, alpha=1.0, num_items=1
+                    own[mine],
+                    head,
+                    targets,
+                    objective=Objective(temperature=1.0, alpha=1.0),
+                    unshared_ids=self.unshared,
+                    num_items=1,
                 )
                 kl.append(float(terms.kd))
                 positions.append(float(terms.soft))
@@ -113,7 +120,7 @@ class Measured:
             rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
             common = {"target_ids_N": batch.pop("target_ids"), "soft_N": batch.pop("soft"), "hard_N": batch.pop("hard")}
             shared = self.teacher.head.student_ids_S
-            stored = AnswerTargets(
+            stored = StoredTargets(
                 ids_NK=torch.cat([item.ids for item in items]),
                 log_p_NK=torch.cat([item.log_p for item in items]),
                 log_r_N=torch.cat([item.log_r for item in items]),
@@ -122,7 +129,7 @@ class Measured:
             log_p_NS = self.teacher.head.log_probabilities(states, T)
             with torch.no_grad():
                 logits = backbone_states(model, batch, rows, columns) @ head.T
-            variants: dict[str, AnswerTargets | FullTargets] = {
+            variants: dict[str, StoredTargets | FullTargets] = {
                 "cached": stored,
                 "full": FullTargets(log_p_NS=log_p_NS, shared_ids_S=shared, **common),
                 "flat": FullTargets(
@@ -134,7 +141,12 @@ class Measured:
             for name, targets in variants.items():
                 own = backbone_states(model, batch, rows, columns)
                 loss, _ = distillation_loss(
-                    own, head, targets, unshared_ids=self.unshared, temperature=T, alpha=1.0, num_items=len(rows)
+                    own,
+                    head,
+                    targets,
+                    objective=Objective(temperature=T, alpha=1.0),
+                    unshared_ids=self.unshared,
+                    num_items=len(rows),
                 )
                 grads = torch.autograd.grad(loss, parameters, allow_unused=True)
                 flat = torch.cat([grad.flatten() for grad in grads if grad is not None])

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from firstsight.errors import DataError
+from phase2_student.runs.best import best_loss
 from phase2_student.runs.run_directory import RUN
 
 NAMES = ("teacher", "teacher-bf16", "base", "student", "student-int8", "student-nf4")
@@ -49,6 +50,11 @@ class Run:
     def validations(self) -> list[dict[str, Any]]:
         """The rows of the history that have a validation."""
         return [row for row in self.history if row["validation"]]
+
+    @property
+    def best_validation_loss(self) -> float | None:
+        """The lowest finite one; None where there is none."""
+        return best_loss(row["validation"]["loss"] for row in self.validations)
 
     @property
     def seconds(self) -> float | None:

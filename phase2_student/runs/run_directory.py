@@ -46,6 +46,8 @@ _WITHOUT_EFFECT = {
     "do_train", "do_eval", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 """Keys of `training` that leave the weights as they are; the product of batch sizes is compared instead."""
+_AS_BEFORE = {("divergence", "forward_kl")}
+"""Values of `loss` keys that are younger than runs which did the same: those are continued."""
 _PREFIXES_WITHOUT_EFFECT = ("logging_", "dataloader_", "log_", "hub_", "push_", "eval_", "trackio_")
 
 
@@ -74,7 +76,7 @@ def run_identity(
             if k not in ("trust_remote_code", "attn_implementation", "padding_free")
         },
         "data": {k: v for k, v in dumped["data"].items() if k in ("max_length", "system_prompt")},
-        "loss": dumped["loss"],
+        "loss": {k: v for k, v in dumped["loss"].items() if (k, v) not in _AS_BEFORE},
         "training": {**training, "seed": seed},
     }
     identity = {f"{section}.{k}": v for section, values in sections.items() for k, v in values.items()}

@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 
 import phase2_student.training.trainer  # noqa: F401 - imported once, before the children
 from firstsight.recipe import load_recipe
-from phase2_student.training.train import prepare, train
+from phase2_student.training.prepare import prepare
+from phase2_student.training.train import train
 
 
 class StepLog(TrainerCallback):

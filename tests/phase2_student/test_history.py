@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 
 from firstsight.errors import RecipeError
 from firstsight.recipe import load_recipe
+from phase2_student.loss.objective import LossTerms, Objective
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.history import HistoryCallback
-from phase2_student.training.trainer import _means
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ from phase2_student.training.trainer import _means
     ],
 )
 def test_a_run_that_diverges_keeps_its_history_and_its_best_student(tmp_path, losses, best):
-    log = []
+    log, objective = [], Objective(temperature=2.0, alpha=0.7)
     callback = HistoryCallback(tmp_path, lambda directory: (directory / "loss").write_text(str(log[-1]["eval_loss"])))
     for epoch, loss in enumerate(losses, start=1):
-        means = _means(torch.tensor([loss, loss, 1.0, 1.0, 1.0]), prefix="")
-        log.append({"epoch": epoch, "step": epoch, "loss": loss, "learning_rate": 1e-3, **means})
-        log.append({"epoch": epoch, "step": epoch, "eval_loss": loss, **{f"eval_{k}": v for k, v in means.items()}})
+        means = objective.means(LossTerms(*torch.tensor([loss, loss, 1.0, 1.0, 1.0, 1.0])), training=False)
+        log.append({"epoch": epoch, "step": epoch, "learning_rate": 1e-3, **means})
+        log.append({"epoch": epoch, "step": epoch, **{f"eval_{k}": v for k, v in means.items()}})
         callback.on_evaluate(None, SimpleNamespace(log_history=log, is_world_process_zero=True), None)
     assert float((tmp_path / "best" / "loss").read_text()) == pytest.approx(best, nan_ok=True)
     rows = json.loads((tmp_path / "training_history.json").read_text())

@@ -12,7 +12,7 @@ from firstsight.models import load_student
 from firstsight.recipe import StudentSection, load_recipe
 from phase2_student.planning.footprint import MODES, footprint, student_shape
 from phase2_student.planning.plan import padding_share, plan_training
-from phase2_student.training.train import prepare
+from phase2_student.training.prepare import prepare
 
 # the published shape of Qwen2-VL-2B-Instruct
 TWO_BILLION = {
@@ -114,7 +114,7 @@ def test_the_plan_counts_what_the_training_then_does(world):
     work = planned["work"]
     assert work["tokens"] == sum(lengths)
     assert work["longest"] == max(lengths)
-    assert work["positions"] == sum(len(plan.targets[key].targets) for key, _ in plan.train.samples)
+    assert work["positions"] == sum(len(plan.source.cache[key].targets) for key, _ in plan.train.samples)
     assert (work["steps_per_epoch"], work["steps"], work["global_batch"]) == (7, 14, 4)
     assert planned["mode"] == "fp32_master"
     trained = planned["shape"]["trained"]
@@ -137,7 +137,7 @@ def test_padding_free_adds_nothing_and_more_cards_take_fewer_steps(world):
 
 
 def test_the_share_of_padding():
-    from phase2_student.data.batches import GlobalBatches
+    from phase2_student.data.order import GlobalBatches
 
     lengths = [10, 10, 5, 5]
     assert padding_share(lengths, GlobalBatches(lengths, batch_size=2, shuffle=False)) == 0

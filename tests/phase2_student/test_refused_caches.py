@@ -12,7 +12,7 @@ from firstsight.errors import AlignmentError
 from firstsight.models import load_processor
 from firstsight.prompting import Prompter
 from firstsight.recipe import load_recipe
-from phase2_student.data.dataset import DistillationDataset
+from phase2_student.data.cached import CachedDataset
 from storage.reader import open_cache
 from storage.targets import SampleTargets, Targets
 
@@ -122,7 +122,7 @@ def test_a_wrong_target_id_is_found_at_every_position(world):
     assert count > 3
     for position in range(count + 1):  # the last: a target too few
         with pytest.raises(AlignmentError) as error:
-            DistillationDataset(samples, prompter, Altered(cache, sample.key, position), temperature=2.0)
+            CachedDataset(samples, prompter, Altered(cache, sample.key, position), temperature=2.0)
         wanted = count - 1 if position == count else position
         assert f"train.jsonl:6: sample '{sample.id}': answer position {wanted}: the student's token is" in str(
             error.value
