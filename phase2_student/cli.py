@@ -157,7 +157,7 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     from phase2_student.planning.plan import plan_json, plan_text, plan_training
 
     planned = plan_training(recipe, processes=processes, progress=progress and not as_json)
-    click.echo(plan_json(planned) if as_json else plan_text(planned, recipe))
+    click.echo(plan_json(planned) if as_json else plan_text(planned))
 
 
 @main.command(name="eval")

@@ -37,13 +37,13 @@ class Batch(TensorFields, Generic[BatchTargets]):
     """A micro-batch; one opaque argument of `forward`, so that DDP and FSDP pass it on as it is, in its own dtypes."""
 
     inputs: dict[str, Tensor]
-    """Of `prompting.collate`: padded model inputs."""
+    """Padded model inputs, as `prompting.collate` makes them."""
     answer_rows: Tensor
     """int64 [N], rows of the answer positions in the padded inputs."""
     answer_columns: Tensor
     """int64 [N]."""
     targets: BatchTargets
-    """Of the N answer positions, sample by sample."""
+    """Targets of the N answer positions, sample by sample."""
     names: tuple[str, ...]
     """Ids of the samples."""
 
@@ -71,7 +71,7 @@ class Collator(Generic[ItemTargets, BatchTargets]):
     pad_id: int
     """Fills `input_ids` on the right."""
     blank: Encoded | None = None
-    """Of `Prompter.blank`, for several processes: they wait for each other's gradients and shards module by module, so one
+    """What `Prompter.blank` makes, for several processes: they wait for each other's gradients and shards module by module, so one
     whose micro-batch is text alone must go through the vision tower as the others do."""
 
     def __call__(self, items: Sequence[Item[ItemTargets]]) -> Batch[BatchTargets]:

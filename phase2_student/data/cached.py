@@ -56,7 +56,7 @@ class CacheSource:
         return CacheSource(self.cache, self.prompter, temperature=recipe.loss.temperature, progress=self.progress)
 
     def shared_mask(self) -> NDArray[np.bool_]:
-        """bool [V]: rows of the student's head that the teacher's vocabulary has, too."""
+        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
         return self.cache.shared_mask()
 
     def dataset(self, samples: Sequence[Sample]) -> CachedDataset:
@@ -69,7 +69,7 @@ class CacheSource:
 
     def collator(self, blank: Encoded | None = None) -> Collator[StoredTargets, StoredTargets]:
         """Items of the dataset to batches."""
-        return Collator(join=_joined, pad_id=self.prompter.pad_id, blank=blank)
+        return Collator(join=join_stored, pad_id=self.prompter.pad_id, blank=blank)
 
     def identity(self) -> dict[str, Any]:
         """What a run on these targets is bound to."""
@@ -84,7 +84,8 @@ class CacheSource:
         return lambda batch: batch.to(device)
 
 
-def _joined(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
+def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
+    """The targets of a batch."""
     return StoredTargets.joined([item.targets for item in items])
 
 

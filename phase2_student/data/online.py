@@ -50,7 +50,7 @@ class TeacherInputs(PositionTargets):
     """What the teacher must see before it gives targets: its inputs, and M of its answer positions."""
 
     inputs: dict[str, Tensor]
-    """Of `prompting.collate`, padded."""
+    """Padded, as `prompting.collate` makes them."""
     rows_M: Tensor
     """int64, rows of the positions in the padded inputs."""
     columns_M: Tensor
@@ -77,7 +77,7 @@ class TeacherSource:
         return TeacherSource(recipe, self.pair)
 
     def shared_mask(self) -> NDArray[np.bool_]:
-        """bool [V]: rows of the student's head that the teacher's vocabulary has, too."""
+        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
         return self.pair.alignment.shared
 
     def dataset(self, samples: Sequence[Sample]) -> OnlineDataset:
@@ -90,7 +90,7 @@ class TeacherSource:
 
     def collator(self, blank: Encoded | None = None) -> Collator[TeacherView, TeacherInputs]:
         """Items of the dataset to batches."""
-        return Collator(join=partial(_joined, self.pair.teacher.pad_id), pad_id=self.prompter.pad_id, blank=blank)
+        return Collator(join=partial(join_inputs, self.pair.teacher.pad_id), pad_id=self.prompter.pad_id, blank=blank)
 
     def identity(self) -> dict[str, Any]:
         """What a run on these targets is bound to: what a cache of the teacher would be."""
@@ -218,7 +218,13 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
         return self._lengths
 
 
-def _joined(pad_id: int, items: Sequence[Item[TeacherView]]) -> TeacherInputs:
+def join_inputs(pad_id: int, items: Sequence[Item[TeacherView]]) -> TeacherInputs:
+    """The teacher's part of a batch.
+
+    Args:
+        pad_id: fills the teacher's `input_ids` on the right.
+        items: of the batch.
+    """
     teacher = [item.targets.encoded for item in items]
     rows, columns = answer_index(teacher)
     offsets = np.cumsum([0, *(each.positions for each in teacher)]).tolist()

@@ -58,7 +58,7 @@ class TargetSource(Protocol):
         """The same targets for a recipe that differs in its loss, training or weights."""
 
     def shared_mask(self) -> NDArray[np.bool_]:
-        """bool [V]: rows of the student's head that the teacher's vocabulary has, too."""
+        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
 
     def dataset(self, samples: Sequence[Sample]) -> SampleDataset:
         """Samples with what gives them targets.

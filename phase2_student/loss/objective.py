@@ -47,7 +47,7 @@ class Objective:
     """Weight of the divergence; 1 - alpha weighs the cross-entropy."""
     divergence: Divergence = field(default_factory=ForwardKL)
     tail: TailMode = "bucket"
-    """Of stored targets. `bucket`: the rest as one outcome; `renormalize`: both distributions conditioned on the stored ids;
+    """What stands for ids that are not stored. `bucket`: the rest as one outcome; `renormalize`: both distributions conditioned on the stored ids;
     `none`: the sum over the stored ids alone."""
 
     @classmethod

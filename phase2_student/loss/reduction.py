@@ -116,10 +116,8 @@ class StoredOutcomes:
         """
         y_bV, T, K = self._y_bV, self.T, self._ids_bK.shape[1]
         sum_b1 = slope_bO.sum(dim=1, keepdim=True)
-        if self.tail == "renormalize":
-            rest_factor_b1 = torch.zeros_like(sum_b1)
-        else:
-            rest_factor_b1 = -sum_b1 * (self._m_b1 - self._lse_b1).exp()
+        in_q = self.tail != "renormalize"  # the rest has a part in the student's normaliser
+        rest_factor_b1 = -sum_b1 * (self._m_b1 - self._lse_b1).exp() if in_q else torch.zeros_like(sum_b1)
         if self.tail == "bucket":
             # g_R q_j / s = g_R rest_j / sum(rest): finite even where s underflows
             rest_factor_b1 += torch.where(self._rest_b1 > 0, slope_bO[:, K:] / self._rest_b1, 0.0)

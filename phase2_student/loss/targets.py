@@ -118,7 +118,7 @@ class TeacherTargets(PositionTargets):
     """Any float dtype; finite where not soft, too."""
     head: TeacherHead
     temperature: float
-    """Of the distributions that are made."""
+    """T of the distributions that are made."""
 
     def chunk(self, rows: slice | Tensor) -> FullTargets:
         """The distributions of some positions."""

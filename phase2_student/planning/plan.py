@@ -14,7 +14,7 @@ from firstsight.gpus import CARDS, bytes_text, count_text
 from firstsight.models import load_config, load_processor, resolve_directory
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from phase2_student.data.batches import GlobalBatches
+from phase2_student.data.order import GlobalBatches
 from phase2_student.planning.footprint import MODES, Footprint, Mode, Shape, footprint, student_shape
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.weights import check_weights
@@ -27,7 +27,7 @@ class Work:
     samples: int
     validation_samples: int
     tokens: int
-    """Of one epoch: prompts, images and answers, without padding."""
+    """Tokens of one epoch: prompts, images and answers, without padding."""
     positions: int
     """Answer positions of one epoch."""
     padding: float
@@ -51,9 +51,9 @@ class TrainingPlan:
     work: Work
     shape: Shape
     mode: Mode
-    """Of the recipe."""
+    """The recipe's."""
     gradient_checkpointing: bool
-    """Of the recipe."""
+    """The recipe's."""
     footprints: tuple[Footprint, ...]
     """Each way to train, without gradient checkpointing and with it."""
 
@@ -63,14 +63,14 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
     Args:
         recipe: its data and the student's configuration and tokenizer must be there.
-        processes: that train at the same time, one on each card.
+        processes: that train at the same time, one on each GPU.
         progress: show a bar.
 
     Raises:
         FirstSightError: bad recipe, data or model.
     """
     directory = resolve_directory(recipe, recipe.student, weights=False)
-    # a plan is made on any machine, also for cards that this one has not
+    # a plan is made on any machine, also for GPUs that this one does not have
     settings = {**recipe.training, "use_cpu": True}
     arguments = training_arguments(recipe.model_copy(update={"training": settings}))
     config = load_config(directory, recipe.student)
@@ -81,7 +81,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
         system_prompt=recipe.data.system_prompt,
     )
     half = arguments.bf16 or arguments.fp16 or recipe.student.precision == "bf16_kahan"
-    shape = student_shape(config, recipe.student, wide=2 if half else 4)
+    shape = student_shape(config, recipe.student, activation_bytes=2 if half else 4)
     work = _work(recipe, prompter, arguments, processes, progress)
     ways = [
         footprint(
@@ -110,7 +110,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     rows = _rows(recipe)
     for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
         prompt, image_tokens = prompter.prompt_tokens(sample)
-        # an answer that the teacher gave is in the cache alone: reckoned at its longest
+        # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
         lengths.append(prompt + answer)
         positions += answer
@@ -153,10 +153,10 @@ def padding_share(lengths: list[int], batches: GlobalBatches) -> float:
     return 1 - sum(lengths) / padded if padded else 0.0
 
 
-def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
+def plan_text(plan: TrainingPlan) -> str:
     """The plan as lines for the terminal."""
     work, shape = plan.work, plan.shape
-    on = f" on {work.processes} cards" if work.processes > 1 else ""
+    on = f" on {work.processes} GPUs" if work.processes > 1 else ""
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them answer positions; padding adds {work.padding:.1%}; "
@@ -166,7 +166,7 @@ def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "
         f"adapters of LoRA: {count_text(shape.adapters)}",
         "",
-        f"Memory of each card, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
+        f"Memory of each GPU, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
         f"{work.micro_batch * work.most_patches:,} patches); > is the recipe's",
         f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} {'loss':>9} {'graph':>9} {'all':>9}  fits",
     ]
@@ -177,12 +177,12 @@ def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
         lines.append(
             f"{'>' if chosen else ' '} {name:26} "
             + " ".join(f"{bytes_text(part):>9}" for part in parts)
-            + f"  {', '.join(_fitting(way)) or 'none of the cards'}"
+            + f"  {', '.join(_fitting(way)) or 'none of the GPUs'}"
         )
     lines += [
-        "  Cards looked at: " + ", ".join(f"{card.name} {card.memory:g} GB" for card in CARDS),
+        "  GPUs looked at: " + ", ".join(f"{card.name} {card.memory:g} GB" for card in CARDS),
         "  Choose by student.precision, student.lora and training.gradient_checkpointing; weights, gradients and optimiser",
-        "  are exact, the graph is reckoned per token and layer.",
+        "  are exact, the graph is estimated per token and layer.",
     ]
     return "\n".join(lines)
 

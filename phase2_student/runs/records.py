@@ -26,7 +26,7 @@ class Run:
     """A training run, as its directory tells it."""
 
     name: str
-    """Of the directory, with as many of those above as `read_runs` needs."""
+    """Its directory's, with as many of those above as `read_runs` needs."""
     directory: Path
     recipe: dict[str, Any]
     """Defaults included; paths as in the recipe of the run."""
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Of training, validation and saving; None where the history does not tell."""
+        """Time of training, validation and saving; None where the history does not say."""
         if not self.history or not all(row.get("seconds") for row in self.history):
             return None
         return float(sum(row["seconds"] for row in self.history))

@@ -28,7 +28,7 @@ class Plan:
     arguments: Any
     """`transformers.TrainingArguments`."""
     directory: Path
-    """Of the student base."""
+    """The student base's."""
     source: TargetSource
     """Where soft targets come from."""
     online: bool

@@ -31,7 +31,7 @@ class TrainResult:
     output_dir: Path
     steps: int
     seconds: float
-    """Of this call; 0 where nothing was left to do."""
+    """Time of this call; 0 where nothing was left to do."""
     best_validation_loss: float | None
     """None: no validation has given a finite one."""
     finished: bool

@@ -29,7 +29,7 @@ class StepLog(TrainerCallback):
     def __init__(self, pipe):
         self.pipe = pipe
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, _args, state, _control, **_):
         os.write(self.pipe, f"{state.global_step}\n".encode())
 
 

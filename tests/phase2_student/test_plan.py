@@ -32,7 +32,7 @@ TWO_BILLION = {
 
 def test_the_memory_of_each_way_for_a_full_student():
     config = Qwen2VLConfig(**TWO_BILLION)
-    shape = student_shape(config, StudentSection(), wide=2)
+    shape = student_shape(config, StudentSection(), activation_bytes=2)
     assert shape.trained == 2_208_985_600  # what the hub states for Qwen2-VL-2B-Instruct
     ways = {
         mode: footprint(shape, mode, tokens=2 * 1500, patches=2 * 5120, gradient_checkpointing=True) for mode in MODES
@@ -43,7 +43,7 @@ def test_the_memory_of_each_way_for_a_full_student():
     assert kahan.total < 24e9 < master.total
     assert lora.total < kahan.total / 2
     assert shape.adapters == 18_464_768  # r = 16 on every linear layer of the language model
-    frozen = student_shape(config, StudentSection(freeze=("vision", "projector")), wide=2)
+    frozen = student_shape(config, StudentSection(freeze=("vision", "projector")), activation_bytes=2)
     assert frozen.trained + frozen.frozen == shape.trained
     assert (
         footprint(frozen, "bf16_kahan", tokens=3000, patches=0, gradient_checkpointing=True).total < kahan.total - 3e9
@@ -90,7 +90,7 @@ def test_the_graph_keeps_what_the_plan_reckons(gradient_checkpointing):
         states = model.model(**inputs, use_cache=False).last_hidden_state
         peak = sum(saved.values())
         states.sum().backward()
-    shape = student_shape(config, StudentSection(), wide=2)
+    shape = student_shape(config, StudentSection(), activation_bytes=2)
     sizes = {"tokens": ids.numel(), "patches": 2 * patches}
     free = footprint(shape, "bf16_kahan", **sizes, gradient_checkpointing=False).activations
     if not gradient_checkpointing:
