@@ -16,6 +16,7 @@ from firstsight.identity import image_settings, model_name, student_identity
 from firstsight.models import load_processor
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from storage.canonical import normalised
 from storage.errors import SpecMismatch
 from storage.reader import Cache
 
@@ -64,7 +65,7 @@ def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     teacher, section, absent = spec.get("teacher", {}), recipe.teacher, SpecMismatch.ABSENT
     compared = [
         ("top_k", spec["top_k"], recipe.cache.top_k),
-        ("temperatures", spec["temperatures"], list(recipe.cache.temperatures)),
+        ("temperatures", spec["temperatures"], normalised(list(recipe.cache.temperatures))),
         ("teacher.system_prompt", teacher.get("system_prompt", absent), recipe.data.system_prompt),
     ]
     name, cached_name = _teacher_name(recipe), teacher.get("model", absent)

@@ -9,6 +9,7 @@ from test_training import run
 from torch.utils.data import DataLoader
 
 from firstsight.recipe import load_recipe
+from phase2_student.data import cached
 from phase2_student.data.order import GlobalBatches
 from phase2_student.training.prepare import prepare
 
@@ -47,3 +48,17 @@ def test_a_run_with_workers_ends_with_the_same_weights(world):
         result = run(*command, *more)
         assert result.exit_code == 0, result.output
     assert_same_weights(world / "runs" / "0" / "final", world / "runs" / "2" / "final")
+
+
+def test_memory_and_scratch_of_the_recipe_are_those_of_the_cache_and_no_part_of_the_run(world, monkeypatch):
+    opened = []
+    stock = cached.open_cache
+    monkeypatch.setattr(
+        cached, "open_cache", lambda *args, **options: opened.append(options) or stock(*args, **options)
+    )
+    command = ["train", "--config", world / "recipe.yaml", "--no-progress", "--set", "training.num_train_epochs=1"]
+    more = ["--set", "cache.scratch=fast", "--set", "cache.memory=1 B"]
+    assert run(*command, *more).exit_code == 0
+    assert opened == [{"memory_budget": 1, "scratch": world / "fast"}]
+    assert any((world / "fast").iterdir())
+    assert "is finished" in run(*command).output
