@@ -3,7 +3,7 @@
 The student's tokens, roles and rows of its head, `cache.top_k`, `cache.temperatures`, `data.system_prompt` and the name of the
 teacher are stated by every recipe, by their defaults if not by name. Other settings of the dump are compared where the recipe
 or an override names them: a recipe that is silent about `teacher.quantization` trains on any. The teacher need not be there;
-where it is not, `teacher.max_pixels` is left to phase 1, since only the teacher's processor says what it amounts to.
+where it is not, `teacher.max_pixels` is compared for image processors that count pixels (Qwen2-VL and its successors).
 """
 
 from __future__ import annotations
@@ -75,11 +75,8 @@ def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     compared += [
         (f"teacher.{key}", teacher.get(key, absent), getattr(section, key)) for key in _IF_NAMED if key in named
     ]
-    directory = recipe.directory / Path(section.model).expanduser()
-    if "max_pixels" in named and (directory / "config.json").is_file():
-        # only a processor can say what max_pixels makes of its settings
-        settings = image_settings(load_processor(directory, section))
-        compared.append(("teacher.image_processor", teacher.get("image_processor", absent), settings))
+    if "max_pixels" in named:
+        compared += _pixels(recipe, teacher.get("image_processor", {}))
     named, generation = recipe.cache.model_fields_set, spec.get("generation")
     if "generate_missing" in named:
         compared.append(("generation", generation is not None, recipe.cache.generate_missing))
@@ -90,6 +87,18 @@ def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
             if ours in named
         ]
     return compared
+
+
+def _pixels(recipe: Recipe, cached: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What `teacher.max_pixels` amounts to, compared as far as that can be told."""
+    section = recipe.teacher
+    directory = recipe.directory / Path(section.model).expanduser()
+    if (directory / "config.json").is_file():
+        return [("teacher.image_processor", cached, normalised(image_settings(load_processor(directory, section))))]
+    longest = (cached.get("size") or {}).get("longest_edge")
+    if section.max_pixels is None or cached.get("merge_size") is None or longest is None:
+        return []  # a limit of the processor's own, or one that is not a number of pixels
+    return [("teacher.image_processor.size.longest_edge", longest, section.max_pixels)]
 
 
 def _teacher_name(recipe: Recipe) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from firstsight.errors import TrainingError
@@ -61,6 +62,8 @@ class StepGuard(TrainerCallback):
         norm, self._norm = self._norm, None
         if getattr(self.accelerator, "scaler", None) is not None:
             norm = None  # in float16 the scaler leaves out a step whose gradient is too large, and scales the next one down
+        if isinstance(norm, DTensor):  # of weights that are sharded
+            norm = norm.full_tensor()
         values = torch.stack(losses).float()
         norm = torch.zeros_like(values[0]) if norm is None else torch.as_tensor(norm).to(values)
         bad = ~(values.isfinite().all() & norm.isfinite())

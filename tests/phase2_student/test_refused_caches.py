@@ -158,6 +158,20 @@ def test_the_teacher_need_not_be_there_under_its_name(world, model):
     assert len(prepare(stating(world, teacher__model=model), progress=False).train) == 26
 
 
+@pytest.mark.parametrize(("pixels", "fits"), [(401408, True), (3136, False)])
+def test_the_teachers_resolution_is_compared_without_it_too(world, pixels, fits):
+    cache = open_cache(world / "cache.zarr")
+    size = cache.spec["teacher"]["image_processor"]["size"]
+    check_teacher(stating(world, teacher__max_pixels=size["longest_edge"]), cache)  # by the processor itself
+    size["longest_edge"] = 401408
+    recipe = stating(world, teacher__model="/nowhere/teacher", teacher__max_pixels=pixels)
+    if fits:
+        check_teacher(recipe, cache)
+    else:
+        with pytest.raises(SpecMismatch, match="longest_edge: the cache has 401408, requested is 3136"):
+            check_teacher(recipe, cache)
+
+
 def test_what_was_generated_is_compared_where_it_is_named(world):
     cache = open_cache(world / "cache.zarr")
     cache.spec["generation"] = {"max_tokens": 128, "temperature": 0.0, "seed": 0}
