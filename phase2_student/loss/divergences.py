@@ -30,8 +30,8 @@ class Divergence(ABC):
             log_q_bO: float32, nats; -inf for an outcome that the student cannot reach and the teacher can.
 
         Returns:
-            (D float32 [b], dD/dlog q float32 [b, O]), both new tensors. The slope is that of D as a function of log q_i,
-            each taken for itself: that q sums to one comes in afterwards, so that c q_i may be added to it or left out.
+            (D float32 [b], dD/dlog q float32 [b, O]), both new tensors. The slope is that of D as a function of the log q_i,
+            each taken for itself: that q sums to one comes in afterwards.
         """
 
 

@@ -109,14 +109,11 @@ def test_gradient_agrees_with_finite_differences(tail):
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_a_slope_is_the_derivative_of_its_value_up_to_a_multiple_of_q(name):
+def test_a_slope_is_the_derivative_of_its_value(name):
     g = torch.Generator().manual_seed(12)
-    log_p, free = (torch.randn(5, 9, generator=g, dtype=torch.float64).mul(3).log_softmax(dim=1) for _ in range(2))
-    free.requires_grad_()
-    log_q = free.log_softmax(dim=1)
-    value, slope = DIVERGENCES[name]().value_and_slope(log_p, log_q)
-    (wanted,) = torch.autograd.grad(value.sum(), free)
-    torch.testing.assert_close(slope - log_q.exp() * slope.sum(dim=1, keepdim=True), wanted)
+    log_p, log_q = (torch.randn(5, 9, generator=g, dtype=torch.float64).mul(3).log_softmax(dim=1) for _ in range(2))
+    value, slope = DIVERGENCES[name]().value_and_slope(log_p, log_q.requires_grad_())
+    torch.testing.assert_close(slope, torch.autograd.grad(value.sum(), log_q)[0])
 
 
 def test_the_divergences_of_the_recipe_are_those_there_are():
