@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
+from phase2_student.loss.divergences import DIVERGENCES
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective
 from phase2_student.loss.targets import FullTargets, TeacherTargets
@@ -32,11 +33,12 @@ def value_and_grads(states, head, targets, **options):
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7, 2.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
-def test_with_all_ids_stored_the_cached_loss_is_the_online_loss(temperature, alpha):
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_with_all_ids_stored_the_cached_loss_is_the_online_loss(name, temperature, alpha):
     states, head, stored, unshared, at_t = make_case(seed=20, k=V, temperature=temperature, soft_all=False)
     options = {
         "unshared_ids": unshared,
-        "objective": Objective(temperature=temperature, alpha=alpha),
+        "objective": Objective(temperature=temperature, alpha=alpha, divergence=DIVERGENCES[name]()),
         "num_items": 31.0,
     }
     cached, cached_terms, cached_grads = value_and_grads(states, head, stored, **options)
