@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ from benchmarks.pair import Deadline, place_pair
 from firstsight.models import backbone_states, load_student
 from firstsight.recipe import Recipe, load_recipe
 from phase1_teacher.dump import dump, prepare_dump
-from phase2_student.data.dataset import DistillationDataset
-from phase2_student.data.online_data import OnlineCollator, OnlineDataset
+from phase2_student.data.batch import Batch
+from phase2_student.data.cached import CachedDataset, join_stored
+from phase2_student.data.source import SampleDataset
 from phase2_student.evaluation.bootstrap import paired_bootstrap
-from phase2_student.loss.fused import AnswerTargets, FullTargets, TeacherTargets, distillation_loss
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.objective import Objective
+from phase2_student.loss.targets import FullTargets, StoredTargets, TeacherTargets
 from phase2_student.runs.files import write_json
-from phase2_student.training.online import OnlineTeacher
-from phase2_student.training.train import Plan, is_finished, prepare, train
+from phase2_student.training.prepare import Plan, is_finished, prepare
+from phase2_student.training.train import train
 from storage.errors import CacheMissing
 from storage.maintenance.status import cache_status
 
@@ -50,19 +54,15 @@ class Measured:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.plan = prepare(recipe, online=True, progress=False)
-        self.teacher = OnlineTeacher(self.plan.targets, recipe.teacher, torch.device("cpu"))
-        self.unshared = torch.from_numpy((~self.plan.shared).nonzero()[0])
+        self.complete = self.plan.source.completion(torch.device("cpu"))
+        self.unshared = torch.from_numpy((~self.plan.source.shared_mask()).nonzero()[0])
 
-    def batches(self, data: OnlineDataset, count: int | None = None) -> Iterator[tuple[range, dict[str, Any], Tensor]]:
-        """Indices, student's batch, and teacher's states of the first `count` batches."""
-        collate = OnlineCollator(0, 0)
+    def batches(self, data: SampleDataset, count: int | None = None) -> Iterator[tuple[range, Batch[TeacherTargets]]]:
+        """Indices of the first `count` batches, and the batches with the teacher's states."""
+        collate = self.plan.source.collator()
         for start in range(0, len(data) if count is None else count * BATCH, BATCH):
             indices = range(start, min(start + BATCH, len(data)))
-            batch = collate([data[index] for index in indices])
-            states = self.teacher.states(
-                batch.pop("teacher_inputs"), batch.pop("teacher_rows"), batch.pop("teacher_columns"), batch["soft"]
-            )
-            yield indices, batch, states
+            yield indices, self.complete(collate([data[index] for index in indices]))
 
     def student(self, directory: Path) -> Any:
         """A student in fp32."""
@@ -76,29 +76,26 @@ class Measured:
         model = self.student(directory).eval()
         head = model.get_output_embeddings().weight
         kl, positions, exact = [], [], []
-        for _, batch, states in self.batches(self.plan.validation):
-            rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
-            ids, soft, hard = batch.pop("target_ids"), batch.pop("soft"), batch.pop("hard")
-            own = backbone_states(model, batch, rows, columns)
-            right = (own @ head.T).argmax(dim=1) == ids
+        for _, batch in self.batches(self.plan.validation):
+            rows, targets = batch.answer_rows, replace(batch.targets, temperature=1.0)
+            own = backbone_states(model, batch.inputs, rows, batch.answer_columns)
+            right = (own @ head.T).argmax(dim=1) == targets.target_ids_N
             for row in range(int(rows.max()) + 1):
                 mine = rows == row
-                targets = TeacherTargets(
-                    states_ND=states[mine],
-                    head=self.teacher.head,
-                    target_ids_N=ids[mine],
-                    soft_N=soft[mine],
-                    hard_N=hard[mine],
-                )
                 _, terms = distillation_loss(
-                    own[mine], head, targets, unshared_ids=self.unshared, temperature=1.0, alpha=1.0, num_items=1
+                    own[mine],
+                    head,
+                    targets.chunk(mine),
+                    objective=Objective(temperature=1.0, alpha=1.0),
+                    unshared_ids=self.unshared,
+                    num_items=1,
                 )
                 kl.append(float(terms.kd))
                 positions.append(float(terms.soft))
                 exact.append(float(right[mine].all()))
         return {"kl": kl, "positions": positions, "exact": exact}
 
-    def side_by_side(self, directory: Path, cached: DistillationDataset, T: float, count: int) -> dict[str, float]:
+    def side_by_side(self, directory: Path, cached: CachedDataset, T: float, count: int) -> dict[str, float]:
         """KD and its gradient in all weights on the same batches: whole distribution, stored top-k and tail, and the whole
         one with its tail flattened to the student's own shape, which is all that top-k and tail can say.
         """
@@ -107,33 +104,28 @@ class Measured:
         head = model.get_output_embeddings().weight
         found: dict[str, list[Tensor]] = {}
         losses: dict[str, list[float]] = {}
-        for indices, batch, states in self.batches(self.plan.train, count):
-            items = [cached[index] for index in indices]
-            rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
-            common = {"target_ids_N": batch.pop("target_ids"), "soft_N": batch.pop("soft"), "hard_N": batch.pop("hard")}
-            shared = self.teacher.head.student_ids_S
-            stored = AnswerTargets(
-                ids_NK=torch.cat([item.ids for item in items]),
-                log_p_NK=torch.cat([item.log_p for item in items]),
-                log_r_N=torch.cat([item.log_r for item in items]),
-                **common,
-            )
-            log_p_NS = self.teacher.head.log_probabilities(states, T)
+        for indices, batch in self.batches(self.plan.train, count):
+            rows, columns = batch.answer_rows, batch.answer_columns
+            stored = join_stored([cached[index] for index in indices])
+            full = replace(batch.targets, temperature=T).chunk(slice(None))
+            shared = full.shared_ids_S
             with torch.no_grad():
-                logits = backbone_states(model, batch, rows, columns) @ head.T
-            variants: dict[str, AnswerTargets | FullTargets] = {
+                logits = backbone_states(model, batch.inputs, rows, columns) @ head.T
+            flat = _flattened(full.log_p_NS, logits[:, shared] / T, stored.ids_NK, shared)
+            variants: dict[str, StoredTargets | FullTargets] = {
                 "cached": stored,
-                "full": FullTargets(log_p_NS=log_p_NS, shared_ids_S=shared, **common),
-                "flat": FullTargets(
-                    log_p_NS=_flattened(log_p_NS, logits[:, shared] / T, stored.ids_NK, shared),
-                    shared_ids_S=shared,
-                    **common,
-                ),
+                "full": full,
+                "flat": replace(full, log_p_NS=flat),
             }
             for name, targets in variants.items():
-                own = backbone_states(model, batch, rows, columns)
+                own = backbone_states(model, batch.inputs, rows, columns)
                 loss, _ = distillation_loss(
-                    own, head, targets, unshared_ids=self.unshared, temperature=T, alpha=1.0, num_items=len(rows)
+                    own,
+                    head,
+                    targets,
+                    objective=Objective(temperature=T, alpha=1.0),
+                    unshared_ids=self.unshared,
+                    num_items=len(rows),
                 )
                 grads = torch.autograd.grad(loss, parameters, allow_unused=True)
                 flat = torch.cat([grad.flatten() for grad in grads if grad is not None])
@@ -280,7 +272,7 @@ def main(
         for k in top_ks:
             run = variant_recipe(directory, f"k{k}", 0)
             cached = prepare(run, progress=False).train
-            assert isinstance(cached, DistillationDataset)
+            assert isinstance(cached, CachedDataset)
             figures = measured.side_by_side(place, cached, run.loss.temperature, count=4)
             click.echo(f"k = {k}, on the weights of {label}: " + ", ".join(f"{n} {v:.5f}" for n, v in figures.items()))
 

@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from phase2_student.evaluation.memory import PeakMemory
-from phase2_student.loss.fused import AnswerTargets, distillation_loss
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.objective import Objective
+from phase2_student.loss.targets import StoredTargets
 
 # N answer positions, K stored entries, D hidden size, V rows of the head
 
@@ -30,7 +32,7 @@ SMALL_CHUNK = 64
 VARIANTS = ("cross-entropy", "unfused", "fused", "fused-small", "fused-hard", "fused-soft")
 
 
-def make_inputs(N: int, D: int, V: int, K: int) -> tuple[Tensor, Tensor, AnswerTargets, Tensor]:
+def make_inputs(N: int, D: int, V: int, K: int) -> tuple[Tensor, Tensor, StoredTargets, Tensor]:
     """Random states [N, D], head [V, D], targets that decay like a language model's, and the ids not shared (0.2 %)."""
     torch.manual_seed(0)
     states_ND = torch.randn(N, D).requires_grad_()
@@ -39,7 +41,7 @@ def make_inputs(N: int, D: int, V: int, K: int) -> tuple[Tensor, Tensor, AnswerT
     ids_NK = torch.stack([torch.randperm(V - len(unshared))[:K] for _ in range(N)])
     log_NK1 = torch.cat([-1.2 * torch.arange(K).float().add(1).log().expand(N, K), torch.full((N, 1), -3.0)], dim=1)
     log_NK1 = log_NK1.log_softmax(dim=1)
-    targets = AnswerTargets(
+    targets = StoredTargets(
         ids_NK=ids_NK,
         log_p_NK=log_NK1[:, :K],
         log_r_N=log_NK1[:, K],
@@ -50,7 +52,7 @@ def make_inputs(N: int, D: int, V: int, K: int) -> tuple[Tensor, Tensor, AnswerT
     return states_ND, head_VD, targets, unshared
 
 
-def unfused(states_ND: Tensor, head_VD: Tensor, targets: AnswerTargets, unshared: Tensor, T: float = 2.0) -> Tensor:
+def unfused(states_ND: Tensor, head_VD: Tensor, targets: StoredTargets, unshared: Tensor, T: float = 2.0) -> Tensor:
     """The same loss from whole logits by autograd, without a loop over positions."""
     logits_NV = states_ND @ head_VD.T
     scaled_NV = (logits_NV / T).index_fill(1, unshared, -torch.inf)
@@ -70,7 +72,13 @@ def measure(variant: str, N: int, D: int, V: int, K: int, threads: int) -> dict[
     def fused(alpha: float, chunk: int | None = None) -> Tensor:
         size = {} if chunk is None else {"chunk": chunk}
         return distillation_loss(
-            states, head, targets, unshared_ids=unshared, temperature=2.0, alpha=alpha, num_items=N, **size
+            states,
+            head,
+            targets,
+            objective=Objective(temperature=2.0, alpha=alpha),
+            unshared_ids=unshared,
+            num_items=N,
+            **size,
         )[0]
 
     losses: dict[str, Callable[[], Tensor]] = {

@@ -11,11 +11,13 @@ Printed are medians and ratios.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
@@ -26,9 +28,11 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer
 from firstsight.prompting import Encoded, collate
 from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
-from phase2_student.data.dataset import Collator, Item
-from phase2_student.data.online_data import OnlineCollator, OnlineItem
-from phase2_student.training.online import OnlineTeacher, OnlineTrainer
+from phase2_student.data.batch import Collator, Item
+from phase2_student.data.cached import join_stored
+from phase2_student.data.online import OnlineTeacher, TeacherView, join_inputs
+from phase2_student.loss.objective import Objective
+from phase2_student.loss.targets import StoredTargets
 from phase2_student.training.student import LossSettings, with_distillation_forward
 from phase2_student.training.trainer import DistillationTrainer
 
@@ -80,19 +84,20 @@ def make_encoded(seed: int, image_tokens: int, text_tokens: int, answer_tokens: 
     )
 
 
-def cached_item(encoded: Encoded) -> Item:
+def cached_item(encoded: Encoded) -> Item[StoredTargets]:
     """Targets that decay like a language model's."""
     P = encoded.positions
     ids_PK = torch.stack([torch.randperm(TOKENS)[:K] for _ in range(P)])
     log_P = torch.cat([-1.2 * torch.arange(K).float().add(1).log(), torch.tensor([-3.0])]).log_softmax(dim=0)
-    return Item(
-        encoded=encoded,
-        ids=ids_PK,
-        log_p=log_P[:K].expand(P, K).clone(),
-        log_r=log_P[K].expand(P).clone(),
-        soft=torch.ones(P, dtype=torch.bool),
-        hard=True,
+    targets = StoredTargets(
+        target_ids_N=encoded.target_ids,
+        soft_N=torch.ones(P, dtype=torch.bool),
+        hard_N=torch.ones(P, dtype=torch.bool),
+        ids_NK=ids_PK,
+        log_p_NK=log_P[:K].expand(P, K).clone(),
+        log_r_N=log_P[K].expand(P).clone(),
     )
+    return Item(name="random", encoded=encoded, targets=targets)
 
 
 def identical_alignment() -> VocabularyAlignment:
@@ -133,40 +138,42 @@ def main(
     torch.set_num_threads(threads)
     encoded = [make_encoded(seed, image_tokens, text_tokens, answer_tokens) for seed in range(batch)]
     model = build(STUDENT_ROWS, 1536, 8960, 12, 2, layers, tied=True)
-    settings = LossSettings(temperature=2.0, alpha=0.7, tail="bucket", unshared_ids=torch.arange(TOKENS, STUDENT_ROWS))
+    objective = Objective(temperature=2.0, alpha=0.7)
+    settings = LossSettings(objective=objective, unshared_ids=torch.arange(TOKENS, STUDENT_ROWS))
     model = with_distillation_forward(model, settings)
     model.config.use_cache = False
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(output_dir=scratch, report_to="none", use_cpu=True, learning_rate=1e-5)
         stock = Trainer(model=model, args=arguments)
-        fused = DistillationTrainer(model=model, args=arguments)
+        fused = DistillationTrainer(model=model, args=arguments, complete=lambda batch: batch)
         optimizer = stock.create_optimizer()
         labels = collate(encoded, 0)
         labels["labels"] = torch.full_like(labels["input_ids"], -100)
         for row, each in enumerate(encoded):
             labels["labels"][row, each.answer_columns + 1] = each.target_ids
-        stored = Collator(0)([cached_item(each) for each in encoded])
+        stored = Collator(join=join_stored, pad_id=0)([cached_item(each) for each in encoded])
         positions = torch.tensor(batch * answer_tokens)
 
-        def with_settings(trainer: Trainer, inputs: dict[str, Any], **changes: Any) -> Callable[[], Any]:
+        def with_alpha(trainer: Trainer, inputs: Any, alpha: float = 0.7) -> Callable[[], Any]:
             def step() -> Any:
-                model.loss_settings = replace(settings, **changes)
-                return trainer.training_step(model, dict(inputs), positions)
+                model.loss_settings = replace(settings, objective=replace(objective, alpha=alpha))
+                return trainer.training_step(model, copy.copy(inputs), positions)
 
             return step
 
         variants: dict[str, Callable[[], Any]] = {
-            "stock": with_settings(stock, labels),
-            "hard": with_settings(fused, stored, alpha=0.0),
-            "cached": with_settings(fused, stored),
+            "stock": with_alpha(stock, labels),
+            "hard": with_alpha(fused, stored, alpha=0.0),
+            "cached": with_alpha(fused, stored),
         }
         if online:
-            teacher = OnlineTeacher.__new__(OnlineTeacher)  # of random weights, so there is nothing to load
-            teacher.model = build(TEACHER_ROWS, 3584, 18_944, 28, 4, layers, tied=False).requires_grad_(False).eval()
-            teacher.head = TeacherHead(teacher.model.lm_head.weight, None, identical_alignment())
-            items = [OnlineItem(student=each, teacher=each, rows=torch.arange(answer_tokens)) for each in encoded]
-            trainer = OnlineTrainer(model=model, args=arguments, teacher=teacher)
-            variants["online"] = with_settings(trainer, OnlineCollator(0, 0)(items), teacher_head=teacher.head)
+            large = build(TEACHER_ROWS, 3584, 18_944, 28, 4, layers, tied=False).requires_grad_(False).eval()
+            teacher = OnlineTeacher(large, TeacherHead(large.lm_head.weight, None, identical_alignment()), 2.0)
+            views = [TeacherView(encoded=each, rows=torch.arange(answer_tokens)) for each in encoded]
+            items = [Item(name="random", encoded=each, targets=view) for each, view in zip(encoded, views, strict=True)]
+            trainer = DistillationTrainer(model=model, args=arguments, complete=teacher.complete)
+            online_batch = Collator(join=partial(join_inputs, 0), pad_id=0)(items)
+            variants["online"] = with_alpha(trainer, online_batch)
 
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         for repeat in range(repeats + 1):

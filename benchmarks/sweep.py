@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -20,8 +19,9 @@ import torch
 from benchmarks.fidelity import ensure_cache
 from benchmarks.pair import Deadline, place_pair
 from phase2_student.runs.files import write_json
+from phase2_student.training.prepare import Plan, prepare
 from phase2_student.training.sweep import SweepRun, grid_runs
-from phase2_student.training.train import Plan, prepare, train, training_arguments
+from phase2_student.training.train import train
 
 GRID = ("temperature=1.5,3", "alpha=0.5,0.9", "training.learning_rate=5e-4,1e-3")
 
@@ -90,12 +90,7 @@ def main(
                 if f"prepare {kind}" not in seconds:
                     timed(f"prepare {kind}", begin)
             begin = time.perf_counter()
-            if kind == "cached":
-                plan = prepare(run.recipe, progress=False, like=plans[kind])
-            else:
-                arguments = training_arguments(run.recipe, progress=False)
-                plan = replace(plans[kind], recipe=run.recipe, arguments=arguments)
-            train(plan, overwrite=True)
+            train(prepare(run.recipe, online=kind == "online", progress=False, like=plans[kind]), overwrite=True)
             timed(name, begin)
     totals = {
         kind: [value for name, value in seconds.items() if name.startswith(f"{kind} ")] for kind in ("cached", "online")

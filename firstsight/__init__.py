@@ -42,7 +42,7 @@ _SOURCES = {
     "load_samples": "firstsight.data.samples",
     "open_cache": "storage",
     "prepare_dump": "phase1_teacher.planning.job",
-    "prepare_training": "phase2_student.training.train:prepare",
+    "prepare_training": "phase2_student.training.prepare:prepare",
     "train": "phase2_student.training.train",
 }
 
@@ -64,7 +64,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds both lists e
     from phase1_teacher.planning.job import DumpJob as DumpJob
     from phase1_teacher.planning.job import prepare_dump as prepare_dump
     from phase2_student.training.train import TrainResult as TrainResult
-    from phase2_student.training.train import prepare as _prepare_training
+    from phase2_student.training.prepare import prepare as _prepare_training
     from phase2_student.training.train import train as train
     from storage import Cache as Cache
     from storage import CacheError as CacheError

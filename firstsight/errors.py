@@ -26,3 +26,7 @@ class AlignmentError(FirstSightError, ValueError):
 
 class TargetError(FirstSightError, ValueError):
     """Soft targets that cannot be made (non-finite logits) or do not fit the sample."""
+
+
+class TrainingError(FirstSightError, ArithmeticError):
+    """A training that cannot go on: a loss or a gradient that is not finite."""

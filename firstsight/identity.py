@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.image_utils import SizeDict
 
+from firstsight.families.base import Family
 from firstsight.models import weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
@@ -48,7 +49,7 @@ def cache_spec(
             "tokens": table_digest(token_table(teacher.tokenizer)),
             "chat_template": text_digest(teacher.processor.chat_template),
             "system_prompt": recipe.data.system_prompt,
-            "image_processor": image_settings(teacher),
+            "image_processor": image_settings(teacher.processor, teacher.family),
         },
         "student": student_identity(student),
         "alignment": {"kind": alignment.kind, "digest": alignment.digest},
@@ -78,12 +79,12 @@ def text_digest(text: Any) -> str:
     return hashlib.sha256(str(text).encode()).hexdigest()
 
 
-def image_settings(prompter: Prompter) -> dict[str, Any]:
+def image_settings(processor: Any, family: Family) -> dict[str, Any]:
     """What decides the pixels that a model sees, as plain JSON values; empty for a text model."""
-    if not prompter.family.has_vision:
+    if not family.has_vision:
         return {}
-    images = prompter.processor.image_processor
-    names = (*_IMAGE_SETTINGS, *prompter.family.image_settings)
+    images = processor.image_processor
+    names = (*_IMAGE_SETTINGS, *family.image_settings)
     return {name: _plain(getattr(images, name, None)) for name in names}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from firstsight.errors import ModelError, RecipeError
@@ -104,6 +104,24 @@ class DataSection(Section):
     """Put before the messages of samples that have no system message; null: the chat template's default."""
 
 
+_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)},
+    **{f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)},
+}
+
+
+def _bytes(value: Any) -> Any:
+    """A number of bytes from text such as `512 MiB` or `2 GB`; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError("must be a number of bytes, or a size such as 512 MiB or 2 GB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
 class CacheSection(Section):
     """The cache of soft targets."""
 
@@ -125,6 +143,12 @@ class CacheSection(Section):
     """0: greedy; else the answers are sampled at this temperature."""
     generate_seed: Annotated[int, Field(ge=0)] = 0
     """Of sampled answers."""
+    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] = 256 * 2**20
+    """Bytes of decoded units that a training or an evaluation keeps in memory, in each of its processes: a whole number, or a
+    size such as `512 MiB`."""
+    scratch: Path | None = None
+    """Local directory for decoded units, shared by all processes on a machine; relative to the recipe. For a shuffled pass over
+    a cache that is much larger than `memory`, or that lies in a bucket. null: none."""
 
     @field_validator("temperatures")
     @classmethod
@@ -143,6 +167,8 @@ class LossSection(Section):
     """Within the range of cache.temperatures."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the KL; 0: hard labels only."""
+    divergence: Literal["forward_kl"] = "forward_kl"
+    """What is minimised between teacher and student. `forward_kl`: KL(teacher || student)."""
     tail: Literal["bucket", "renormalize", "none"] = "bucket"
     """What stands for the entries that are not stored."""
 
@@ -188,6 +214,12 @@ class Recipe(Section):
     def cache_location(self) -> str:
         """Directory or URL of the cache."""
         return self.cache.path if "://" in self.cache.path else str(self.directory / self.cache.path)
+
+    @property
+    def cache_scratch(self) -> Path | None:
+        """Directory for decoded units of the cache."""
+        scratch = self.cache.scratch
+        return None if scratch is None else self.directory / scratch.expanduser()
 
     @property
     def output_dir(self) -> Path:

@@ -37,13 +37,13 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     Continues from the newest whole checkpoint in training.output_dir where there is one; checkpoints that were
     interrupted or damaged are passed over. A finished run is left alone; the run of another recipe is refused. Leaves
     there best/ (by validation loss), final/, training_history.json, recipe.yaml and run.json. SIGTERM saves a
-    checkpoint and stops.
+    checkpoint and stops; a loss or a gradient that is not finite stops before it is trained on.
 
     Example: fs-student train --config recipe.yaml --set loss.temperature=3 --set training.output_dir=runs/t3
     """
     recipe = _checked_recipe(config, overrides)
 
-    from phase2_student.training.train import precision, prepare
+    from phase2_student.training.prepare import prepare
     from phase2_student.training.train import train as run
 
     plan = prepare(recipe, online=online, progress=progress)
@@ -51,19 +51,19 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     if main_process:
         click.echo(
             f"Student {recipe.student.model}, {len(plan.train):,} samples, T = {recipe.loss.temperature:g}, "
-            f"alpha = {recipe.loss.alpha:g}{', the teacher in memory' if online else ''}; {precision(plan)}"
+            f"alpha = {recipe.loss.alpha:g}{plan.source.note and f', {plan.source.note}'}; {plan.precision}"
         )
     result = run(plan, overwrite=overwrite)
     if not result.finished:
         click.echo(
-            f"Stopped by SIGTERM after step {result.steps:,}, with a checkpoint; the same command goes on.", err=True
+            f"Stopped by SIGTERM after step {result.steps:,}, with a checkpoint; the same command continues.", err=True
         )
         raise click.exceptions.Exit(143)
     if main_process and result.seconds == 0:
         click.echo(f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew")
     elif main_process:
         click.echo(
-            f"{result.steps:,} steps in {result.seconds:.0f} s, best validation loss {result.best_validation_loss:.4f}: "
+            f"{result.steps:,} steps in {result.seconds:.0f} s, {result.best_text}: "
             f"{result.output_dir / 'best'} and {result.output_dir / 'final'}"
         )
 
@@ -76,15 +76,15 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     multiple=True,
     required=True,
     metavar="KEY=VALUE,VALUE,...",
-    help="A key of the recipe and its values; several of them are combined. temperature, alpha and tail are those of loss.",
+    help="A key of the recipe and its values; several of them are combined. The keys of loss need no section.",
 )
 @progress_option
 def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progress: bool) -> None:
     """Train a grid of runs from one cache, one after the other.
 
     Each run has a directory below training.output_dir, named by its settings, and is what fs-student train would leave.
-    Give the same command again after an interruption: finished runs are left alone, the others go on. A run that fails is
-    reported (error.txt in its directory), the rest go on, and the exit code is 1.
+    Give the same command again after an interruption: finished runs are left alone, the others continue. A run that fails is
+    reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 
     Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
     """
@@ -157,7 +157,7 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     from phase2_student.planning.plan import plan_json, plan_text, plan_training
 
     planned = plan_training(recipe, processes=processes, progress=progress and not as_json)
-    click.echo(plan_json(planned) if as_json else plan_text(planned, recipe))
+    click.echo(plan_json(planned) if as_json else plan_text(planned))
 
 
 @main.command(name="eval")

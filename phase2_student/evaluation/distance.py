@@ -16,17 +16,20 @@ from firstsight.errors import AlignmentError, DataError
 from firstsight.models import backbone_states
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from phase2_student.data.dataset import Collator, DistillationDataset
+from phase2_student.data.cached import CachedDataset, CacheSource, open_recipe_cache
+from phase2_student.data.contract import check_teacher
 from phase2_student.loss.fused import distillation_loss
-from phase2_student.loss.targets import AnswerTargets
+from phase2_student.loss.objective import Objective
 from storage.errors import CacheError
-from storage.reader import Cache, open_cache
+
+_OBJECTIVE = Objective(temperature=1.0, alpha=1.0)
+"""KL(teacher || student) alone."""
 
 
 def cache_digest(recipe: Recipe) -> str | None:
     """Of the recipe's cache; None where there is none that can be read."""
     try:
-        return open_cache(recipe.cache_location).digest
+        return open_recipe_cache(recipe).digest
     except CacheError:
         return None
 
@@ -50,26 +53,23 @@ def add_distance(
     """
     head = model.get_output_embeddings().weight
     try:
-        cache = open_cache(recipe.cache_location)
-        data = _joined(cache, prompter, samples, len(head))
+        source = CacheSource(open_recipe_cache(recipe), prompter, temperature=_OBJECTIVE.temperature)
+        check_teacher(recipe, source.cache)
+        data = _joined(source, samples, len(head))
     except (CacheError, DataError, AlignmentError) as error:
         # an evaluation needs no cache; what it writes names no directory
         return str(error).replace(recipe.cache_location, recipe.cache.path)
     by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
-    unshared = torch.from_numpy((~cache.shared_mask()).nonzero()[0]).to(head.device)
-    collator = Collator(prompter.pad_id)
+    unshared = torch.from_numpy((~source.shared_mask()).nonzero()[0]).to(head.device)
+    collator = source.collator()
     for start in range(0, len(data), batch_size):
         indices = range(start, min(start + batch_size, len(data)))
-        batch = {name: tensor.to(head.device) for name, tensor in collator([data[i] for i in indices]).items()}
-        rows, columns = batch.pop("answer_rows"), batch.pop("answer_columns")
-        targets = AnswerTargets.taken_from(batch, batch.pop("target_ids"))
-        states = backbone_states(model, batch, rows, columns)
+        batch = collator([data[i] for i in indices]).to(head.device)
+        states = backbone_states(model, batch.inputs, batch.answer_rows, batch.answer_columns)
         for row, index in enumerate(indices):
-            mine = rows == row
-            part = targets.chunk(mine, 1.0)
-            _, terms = distillation_loss(
-                states[mine], head, part, unshared_ids=unshared, temperature=1.0, alpha=1.0, num_items=1
-            )
+            mine = batch.answer_rows == row
+            part = batch.targets.chunk(mine)
+            _, terms = distillation_loss(states[mine], head, part, _OBJECTIVE, unshared_ids=unshared, num_items=1)
             kl = float(terms.kd)
             record = by_key[data.samples[index][0]]
             record.update(
@@ -79,11 +79,12 @@ def add_distance(
     return None
 
 
-def _joined(cache: Cache, prompter: Prompter, samples: Sequence[Sample], rows: int) -> DistillationDataset:
+def _joined(source: CacheSource, samples: Sequence[Sample], rows: int) -> CachedDataset:
+    cache = source.cache
     vocabulary = cache.spec["vocabulary_size"]
     if vocabulary != rows:
         raise DataError(f"{cache.location} is for a student with {vocabulary} rows in its head, this one has {rows}")
     known = [sample for sample in samples if sample.key in cache]
     if not known:
         raise DataError(f"{cache.location} holds none of the samples")
-    return DistillationDataset(known, prompter, cache, temperature=1.0)
+    return source.dataset(known)

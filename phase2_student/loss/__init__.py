@@ -1,1 +1,1 @@
-"""The distillation loss."""
+"""The distillation loss: targets are reduced to outcomes, a divergence gives value and slope, the slope becomes gradient."""

@@ -1,27 +1,25 @@
 """The fused distillation loss: head projection, soft and hard loss and their gradients, chunk by chunk.
 
-    loss, terms = distillation_loss(states, head_weight, targets, temperature=2.0, alpha=0.7, num_items=n)
+    loss, terms = distillation_loss(states, head_weight, targets, objective, unshared_ids=ids, num_items=n)
 
-    L = [ alpha sum_soft KD + (1 - alpha) sum_hard CE ] / num_items
-
-with KD from the stored top-k and tail, or from the teacher's whole distribution where the teacher is in memory
-(`loss_blocks.py` has the formulas). Gradients are made in the forward pass, so the [positions, vocabulary] logits never
-exist at once: one buffer of `chunk` rows holds the scaled logits, then their exponentials, then the gradient.
-`loss_reference.py` says the same by autograd.
+Gradients are made in the forward pass, so the [positions, vocabulary] logits never exist at once: one buffer of `chunk`
+rows holds the scaled logits, then their exponentials, then the gradient. `reduction.py` has the formulas, `reference.py`
+says the same by autograd.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from phase2_student.loss.closed_forms import LossWork, TailMode, block_sums
-from phase2_student.loss.targets import AnswerTargets, FullTargets, LossTargets, TeacherTargets
+from phase2_student.loss.objective import LossTerms, Objective
+from phase2_student.loss.reduction import block_sums
+from phase2_student.loss.targets import LossTargets
 
-# N answer positions, n of one chunk, b of one block, K stored entries, D hidden size, V rows of the student's head, U of
-# them not shared
+# N answer positions, n of one chunk, D hidden size, V rows of the student's head, U of them not shared
 
 CHUNK = 256
 """Positions projected at once."""
@@ -29,31 +27,14 @@ _BLOCK_ELEMENTS = 2**20
 """Logits worked on at once on a CPU: a block passes through the cache a dozen times instead of through memory."""
 
 
-class LossTerms(NamedTuple):
-    """Sums over a batch, float32 scalars without gradient."""
-
-    kd: Tensor
-    """Sum of KD over soft positions, T^2 included, nats; NaN where it was not computed (alpha = 0, in training)."""
-    ce: Tensor
-    """Sum of cross-entropy over hard positions, nats."""
-    agree: Tensor
-    """Soft positions at which the student's most likely token is the teacher's."""
-    soft: Tensor
-    """Soft positions."""
-    hard: Tensor
-    """Hard positions."""
-
-
 def distillation_loss(
     states_ND: Tensor,
     head_VD: Tensor,
     targets: LossTargets,
+    objective: Objective,
     *,
     unshared_ids: Tensor,
-    temperature: float,
-    alpha: float,
     num_items: Tensor | float,
-    tail: TailMode = "bucket",
     chunk: int = CHUNK,
 ) -> tuple[Tensor, LossTerms]:
     """The loss of a batch of answer positions, differentiable in `states_ND` and `head_VD`.
@@ -61,38 +42,54 @@ def distillation_loss(
     Args:
         states_ND: hidden states at the answer positions, any float dtype.
         head_VD: weight of the head.
-        targets: what to train on.
+        targets: what to train on, at the objective's temperature.
+        objective: what is minimised.
         unshared_ids: int64 [U], rows of the head that the teacher's vocabulary does not have, padding included.
-        temperature: T of KD.
-        alpha: weight of KD; 1 - alpha weighs the cross-entropy.
         num_items: answer positions of the whole accumulated batch over all ranks.
-        tail: of stored targets. `bucket`: the rest as one bucket; `renormalize`: both distributions conditioned on the
-            stored ids; `none`: the sum over the stored ids alone.
         chunk: positions projected at once.
 
     Returns:
-        The loss, float32 scalar, and its parts.
+        The loss, float32 scalar, and its float32 parts.
     """
-    wants_grad = torch.is_grad_enabled()
-    work = LossWork(
+    call = _Call(
+        targets=targets,
+        objective=objective,
         unshared_ids=unshared_ids,
-        T=temperature,
-        alpha=alpha,
-        scale=1.0 / torch.as_tensor(num_items, dtype=torch.float32, device=states_ND.device),
-        tail=tail,
-        wants_grad=wants_grad,
+        scale=1.0 / _scalar(num_items, states_ND.device),
+        wants_grad=torch.is_grad_enabled(),
+        chunk=chunk,
     )
-    loss, *terms = _Fused.apply(states_ND, head_VD, targets, work, chunk)  # type: ignore[no-untyped-call]
+    loss, *terms = _DistillationLoss.apply(states_ND, head_VD, call)  # type: ignore[no-untyped-call]
     return loss, LossTerms(*terms)
 
 
-class _Fused(torch.autograd.Function):
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """The arguments of a call that are no tensors to be differentiated."""
+
+    targets: LossTargets
+    objective: Objective
+    unshared_ids: Tensor
+    scale: Tensor
+    """1 / N."""
+    wants_grad: bool
+    chunk: int
+
+
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    """float32; a number is filled in on the device, where a copy from the host would wait for everything before it."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32)
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
+class _DistillationLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, states_ND: Tensor, head_VD: Tensor, targets: LossTargets, work: LossWork, chunk: int
-    ) -> tuple[Tensor, ...]:
-        needs_states, needs_head = (work.wants_grad and need for need in ctx.needs_input_grad[:2])
+    def forward(ctx: Any, states_ND: Tensor, head_VD: Tensor, call: _Call) -> tuple[Tensor, ...]:
+        needs_states, needs_head = (call.wants_grad and need for need in ctx.needs_input_grad[:2])
+        objective, targets, chunk = call.objective, call.targets, call.chunk
         device, N = states_ND.device, len(states_ND)
+        divisor = objective.temperature if objective.takes_soft(training=call.wants_grad) else 1.0
         grad_states_ND = torch.zeros_like(states_ND, dtype=torch.float32) if needs_states else None
         grad_head_VD: Tensor | None = None
         sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -104,11 +101,17 @@ class _Fused(torch.autograd.Function):
             for start in range(0, N, chunk):
                 states_nD = states_ND[start : start + chunk].float()
                 # fp32: a bf16 head rounds logits near 20 to 1/8
-                y_nV = torch.matmul(states_nD / work.projected_T, weight_VD.T, out=buffer_nV[: len(states_nD)])
-                part = targets.chunk(slice(start, start + chunk), work.T)
+                y_nV = torch.matmul(states_nD / divisor, weight_VD.T, out=buffer_nV[: len(states_nD)])
+                part = targets.chunk(slice(start, start + chunk))
                 for first in range(0, len(y_nV), block):
                     rows = slice(first, first + block)
-                    sums += block_sums(y_nV[rows], part.chunk(rows, work.T), work)
+                    sums += block_sums(
+                        y_nV[rows],
+                        part.chunk(rows),
+                        objective,
+                        unshared_ids=call.unshared_ids,
+                        scale=call.scale if call.wants_grad else None,
+                    )
                 if grad_states_ND is not None:
                     torch.matmul(y_nV, weight_VD, out=grad_states_ND[start : start + chunk])
                 if needs_head and grad_head_VD is None:
@@ -123,10 +126,10 @@ class _Fused(torch.autograd.Function):
             grad_head_VD if grad_head_VD is None else grad_head_VD.to(head_VD.dtype),
         )
         kd, ce, agree = sums.float()
-        loss = ((1 - work.alpha) * ce + (0.0 if work.hard_alone else work.alpha * kd)) * work.scale
-        soft, hard = targets.soft_N.sum().float(), targets.hard_N.sum().float()
-        ctx.mark_non_differentiable(kd, ce, agree, soft, hard)
-        return loss, kd, ce, agree, soft, hard
+        loss = objective.loss(kd, ce) * call.scale
+        soft, hard, counted = targets.soft_N.sum().float(), targets.hard_N.sum().float(), targets.counted().float()
+        ctx.mark_non_differentiable(kd, ce, agree, soft, hard, counted)
+        return loss, kd, ce, agree, soft, hard, counted
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -137,17 +140,4 @@ class _Fused(torch.autograd.Function):
             None if states is None else states.mul_(grad_loss),
             None if head is None else head.mul_(grad_loss),
             None,
-            None,
-            None,
         )
-
-
-__all__ = [
-    "AnswerTargets",
-    "FullTargets",
-    "LossTargets",
-    "LossTerms",
-    "TailMode",
-    "TeacherTargets",
-    "distillation_loss",
-]

@@ -1,10 +1,12 @@
-"""What answer positions are trained on: stored top-k entries, or the teacher itself."""
+"""What answer positions are trained on: stored top-k entries, whole distributions, or the teacher's states."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from firstsight.teacher_head import TeacherHead
@@ -13,37 +15,69 @@ from firstsight.teacher_head import TeacherHead
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerTargets:
-    """What a batch's answer positions are trained on, as a cache holds it."""
+class TensorFields:
+    """A dataclass whose tensors, also those in dictionaries and in fields of this kind, are moved as a whole."""
 
-    ids_NK: Tensor
-    """int64: student ids of the stored entries, distinct and shared in every row, soft or not; the most likely one first."""
-    log_p_NK: Tensor
-    """float32: their log-probabilities at the training temperature."""
-    log_r_N: Tensor
-    """float32: log of the mass not stored; -inf: nothing."""
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with the function applied to every tensor."""
+        return replace(self, **{field.name: _mapped(getattr(self, field.name), function) for field in fields(self)})
+
+    def to(self, device: torch.device) -> Self:
+        """On a device; the host does not wait for what is in pinned memory."""
+        return self.mapped(
+            lambda tensor: tensor.to(device, non_blocking=tensor.device.type == "cpu" and tensor.is_pinned())
+        )
+
+    def pin_memory(self) -> Self:
+        """In pinned memory; called by `torch.utils.data.DataLoader`."""
+        return self.mapped(Tensor.pin_memory)
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, TensorFields):
+        return value.mapped(function)
+    if isinstance(value, dict):
+        return {name: _mapped(each, function) for name, each in value.items()}
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionTargets(TensorFields):
+    """What is known of every answer position, whatever its soft targets are."""
+
     target_ids_N: Tensor
-    """int64: the answer's own tokens."""
+    """int64: the answer's own tokens, in the student's ids."""
     soft_N: Tensor
     """bool: soft targets exist here."""
     hard_N: Tensor
     """bool: the answer is ground truth, so the hard-label loss applies."""
 
-    @classmethod
-    def taken_from(cls, inputs: dict[str, Any], target_ids: Tensor) -> AnswerTargets:
-        """Those of a batch of `dataset.Collator`, taken out of it."""
-        return cls(
-            ids_NK=inputs.pop("stored_ids"),
-            log_p_NK=inputs.pop("log_p"),
-            log_r_N=inputs.pop("log_r"),
-            target_ids_N=target_ids,
-            soft_N=inputs.pop("soft"),
-            hard_N=inputs.pop("hard"),
-        )
+    def counted(self) -> Tensor:
+        """int64 scalar, N of the loss: positions with a soft target or a hard label."""
+        return (self.soft_N | self.hard_N).sum()
 
-    def chunk(self, rows: slice | Tensor, temperature: float) -> AnswerTargets:
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTargets(PositionTargets):
+    """Entries of a cache and the mass of the rest, at the training temperature."""
+
+    ids_NK: Tensor
+    """int64: student ids of the stored entries, distinct and shared in every row, soft or not; the most likely one first."""
+    log_p_NK: Tensor
+    """float32: their log-probabilities, nats."""
+    log_r_N: Tensor
+    """float32: log of the mass not stored, nats; -inf: nothing."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[StoredTargets]) -> StoredTargets:
+        """The positions of several samples in a row."""
+        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
+    def chunk(self, rows: slice | Tensor) -> StoredTargets:
         """Those of some positions."""
-        return AnswerTargets(**{name: value[rows] for name, value in vars(self).items()})
+        return self.mapped(lambda tensor: tensor[rows])
 
     @property
     def top_ids_N1(self) -> Tensor:
@@ -52,19 +86,15 @@ class AnswerTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullTargets:
-    """The whole distribution over the shared ids: for a few positions at a time."""
+class FullTargets(PositionTargets):
+    """The whole distribution over the shared ids, at the training temperature: for a few positions at a time."""
 
     log_p_NS: Tensor
-    """float32: finite log-probabilities at the training temperature."""
+    """float32: finite log-probabilities, nats."""
     shared_ids_S: Tensor
     """int64, ascending: the student ids of the columns."""
-    target_ids_N: Tensor
-    """As in `AnswerTargets`, like the two that follow."""
-    soft_N: Tensor
-    hard_N: Tensor
 
-    def chunk(self, rows: slice, temperature: float) -> FullTargets:
+    def chunk(self, rows: slice | Tensor) -> FullTargets:
         """Those of some positions."""
         return FullTargets(
             log_p_NS=self.log_p_NS[rows],
@@ -81,22 +111,20 @@ class FullTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherTargets:
+class TeacherTargets(PositionTargets):
     """The teacher's hidden states, from which the whole distribution is made chunk by chunk."""
 
     states_ND: Tensor
     """Any float dtype; finite where not soft, too."""
     head: TeacherHead
-    target_ids_N: Tensor
-    """As in `AnswerTargets`, like the two that follow."""
-    soft_N: Tensor
-    hard_N: Tensor
+    temperature: float
+    """T of the distributions that are made."""
 
-    def chunk(self, rows: slice, temperature: float) -> FullTargets:
+    def chunk(self, rows: slice | Tensor) -> FullTargets:
         """The distributions of some positions."""
         device = self.target_ids_N.device
         return FullTargets(
-            log_p_NS=self.head.log_probabilities(self.states_ND[rows], temperature).to(device),
+            log_p_NS=self.head.log_probabilities(self.states_ND[rows], self.temperature).to(device),
             shared_ids_S=self.head.student_ids_S.to(device),
             target_ids_N=self.target_ids_N[rows],
             soft_N=self.soft_N[rows],
@@ -104,4 +132,4 @@ class TeacherTargets:
         )
 
 
-LossTargets = AnswerTargets | FullTargets | TeacherTargets
+LossTargets = StoredTargets | FullTargets | TeacherTargets

@@ -1,6 +1,6 @@
-"""Device memory of a training, by part, from the student's shape alone: what `fs-student plan` reckons with.
+"""Device memory of a training, by part, from the student's shape alone: what `fs-student plan` estimates with.
 
-Weights, gradients and state are counted exactly; what the graph keeps is reckoned per token and layer (a test compares it
+Weights, gradients and state are counted exactly; what the graph keeps is estimated per token and layer (a test compares it
 with what torch saves for the backward pass).
 """
 
@@ -32,7 +32,7 @@ class Shape:
     adapters: int
     """Weights of LoRA's adapters."""
     head: int
-    """Of the head's matrix, tied or not."""
+    """Weights of the head's matrix, tied or not."""
     rows: int
     """V, rows of the head."""
     head_trained: bool
@@ -45,10 +45,10 @@ class Shape:
     vision_layers: int
     vision_hidden: int
     vision_intermediate: int
-    wide: int
-    """Bytes of an activation: 2 in bfloat16, 4 in float32."""
-    frozen_wide: int
-    """Bytes of a saved weight, the type of weights under adapters."""
+    activation_bytes: int
+    """Bytes of one value: 2 in bfloat16, 4 in float32."""
+    saved_bytes: int
+    """Bytes of one saved weight; weights under adapters are of its type, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,13 @@ class Footprint:
         return kept + max(self.loss + self.activations, self.step) + _CONTEXT
 
 
-def student_shape(config: Any, section: StudentSection, *, wide: int) -> Shape:
+def student_shape(config: Any, section: StudentSection, *, activation_bytes: int) -> Shape:
     """The shape of a student.
 
     Args:
         config: of transformers.
         section: of the recipe: what is frozen, and LoRA's rank.
-        wide: bytes of an activation.
+        activation_bytes: of one value.
     """
     model = meta_model(config)
     lora = section.lora or LoraSection()
@@ -114,8 +114,8 @@ def student_shape(config: Any, section: StudentSection, *, wide: int) -> Shape:
         vision_intermediate=0
         if vision is None
         else getattr(vision, "intermediate_size", 0) or int(vision_hidden * vision.mlp_ratio),
-        wide=wide,
-        frozen_wide=4 if section.dtype == "float32" else 2,
+        activation_bytes=activation_bytes,
+        saved_bytes=4 if section.dtype == "float32" else 2,
     )
 
 
@@ -132,19 +132,19 @@ def footprint(shape: Shape, mode: Mode, *, tokens: int, patches: int, gradient_c
     everything = shape.trained + shape.frozen
     step = 0
     if mode == "fp32_master":
-        casts = 2 * shape.matrices if shape.wide == 2 else 0
+        casts = 2 * shape.matrices if shape.activation_bytes == 2 else 0
         weights, gradients, optimizer = 4 * everything + casts, 4 * shape.trained, 8 * shape.trained
     elif mode == "bf16_kahan":
         # 8-bit state has a float32 scale for each 256; a step works on one matrix and its gradient in float32
         weights, gradients, step = 2 * everything, 2 * shape.trained, 8 * shape.largest
         optimizer = int((2 + 2 * 4 / 256 + 2) * shape.trained)
     else:
-        weights = shape.frozen_wide * everything + 4 * shape.adapters
+        weights = shape.saved_bytes * everything + 4 * shape.adapters
         gradients, optimizer = 4 * shape.adapters, 8 * shape.adapters
-    kept_wide = {"fp32_master": 4, "bf16_kahan": 2, "lora": shape.frozen_wide}[mode]
-    copies = 0 if kept_wide == 4 else 4
+    kept_bytes = {"fp32_master": 4, "bf16_kahan": 2, "lora": shape.saved_bytes}[mode]
+    copies = 0 if kept_bytes == 4 else 4
     head_trained = shape.head_trained and mode != "lora"
-    gradient = (4 + (0 if kept_wide == 4 else kept_wide)) * head_trained
+    gradient = (4 + (0 if kept_bytes == 4 else kept_bytes)) * head_trained
     return Footprint(
         mode=mode,
         gradient_checkpointing=gradient_checkpointing,
@@ -158,13 +158,13 @@ def footprint(shape: Shape, mode: Mode, *, tokens: int, patches: int, gradient_c
 
 
 def _activations(shape: Shape, mode: Mode, tokens: int, patches: int, gradient_checkpointing: bool) -> float:
-    wide, h, i = shape.wide, shape.hidden, shape.intermediate
+    size, h, i = shape.activation_bytes, shape.hidden, shape.intermediate
     e, f = shape.vision_hidden, shape.vision_intermediate
     # a layer of the language model keeps about 8 vectors of the hidden size, 4 of the inner one, and its norms' float32
-    layer = (8 * wide + 8) * h + 4 * wide * i
-    vision_layer = (8 * wide + 8) * e + 2 * wide * f
+    layer = (8 * size + 8) * h + 4 * size * i
+    vision_layer = (8 * size + 8) * e + 2 * size * f
     vision = patches if shape.vision_trained and mode != "lora" else 0
     if gradient_checkpointing:
-        kept = tokens * wide * h * shape.layers + vision * wide * e * shape.vision_layers
+        kept = tokens * size * h * shape.layers + vision * size * e * shape.vision_layers
         return kept + max(tokens * layer, patches * vision_layer)
     return tokens * layer * shape.layers + max(vision * vision_layer * shape.vision_layers, patches * vision_layer)

@@ -15,7 +15,7 @@ from firstsight.models import load_config, resolve_directory
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from phase2_student.data.batches import GlobalBatches
+from phase2_student.data.order import GlobalBatches
 from phase2_student.planning.footprint import MODES, Footprint, Mode, Shape, footprint, student_shape
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.weights import check_weights
@@ -28,7 +28,7 @@ class Work:
     samples: int
     validation_samples: int
     tokens: int
-    """Of one epoch: prompts, images and answers, without padding."""
+    """Tokens of one epoch: prompts, images and answers, without padding."""
     positions: int
     """Answer positions of one epoch."""
     padding: float
@@ -52,9 +52,9 @@ class TrainingPlan:
     work: Work
     shape: Shape
     mode: Mode
-    """Of the recipe."""
+    """The recipe's."""
     gradient_checkpointing: bool
-    """Of the recipe."""
+    """The recipe's."""
     footprints: tuple[Footprint, ...]
     """Each way to train, without gradient checkpointing and with it."""
 
@@ -64,7 +64,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
     Args:
         recipe: its data and the student's configuration and tokenizer must be there.
-        processes: that train at the same time, one on each gpu.
+        processes: that train at the same time, one on each GPU.
         progress: show a bar.
 
     Raises:
@@ -78,7 +78,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
     check_weights(recipe, config)
     prompter = load_prompter(directory, recipe.student, recipe.data)
     half = arguments.bf16 or arguments.fp16 or recipe.student.precision == "bf16_kahan"
-    shape = student_shape(config, recipe.student, wide=2 if half else 4)
+    shape = student_shape(config, recipe.student, activation_bytes=2 if half else 4)
     work = _work(recipe, prompter, arguments, processes, progress)
     ways = [
         footprint(
@@ -107,7 +107,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     rows = _rows(recipe)
     for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
         prompt, image_tokens = prompter.prompt_tokens(sample)
-        # an answer that the teacher gave is in the cache alone: reckoned at its longest
+        # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
         lengths.append(prompt + answer)
         positions += answer
@@ -150,7 +150,7 @@ def padding_share(lengths: list[int], batches: GlobalBatches) -> float:
     return 1 - sum(lengths) / padded if padded else 0.0
 
 
-def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
+def plan_text(plan: TrainingPlan) -> str:
     """The plan as lines for the terminal."""
     work, shape = plan.work, plan.shape
     on = f" on {work.processes} GPUs" if work.processes > 1 else ""
@@ -179,7 +179,7 @@ def plan_text(plan: TrainingPlan, recipe: Recipe) -> str:
     lines += [
         "  GPUs looked at: " + ", ".join(f"{gpu.name} {gpu.memory:g} GB" for gpu in GPUS),
         "  Choose by student.precision, student.lora and training.gradient_checkpointing; weights, gradients and optimiser",
-        "  are exact, the graph is reckoned per token and layer.",
+        "  are exact, the graph is estimated per token and layer.",
     ]
     return "\n".join(lines)
 

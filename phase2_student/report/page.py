@@ -162,12 +162,12 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, Any]:
-    losses = [row["validation"]["loss"] for row in run.validations]
+    best = run.best_validation_loss
     return {
         "name": run.name,
         "series": series[run.name],
         "values": ["-" if run.key(key) is None else str(run.key(key)) for key in keys],
-        "losses": f"{min(losses):.4f}" if losses else "-",
+        "losses": "-" if best is None else f"{best:.4f}",
         "precision": run.facts.get("precision", "-"),
         "seed": run.facts.get("seed", "-"),
         "commit": str(run.facts.get("git_commit") or "-"),

@@ -45,7 +45,6 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         validations = run.validations
         final = validations[-1]["validation"] if validations else {}
-        losses = [row["validation"]["loss"] for row in validations]
         rows.append(
             {
                 "name": run.name,
@@ -53,7 +52,7 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "finished": run.finished,
                 "settings": {name: run.identity.get(name) for name in names},
                 "steps": run.history[-1]["step"] if run.history else 0,
-                "best_validation_loss": min(losses, default=None),
+                "best_validation_loss": run.best_validation_loss,
                 **{f"validation_{name}": final.get(name) for name in ("loss", "kd", "ce", "agreement")},
                 "exact_match": exact_match(run),
                 "seconds": sum(row.get("seconds", 0.0) for row in run.history),
@@ -107,9 +106,9 @@ def comparison_text(runs: Sequence[Run]) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     lines.append("Loss, KD, CE and agreement on validation; best loss is the lowest, the others are the last ones.")
-    if {"loss.temperature", "loss.alpha", "loss.tail"} & set(names):
+    if any(name.startswith("loss.") for name in names):
         lines.append(
-            "Loss and KD of another temperature, alpha or tail are other quantities: compare CE, agreement and exact match."
+            "Loss and KD of other settings of the loss are other quantities: compare CE, agreement and exact match."
         )
     return "\n".join(lines)
 

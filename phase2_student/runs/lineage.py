@@ -28,7 +28,7 @@ class CacheFacts:
 
     @property
     def seconds(self) -> float | None:
-        """Of the workers that dumped it, without loading the teacher; None for a cache that does not tell."""
+        """Time of the workers that dumped it, without loading the teacher; None for a cache that does not say."""
         return self.status.statistics.get("seconds")
 
 

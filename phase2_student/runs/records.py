@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from firstsight.errors import DataError
+from phase2_student.runs.best import best_loss
 from phase2_student.runs.run_directory import RUN
 
 NAMES = ("teacher", "teacher-bf16", "base", "student", "student-int8", "student-nf4")
@@ -25,7 +26,7 @@ class Run:
     """A training run, as its directory tells it."""
 
     name: str
-    """Of the directory, with as many of those above as `read_runs` needs."""
+    """Its directory's, with as many of those above as `read_runs` needs."""
     directory: Path
     recipe: dict[str, Any]
     """Defaults included; paths as in the recipe of the run."""
@@ -51,8 +52,13 @@ class Run:
         return [row for row in self.history if row["validation"]]
 
     @property
+    def best_validation_loss(self) -> float | None:
+        """The lowest finite one; None where there is none."""
+        return best_loss(row["validation"]["loss"] for row in self.validations)
+
+    @property
     def seconds(self) -> float | None:
-        """Of training, validation and saving; None where the history does not tell."""
+        """Time of training, validation and saving; None where the history does not say."""
         if not self.history or not all(row.get("seconds") for row in self.history):
             return None
         return float(sum(row["seconds"] for row in self.history))

@@ -21,7 +21,7 @@ import yaml
 
 import firstsight
 from firstsight.errors import RecipeError
-from firstsight.recipe import Recipe
+from firstsight.recipe import LossSection, Recipe
 from phase2_student.runs.checkpoints import checkpoints
 from phase2_student.runs.files import write_json
 
@@ -46,6 +46,8 @@ _WITHOUT_EFFECT = {
     "do_train", "do_eval", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 """Keys of `training` that leave the weights as they are; the product of batch sizes is compared instead."""
+_FIRST_LOSS_KEYS = ("temperature", "alpha", "tail")
+"""Keys of `loss` that every run states; younger ones are left out at their defaults, so that older runs are continued."""
 _PREFIXES_WITHOUT_EFFECT = ("logging_", "dataloader_", "log_", "hub_", "push_", "eval_", "trackio_")
 
 
@@ -74,7 +76,9 @@ def run_identity(
             if k not in ("trust_remote_code", "attn_implementation", "padding_free")
         },
         "data": {k: v for k, v in dumped["data"].items() if k in ("max_length", "system_prompt")},
-        "loss": dumped["loss"],
+        "loss": {
+            k: v for k, v in dumped["loss"].items() if k in _FIRST_LOSS_KEYS or v != LossSection.model_fields[k].default
+        },
         "training": {**training, "seed": seed},
     }
     identity = {f"{section}.{k}": v for section, values in sections.items() for k, v in values.items()}

@@ -17,6 +17,8 @@ _DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "logging_steps": 10,
     "train_sampling_strategy": "group_by_length",
+    # a step that is not finite stops the run; the filter would wait for the device after every micro-batch
+    "logging_nan_inf_filter": False,
 }
 _TRACKERS = {"tensorboard", "wandb", "trackio"}
 _FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": [], "load_best_model_at_end": False}

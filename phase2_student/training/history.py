@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory, write_json
 
 _TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second", "data_wait")
@@ -61,16 +62,15 @@ class HistoryCallback(TrainerCallback):
         self.output_dir = output_dir
         self.save = save
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_evaluate(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """After a validation."""
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        best = min((loss for loss in losses if math.isfinite(loss)), default=losses[0])
-        if losses[-1] == best or len(losses) == 1:
+        if losses[-1] == best_loss(losses) or len(losses) == 1:
             replace_directory(self.output_dir / "best", self.save, main=state.is_world_process_zero)
         if state.is_world_process_zero:
             self._write(state)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """After the last step."""
         if state.is_world_process_zero:
             self._write(state)

@@ -14,7 +14,7 @@ _SHOWN = {"loss": "loss", "kd": "KD", "ce": "CE", "agreement": "agreement"}
 class Bar(ProgressCallback):  # type: ignore[misc]
     """The stock bar, with the latest figures behind it instead of a line for each log."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """The training's own logs; validations have their lines."""
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix({_SHOWN[name]: f"{logs[name]:.3g}" for name in _SHOWN if name in logs})
@@ -23,7 +23,9 @@ class Bar(ProgressCallback):  # type: ignore[misc]
 class ValidationLines(TrainerCallback):  # type: ignore[misc]
     """One line per validation: epoch, step, and the parts of the loss."""
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_evaluate(
+        self, _args: Any, state: Any, _control: Any, metrics: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """After a validation."""
         if state.is_world_process_zero and metrics:
             parts = [f"{_SHOWN[name]} {metrics[f'eval_{name}']:.4f}" for name in _SHOWN if f"eval_{name}" in metrics]

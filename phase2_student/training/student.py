@@ -6,7 +6,7 @@ transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from firstsight.models import backbone_states, save_weights
-from firstsight.teacher_head import TeacherHead
-from phase2_student.loss.fused import AnswerTargets, LossTargets, LossTerms, TailMode, TeacherTargets, distillation_loss
+from phase2_student.data.batch import Batch
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.objective import Objective
 from phase2_student.training.packing import packed_states
 from phase2_student.training.weights import plain_state, save_adapter, stock_model
 
@@ -24,53 +25,44 @@ from phase2_student.training.weights import plain_state, save_adapter, stock_mod
 class LossSettings:
     """What `forward` needs to know of the loss."""
 
-    temperature: float
-    alpha: float
-    tail: TailMode
+    objective: Objective
     unshared_ids: Tensor
     """int64 [U]: rows of the head that the teacher's vocabulary does not have."""
-    teacher_head: TeacherHead | None = None
-    """Where batches bring the teacher's states in place of stored targets."""
 
 
 class DistillationForward:
-    """Mixed in front of a model class: with `target_ids` among the inputs, `forward` returns the loss and its parts."""
+    """Mixed in front of a model class: given a `batch`, `forward` returns the loss and its parts."""
 
     loss_settings: LossSettings
     padding_free: bool = False
 
-    def forward(self, *args: Any, target_ids: Tensor | None = None, **inputs: Any) -> Any:
-        """The stock forward; or, for a batch of `dataset.Collator` or `online.OnlineTrainer`, `(loss, LossTerms)`."""
-        if target_ids is None:
+    def forward(
+        self, *args: Any, batch: Batch[Any] | None = None, num_items: Tensor | float = 1.0, **inputs: Any
+    ) -> Any:
+        """The stock forward; or, for a batch that is ready for the loss, `(loss, LossTerms)`.
+
+        Args:
+            args: of the stock forward.
+            batch: on the model's device.
+            num_items: N, answer positions of the whole accumulated batch over all ranks.
+            inputs: of the stock forward.
+        """
+        if batch is None:
             return super().forward(*args, **inputs)  # type: ignore[misc]
-        targets = self._targets(target_ids, inputs)
-        num_items = inputs.pop("num_items")
-        rows, columns = inputs.pop("answer_rows"), inputs.pop("answer_columns")
-        states = (packed_states if self.padding_free else backbone_states)(self, inputs, rows, columns)
+        make_states = packed_states if self.padding_free else backbone_states
+        states = make_states(self, batch.inputs, batch.answer_rows, batch.answer_columns)
         settings = self.loss_settings
+        if settings.unshared_ids.device != states.device:  # once: a copy from the host waits for the backbone
+            settings = replace(settings, unshared_ids=settings.unshared_ids.to(states.device))
+            self.loss_settings = settings
         head: Any = self
         return distillation_loss(
             states,
             head.get_output_embeddings().weight,
-            targets,
-            unshared_ids=settings.unshared_ids.to(states.device),
-            temperature=settings.temperature,
-            alpha=settings.alpha,
+            batch.targets,
+            settings.objective,
+            unshared_ids=settings.unshared_ids,
             num_items=num_items,
-            tail=settings.tail,
-        )
-
-    def _targets(self, target_ids: Tensor, inputs: dict[str, Any]) -> LossTargets:
-        """The targets of a batch, taken out of its inputs."""
-        head = self.loss_settings.teacher_head
-        if head is None:
-            return AnswerTargets.taken_from(inputs, target_ids)
-        return TeacherTargets(
-            states_ND=inputs.pop("teacher_states"),
-            head=head,
-            target_ids_N=target_ids,
-            soft_N=inputs.pop("soft"),
-            hard_N=inputs.pop("hard"),
         )
 
 
@@ -97,6 +89,3 @@ def save_student(model: Any, processor: Any, directory: Path, dtype: torch.dtype
     save_weights(stock_model(model), directory, dtype, plain_state(model))
     processor.save_pretrained(directory)
     save_adapter(model, directory / "adapter")
-
-
-__all__ = ["DistillationForward", "LossSettings", "LossTerms", "save_student", "with_distillation_forward"]

@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 
 from firstsight.errors import RecipeError
-from firstsight.recipe import Recipe, load_recipe
+from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.training.arguments import training_arguments
-from phase2_student.training.train import TrainResult, is_finished, prepare, train
+from phase2_student.training.prepare import is_finished, prepare
+from phase2_student.training.train import TrainResult, train
 
 VARIED = ("loss", "training", "student")
 """Sections that a grid may vary: the others are what the cache and its samples depend on."""
-_BARE = ("temperature", "alpha", "tail")
+_BARE = tuple(LossSection.model_fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,9 @@ class Outcome:
         if self.result is None:
             return f"failed: {self.error}"
         if not self.result.finished:
-            return f"stopped by SIGTERM after step {self.result.steps:,}, with a checkpoint; the same command goes on"
+            return f"stopped by SIGTERM after step {self.result.steps:,}, with a checkpoint; the same command continues"
         time = f"in {self.result.seconds:.0f} s" if self.result.seconds else "finished before"
-        return f"{self.result.steps:,} steps {time}, best validation loss {self.result.best_validation_loss:.4f}"
+        return f"{self.result.steps:,} steps {time}, {self.result.best_text}"
 
 
 def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[SweepRun]:
@@ -62,7 +63,7 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
     Args:
         config: the recipe.
         overrides: `section.key=value` for all runs.
-        grid: `key=value,value,...`, the key as in an override; `temperature`, `alpha` and `tail` are those of the loss.
+        grid: `key=value,value,...`, the key as in an override; those of the loss need no section.
 
     Raises:
         RecipeError: a key or a value that no run could use, or two runs of one name.
@@ -71,7 +72,7 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
     keys = [key for key, _ in axes]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise RecipeError(f"--grid {twice}: stands twice; list all its values in one")
+        raise RecipeError(f"--grid {twice}: is given twice; list all its values in one")
     root = load_recipe(config, overrides).output_dir
     last = [key.rpartition(".")[2] for key in keys]
     labels = [key if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
@@ -109,12 +110,12 @@ def _axis(text: str) -> tuple[str, list[str]]:
 def sweep(
     runs: Sequence[SweepRun], *, progress: bool = True, report: Callable[[int, Outcome], None] = lambda *_: None
 ) -> list[Outcome]:
-    """Train every run that is not finished; a run that fails is reported, and the others go on.
+    """Train every run that is not finished; a run that fails is reported, and the others continue.
 
     Args:
         runs: of `grid_runs`.
         progress: show bars.
-        report: is told the number of each run and how it ended.
+        report: is given the number of each run and how it ended.
 
     Returns:
         One outcome per run; fewer where SIGTERM stopped the last of them.
@@ -136,7 +137,7 @@ def sweep(
             result = train(replace(plan, arguments=arguments))
             outcome = Outcome(run=run, result=result)
             (run.recipe.output_dir / "error.txt").unlink(missing_ok=True)
-        except Exception as error:  # noqa: BLE001 - it is reported and kept, and the other runs go on
+        except Exception as error:  # noqa: BLE001 - it is reported and kept, and the other runs continue
             run.recipe.output_dir.mkdir(parents=True, exist_ok=True)
             (run.recipe.output_dir / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             outcome = Outcome(run=run, result=None, error=f"{type(error).__name__}: {error}")

@@ -1,86 +1,61 @@
 """`transformers.Trainer` with the distillation loss: token-exact means, KD and CE logged apart, exact evaluation.
 
-The samples of a step do not depend on the number of processes (`batches.py`), and a checkpoint is sealed once it is whole
-(`resume.py`).
+The samples of a step do not depend on the number of processes (`data/order.py`), a checkpoint is sealed once it is whole
+(`checkpointing.py`), and a step that is not finite stops the run (`finite.py`).
 """
 
 from __future__ import annotations
 
-import errno
-import shutil
-import signal
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from phase2_student.data.batches import GlobalBatches
-from phase2_student.loss.fused import LossTerms
-from phase2_student.runs.checkpoints import keep_newest, seal
-from phase2_student.training.student import LossSettings
+from phase2_student.data.batch import Batch
+from phase2_student.loss.objective import LossTerms, Objective
+from phase2_student.training.checkpointing import SealingTrainer
+from phase2_student.training.finite import StepGuard
+from phase2_student.training.loaders import EpochOfBatches, data_loader, train_batches, validation_batches
 
 
-class DistillationTrainer(Trainer):
-    """Trains a model with `student.DistillationForward` on batches of `dataset.Collator`."""
+class DistillationTrainer(SealingTrainer):
+    """Trains a model with `student.DistillationForward` on batches of a `source.TargetSource`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        args: of `transformers.Trainer`.
+        complete: of the source: brings a batch to the device, ready for the loss.
+        kwargs: of `transformers.Trainer`.
+    """
+
+    def __init__(self, *args: Any, complete: Callable[[Any], Batch[Any]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.complete = complete
         # set, not detected: detection differs by model class
         self.model_accepts_loss_kwargs = True
-        # checkpoints are deleted here, after the new one is sealed
-        self._keep = self.args.save_total_limit
-        self.args.save_total_limit = None
+        self._guard = StepGuard(Path(self.args.output_dir), self.accelerator)
+        self.add_callback(self._guard)
         self._restart_clock()
         self._logged = self._since
 
+    # ---- batches ----
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process."""
-        args = self.args
-        grouped = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
-        batches = GlobalBatches(
-            self.train_dataset.lengths() if grouped else [0] * len(self.train_dataset),
-            batch_size=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            processes=args.world_size,
-            rank=args.process_index,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle=args.train_sampling_strategy != "sequential",
-            group=grouped,
-        )
-        # not prepared by accelerate, which would deal the micro-batches once more
-        loader = self._loader(self.train_dataset, batches)
-        self.add_callback(_Epochs(batches, -(-len(loader) // args.gradient_accumulation_steps)))
+        batches = train_batches(self.train_dataset, self.args)
+        loader = data_loader(self.train_dataset, batches, self.data_collator, self.args)
+        self.add_callback(EpochOfBatches(batches, -(-len(loader) // self.args.gradient_accumulation_steps)))
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Samples of like length together; each of them counts once over all processes."""
+        """Each sample once over all processes."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        batches = GlobalBatches(
-            dataset.lengths(),
-            batch_size=self.args.per_device_eval_batch_size,
-            processes=self.args.world_size,
-            rank=self.args.process_index,
-            shuffle=False,
-        )
-        return self._loader(dataset, batches)
-
-    def _loader(self, dataset: Any, batches: GlobalBatches) -> DataLoader[Any]:
-        args = self.args
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+        return data_loader(dataset, validation_batches(dataset, self.args), self.data_collator, self.args)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The stock one; how long the loop waits for it is what `data_wait` reports."""
@@ -89,33 +64,61 @@ class DistillationTrainer(Trainer):
         self._waited += time.perf_counter() - begin
         return batches
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Batch[Any]], device: torch.device) -> Tensor | None:
         """Answer positions of the whole accumulated batch over all ranks, soft or hard.
 
         The stock count is of labels: samples without ground truth would vanish from the mean.
         """
         if not batch_samples:
             return None
-        count = torch.tensor(sum(_positions(batch) for batch in batch_samples), device=device)
+        positions = sum(batch.counted() for batch in batch_samples)
+        count = torch.full((), positions, dtype=torch.int64, device=device)  # a copy would wait for the step before
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)
 
+    def _prepare_inputs(self, inputs: Batch[Any]) -> Batch[Any]:
+        """The batch on the device, ready for the loss."""
+        batch = self.complete(inputs)
+        if self.is_deepspeed_enabled:  # which wants the model's inputs in its own dtype
+            batch = replace(batch, inputs=self._prepare_input(batch.inputs))
+        return batch
+
+    def floating_point_ops(self, inputs: Batch[Any]) -> int:
+        """The stock estimate."""
+        operations: int = super().floating_point_ops(inputs.inputs)
+        return operations
+
+    def _track_num_input_tokens(self, inputs: Batch[Any]) -> None:
+        super()._track_num_input_tokens(inputs.inputs)
+
+    # ---- a step ----
+
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        inputs: Batch[Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a micro-batch as its share of the accumulated batch's mean."""
-        num_items = max(1, _positions(inputs)) if num_items_in_batch is None else num_items_in_batch
-        loss, terms = model(**inputs, num_items=num_items)
+        num_items = max(1, inputs.counted()) if num_items_in_batch is None else num_items_in_batch
+        loss, terms = model(batch=inputs, num_items=num_items)
+        self._guard.add(loss, inputs.names)
         self._terms.append(torch.stack(list(terms)))
-        self._tokens.append(inputs["attention_mask"].sum())  # summed when they are logged: no waiting for the device
+        # summed when they are logged: no waiting for the device
+        self._tokens.append(inputs.inputs["attention_mask"].sum())
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
         return (loss, terms) if return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The stock one, which the loop asks for before every step; the guard need not compute it again."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._guard.add_norm(norm)
+        return norm
+
+    # ---- logs ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to the stock log the parts of the loss, the agreement with the teacher, tokens per second, `data_wait`, the
@@ -125,7 +128,8 @@ class DistillationTrainer(Trainer):
         logs["seconds"], self._logged = now - self._logged, now
         if "loss" in logs:
             sums = self._reduced(torch.stack(self._terms).double().sum(dim=0))
-            logs.update(_means(sums, prefix="", with_kd=self._settings.alpha > 0))
+            means = self._objective.means(LossTerms(*sums), training=True)
+            logs.update({name: value for name, value in means.items() if name != "loss"})
             tokens = int(torch.stack(self._tokens).sum())
             logs["tokens_per_second"] = tokens * self.args.world_size / (now - self._since)
             logs["data_wait"] = self._waited / (now - self._since)
@@ -133,14 +137,23 @@ class DistillationTrainer(Trainer):
         super().log(logs, start_time)
 
     @property
-    def _settings(self) -> LossSettings:
-        settings: LossSettings = self.accelerator.unwrap_model(self.model).loss_settings
-        return settings
+    def _objective(self) -> Objective:
+        objective: Objective = self.accelerator.unwrap_model(self.model).loss_settings.objective
+        return objective
 
     def _restart_clock(self) -> None:
         self._terms: list[Tensor] = []
         self._tokens: list[Tensor] = []
         self._waited, self._since = 0.0, time.perf_counter()
+
+    def _reduced(self, sums: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return sums
+        precise = torch.float32 if self.args.device.type == "mps" else torch.float64
+        reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device, precise), "sum").double().cpu()
+        return reduced
+
+    # ---- validation ----
 
     @torch.no_grad()
     def evaluation_loop(
@@ -152,135 +165,22 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Sums and counts over the whole set: the stock loop averages batch means."""
+        del description, prediction_loss_only, ignore_keys  # the stock loop's
         begin = time.perf_counter()
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
-        sums = torch.zeros(len(LossTerms._fields), dtype=torch.float64)
-        positions = torch.zeros((), dtype=torch.float64)
+        sums = torch.zeros(len(LossTerms._fields), dtype=torch.float64, device=self.args.device)
         for batch in dataloader:
-            inputs = self._prepare_inputs(batch)
+            prepared = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                _, terms = model(**inputs, num_items=1)
-            sums += torch.stack(list(terms)).double().cpu()
-            positions += _positions(batch)
+                _, terms = model(batch=prepared, num_items=1)
+            sums += torch.stack(list(terms))  # on the device: the host does not wait for each batch
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        sums, positions = self._reduced(sums), self._reduced(positions)
-        settings = self._settings
-        kd, ce = float(sums[0]), float(sums[1])
-        loss = (settings.alpha * kd + (1 - settings.alpha) * ce) / max(1.0, float(positions))
-        metrics = {f"{metric_key_prefix}_loss": loss, **_means(sums, prefix=f"{metric_key_prefix}_")}
+        means = self._objective.means(LossTerms(*self._reduced(sums.cpu())), training=False)
         self._since += time.perf_counter() - begin  # tokens per second are those of training
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
-            metrics=metrics,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=len(dataloader.dataset),  # type: ignore[arg-type]
         )
-
-    def _reduced(self, sums: Tensor) -> Tensor:
-        if self.args.world_size == 1:
-            return sums
-        precise = torch.float32 if self.args.device.type == "mps" else torch.float64
-        reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device, precise), "sum").double().cpu()
-        return reduced
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The stock checkpoint; then its seal, and only then the old ones go."""
-        directory = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(directory, ignore_errors=True)  # what an interrupted run left
-        self.accelerator.wait_for_everyone()
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                seal(directory)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not _disk_is_full(error):
-                raise
-            shutil.rmtree(directory, ignore_errors=True)
-            raise OSError(
-                errno.ENOSPC,
-                f"no space left for a checkpoint; the ones before it are whole: free some space and run the same command again "
-                f"(training.save_total_limit is {self._keep})",
-                str(directory),
-            ) from error
-        if self.args.should_save and self._keep is not None:
-            keep_newest(directory.parent, max(1, self._keep))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Every weight, or an error.
-
-        The stock method looks for the module's own names in a file that has the names of the hub, finds none of them, and
-        goes on from the base weights with a warning.
-        """
-        model = self.model if model is None else model
-        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        loaded, report = type(model).from_pretrained(
-            resume_from_checkpoint, dtype=next(model.parameters()).dtype, output_loading_info=True
-        )
-        if report["missing_keys"] or report["unexpected_keys"]:
-            names = sorted([*report["missing_keys"], *report["unexpected_keys"]])
-            raise RuntimeError(f"{resume_from_checkpoint}: not the weights of this model: {', '.join(names[:3])}, ...")
-        model.load_state_dict(loaded.state_dict())
-
-
-class StopOnSignal(TrainerCallback):
-    """On SIGTERM the step at hand is finished and saved, and the training ends; for one process.
-
-    With several, they would stop at different steps; there the checkpoints of `save_steps` must do.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Catch the signal."""
-        if args.world_size == 1:
-            self._before = signal.signal(signal.SIGTERM, self._receive)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave the signal as it was."""
-        if args.world_size == 1:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop, if asked to."""
-        if self.received:
-            control.should_save = control.should_training_stop = True
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
-
-
-class _Epochs(TrainerCallback):
-    """Tells the batches their epoch, also when training goes on in the middle of one."""
-
-    def __init__(self, batches: GlobalBatches, steps_per_epoch: int) -> None:
-        self.batches = batches
-        self.steps_per_epoch = max(1, steps_per_epoch)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Before the loader is asked for its first batch."""
-        self.batches.set_epoch(state.global_step // self.steps_per_epoch)
-
-
-def _disk_is_full(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # torch and safetensors wrap what the system said
-    return any(sign in str(error) for sign in ("No space left", "os error 28", "file write failed", "unexpected pos"))
-
-
-def _positions(batch: dict[str, Any]) -> int:
-    """N of the loss: answer positions with a soft target or a hard label."""
-    return int((batch["soft"] | batch["hard"]).sum())
-
-
-def _means(sums: Tensor, prefix: str, *, with_kd: bool = True) -> dict[str, float]:
-    """Without KD where it was not computed: in training with alpha = 0."""
-    kd, ce, agree, soft, hard = sums.tolist()
-    means = {"kd": kd / max(1.0, soft), "ce": ce / max(1.0, hard), "agreement": agree / max(1.0, soft)}
-    return {f"{prefix}{name}": value for name, value in means.items() if with_kd or name != "kd"}

@@ -196,7 +196,13 @@ def _qwen_vl(kind: str, prefix: str) -> Callable[..., tuple[Any, ...]]:
             "rope_parameters": rope,
             "eos_token_id": tokenizer.eos_token_id,
         }
-        vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        vision: dict[str, Any] = {
+            "depth": 2,
+            "num_heads": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        }
         if kind == "qwen2_vl":
             vision |= {"embed_dim": 32, "hidden_size": text["hidden_size"], "mlp_ratio": 2}
         elif kind == "qwen2_5_vl":

@@ -12,7 +12,7 @@ from firstsight.data.samples import Sample, load_samples
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The directory of a `model_type`; not to be changed."""
     root: Path = tmp_path_factory.mktemp("families")
     made: dict[str, Path] = {}
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def rows(tmp_path) -> Callable[..., list[Sample]]:
+def rows(tmp_path: Path) -> Callable[..., list[Sample]]:
     """Samples of (images, question, answer); images of several sizes are drawn."""
     for name, size in (
         ("small.png", (40, 60)),
@@ -40,11 +40,11 @@ def rows(tmp_path) -> Callable[..., list[Sample]]:
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
 
-    def make(*questions, system=None):
+    def make(*questions: tuple[list[str], str, str | None], system: str | None = None) -> list[Sample]:
         lines = []
         for number, (images, text, answer) in enumerate(questions):
-            content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-            messages = [{"role": "system", "content": system}] if system else []
+            content: list[dict[str, str]] = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+            messages: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": content})
             if answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})

@@ -73,6 +73,31 @@ def test_each_mistake_is_one_line(write, text, overrides, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4096", 4096), ("512 MiB", 512 * 2**20), ("2GB", 2 * 10**9), ("1.5 kib", 1536), ("'300'", 300), ("7 B", 7)],
+)
+def test_the_memory_of_a_cache_is_a_size(write, text, count):
+    recipe = load_recipe(write(f"cache: {{memory: {text}}}"))
+    assert recipe.cache.memory == count
+    assert Recipe.model_validate(recipe.dump()).cache.memory == count
+    assert load_recipe(write("{}")).cache.memory == 256 * 2**20
+
+
+@pytest.mark.parametrize("text", ["lots", "5 apples", "-1", "0", "1.5", "1 MiB 2"])
+def test_what_is_no_size_is_refused(write, text):
+    with pytest.raises(RecipeError, match=r"cache\.memory: "):
+        load_recipe(write("{}"), [f"cache.memory={text}"])
+
+
+def test_scratch_is_relative_to_the_recipe(write, tmp_path):
+    path = write("{}")
+    assert load_recipe(path).cache_scratch is None
+    assert load_recipe(path, ["cache.scratch=fast"]).cache_scratch == tmp_path / "fast"
+    assert load_recipe(path, ["cache.scratch=/fast"]).cache_scratch == Path("/fast")
+    assert load_recipe(path, ["cache.scratch=~/fast"]).cache_scratch == Path.home() / "fast"
+
+
 def test_missing_recipe(tmp_path):
     with pytest.raises(RecipeError, match=r"nowhere\.yaml is not there"):
         load_recipe(tmp_path / "nowhere.yaml")

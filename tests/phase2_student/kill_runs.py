@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 
 import phase2_student.training.trainer  # noqa: F401 - imported once, before the children
 from firstsight.recipe import load_recipe
-from phase2_student.training.train import prepare, train
+from phase2_student.training.prepare import prepare
+from phase2_student.training.train import train
 
 
 class StepLog(TrainerCallback):
@@ -28,7 +29,7 @@ class StepLog(TrainerCallback):
     def __init__(self, pipe):
         self.pipe = pipe
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, _args, state, _control, **_):
         os.write(self.pipe, f"{state.global_step}\n".encode())
 
 

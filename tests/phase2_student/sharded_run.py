@@ -38,6 +38,7 @@ from torch.distributed.tensor import DTensor  # noqa: E402
 
 from firstsight.recipe import load_recipe  # noqa: E402
 from phase2_student.training import train as module  # noqa: E402
+from phase2_student.training.prepare import prepare  # noqa: E402
 from phase2_student.training.student import with_distillation_forward  # noqa: E402
 
 torch.set_num_threads(1)
@@ -51,7 +52,7 @@ def remembered(model, settings, **options):
 
 module.with_distillation_forward = remembered
 recipe = load_recipe(Path(recipe_path), overrides)
-result = module.train(module.prepare(recipe, progress=False))
+result = module.train(prepare(recipe, progress=False))
 model = models[-1]
 head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
 if os.environ["RANK"] == "0":
@@ -70,6 +71,6 @@ if os.environ["RANK"] == "0":
     (recipe.output_dir / "final").rename(recipe.output_dir / "undisturbed")
     shutil.rmtree(newest)
 torch.distributed.barrier()
-again = module.train(module.prepare(recipe, progress=False))
+again = module.train(prepare(recipe, progress=False))
 assert again.steps == result.steps
 torch.distributed.destroy_process_group()

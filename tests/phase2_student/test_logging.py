@@ -21,7 +21,7 @@ def test_the_parts_of_the_loss_are_logged_apart_for_train_and_validation(world, 
     class Listener(TrainerCallback):
         """In the place of a reporting integration."""
 
-        def on_log(self, args, state, control, logs=None, **_):
+        def on_log(self, _args, _state, _control, logs=None, **_):
             seen.append(rewrite_logs(dict(logs)))
 
     monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Listener])
@@ -68,7 +68,8 @@ def test_tensorboard_is_told_where_it_is_installed_and_others_by_name(world, ins
     assert training_arguments(told).report_to == ["wandb", "trackio"]
 
 
-def test_a_tracker_that_is_not_installed_is_named(world, installed):
+@pytest.mark.usefixtures("installed")
+def test_a_tracker_that_is_not_installed_is_named(world):
     result = run("train", "--config", world / "recipe.yaml", "--no-progress", "--set", "training.report_to=wandb")
     assert result.exit_code == 2, (result.output, result.exception)
     assert "training.report_to: wandb is not installed; pip install wandb" in result.output

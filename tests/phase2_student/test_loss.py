@@ -1,13 +1,18 @@
 """The loss against full-vocabulary KL, against its plain form, and against finite differences."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from phase2_student.loss.fused import AnswerTargets, distillation_loss
+from firstsight.recipe import LossSection
+from phase2_student.loss.divergences import DIVERGENCES, divergence_of
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.objective import Objective
 from phase2_student.loss.reference import reference_loss
+from phase2_student.loss.targets import StoredTargets
 
 N, D, V = 23, 16, 97
 
@@ -23,7 +28,7 @@ def make_case(seed=0, k=8, unshared=5, temperature=2.0, dtype=torch.float32, sof
     at_t = (teacher / temperature).log_softmax(dim=1)
     log_p, ids = at_t.topk(min(k, shared), dim=1)
     rest = at_t.scatter(1, ids, -torch.inf)
-    targets = AnswerTargets(
+    targets = StoredTargets(
         ids_NK=ids,
         log_p_NK=log_p.float(),
         log_r_N=rest.logsumexp(dim=1).float(),
@@ -41,7 +46,12 @@ def test_all_entries_stored_is_full_vocabulary_kl_plus_cross_entropy(temperature
     head.requires_grad_()
     alpha = 0.7
     loss, _ = distillation_loss(
-        states, head, targets, unshared_ids=unshared, temperature=temperature, alpha=alpha, num_items=N
+        states,
+        head,
+        targets,
+        objective=Objective(temperature=temperature, alpha=alpha),
+        unshared_ids=unshared,
+        num_items=N,
     )
     grads = torch.autograd.grad(loss, [states, head])
     logits = states @ head.T
@@ -57,9 +67,11 @@ def test_all_entries_stored_is_full_vocabulary_kl_plus_cross_entropy(temperature
 @pytest.mark.parametrize("tail", ["bucket", "renormalize", "none"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.1])
 @pytest.mark.parametrize("chunk", [7, 256])
-def test_fused_equals_reference(tail, temperature, chunk):
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_fused_equals_reference(name, tail, temperature, chunk):
     states, head, targets, unshared, _ = make_case(seed=1, temperature=temperature, soft_all=False)
-    options = {"unshared_ids": unshared, "temperature": temperature, "alpha": 0.6, "num_items": 31.0, "tail": tail}
+    objective = Objective(temperature=temperature, alpha=0.6, tail=tail, divergence=DIVERGENCES[name]())
+    options = {"unshared_ids": unshared, "objective": objective, "num_items": 31.0}
     states.requires_grad_()
     head.requires_grad_()
     loss, terms = distillation_loss(states, head, targets, chunk=chunk, **options)
@@ -77,7 +89,11 @@ def test_fused_equals_reference(tail, temperature, chunk):
 @pytest.mark.parametrize("tail", ["bucket", "renormalize", "none"])
 def test_gradient_agrees_with_finite_differences(tail):
     states, head, targets, unshared, _ = make_case(seed=2, dtype=torch.float64)
-    options = {"unshared_ids": unshared, "temperature": 2.0, "alpha": 0.7, "num_items": float(N), "tail": tail}
+    options = {
+        "unshared_ids": unshared,
+        "objective": Objective(temperature=2.0, alpha=0.7, tail=tail),
+        "num_items": float(N),
+    }
     states32 = states.float().requires_grad_()
     loss, _ = distillation_loss(states32, head.float(), targets, **options)
     (grad,) = torch.autograd.grad(loss, [states32])
@@ -92,10 +108,26 @@ def test_gradient_agrees_with_finite_differences(tail):
         assert grad[n, d].item() == pytest.approx(slope.item(), rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_slope_is_the_derivative_of_its_value(name):
+    g = torch.Generator().manual_seed(12)
+    log_p, log_q = (torch.randn(5, 9, generator=g, dtype=torch.float64).mul(3).log_softmax(dim=1) for _ in range(2))
+    value, slope = DIVERGENCES[name]().value_and_slope(log_p, log_q.requires_grad_())
+    torch.testing.assert_close(slope, torch.autograd.grad(value.sum(), log_q)[0])
+
+
+def test_the_divergences_of_the_recipe_are_those_there_are():
+    assert get_args(LossSection.model_fields["divergence"].annotation) == tuple(DIVERGENCES)
+    for name in DIVERGENCES:
+        assert type(divergence_of(LossSection(divergence=name))) is DIVERGENCES[name]
+
+
 def test_rows_that_are_not_shared_get_no_soft_gradient():
     states, head, targets, unshared, _ = make_case(seed=3)
     head.requires_grad_()
-    loss, _ = distillation_loss(states, head, targets, unshared_ids=unshared, temperature=2.0, alpha=1.0, num_items=N)
+    loss, _ = distillation_loss(
+        states, head, targets, objective=Objective(temperature=2.0, alpha=1.0), unshared_ids=unshared, num_items=N
+    )
     (grad,) = torch.autograd.grad(loss, [head])
     assert grad[unshared].abs().max() == 0
     assert grad[: unshared[0]].abs().min() > 0
@@ -108,7 +140,12 @@ def test_t_squared_is_in_the_gradient():
         states, head, targets, unshared, _ = make_case(seed=4, k=V, unshared=0, temperature=temperature)
         states = (states * 0.01).requires_grad_()
         loss, _ = distillation_loss(
-            states, head, targets, unshared_ids=unshared, temperature=temperature, alpha=1.0, num_items=N
+            states,
+            head,
+            targets,
+            objective=Objective(temperature=temperature, alpha=1.0),
+            unshared_ids=unshared,
+            num_items=N,
         )
         norms.append(torch.autograd.grad(loss, [states])[0].norm().item())
     assert 0.5 < norms[1] / norms[0] < 1.0
@@ -118,7 +155,9 @@ def test_extreme_logits_stay_finite():
     """A student that is sure of the wrong id, with a tail whose mass underflows."""
     states, head, targets, unshared, _ = make_case(seed=5)
     states = (states * 60).requires_grad_()
-    loss, _ = distillation_loss(states, head, targets, unshared_ids=unshared, temperature=1.0, alpha=0.7, num_items=N)
+    loss, _ = distillation_loss(
+        states, head, targets, objective=Objective(temperature=1.0, alpha=0.7), unshared_ids=unshared, num_items=N
+    )
     (grad,) = torch.autograd.grad(loss, [states])
     assert math.isfinite(loss.item())
     assert grad.isfinite().all()
@@ -126,7 +165,7 @@ def test_extreme_logits_stay_finite():
 
 def test_frozen_head_and_no_grad():
     states, head, targets, unshared, _ = make_case(seed=6)
-    options = {"unshared_ids": unshared, "temperature": 2.0, "alpha": 0.7, "num_items": float(N)}
+    options = {"unshared_ids": unshared, "objective": Objective(temperature=2.0, alpha=0.7), "num_items": float(N)}
     states.requires_grad_()
     loss, _ = distillation_loss(states, head, targets, **options)
     (grad,) = torch.autograd.grad(loss, [states])
@@ -139,7 +178,7 @@ def test_frozen_head_and_no_grad():
 
 def test_projection_is_fp32_under_autocast():
     states, head, targets, unshared, _ = make_case(seed=7)
-    options = {"unshared_ids": unshared, "temperature": 2.0, "alpha": 0.7, "num_items": float(N)}
+    options = {"unshared_ids": unshared, "objective": Objective(temperature=2.0, alpha=0.7), "num_items": float(N)}
     plain, _ = distillation_loss(states, head, targets, **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast, _ = distillation_loss(states, head, targets, **options)
@@ -149,7 +188,7 @@ def test_projection_is_fp32_under_autocast():
 @pytest.mark.parametrize("soft_all", [True, False])
 def test_hard_labels_alone_are_plain_cross_entropy_and_skip_the_soft_part(soft_all):
     states, head, targets, unshared, _ = make_case(seed=8, soft_all=soft_all)
-    options = {"unshared_ids": unshared, "temperature": 2.0, "alpha": 0.0, "num_items": float(N)}
+    options = {"unshared_ids": unshared, "objective": Objective(temperature=2.0, alpha=0.0), "num_items": float(N)}
     states.requires_grad_()
     loss, terms = distillation_loss(states, head, targets, **options)
     hard = targets.hard_N
@@ -172,7 +211,12 @@ def test_agreement_counts_the_teachers_most_likely_token():
     expected = ((top == targets.ids_NK[:, 0]) & targets.soft_N).sum()
     for alpha in (0.0, 0.7):
         _, terms = distillation_loss(
-            states.requires_grad_(), head, targets, unshared_ids=unshared, temperature=2.0, alpha=alpha, num_items=1.0
+            states.requires_grad_(),
+            head,
+            targets,
+            objective=Objective(temperature=2.0, alpha=alpha),
+            unshared_ids=unshared,
+            num_items=1.0,
         )
         assert terms.agree == expected
 
@@ -183,7 +227,7 @@ def test_a_tail_far_below_the_stored_entries_keeps_its_mass():
     head = head * 0.01
     lift = torch.zeros(N, V).scatter_(1, targets.ids_NK, 400.0)
     states, head = torch.cat([states, torch.eye(N)], dim=1), torch.cat([head, lift.T], dim=1)
-    options = {"unshared_ids": unshared, "temperature": 2.0, "alpha": 1.0, "num_items": float(N)}
+    options = {"unshared_ids": unshared, "objective": Objective(temperature=2.0, alpha=1.0), "num_items": float(N)}
     loss, _ = distillation_loss(states, head, targets, **options)
     expected = reference_loss(states.double(), head.double(), targets, **options)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -192,7 +236,9 @@ def test_a_tail_far_below_the_stored_entries_keeps_its_mass():
 def test_a_second_backward_is_refused():
     states, head, targets, unshared, _ = make_case(seed=11)
     states.requires_grad_()
-    loss, _ = distillation_loss(states, head, targets, unshared_ids=unshared, temperature=2.0, alpha=0.7, num_items=N)
+    loss, _ = distillation_loss(
+        states, head, targets, objective=Objective(temperature=2.0, alpha=0.7), unshared_ids=unshared, num_items=N
+    )
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from test_training import run
 
 from firstsight.recipe import load_recipe
-from phase2_student.training.train import prepare
+from phase2_student.training.prepare import prepare
 
 
 def weights(directory):
@@ -68,17 +68,18 @@ def test_order_and_lengths_are_those_of_the_cached_run(world):
     cached, online = prepare(recipe, progress=False), prepare(recipe, online=True, progress=False)
     assert [key for key, _ in cached.train.samples] == [key for key, _ in online.train.samples]
     assert cached.train.lengths() == online.train.lengths()
-    assert (cached.shared == online.shared).all()
+    assert (cached.source.shared_mask() == online.source.shared_mask()).all()
 
 
 def test_the_teacher_sees_its_own_resolution(world):
     recipe = load_recipe(world / "recipe.yaml", ["teacher.max_pixels=3136"])
     item = prepare(recipe, online=True, progress=False).train[0]
-    assert item.teacher.positions == item.student.positions == len(item.rows)
-    assert len(item.teacher.input_ids) < len(item.student.input_ids)
-    assert item.rows.tolist() == list(range(item.student.positions))
+    teacher, student, rows = item.targets.encoded, item.encoded, item.targets.rows
+    assert teacher.positions == student.positions == len(rows)
+    assert len(teacher.input_ids) < len(student.input_ids)
+    assert rows.tolist() == list(range(student.positions))
     filler = prepare(recipe, online=True, progress=False).train[~0]
-    assert len(filler.rows) == filler.teacher.positions == 0
+    assert len(filler.targets.rows) == filler.targets.encoded.positions == 0
 
 
 def test_a_sample_without_an_answer_is_refused(world):

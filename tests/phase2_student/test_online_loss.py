@@ -8,7 +8,10 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
-from phase2_student.loss.fused import FullTargets, TeacherTargets, distillation_loss
+from phase2_student.loss.divergences import DIVERGENCES
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.objective import Objective
+from phase2_student.loss.targets import FullTargets, TeacherTargets
 
 
 def full(stored, at_t):
@@ -30,9 +33,14 @@ def value_and_grads(states, head, targets, **options):
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7, 2.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
-def test_with_all_ids_stored_the_cached_loss_is_the_online_loss(temperature, alpha):
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_with_all_ids_stored_the_cached_loss_is_the_online_loss(name, temperature, alpha):
     states, head, stored, unshared, at_t = make_case(seed=20, k=V, temperature=temperature, soft_all=False)
-    options = {"unshared_ids": unshared, "temperature": temperature, "alpha": alpha, "num_items": 31.0}
+    options = {
+        "unshared_ids": unshared,
+        "objective": Objective(temperature=temperature, alpha=alpha, divergence=DIVERGENCES[name]()),
+        "num_items": 31.0,
+    }
     cached, cached_terms, cached_grads = value_and_grads(states, head, stored, **options)
     online, online_terms, online_grads = value_and_grads(states, head, full(stored, at_t), **options)
     assert online.item() == pytest.approx(cached.item(), rel=1e-6)
@@ -50,9 +58,8 @@ def test_it_is_full_vocabulary_kl_plus_cross_entropy(chunk):
         states,
         head,
         full(stored, at_t),
+        objective=Objective(temperature=T, alpha=alpha),
         unshared_ids=unshared,
-        temperature=T,
-        alpha=alpha,
         num_items=count,
         chunk=chunk,
     )
@@ -87,6 +94,7 @@ def test_from_the_teachers_states_ids_are_aligned_and_other_mass_is_dropped():
     targets = TeacherTargets(
         states_ND=teacher_states.bfloat16(),
         head=TeacherHead(teacher_head.bfloat16(), None, alignment),
+        temperature=2.0,
         target_ids_N=stored.target_ids_N,
         soft_N=stored.soft_N,
         hard_N=stored.hard_N,
@@ -94,7 +102,12 @@ def test_from_the_teachers_states_ids_are_aligned_and_other_mass_is_dropped():
     logits = teacher_states.bfloat16().float() @ teacher_head.bfloat16().float().T
     kept = torch.stack([logits[:, teacher_of_student[i]] for i in range(V - 5)], dim=1)
     expected = full(stored, (kept / 2.0).log_softmax(dim=1))
-    options = {"unshared_ids": torch.arange(V - 5, V), "temperature": 2.0, "alpha": 0.7, "num_items": 23.0, "chunk": 7}
+    options = {
+        "unshared_ids": torch.arange(V - 5, V),
+        "objective": Objective(temperature=2.0, alpha=0.7),
+        "num_items": 23.0,
+        "chunk": 7,
+    }
     one, two = value_and_grads(states, head, targets, **options), value_and_grads(states, head, expected, **options)
     assert one[0].item() == pytest.approx(two[0].item(), rel=1e-6)
     assert one[1].agree == two[1].agree

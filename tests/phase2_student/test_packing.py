@@ -65,7 +65,7 @@ def test_samples_without_images_are_packed_as_well(student):
     assert_like_padded(student, (inputs, rows, columns))
 
 
-def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False, softmax_scale=None, **_):
+def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=False, softmax_scale=None, **_):
     """What flash_attn_varlen_func computes, in plain torch: each sequence by itself. [S, heads, head size]"""
     assert torch.equal(cu_seqlens_q, cu_seqlens_k)
     varlen.calls.append(cu_seqlens_q.diff().tolist())

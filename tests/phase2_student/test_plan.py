@@ -12,7 +12,7 @@ from firstsight.models import load_student
 from firstsight.recipe import StudentSection, load_recipe
 from phase2_student.planning.footprint import MODES, footprint, student_shape
 from phase2_student.planning.plan import padding_share, plan_training
-from phase2_student.training.train import prepare
+from phase2_student.training.prepare import prepare
 
 # the published shape of Qwen2-VL-2B-Instruct
 TWO_BILLION = {
@@ -32,7 +32,7 @@ TWO_BILLION = {
 
 def test_the_memory_of_each_way_for_a_full_student():
     config = Qwen2VLConfig(**TWO_BILLION)
-    shape = student_shape(config, StudentSection(), wide=2)
+    shape = student_shape(config, StudentSection(), activation_bytes=2)
     assert shape.trained == 2_208_985_600  # what the hub states for Qwen2-VL-2B-Instruct
     ways = {
         mode: footprint(shape, mode, tokens=2 * 1500, patches=2 * 5120, gradient_checkpointing=True) for mode in MODES
@@ -43,7 +43,7 @@ def test_the_memory_of_each_way_for_a_full_student():
     assert kahan.total < 24e9 < master.total
     assert lora.total < kahan.total / 2
     assert shape.adapters == 18_464_768  # r = 16 on every linear layer of the language model
-    frozen = student_shape(config, StudentSection(freeze=("vision", "projector")), wide=2)
+    frozen = student_shape(config, StudentSection(freeze=("vision", "projector")), activation_bytes=2)
     assert frozen.trained + frozen.frozen == shape.trained
     assert (
         footprint(frozen, "bf16_kahan", tokens=3000, patches=0, gradient_checkpointing=True).total < kahan.total - 3e9
@@ -90,7 +90,7 @@ def test_the_graph_keeps_what_the_plan_reckons(gradient_checkpointing):
         states = model.model(**inputs, use_cache=False).last_hidden_state
         peak = sum(saved.values())
         states.sum().backward()
-    shape = student_shape(config, StudentSection(), wide=2)
+    shape = student_shape(config, StudentSection(), activation_bytes=2)
     sizes = {"tokens": ids.numel(), "patches": 2 * patches}
     free = footprint(shape, "bf16_kahan", **sizes, gradient_checkpointing=False).activations
     if not gradient_checkpointing:
@@ -114,7 +114,7 @@ def test_the_plan_counts_what_the_training_then_does(world):
     work = planned["work"]
     assert work["tokens"] == sum(lengths)
     assert work["longest"] == max(lengths)
-    assert work["positions"] == sum(len(plan.targets[key].targets) for key, _ in plan.train.samples)
+    assert work["positions"] == sum(len(plan.source.cache[key].targets) for key, _ in plan.train.samples)
     assert (work["steps_per_epoch"], work["steps"], work["global_batch"]) == (7, 14, 4)
     assert planned["mode"] == "fp32_master"
     trained = planned["shape"]["trained"]
@@ -137,7 +137,7 @@ def test_padding_free_adds_nothing_and_more_cards_take_fewer_steps(world):
 
 
 def test_the_share_of_padding():
-    from phase2_student.data.batches import GlobalBatches
+    from phase2_student.data.order import GlobalBatches
 
     lengths = [10, 10, 5, 5]
     assert padding_share(lengths, GlobalBatches(lengths, batch_size=2, shuffle=False)) == 0

@@ -85,7 +85,7 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
         (["alpha"], "expected key=value,value"),
         (["cache.top_k=8,16"], "a grid varies keys of loss, training, student"),
         (["alpha=0.5,0.5"], "two runs are named alpha=0.5"),
-        (["alpha=0.5", "loss.alpha=0.7"], "loss.alpha: stands twice"),
+        (["alpha=0.5", "loss.alpha=0.7"], "loss.alpha: is given twice"),
         (["training.output_dir=a,b"], "each run gets a directory"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from phase2_student.data.batches import GlobalBatches
+from phase2_student.data.order import GlobalBatches
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(5, 400, size=101)]
 

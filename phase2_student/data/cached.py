@@ -1,50 +1,95 @@
-"""Samples joined with their cached targets, by key; never by row number.
+"""Targets from a cache: samples joined with what is stored of them, by key; never by row number.
 
-data = DistillationDataset(samples, prompter, cache, temperature=2.0)   # refuses what does not fit, by name
-loader = DataLoader(data, collate_fn=Collator(pad_id))
+source = CacheSource(open_recipe_cache(recipe), prompter, temperature=2.0)
+data = source.dataset(samples)          # refuses what does not fit, by name
+loader = DataLoader(data, collate_fn=source.collator())
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError
-from firstsight.prompting import Encoded, Prompter, answer_index, collate
-from storage.reader import Cache
+from firstsight.prompting import Encoded, Prompter
+from firstsight.recipe import Recipe
+from phase2_student.data.batch import Batch, Collator, Item
+from phase2_student.loss.targets import StoredTargets
+from storage.reader import Cache, open_cache
 from storage.targets import SampleTargets, Targets
 from storage.temperature import at_temperature
 
-# P answer positions of a sample, N of a batch, K stored entries
+
+def open_recipe_cache(recipe: Recipe) -> Cache:
+    """The recipe's cache, with the memory and the scratch directory that it states; CacheError."""
+    return open_cache(recipe.cache_location, memory_budget=recipe.cache.memory, scratch=recipe.cache_scratch)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One sample as model inputs, and its targets at the training temperature."""
+class CacheSource:
+    """A `source.TargetSource`: what a dump has left.
 
-    encoded: Encoded
-    ids: Tensor
-    """int64 [P, K]."""
-    log_p: Tensor
-    """float32 [P, K]."""
-    log_r: Tensor
-    """float32 [P]."""
-    soft: Tensor
-    """bool [P]."""
-    hard: bool
+    Args:
+        cache: opened.
+        prompter: the student's.
+        temperature: of the targets, within the cache's nodes.
+        progress: show a bar while targets are compared.
+    """
+
+    note = ""
+
+    def __init__(self, cache: Cache, prompter: Prompter, *, temperature: float, progress: bool = False) -> None:
+        self.cache = cache
+        self.prompter = prompter
+        self.temperature = temperature
+        self.progress = progress
+
+    def at(self, recipe: Recipe) -> CacheSource:
+        """The same cache for a recipe with another loss."""
+        return CacheSource(self.cache, self.prompter, temperature=recipe.loss.temperature, progress=self.progress)
+
+    def shared_mask(self) -> NDArray[np.bool_]:
+        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
+        return self.cache.shared_mask()
+
+    def dataset(self, samples: Sequence[Sample]) -> CachedDataset:
+        """Samples with their targets; raises what `CachedDataset` does."""
+        return CachedDataset(samples, self.prompter, self.cache, temperature=self.temperature, progress=self.progress)
+
+    def reused(self, dataset: CachedDataset) -> CachedDataset:
+        """A dataset of this cache at this temperature, checked already; TemperatureOutOfRange."""
+        return dataset.at(self.temperature)
+
+    def collator(self, blank: Encoded | None = None) -> Collator[StoredTargets, StoredTargets]:
+        """Items of the dataset to batches."""
+        return Collator(join=join_stored, pad_id=self.prompter.pad_id, blank=blank)
+
+    def identity(self) -> dict[str, Any]:
+        """What a run on these targets is bound to."""
+        return {"targets": "cache", "cache digest": self.cache.digest}
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` tells of the targets."""
+        return {"teacher": None, "cache": self.cache.location, "cache_digest": self.cache.digest}
+
+    def completion(self, device: torch.device) -> Callable[[Batch[StoredTargets]], Batch[StoredTargets]]:
+        """What brings a batch to the device, ready for the loss."""
+        return lambda batch: batch.to(device)
 
 
-class DistillationDataset(Dataset[Item]):
+def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
+    """The targets of a batch."""
+    return StoredTargets.joined([item.targets for item in items])
+
+
+class CachedDataset(Dataset[Item[StoredTargets]]):
     """Samples with their targets.
 
     Args:
@@ -90,22 +135,28 @@ class DistillationDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Item[StoredTargets]:
         """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
         key, sample = self.samples[index if index >= 0 else ~index]
         cached = self.cache[key]
         targets = cached.targets if index >= 0 else _no_positions(cached.targets)
         log_p, log_r = self._at_temperature(targets)
+        ids = np.where(targets.soft[:, None], targets.ids.astype(np.int64), self._any_ids)
+        encoded = self.prompter.encode(sample, targets.target_ids.tolist())
         return Item(
-            encoded=self.prompter.encode(sample, targets.target_ids.tolist()),
-            ids=torch.from_numpy(np.where(targets.soft[:, None], targets.ids.astype(np.int64), self._any_ids)),
-            log_p=torch.from_numpy(log_p),
-            log_r=torch.from_numpy(log_r),
-            soft=torch.from_numpy(targets.soft),
-            hard=cached.hard,
+            name=sample.id,
+            encoded=encoded,
+            targets=StoredTargets(
+                target_ids_N=encoded.target_ids,
+                soft_N=torch.from_numpy(targets.soft),
+                hard_N=torch.full((len(targets),), cached.hard),
+                ids_NK=torch.from_numpy(ids),
+                log_p_NK=torch.from_numpy(log_p),
+                log_r_N=torch.from_numpy(log_r),
+            ),
         )
 
-    def at(self, temperature: float) -> DistillationDataset:
+    def at(self, temperature: float) -> CachedDataset:
         """The same samples, checked already, at another temperature of the cache.
 
         Raises:
@@ -150,37 +201,3 @@ class DistillationDataset(Dataset[Item]):
 
 def _no_positions(targets: Targets) -> Targets:
     return Targets(**{name: array[:0] for name, array in vars(targets).items()})
-
-
-class Collator:
-    """Items to one batch: padded model inputs, and the targets of all answer positions in a row.
-
-    Args:
-        pad_id: fills `input_ids` on the right.
-        blank: of `Prompter.blank`, for several processes: they wait for each other's gradients and shards module by module,
-            so one whose micro-batch is text alone must go through the vision tower as the others do.
-    """
-
-    def __init__(self, pad_id: int, blank: Encoded | None = None) -> None:
-        self.pad_id = pad_id
-        self.blank = blank
-
-    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Model inputs of `prompting.collate`, and with N answer positions:
-
-        answer_rows, answer_columns, target_ids: int64 [N]; stored_ids int64 [N, K]; log_p float32 [N, K];
-        log_r float32 [N]; soft, hard: bool [N].
-        """
-        encoded = [item.encoded for item in items]
-        rows, columns = answer_index(encoded)
-        return {
-            **collate(encoded, self.pad_id, self.blank),
-            "answer_rows": rows,
-            "answer_columns": columns,
-            "target_ids": torch.cat([item.encoded.target_ids for item in items]),
-            "stored_ids": torch.cat([item.ids for item in items]),
-            "log_p": torch.cat([item.log_p for item in items]),
-            "log_r": torch.cat([item.log_r for item in items]),
-            "soft": torch.cat([item.soft for item in items]),
-            "hard": torch.cat([torch.full((item.encoded.positions,), item.hard) for item in items]),
-        }

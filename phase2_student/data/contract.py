@@ -1,0 +1,115 @@
+"""What phase 2 compares with the specification of a cache: everything that its recipe states, line by line.
+
+The student's tokens, roles and rows of its head, `cache.top_k`, `cache.temperatures`, `data.system_prompt` and the name of the
+teacher are stated by every recipe, by their defaults if not by name. Other settings of the dump are compared where the recipe
+or an override names them: a recipe that is silent about `teacher.quantization` trains on any. The teacher need not be there;
+where it is not, `teacher.max_pixels` is compared for image processors that count pixels (Qwen2-VL and its successors).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from firstsight.errors import ModelError
+from firstsight.families import family_of
+from firstsight.identity import image_settings, model_name, student_identity
+from firstsight.models import load_config, load_processor
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe
+from storage.canonical import normalised
+from storage.errors import SpecMismatch
+from storage.reader import Cache
+
+_IF_NAMED = ("revision", "quantization", "dtype", "attn_implementation", "batch_tokens")
+"""Keys of `teacher` that a specification holds under the same name."""
+_GENERATION = {"max_tokens": "generate_max_tokens", "temperature": "generate_temperature", "seed": "generate_seed"}
+"""What a specification says of generated answers, and the keys of `cache`."""
+
+
+def check_cache(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> None:
+    """Compare a cache with the recipe and the student that are to be trained on it.
+
+    Args:
+        recipe: of the run.
+        cache: opened.
+        prompter: the student's.
+        rows: of the student's head.
+
+    Raises:
+        SpecMismatch: with every difference.
+    """
+    spec = cache.spec
+    own: dict[str, Any] = {"vocabulary_size": rows}
+    own.update({f"student.{name}": value for name, value in student_identity(prompter).items()})
+    cached = {
+        "vocabulary_size": spec["vocabulary_size"],
+        **{f"student.{k}": v for k, v in spec.get("student", {}).items()},
+    }
+    differences = [(name, cached.get(name, SpecMismatch.ABSENT), value) for name, value in own.items()]
+    _refuse(cache, [*differences, *_stated(recipe, spec)])
+
+
+def check_teacher(recipe: Recipe, cache: Cache) -> None:
+    """The part of `check_cache` that is not the student's; SpecMismatch."""
+    _refuse(cache, _stated(recipe, cache.spec))
+
+
+def _refuse(cache: Cache, compared: list[tuple[str, Any, Any]]) -> None:
+    differences = [(name, cached, wanted) for name, cached, wanted in compared if cached != wanted]
+    if differences:
+        raise SpecMismatch(cache.location, differences)
+
+
+def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted name, value in the cache, value of the recipe) of all that the recipe states about a dump."""
+    teacher, section, absent = spec.get("teacher", {}), recipe.teacher, SpecMismatch.ABSENT
+    compared = [
+        ("top_k", spec["top_k"], recipe.cache.top_k),
+        ("temperatures", spec["temperatures"], normalised(list(recipe.cache.temperatures))),
+        ("teacher.system_prompt", teacher.get("system_prompt", absent), recipe.data.system_prompt),
+    ]
+    name, cached_name = _teacher_name(recipe), teacher.get("model", absent)
+    if not _same_model(name, cached_name):
+        compared.append(("teacher.model", cached_name, name))
+    named = section.model_fields_set
+    compared += [
+        (f"teacher.{key}", teacher.get(key, absent), getattr(section, key)) for key in _IF_NAMED if key in named
+    ]
+    if "max_pixels" in named:
+        compared += _pixels(recipe, teacher.get("image_processor", {}))
+    named, generation = recipe.cache.model_fields_set, spec.get("generation")
+    if "generate_missing" in named:
+        compared.append(("generation", generation is not None, recipe.cache.generate_missing))
+    if generation is not None:
+        compared += [
+            (f"generation.{theirs}", generation.get(theirs, absent), getattr(recipe.cache, ours))
+            for theirs, ours in _GENERATION.items()
+            if ours in named
+        ]
+    return compared
+
+
+def _pixels(recipe: Recipe, cached: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What `teacher.max_pixels` amounts to, compared as far as that can be told."""
+    section = recipe.teacher
+    directory = recipe.directory / Path(section.model).expanduser()
+    if (directory / "config.json").is_file():
+        own = image_settings(load_processor(directory, section), family_of(load_config(directory, section)))
+        return [("teacher.image_processor", cached, normalised(own))]
+    longest = (cached.get("size") or {}).get("longest_edge")
+    if section.max_pixels is None or cached.get("merge_size") is None or longest is None:
+        return []  # a limit of the processor's own, or one that is not a number of pixels
+    return [("teacher.image_processor.size.longest_edge", longest, section.max_pixels)]
+
+
+def _teacher_name(recipe: Recipe) -> str:
+    try:
+        return model_name(recipe, recipe.teacher)
+    except ModelError:  # a directory that is not on this machine
+        return Path(recipe.teacher.model).name
+
+
+def _same_model(name: str, cached: str) -> bool:
+    """Equal, or alike in their last part where one of them was a directory: what is not there may be a hub id or a path."""
+    return name == cached or (Path(name).name == Path(cached).name and not ("/" in name and "/" in cached))

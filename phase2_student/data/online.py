@@ -1,0 +1,253 @@
+"""Targets from the teacher in memory: its whole distribution, batch by batch, and no cache.
+
+    source = TeacherSource(recipe, load_pair(recipe))
+    data = source.dataset(samples)           # in the order, and with the lengths, of a cached dataset
+    complete = source.completion(device)     # loads the teacher
+    batch = complete(source.collator()(items))
+
+The reference for what a cache keeps, and a feature where the teacher is small. Same trainer, order, seeds and loss weights as
+on a cache; only the targets differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from firstsight.data.samples import Sample
+from firstsight.errors import AlignmentError, DataError, TargetError
+from firstsight.identity import cache_spec, image_settings, model_name
+from firstsight.models import backbone_states, load_teacher
+from firstsight.pair import Pair
+from firstsight.prompting import Encoded, answer_index, collate
+from firstsight.recipe import Recipe
+from firstsight.teacher_head import TeacherHead
+from phase2_student.data.batch import Batch, Collator, Item
+from phase2_student.loss.targets import PositionTargets, TeacherTargets
+
+# P answer positions of a sample, N of a batch, M of them with soft targets, D hidden size of the teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherView:
+    """One sample as the teacher's inputs, and which of its answer positions are the student's."""
+
+    encoded: Encoded
+    rows: Tensor
+    """int64 [P]: the teacher's answer position for each of the student's; -1: no soft target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherInputs(PositionTargets):
+    """What the teacher must see before it gives targets: its inputs, and M of its answer positions."""
+
+    inputs: dict[str, Tensor]
+    """Padded, as `prompting.collate` makes them."""
+    rows_M: Tensor
+    """int64, rows of the positions in the padded inputs."""
+    columns_M: Tensor
+    """int64."""
+
+
+class TeacherSource:
+    """A `source.TargetSource`: the teacher itself.
+
+    Args:
+        recipe: of the run.
+        pair: of teacher and student.
+    """
+
+    note = "the teacher in memory"
+
+    def __init__(self, recipe: Recipe, pair: Pair) -> None:
+        self.recipe = recipe
+        self.pair = pair
+        self.prompter = pair.student
+
+    def at(self, recipe: Recipe) -> TeacherSource:
+        """The same teacher for a recipe with another loss."""
+        return TeacherSource(recipe, self.pair)
+
+    def shared_mask(self) -> NDArray[np.bool_]:
+        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
+        return self.pair.alignment.shared
+
+    def dataset(self, samples: Sequence[Sample]) -> OnlineDataset:
+        """Samples with the teacher's inputs; raises what `OnlineDataset` does."""
+        return OnlineDataset(samples, self.pair)
+
+    def reused(self, dataset: OnlineDataset) -> OnlineDataset:
+        """The dataset itself: it has no temperature."""
+        return dataset
+
+    def collator(self, blank: Encoded | None = None) -> Collator[TeacherView, TeacherInputs]:
+        """Items of the dataset to batches."""
+        return Collator(join=partial(join_inputs, self.pair.teacher.pad_id), pad_id=self.prompter.pad_id, blank=blank)
+
+    def identity(self) -> dict[str, Any]:
+        """What a run on these targets is bound to: what a cache of the teacher would be."""
+        pair = self.pair
+        spec = cache_spec(
+            self.recipe,
+            teacher_directory=pair.directory,
+            teacher=pair.teacher,
+            student=pair.student,
+            alignment=pair.alignment,
+        )
+        del spec["teacher"]["batch_tokens"]  # the teacher's batch is the student's
+        return {
+            "targets": "online",
+            **{f"teacher.{name}": value for name, value in spec["teacher"].items()},
+            "alignment": spec["alignment"]["digest"],
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` tells of the targets."""
+        return {"teacher": model_name(self.recipe, self.recipe.teacher), "cache": None, "cache_digest": None}
+
+    def completion(self, device: torch.device) -> Callable[[Batch[TeacherInputs]], Batch[TeacherTargets]]:
+        """What brings a batch to the device, ready for the loss: loads the teacher, whose states then replace its inputs."""
+        section = self.recipe.teacher
+        if section.device_map is None:
+            section = section.model_copy(update={"device_map": str(device)})
+        model = load_teacher(self.pair.directory, section)
+        head = model.get_output_embeddings()
+        teacher_head = TeacherHead(head.weight, getattr(head, "bias", None), self.pair.alignment)
+        teacher = OnlineTeacher(model, teacher_head, self.recipe.loss.temperature)
+        return lambda batch: teacher.complete(batch.to(device))
+
+
+class OnlineTeacher:
+    """The frozen teacher beside a student.
+
+    Args:
+        model: of transformers, with a head.
+        head: its head on the shared ids.
+        temperature: of the targets that it gives.
+    """
+
+    def __init__(self, model: Any, head: TeacherHead, temperature: float) -> None:
+        self.model = model
+        self.head = head
+        self.temperature = temperature
+
+    def complete(self, batch: Batch[TeacherInputs]) -> Batch[TeacherTargets]:
+        """The batch with the teacher's states in the place of its inputs; TargetError where they are not finite."""
+        seen = batch.targets
+        targets = TeacherTargets(
+            states_ND=self.states(seen),
+            head=self.head,
+            temperature=self.temperature,
+            target_ids_N=seen.target_ids_N,
+            soft_N=seen.soft_N,
+            hard_N=seen.hard_N,
+        )
+        return batch.with_targets(targets)
+
+    @torch.no_grad()
+    def states(self, seen: TeacherInputs) -> Tensor:
+        """[N, D] hidden states of the teacher at the student's answer positions; zeros where there is no soft target."""
+        width = self.head.head_VD.shape[1]
+        states_ND = torch.zeros((len(seen.soft_N), width), device=self.head.device)
+        if len(seen.rows_M):
+            moved = {name: tensor.to(self.model.device) for name, tensor in seen.inputs.items()}
+            found_MD = backbone_states(self.model, moved, seen.rows_M, seen.columns_M).to(states_ND)
+            if not found_MD.isfinite().all():
+                raise TargetError("the teacher's hidden states are not finite; try teacher.dtype: bfloat16")
+            states_ND[seen.soft_N.to(states_ND.device)] = found_MD
+        return states_ND
+
+
+class OnlineDataset(Dataset[Item[TeacherView]]):
+    """Samples with the teacher's inputs in place of stored targets.
+
+    Args:
+        samples: of one data file; each with an answer.
+        pair: of teacher and student.
+
+    Raises:
+        DataError: samples without an answer.
+    """
+
+    skipped = 0
+
+    def __init__(self, samples: Sequence[Sample], pair: Pair) -> None:
+        unanswered = [sample.place for sample in samples if sample.answer is None]
+        if unanswered:
+            raise DataError(
+                f"{len(unanswered)} samples have no answer ({', '.join(unanswered[:5])}): online training cannot let the teacher "
+                "answer; add answers, or dump with cache.generate_missing: true and train on the cache"
+            )
+        self.samples = list({sample.key: sample for sample in samples}.items())
+        self.pair = pair
+        self._same_inputs = _prompts_alike(pair)
+        self._lengths: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item[TeacherView]:
+        """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
+        _, sample = self.samples[index if index >= 0 else ~index]
+        answer: list[int] | None = None if index >= 0 else []
+        student = self.pair.student.encode(sample, answer)
+        teacher = student if self._same_inputs else self.pair.teacher.encode(sample, answer)
+        try:
+            rows = self.pair.answer_rows(teacher.target_ids.numpy(), student.target_ids.numpy())
+        except AlignmentError as error:
+            raise AlignmentError(f"{sample.place}: sample {sample.id!r}: {error}") from None
+        view = TeacherView(encoded=teacher, rows=torch.from_numpy(rows))
+        return Item(name=sample.id, encoded=student, targets=view)
+
+    def lengths(self) -> list[int]:
+        """Tokens of every sample for the student, prompt, images and answer; no image is decoded."""
+        if self._lengths is None:
+            student = self.pair.student
+            self._lengths = [
+                student.prompt_tokens(sample)[0] + len(student.answer_ids(sample.answer or ""))
+                for _, sample in self.samples
+            ]
+        return self._lengths
+
+
+def join_inputs(pad_id: int, items: Sequence[Item[TeacherView]]) -> TeacherInputs:
+    """The teacher's part of a batch.
+
+    Args:
+        pad_id: fills the teacher's `input_ids` on the right.
+        items: of the batch.
+    """
+    teacher = [item.targets.encoded for item in items]
+    rows, columns = answer_index(teacher)
+    offsets = np.cumsum([0, *(each.positions for each in teacher)]).tolist()
+    views = [item.targets.rows for item in items]
+    chosen = torch.cat([each[each >= 0] + offset for each, offset in zip(views, offsets, strict=False)])
+    soft = torch.cat([each >= 0 for each in views])
+    return TeacherInputs(
+        target_ids_N=torch.cat([item.encoded.target_ids for item in items]),
+        soft_N=soft,
+        hard_N=torch.ones_like(soft),
+        inputs=collate(teacher, pad_id),
+        rows_M=rows[chosen],
+        columns_M=columns[chosen],
+    )
+
+
+def _prompts_alike(pair: Pair) -> bool:
+    """Both processors make the same inputs, so that each image is opened once."""
+    teacher, student = pair.teacher, pair.student
+    backends: list[Any] = [getattr(each.tokenizer, "backend_tokenizer", None) for each in (teacher, student)]
+    return (
+        all(backend is not None for backend in backends)
+        and backends[0].to_str() == backends[1].to_str()
+        and teacher.processor.chat_template == student.processor.chat_template
+        and image_settings(teacher.processor, teacher.family) == image_settings(student.processor, student.family)
+    )

@@ -1,0 +1,108 @@
+"""Where a run's targets come from, behind one interface: a cache, or the teacher in memory.
+
+    source = open_source(recipe, directory, online=False)    # refuses a cache of another teacher or student
+    data, collate = source.dataset(samples), source.collator()
+    complete = source.completion(device)
+    batch = complete(collate([data[0], data[1]]))            # ready for the student's forward
+
+A new kind of targets is one module with a source, and a line in `open_source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from firstsight.data.samples import Sample
+from firstsight.models import head_rows, load_config
+from firstsight.pair import load_pair, load_prompter
+from firstsight.prompting import Encoded, Prompter
+from firstsight.recipe import Recipe
+from phase2_student.data.batch import Batch, Collator
+from phase2_student.data.cached import CacheSource, open_recipe_cache
+from phase2_student.data.contract import check_cache
+from phase2_student.data.online import TeacherSource
+
+
+class SampleDataset(Protocol):
+    """Samples of one data file, each once, with what gives them targets."""
+
+    samples: list[tuple[str, Sample]]
+    """By their keys, in the order of the file."""
+    skipped: int
+    """Samples that have no targets, and are left out."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any:
+        """An `Item`; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
+
+    def lengths(self) -> list[int]:
+        """Tokens of every sample, prompt, images and answer; no image is decoded."""
+
+
+class TargetSource(Protocol):
+    """What a training needs to know of its targets."""
+
+    prompter: Prompter
+    """The student's."""
+    note: str
+    """For the terminal; empty for the usual source."""
+
+    def at(self, recipe: Recipe) -> TargetSource:
+        """The same targets for a recipe that differs in its loss, training or weights."""
+
+    def shared_mask(self) -> NDArray[np.bool_]:
+        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
+
+    def dataset(self, samples: Sequence[Sample]) -> SampleDataset:
+        """Samples with what gives them targets.
+
+        Raises:
+            FirstSightError, CacheError: samples that have none, by name.
+        """
+
+    def reused(self, dataset: Any) -> SampleDataset:
+        """A dataset of `dataset` of this source at another temperature, for this one's."""
+
+    def collator(self, blank: Encoded | None = None) -> Collator[Any, Any]:
+        """Items of a dataset to batches.
+
+        Args:
+            blank: of `Prompter.blank`, for several processes.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What a run on these targets is bound to."""
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` tells of the targets."""
+
+    def completion(self, device: torch.device) -> Callable[[Any], Batch[Any]]:
+        """What brings a batch of the collator to the device, ready for the loss; loads what that takes."""
+
+
+def open_source(recipe: Recipe, directory: Path, *, online: bool, progress: bool = False) -> TargetSource:
+    """The source that a recipe asks for.
+
+    Args:
+        recipe: of the run.
+        directory: of the student.
+        online: the teacher in memory, and no cache.
+        progress: show bars.
+
+    Raises:
+        FirstSightError: a model that is not there or does not fit.
+        CacheError: no cache, or one of another teacher or student.
+    """
+    if online:
+        return TeacherSource(recipe, load_pair(recipe))
+    cache = open_recipe_cache(recipe)
+    prompter = load_prompter(directory, recipe.student, recipe.data)
+    check_cache(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)))
+    return CacheSource(cache, prompter, temperature=recipe.loss.temperature, progress=progress)

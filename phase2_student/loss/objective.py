@@ -1,0 +1,98 @@
+"""What a training minimises: a divergence from the teacher and the cross-entropy of the labels, weighted and averaged.
+
+    objective = Objective.of_recipe(recipe.loss)
+    L = [ alpha sum_soft T^2 D(p_T, q_T)  +  (1 - alpha) sum_hard CE ] / N
+
+The two parts are put together here and nowhere else: their gradients by `weights`, their sums by `loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from firstsight.recipe import LossSection
+from phase2_student.loss.divergences import Divergence, ForwardKL, divergence_of
+
+TailMode = Literal["bucket", "renormalize", "none"]
+
+
+class LossTerms(NamedTuple):
+    """Sums over a batch or many, scalars without gradient."""
+
+    kd: Tensor
+    """Sum of T^2 D over soft positions, nats; NaN where it was not computed (alpha = 0, in training)."""
+    ce: Tensor
+    """Sum of cross-entropy over hard positions, nats."""
+    agree: Tensor
+    """Soft positions at which the student's most likely token is the teacher's."""
+    soft: Tensor
+    """Soft positions."""
+    hard: Tensor
+    """Hard positions."""
+    counted: Tensor
+    """Positions that are soft or hard: N of the mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The loss of a run, whatever its targets are."""
+
+    temperature: float
+    """T of both distributions; the targets must be given at this temperature."""
+    alpha: float
+    """Weight of the divergence; 1 - alpha weighs the cross-entropy."""
+    divergence: Divergence = field(default_factory=ForwardKL)
+    tail: TailMode = "bucket"
+    """What stands for ids that are not stored. `bucket`: the rest as one outcome; `renormalize`: both distributions conditioned
+    on the stored ids; `none`: the sum over the stored ids alone."""
+
+    @classmethod
+    def of_recipe(cls, section: LossSection) -> Objective:
+        """The objective that a recipe states."""
+        return cls(
+            temperature=section.temperature,
+            alpha=section.alpha,
+            divergence=divergence_of(section),
+            tail=section.tail,
+        )
+
+    def takes_soft(self, *, training: bool) -> bool:
+        """Whether soft targets are looked at: training on hard labels alone pays nothing for them, a validation shows both."""
+        return not training or self.alpha > 0
+
+    def weights(self, soft_b: Tensor, hard_b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Factors [b, 1] of dD/d(logit / T) and of dCE/dlogit in the gradient of the loss in the logits.
+
+        Args:
+            soft_b: bool, positions with soft targets.
+            hard_b: bool, positions with a label.
+            scale: 1 / N.
+
+        Returns:
+            The factors; the second None where the cross-entropy has no weight.
+        """
+        # T^2 keeps the size of the gradient when T changes (Hinton, Vinyals and Dean 2015, section 2); d(logit / T) takes one T
+        soft_b1 = (self.alpha * self.temperature * scale * soft_b)[:, None]
+        return soft_b1, None if self.alpha == 1 else ((1 - self.alpha) * scale * hard_b)[:, None]
+
+    def loss(self, kd: Tensor, ce: Tensor) -> Tensor:
+        """The weighted sum of both sums, before it is divided by N; a part without weight is not looked at."""
+        if self.alpha == 0:
+            return ce
+        return self.alpha * kd + (1 - self.alpha) * ce
+
+    def means(self, terms: LossTerms, *, training: bool) -> dict[str, float]:
+        """What a log shows of a batch or many: `loss`, `kd`, `ce` (nats per position) and `agreement` (a share).
+
+        `kd` is left out where it was not computed.
+        """
+        soft = terms.soft.clamp(min=1)
+        means = {"loss": self.loss(terms.kd, terms.ce) / terms.counted.clamp(min=1)}
+        if self.takes_soft(training=training):
+            means["kd"] = terms.kd / soft
+        means |= {"ce": terms.ce / terms.hard.clamp(min=1), "agreement": terms.agree / soft}
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))

@@ -1,0 +1,83 @@
+"""A trainer whose checkpoints can be believed: sealed once they are whole, kept until the next one is, loaded whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, Trainer
+
+from phase2_student.runs.checkpoints import keep_newest, newest_whole, seal
+
+
+class SealingTrainer(Trainer):
+    """`transformers.Trainer` with sealed checkpoints; `TrainingArguments.save_total_limit` of them are kept."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # checkpoints are deleted here, after the new one is sealed
+        self._keep = self.args.save_total_limit
+        self.args.save_total_limit = None
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The stock checkpoint; then its seal, and only then the old ones go."""
+        directory = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(directory, ignore_errors=True)  # what an interrupted run left
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(directory)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _disk_is_full(error):
+                raise
+            shutil.rmtree(directory, ignore_errors=True)
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left for a checkpoint; the ones before it are whole: free some space and run the same command again "
+                f"(training.save_total_limit is {self._keep})",
+                str(directory),
+            ) from error
+        if self.args.should_save and self._keep is not None:
+            keep_newest(directory.parent, max(1, self._keep))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Every weight, or an error.
+
+        The stock method looks for the module's own names in a file that has the names of the hub, finds none of them, and
+        continues from the base weights with a warning.
+        """
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        loaded, report = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=next(model.parameters()).dtype, output_loading_info=True
+        )
+        if report["missing_keys"] or report["unexpected_keys"]:
+            names = sorted([*report["missing_keys"], *report["unexpected_keys"]])
+            raise RuntimeError(f"{resume_from_checkpoint}: not the weights of this model: {', '.join(names[:3])}, ...")
+        model.load_state_dict(loaded.state_dict())
+
+
+def checkpoint_to_resume(output_dir: Path, *, main: bool) -> str | None:
+    """The newest whole checkpoint of a run; process 0 reads its files, and says what it passes over."""
+    from accelerate.utils import broadcast_object_list
+
+    found = newest_whole(output_dir, lambda line: print(line, file=sys.stderr)) if main else None
+    names = [None if found is None else str(found)]
+    broadcast_object_list(names)
+    return names[0]
+
+
+def _disk_is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # torch and safetensors wrap what the system said
+    return any(sign in str(error) for sign in ("No space left", "os error 28", "file write failed", "unexpected pos"))

@@ -1,0 +1,92 @@
+"""A step whose loss or gradient is not finite stops the run before the optimiser sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, gather_object
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from firstsight.errors import TrainingError
+from phase2_student.runs.checkpoints import SEAL, checkpoints
+
+_NAMED = 8
+"""Samples that are listed."""
+
+
+class StepGuard(TrainerCallback):
+    """Collects the losses of a step's micro-batches and its gradient's norm, and judges the step before it is taken.
+
+    Args:
+        output_dir: of the run.
+        accelerator: of accelerate; all its processes stop together.
+    """
+
+    def __init__(self, output_dir: Path, accelerator: Any) -> None:
+        self.output_dir = output_dir
+        self.accelerator = accelerator
+        self._losses: list[Tensor] = []
+        self._names: list[tuple[str, ...]] = []
+        self._norm: Tensor | float | None = None
+
+    def add(self, loss: Tensor, names: tuple[str, ...]) -> None:
+        """A micro-batch of the step.
+
+        Args:
+            loss: scalar, on its device.
+            names: of its samples.
+        """
+        self._losses.append(loss.detach())
+        self._names.append(names)
+
+    def add_norm(self, norm: Tensor | float | None) -> None:
+        """The norm of the step's gradient over all weights and processes, before it was clipped."""
+        self._norm = norm
+
+    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, *, model: Any, **_: Any) -> None:
+        """Judge the step; the host waits for the device once.
+
+        Raises:
+            TrainingError: a loss or the gradient is not finite, in any process.
+        """
+        if self._norm is None and self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            self._norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
+        losses, self._losses = self._losses, []
+        names, self._names = self._names, []
+        norm, self._norm = self._norm, None
+        if getattr(self.accelerator, "scaler", None) is not None:
+            norm = None  # in float16 the scaler leaves out a step whose gradient is too large, and scales the next one down
+        if isinstance(norm, DTensor):  # of weights that are sharded
+            norm = norm.full_tensor()
+        values = torch.stack(losses).float()
+        norm = torch.zeros_like(values[0]) if norm is None else torch.as_tensor(norm).to(values)
+        bad = ~(values.isfinite().all() & norm.isfinite())
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad.float(), "sum") > 0
+        if bool(bad):
+            raise TrainingError(self._text(state.global_step + 1, values.tolist(), float(norm), names))
+
+    def _text(self, step: int, losses: Sequence[float], norm: float, names: Sequence[tuple[str, ...]]) -> str:
+        found = list(zip(losses, names, strict=True))
+        if self.accelerator.num_processes > 1:
+            found = gather_object(found)
+        wrong = [pair for pair in found if not math.isfinite(pair[0])]
+        samples = list(dict.fromkeys(name for _, group in (wrong or found) for name in group))
+        listed = ", ".join(samples[:_NAMED]) + (f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else "")
+        what = f"the loss is {wrong[0][0]}" if wrong else f"the norm of the gradient is {norm}"
+        whole = next((path for path in checkpoints(self.output_dir) if (path / SEAL).is_file()), None)
+        before = (
+            f"the last whole checkpoint is {whole}, and the same command continues from it"
+            if whole is not None
+            else "there is no checkpoint yet"
+        )
+        return (
+            f"step {step:,}: {what} on samples {listed}; the step was not taken, and the training stopped: {before}. Where it stops "
+            "here again, look at these samples, or start a run with a lower training.learning_rate"
+        )

@@ -1,0 +1,67 @@
+"""The data loaders of one process: what it sees of every global batch, in the order of `data.order.GlobalBatches`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from phase2_student.data.order import GlobalBatches
+
+
+def train_batches(dataset: Any, args: Any) -> GlobalBatches:
+    """Micro-batches of this process.
+
+    Args:
+        dataset: a `source.SampleDataset`.
+        args: `transformers.TrainingArguments`.
+    """
+    grouped = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+    return GlobalBatches(
+        dataset.lengths() if grouped else [0] * len(dataset),
+        batch_size=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        processes=args.world_size,
+        rank=args.process_index,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        shuffle=args.train_sampling_strategy != "sequential",
+        group=grouped,
+    )
+
+
+def validation_batches(dataset: Any, args: Any) -> GlobalBatches:
+    """Samples of like length together; each of them counts once over all processes."""
+    return GlobalBatches(
+        dataset.lengths(),
+        batch_size=args.per_device_eval_batch_size,
+        processes=args.world_size,
+        rank=args.process_index,
+        shuffle=False,
+    )
+
+
+def data_loader(dataset: Any, batches: GlobalBatches, collate: Any, args: Any) -> DataLoader[Any]:
+    """A loader of this process; not prepared by accelerate, which would deal the micro-batches once more."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+
+
+class EpochOfBatches(TrainerCallback):
+    """Sets the epoch of the batches, also when training continues in the middle of one."""
+
+    def __init__(self, batches: GlobalBatches, steps_per_epoch: int) -> None:
+        self.batches = batches
+        self.steps_per_epoch = max(1, steps_per_epoch)
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Before the loader is asked for its first batch."""
+        self.batches.set_epoch(state.global_step // self.steps_per_epoch)

@@ -1,0 +1,122 @@
+"""What a training run needs before weights are loaded: everything that can be refused is refused here.
+
+plan = prepare(recipe)               # data, targets, tokenizer, checked against each other
+other = prepare(recipe, like=plan)   # what both have in common is taken over
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from firstsight.data.samples import load_samples
+from firstsight.identity import model_name
+from firstsight.models import load_config, resolve_directory
+from firstsight.recipe import Recipe
+from phase2_student.data.source import SampleDataset, TargetSource, open_source
+from phase2_student.runs.run_directory import check_run, run_identity
+from phase2_student.training.arguments import training_arguments
+from phase2_student.training.weights import check_weights, precision_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that has passed every check which needs no weights."""
+
+    recipe: Recipe
+    arguments: Any
+    """`transformers.TrainingArguments`."""
+    directory: Path
+    """The student base's."""
+    source: TargetSource
+    """Where soft targets come from."""
+    online: bool
+    """The teacher is kept in memory."""
+    train: SampleDataset
+    validation: SampleDataset
+
+    @property
+    def precision(self) -> str:
+        """Which arithmetic the run uses, in words."""
+        return precision_text(self.recipe.student, self.arguments)
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights of the run depend on, by dotted names."""
+        arguments = self.arguments
+        return run_identity(
+            self.recipe,
+            targets=self.source.identity(),
+            sample_keys=[key for key, _ in self.train.samples],
+            global_batch=arguments.per_device_train_batch_size
+            * arguments.gradient_accumulation_steps
+            * arguments.world_size,
+            seed=arguments.seed,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` tells besides."""
+        return {
+            "student": model_name(self.recipe, self.recipe.student),
+            **self.source.facts(),
+            "data_root": str(self.recipe.data_root),
+            "precision": self.precision,
+            "seed": self.arguments.seed,
+            "processes": self.arguments.world_size,
+            "train_samples": len(self.train),
+            "validation_samples": len(self.validation),
+            "skipped_samples": self.train.skipped + self.validation.skipped,
+        }
+
+
+def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like: Plan | None = None) -> Plan:
+    """Check data, targets and student against each other.
+
+    Args:
+        recipe: of the run.
+        online: targets come from the teacher in memory, and no cache is needed.
+        progress: show bars.
+        like: another run: what both have in common is taken from it.
+
+    Raises:
+        FirstSightError: bad recipe or data, samples without targets, target ids that differ.
+        CacheError: no cache, or one of another teacher or student.
+    """
+    if like is not None and like.online == online and _same_samples(recipe, like.recipe):
+        check_weights(recipe, load_config(like.directory, recipe.student))
+        source = like.source.at(recipe)
+        return replace(
+            like,
+            recipe=recipe,
+            arguments=training_arguments(recipe, progress=progress),
+            source=source,
+            train=source.reused(like.train),
+            validation=source.reused(like.validation),
+        )
+    train_samples = load_samples(recipe.file("train"), recipe.data_root)
+    validation_samples = load_samples(recipe.file("validation"), recipe.data_root)
+    directory = resolve_directory(recipe, recipe.student)
+    arguments = training_arguments(recipe, progress=progress)
+    check_weights(recipe, load_config(directory, recipe.student))
+    source = open_source(recipe, directory, online=online, progress=progress)
+    return Plan(
+        recipe=recipe,
+        arguments=arguments,
+        directory=directory,
+        source=source,
+        online=online,
+        train=source.dataset(train_samples),
+        validation=source.dataset(validation_samples),
+    )
+
+
+def is_finished(plan: Plan) -> bool:
+    """Whether nothing is left to do; refuses an output directory that holds the run of another recipe."""
+    return check_run(plan.recipe.output_dir, plan.identity(), overwrite=False)
+
+
+def _same_samples(recipe: Recipe, other: Recipe) -> bool:
+    """The two differ in nothing that samples and their targets depend on, but for the temperature."""
+    return all(
+        getattr(recipe, name) == getattr(other, name) for name in ("directory", "teacher", "student", "data", "cache")
+    )
