@@ -34,7 +34,7 @@ from phase1_teacher.dump import DumpSummary, dump, prepare
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
 from phase1_teacher.planning.job import Job
-from phase2_student.evaluation.memory import PeakMemory
+from phase2_student.evaluation.measure.memory import PeakMemory
 from storage.reader import open_cache
 
 # B samples of a batch, L tokens of the longest, N answer positions, D hidden size, V rows of the head

@@ -28,7 +28,7 @@ from phase1_teacher.dump import dump
 from phase1_teacher.dump import prepare as prepare_dump
 from phase2_student.data.dataset import DistillationDataset
 from phase2_student.data.online_data import OnlineCollator, OnlineDataset
-from phase2_student.evaluation.bootstrap import paired_bootstrap
+from phase2_student.evaluation.metrics.bootstrap import paired_bootstrap
 from phase2_student.loss.fused import AnswerTargets, FullTargets, TeacherTargets, distillation_loss
 from phase2_student.runs.files import write_json
 from phase2_student.training.online import OnlineTeacher

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from phase2_student.evaluation.memory import PeakMemory
+from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.loss.fused import AnswerTargets, distillation_loss
 
 # N answer positions, K stored entries, D hidden size, V rows of the head

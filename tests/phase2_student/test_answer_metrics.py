@@ -7,7 +7,14 @@ from functools import cache
 
 import pytest
 
-from phase2_student.evaluation.answer_metrics import anls, choice_match, choice_options, chosen, exact_match, token_f1
+from phase2_student.evaluation.metrics.answer_metrics import (
+    anls,
+    choice_match,
+    choice_options,
+    chosen,
+    exact_match,
+    token_f1,
+)
 
 
 def squad_f1(answer, truth):

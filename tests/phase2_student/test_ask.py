@@ -44,7 +44,7 @@ def test_an_export_answers(models, pictures, tmp_path):
     assert "int8 on " in result.stderr
 
 
-def test_refusals_are_one_line(models, pictures, tmp_path):
+def test_refusals_are_one_line(models, tmp_path):
     (tmp_path / "letter.png").write_text("dear")
     for model, arguments, said in [
         (tmp_path, [QUESTION], "no config.json"),

@@ -14,16 +14,17 @@ from firstsight.generation import TokenWatch, confidence, generate_answers
 from firstsight.models import load_processor, weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import load_recipe
+from phase2_student.evaluation import answers as answers_module
 from phase2_student.evaluation import evaluate as evaluate_module
-from phase2_student.evaluation import records as records_module
-from phase2_student.evaluation.candidates import default_names, load_for_answers, parse_candidates
-from phase2_student.evaluation.distance import add_distance
+from phase2_student.evaluation.answers import answer_records
+from phase2_student.evaluation.candidates import default_names, parse_candidates
 from phase2_student.evaluation.evaluate import Settings, evaluate
-from phase2_student.evaluation.evaluations import read_evaluation
-from phase2_student.evaluation.records import answer_records
-from phase2_student.evaluation.summary import write_evaluation
-from phase2_student.evaluation.timing import Stopwatch, Timing
-from phase2_student.release.export import export, export_directory
+from phase2_student.evaluation.files import read_evaluation, write_evaluation
+from phase2_student.evaluation.loading import load_for_answers
+from phase2_student.evaluation.measure.timing import Stopwatch, Timing
+from phase2_student.evaluation.metrics.distance import add_distance
+from phase2_student.release.export import export
+from phase2_student.runs.exports import export_directory
 
 QUICK = Settings(
     batch_size=4, max_new_tokens=3, timing=Timing(timed=3, warm_up=1, batch_sizes=(2,), users=(1, 2), requests=3)
@@ -66,7 +67,7 @@ def kept(evaluation, recipe, monkeypatch, tmp_path):
         measured.append(candidate.name)
         if candidate.name == "interrupt":
             raise KeyboardInterrupt
-        return {**evaluation["models"][1], "name": candidate.name}
+        return evaluation.models[1].model_copy(update={"name": candidate.name})
 
     monkeypatch.setattr(evaluate_module, "_measure", note)
     return tmp_path, measured
@@ -79,9 +80,9 @@ def again(recipe, directory, names=("teacher", "base", "student-int8"), **option
 
 def test_a_record_per_sample_in_the_order_of_the_data(evaluation, place):
     rows = [json.loads(line) for line in (place / "data" / "validation.jsonl").read_text().splitlines()]
-    assert [model["name"] for model in evaluation["models"]] == ["teacher", "base", "student-int8"]
-    for model in evaluation["models"]:
-        assert len(model["samples"]) == len(rows) == evaluation["data"]["samples"]
+    assert [model.name for model in evaluation.models] == ["teacher", "base", "student-int8"]
+    for model in evaluation.to_json()["models"]:
+        assert len(model["samples"]) == len(rows) == evaluation.data.samples
         for record, row in zip(model["samples"], rows, strict=True):
             assert record["id"] == row["id"]
             assert record["images"] == row["images"]
@@ -99,12 +100,12 @@ def test_a_record_per_sample_in_the_order_of_the_data(evaluation, place):
 
 
 def test_the_measurements(evaluation, recipe):
-    teacher, base, int8 = evaluation["models"]
+    teacher, base, int8 = evaluation.to_json()["models"]
     assert (teacher["dtype"], base["dtype"], int8["dtype"]) == ("float32", "float32", "int8")
     assert base["weights"] == weights_digest(recipe.output_dir / "best") != int8["weights"]
     assert base["parameters"] == int8["parameters"] < teacher["parameters"]
     assert int8["size_bytes"] < 0.75 * base["size_bytes"]
-    for model in evaluation["models"]:
+    for model in (teacher, base, int8):
         alone = [record["seconds"] for record in model["samples"] if "seconds" in record]
         assert len(alone) == 3
         assert model["throughput"]["1"] == pytest.approx(3 / sum(alone))
@@ -113,12 +114,12 @@ def test_the_measurements(evaluation, recipe):
         assert [len(seen["seconds"]) for seen in model["concurrency"].values()] == [3, 4]
         assert model["load_seconds"] > 0
         assert model["energy_joules_per_answer"] is None or torch.cuda.is_available()
-    assert [row["name"] for row in evaluation["targets"]] == ["compression", "memory", "speed"] * 2
-    assert {row["against"] for row in evaluation["targets"]} == {"teacher"}
+    assert [goal.name for goal in evaluation.goals] == ["compression", "memory", "speed"] * 2
+    assert {goal.against for goal in evaluation.goals} == {"teacher"}
 
 
 def test_the_json_is_plain_and_names_no_directory(evaluation, place):
-    text = json.dumps(evaluation, allow_nan=False)
+    text = json.dumps(evaluation.to_json(), allow_nan=False)
     assert str(place) not in text
     assert str(place.resolve()) not in text
 
@@ -128,7 +129,7 @@ def test_what_is_kept_is_not_measured_again(kept, recipe, evaluation):
     told = []
     second = again(recipe, directory, report=told.append)
     assert measured == []
-    assert second["models"] == evaluation["models"]
+    assert second.models == evaluation.models
     assert len(told) == 3
     again(recipe, directory, fresh=True)
     assert measured == ["teacher", "base", "student-int8"]
@@ -165,8 +166,8 @@ def test_a_limit_counts_samples_with_an_answer(kept, recipe, place):
     data = shutil.copytree(place / "data", directory / "data")
     (data / "validation.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     moved = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data})})
-    assert again(moved, directory, ["base"], limit=len(rows) - 1)["data"]["samples"] == len(rows) - 1
-    assert again(moved, directory, ["base"], limit=1)["data"]["samples"] == 1
+    assert again(moved, directory, ["base"], limit=len(rows) - 1).data.samples == len(rows) - 1
+    assert again(moved, directory, ["base"], limit=1).data.samples == 1
 
 
 def test_a_batch_of_answers_that_does_not_fit_is_told_with_the_option(recipe, monkeypatch, tmp_path):
@@ -191,7 +192,8 @@ def test_a_model_that_does_not_fit_is_told_apart_from_a_batch_that_does_not(reci
 
 def test_what_is_written_can_be_read(evaluation, tmp_path):
     path = write_evaluation(evaluation, tmp_path)
-    assert read_evaluation([], path) == json.loads(path.read_text())
+    assert read_evaluation([], path) == evaluation
+    assert read_evaluation([], path).to_json() == json.loads(path.read_text()) == evaluation.to_json()
     assert "4 answered at once" in (tmp_path / "evaluation_summary.txt").read_text()
 
 
@@ -243,12 +245,12 @@ def test_a_nan_is_counted_and_not_dropped(recipe, place, tmp_path):
     samples = load_samples(recipe.file("validation"), recipe.data_root)[:2]
     options = {"batch_size": 2, "max_new_tokens": 2, "root": recipe.data_root, "label": "", "progress": False}
     records = answer_records(model, prompter, samples, **options)
-    assert [record["nonfinite"] for record in records] == [True, True]
-    assert [record["confidence"] for record in records] == [None, None]
+    assert [record.nonfinite for record in records] == [True, True]
+    assert [record.confidence for record in records] == [None, None]
     assert add_distance(recipe, model, prompter, samples, records, batch_size=2) is None
-    assert [record["kl_sum"] for record in records] == [None, None]
-    assert all(record["nonfinite"] for record in records)
-    json.dumps(records, allow_nan=False)
+    assert [record.kl_sum for record in records] == [None, None]
+    assert all(record.nonfinite for record in records)
+    json.dumps([record.to_json() for record in records], allow_nan=False)
 
 
 def test_without_a_cache_the_distance_is_unknown_and_no_directory_is_named(recipe):
@@ -266,18 +268,16 @@ def test_an_empty_answer_is_counted_and_not_dropped(recipe, monkeypatch):
     prompter = Prompter(load_processor(directory, recipe.student), max_length=512)
     samples = load_samples(recipe.file("validation"), recipe.data_root)[:2]
 
-    def silent(model, prompter, prompts, *, max_new_tokens, watch):
+    def silent(_model, prompter, _prompts, *, watch, **_):
         watch(torch.zeros(2, 1), torch.tensor([[0.0, 0.0], [0.0, 0.0]]))
         return [list(prompter.end_of_turn_ids)] * 2
 
-    monkeypatch.setattr(records_module, "generate_answers", silent)
+    monkeypatch.setattr(answers_module, "generate_answers", silent)
     options = {"batch_size": 2, "max_new_tokens": 2, "root": recipe.data_root, "label": "", "progress": False}
     records = answer_records(None, prompter, samples, **options)
-    assert [(record["empty"], record["exact"], record["f1"], record["anls"]) for record in records] == [
-        (True, False, 0.0, 0.0)
-    ] * 2
-    assert [record["confidence"] for record in records] == pytest.approx([0.5, 0.5])
-    assert not any(record["cut"] for record in records)
+    assert [(record.empty, record.exact, record.f1, record.anls) for record in records] == [(True, False, 0.0, 0.0)] * 2
+    assert [record.confidence for record in records] == pytest.approx([0.5, 0.5])
+    assert not any(record.cut for record in records)
 
 
 def test_a_batch_that_does_not_fit_ends_the_search_and_is_unknown_to_its_users():
@@ -286,11 +286,11 @@ def test_a_batch_that_does_not_fit_ends_the_search_and_is_unknown_to_its_users()
             raise torch.OutOfMemoryError
 
     watch = Stopwatch(answer, list(range(40)), Timing(batch_sizes=(2, 16, 32), users=(1, 2, 10)), 8)
-    assert [run["batch"] for run in watch.throughput_runs()][:1] == [1]
-    assert 16 not in [run["batch"] for run in watch.throughput_runs()]
+    assert [run.batch for run in watch.throughput_runs()][:1] == [1]
+    assert 16 not in [run.batch for run in watch.throughput_runs()]
     seen = watch.concurrency()
-    assert seen["10"] == {"samples_per_second": None, "p50": None, "p95": None, "seconds": []}
-    assert len(seen["2"]["seconds"]) == 20
+    assert seen["10"].to_json() == {"samples_per_second": None, "p50": None, "p95": None, "seconds": []}
+    assert len(seen["2"].seconds) == 20
 
 
 def test_the_default_models(recipe):
@@ -301,7 +301,7 @@ def test_the_default_models(recipe):
     ("names", "said"),
     [
         (["studnet"], "expected teacher, teacher-bf16, base"),
-        (["base", "base"], "stands twice"),
+        (["base", "base"], "is given twice"),
         (["student-nf4"], "fs-student export --nf4"),
         (["mine=nowhere"], "no config.json"),
     ],
@@ -311,7 +311,7 @@ def test_names_that_are_refused(recipe, names, said):
         parse_candidates(recipe, names)
 
 
-def test_an_export_of_other_weights_is_refused(recipe, place, tmp_path):
+def test_an_export_of_other_weights_is_refused(place, tmp_path):
     moved = shutil.copytree(place, tmp_path / "moved", symlinks=True)
     weights = moved / "runs" / "a" / "best" / "model.safetensors"
     data = bytearray(weights.read_bytes())

@@ -89,7 +89,7 @@ def test_refusals(exported, models, tmp_path):
         plan_export(models / "student", models / "student", BF16, "int8")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
-    with pytest.raises(ModelError, match="no export"):
+    with pytest.raises(ModelError, match="not an export"):
         plan_export(models / "student", tmp_path / "letters", BF16, "int8")
 
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 from click.testing import CliRunner
-from report_cases import ALL, SAMPLES, make_evaluation, make_runs, of_weights, write_evaluation
+from report_cases import ALL, SAMPLES, make_evaluation, make_runs, with_weights, write_evaluation
 
 from phase2_student.cli import main
 
@@ -25,7 +25,7 @@ def place(tmp_path):
     recipe = {"training": {"output_dir": "runs/distilled"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     evaluation = make_evaluation(*ALL[:2], ("student", "student", 0.75))
-    write_evaluation(run / "evaluation", of_weights(evaluation, run / "best"))
+    write_evaluation(run / "evaluation", with_weights(evaluation, run / "best"))
     return tmp_path
 
 
@@ -101,10 +101,10 @@ def nobody(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "arguments", "message"),
     [
-        (lambda run: None, ["--repo", "me/stu dent"], "--repo me/stu dent: Repo id must"),
-        (lambda run: None, ["--repo", "student"], "expected user/name, such as me/student"),
-        (lambda run: (run / "best" / "config.json").unlink(), [], "best: no student is there; run fs-student train"),
-        (lambda run: (run / "best" / "model.safetensors").unlink(), [], "best: no student is there"),
+        (lambda _: None, ["--repo", "me/stu dent"], "--repo me/stu dent: Repo id must"),
+        (lambda _: None, ["--repo", "student"], "expected user/name, such as me/student"),
+        (lambda run: (run / "best" / "config.json").unlink(), [], "best: no student found; run fs-student train"),
+        (lambda run: (run / "best" / "model.safetensors").unlink(), [], "best: no student found"),
         (lambda run: next((run / "evaluation").iterdir()).unlink(), [], "not evaluated; run fs-student eval"),
         (
             lambda run: write_evaluation(run / "evaluation", make_evaluation(*ALL[:2], ("student", "student", 0.75))),
@@ -119,9 +119,9 @@ def nobody(monkeypatch, tmp_path):
         (
             lambda run: (run / "publish").mkdir() or (run / "publish" / "thesis.tex").write_text("x"),
             [],
-            "publish: holds thesis.tex, which is no part of a student",
+            "publish: holds thesis.tex, which does not belong to a student",
         ),
-        (lambda run: None, ["--set", "training.output_dir=runs/none"], "runs/none/best: no student is there"),
+        (lambda _: None, ["--set", "training.output_dir=runs/none"], "runs/none/best: no student found"),
     ],
 )
 def test_refusals(place, break_it, arguments, message):
@@ -279,12 +279,12 @@ def test_the_push_puts_every_file_on_the_hub(place, hub):
 def test_a_hub_that_refuses_or_is_not_there_is_told_in_one_line(place, hub):
     refused = push(place, hub.url, token="hf_wrong")
     assert refused.returncode == 2, refused.stderr
-    assert "error: me/student: the hub took no upload" in refused.stderr
+    assert "error: me/student: the upload failed" in refused.stderr
     assert "401" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "hf_wrong" not in refused.stderr
     absent = push(place, "http://127.0.0.1:9")
     assert absent.returncode == 2, absent.stderr
-    assert "error: me/student: the hub took no upload" in absent.stderr
+    assert "error: me/student: the upload failed" in absent.stderr
     assert "Traceback" not in absent.stderr
     assert (place / "runs" / "distilled" / "publish" / "README.md").is_file()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from report_cases import ALL, HOSTILE, SAMPLES, make_evaluation, make_runs, write_evaluation
+from report_cases import ALL, HOSTILE, SAMPLES, make_evaluation, make_record, make_result, make_runs, write_evaluation
 
 from firstsight.errors import DataError
 from phase2_student.cli import main
-from phase2_student.evaluation.evaluations import read_evaluation
-from phase2_student.evaluation.scores import score_groups
+from phase2_student.evaluation.files import read_evaluation
+from phase2_student.evaluation.results import Evaluation
 from phase2_student.report import costs, figures, gallery
 from phase2_student.report.page import write_report
 from phase2_student.report.run_table import exact_match
@@ -55,7 +55,7 @@ def test_the_page_shows_the_figures_of_the_records(page):
 
     text = page.read_text()
     evaluation = make_evaluation(*ALL)
-    for row in summary_table(evaluation):
+    for row in summary_table(Evaluation.model_validate(evaluation)):
         for cell in row[1:]:
             assert f">{cell}</t" in text
     student = evaluation["models"][3]
@@ -69,18 +69,10 @@ def test_the_page_shows_the_figures_of_the_records(page):
 
 def test_a_share_and_a_calibration_error_by_hand():
     records = [
-        {
-            "exact": right,
-            "f1": 0.0,
-            "anls": 0.0,
-            "choice": None,
-            "confidence": sure,
-            "category": None,
-            "environment": "a_b",
-        }
+        make_record(exact=right, confidence=sure, environment="a_b")
         for right, sure in [(True, 0.95), (True, 0.91), (False, 0.97), (False, 0.2), (True, 1.0), (True, None)]
     ]
-    model = {"name": "m", "samples": records, "scores": score_groups(records)}
+    model = make_result(records)
     bins, error = figures.calibration(model, 2)
     assert bins.counts == [1, 4]
     assert bins.right == [0.0, 0.75]
@@ -89,17 +81,18 @@ def test_a_share_and_a_calibration_error_by_hand():
     (_, (all_,)), (name, (share,)) = figures.by_group([model], "environment")
     assert name == "a b"
     assert share.mean == all_.mean == pytest.approx(4 / 6)
-    assert figures.calibration({"samples": [{"exact": True, "confidence": None}]}, 0) is None
+    assert figures.calibration(make_result([make_record(confidence=None)]), 0) is None
 
 
 def test_the_gallery_takes_categories_and_outcomes_in_turn():
-    samples = [{"category": "ab"[index % 2], "exact": index not in (0, 3)} for index in range(20)]
-    chosen = gallery.choose({"samples": samples}, 6)
+    records = [make_record(category="ab"[index % 2], exact=index not in (0, 3)) for index in range(20)]
+    model = make_result(records)
+    chosen = gallery.choose(model, 6)
     assert {0, 3} < set(chosen)  # the only wrong ones
     assert len(chosen) == 6
     assert sum(index % 2 for index in chosen) == 3
-    assert gallery.choose({"samples": samples}, 90) == list(range(20))
-    assert gallery.choose({"samples": samples}, 0) == []
+    assert gallery.choose(model, 90) == list(range(20))
+    assert gallery.choose(model, 0) == []
 
 
 def test_the_costs_are_measured_or_said_to_be_unknown(runs):
@@ -107,8 +100,8 @@ def test_the_costs_are_measured_or_said_to_be_unknown(runs):
     assert not trouble
     assert cache.seconds is None  # of a cache that was written before it told
     rows = costs.cost_rows(read_runs(runs), cache)
-    assert [row["seconds"] for row in rows] == [None, 40.0, 44.0]
-    assert [row["passes"] for row in rows] == [cache.status.samples, 0, 0]
+    assert [row.seconds for row in rows] == [None, 40.0, 44.0]
+    assert [row.passes for row in rows] == [cache.status.samples, 0, 0]
     lines = " ".join(costs.cost_lines(read_runs(runs), cache))
     assert "One run learned from the cache" in lines  # the other had hard labels alone
     assert "would have shown it 400 training samples" in lines
@@ -119,7 +112,7 @@ def test_the_costs_are_measured_or_said_to_be_unknown(runs):
     (runs[0] / "run.json").write_text(json.dumps(facts))
     cache.status.statistics["seconds"] = 12.0
     rows = costs.cost_rows(read_runs(runs), cache)
-    assert [(row["seconds"], row["passes"]) for row in rows] == [(12.0, cache.status.samples), (40.0, 400), (44.0, 0)]
+    assert [(row.seconds, row.passes) for row in rows] == [(12.0, cache.status.samples), (40.0, 400), (44.0, 0)]
     lines = " ".join(costs.cost_lines(read_runs(runs), cache))
     assert "together: 56 s, 12 s of it for the dump" in lines
     assert "Measured: 40 s for a run with the teacher in memory, 44 s for one from the cache (0.91 x)" in lines
@@ -137,7 +130,7 @@ def test_a_run_alone_is_shown_and_what_is_missing_is_said(runs, tmp_path):
     together = write_report([runs[0].parent])  # of a sweep
     assert together.path == runs[0].parent / "report.html"
     assert "Recipe of hard" in together.path.read_text()
-    assert [note.split(" ")[:3] for note in written.notes] == [["The", "cache", "could"], ["No", "evaluation", "is"]]
+    assert [note.split(" ")[:3] for note in written.notes] == [["The", "cache", "could"], ["No", "evaluation", "was"]]
     text = written.path.read_text()
     assert "not recorded" in text
     assert "<script" not in text
@@ -163,8 +156,8 @@ def test_evaluations_of_several_runs_are_put_together(runs):
     write_evaluation(runs[0] / "evaluation", make_evaluation(*pair, created="2026-11-25T00:00:00+00:00"))
     write_evaluation(runs[1] / "evaluation", make_evaluation(*pair, ("base", "student", 0.3)))
     joined = read_evaluation(read_runs(runs))
-    assert [model["name"] for model in joined["models"]] == ["teacher", "base", "hard", "distilled"]
-    assert [model["name"] for model in read_evaluation(read_runs(runs[:1]))["models"]] == ["teacher", "student"]
+    assert [model.name for model in joined.models] == ["teacher", "base", "hard", "distilled"]
+    assert [model.name for model in read_evaluation(read_runs(runs[:1])).models] == ["teacher", "student"]
     other = make_evaluation(*pair)
     for model in other["models"]:
         model["samples"] = model["samples"][1:]
@@ -243,12 +236,12 @@ def test_runs_that_are_called_like_other_models_keep_their_own_figures(tmp_path)
     for run in runs:
         write_evaluation(run / "evaluation", evaluation)
     alone = read_evaluation(read_runs(runs[:1]))
-    assert figures.focus(alone["models"], read_runs(runs[:1]))["name"] == "student"
-    joined = read_evaluation(read_runs(runs))["models"]
-    assert [model["name"] for model in joined] == [
+    assert figures.focus(alone.models, read_runs(runs[:1])).name == "student"
+    joined = read_evaluation(read_runs(runs)).models
+    assert [model.name for model in joined] == [
         *("teacher", "base", "runs/base", "runs/base-int8", "runs/teacher", "runs/teacher-int8")
     ]
-    assert figures.focus(joined, read_runs(runs))["name"] == "runs/teacher"
+    assert figures.focus(joined, read_runs(runs)).name == "runs/teacher"
     assert exact_match(read_runs(runs)[0]) == sum(r["exact"] for r in evaluation["models"][2]["samples"]) / SAMPLES
 
 

@@ -6,11 +6,13 @@ import re
 
 import numpy as np
 import pytest
+from report_cases import scores_of
 
-from phase2_student.evaluation.goals import targets
-from phase2_student.evaluation.scores import score_groups
-from phase2_student.evaluation.summary import details_text, summary_text, write_evaluation
-from phase2_student.evaluation.timing import _seen_by_users, throughput
+from phase2_student.evaluation.files import write_evaluation
+from phase2_student.evaluation.goals import check_goals
+from phase2_student.evaluation.measure.timing import seen_by_users, throughput
+from phase2_student.evaluation.results import Evaluation, ModelResult, ThroughputRun
+from phase2_student.evaluation.summary import details_text, summary_text
 
 METRICS = {"exact match": "exact", "token F1": "f1", "ANLS": "anls", "multiple choice": "choice"}
 KITCHEN, DESK = "kitchen", "desk"
@@ -66,18 +68,23 @@ def measured(name, role, seed, *, size):
         "size_bytes": 2 * size,
         "load_seconds": draw.uniform(0.2, 2),
         "peak_memory_bytes": 10 * size,
-        "throughput": throughput(runs),
+        "throughput": throughput([ThroughputRun(**run) for run in runs]).to_json(),
         "throughput_runs": runs,
-        "concurrency": {users: _seen_by_users(int(users), seconds) for users, seconds in batches.items()},
+        "concurrency": {users: seen_by_users(int(users), seconds).to_json() for users, seconds in batches.items()},
         "energy_joules_per_answer": 12.5,
         "distance_unknown": None,
-        "scores": score_groups(samples),
+        "scores": scores_of(samples),
         "samples": samples,
     }
 
 
+def goals(models):
+    return [goal.to_json() for goal in check_goals([ModelResult.model_validate(model) for model in models])]
+
+
 @pytest.fixture(scope="module")
 def evaluation():
+    """The JSON of an evaluation."""
     models = [
         measured("teacher", "teacher", 1, size=4_000_000),
         measured("base", "student", 2, size=1_000_000),
@@ -95,7 +102,7 @@ def evaluation():
         "created": "2026-11-25T00:10:00+00:00",
         "data": {"file": "validation.jsonl", "samples": 120},
         "settings": settings,
-        "targets": targets(models),
+        "targets": goals(models),
         "models": models,
     }
     return json.loads(json.dumps(whole))
@@ -192,7 +199,7 @@ def of_group(samples, label):
 
 
 def test_every_number_of_the_table(evaluation):
-    table = cells(summary_text(evaluation))
+    table = cells(summary_text(Evaluation.model_validate(evaluation)))
     models = evaluation["models"]
     expected = [expected_figures(model, models[0]) for model in models]
     for label in expected[0]:
@@ -208,7 +215,7 @@ def test_every_number_of_the_table(evaluation):
 
 
 def test_every_number_of_the_details(evaluation):
-    parts = details_text(evaluation).split("\n\n")
+    parts = details_text(Evaluation.model_validate(evaluation)).split("\n\n")
     assert len(parts) == 3
     for part in parts:
         table = cells(part)
@@ -224,7 +231,9 @@ def test_every_number_of_the_details(evaluation):
 
 
 def test_the_differences_between_neighbours(evaluation):
-    lines = [line for line in summary_text(evaluation).splitlines() if "paired bootstrap" in line]
+    lines = [
+        line for line in summary_text(Evaluation.model_validate(evaluation)).splitlines() if "paired bootstrap" in line
+    ]
     assert len(lines) == 2
     for line, before, model in zip(lines, evaluation["models"], evaluation["models"][1:], strict=False):
         assert line.startswith(f"{model['name']} - {before['name']}: ")
@@ -238,7 +247,7 @@ def test_the_differences_between_neighbours(evaluation):
 
 
 def test_what_was_measured_is_said(evaluation):
-    text = summary_text(evaluation)
+    text = summary_text(Evaluation.model_validate(evaluation))
     assert "120 samples of validation.jsonl, 8 answered at once, on CPU, 2 threads" in text
     assert "16 answers after 2 of warm-up" in text
     assert "20 answers or more" in text
@@ -247,12 +256,12 @@ def test_what_was_measured_is_said(evaluation):
 def test_without_a_teacher_there_are_no_targets_and_what_is_not_known_is_a_dash(evaluation):
     alone = json.loads(json.dumps(evaluation))
     alone["models"] = alone["models"][1:2]
-    alone["targets"] = targets(alone["models"])
+    alone["targets"] = goals(alone["models"])
     model = alone["models"][0]
     model |= {"peak_memory_bytes": None, "energy_joules_per_answer": None, "distance_unknown": "no cache"}
     for sample in model["samples"]:
         del sample["kl_sum"], sample["agree"], sample["soft_positions"]
-    text = summary_text(alone)
+    text = summary_text(Evaluation.model_validate(alone))
     table = cells(text)
     assert table["peak memory above idle, MB"] == table["KL to the teacher, nats/token"] == ["-"]
     assert "energy per answer, J" not in table
@@ -261,9 +270,9 @@ def test_without_a_teacher_there_are_no_targets_and_what_is_not_known_is_a_dash(
 
 
 def test_the_files(evaluation, tmp_path):
-    path = write_evaluation(evaluation, tmp_path / "evaluation")
+    path = write_evaluation(Evaluation.model_validate(evaluation), tmp_path / "evaluation")
     assert path.name == "evaluation_20261125T001000.json"
     assert json.loads(path.read_text()) == evaluation
     text = (path.parent / "evaluation_summary.txt").read_text()
-    assert summary_text(evaluation) in text
-    assert details_text(evaluation) in text
+    assert summary_text(Evaluation.model_validate(evaluation)) in text
+    assert details_text(Evaluation.model_validate(evaluation)) in text

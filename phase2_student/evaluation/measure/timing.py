@@ -13,11 +13,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from firstsight.data.samples import Sample
+from phase2_student.evaluation.results import Concurrency, Throughput, ThroughputRun
 
 Answer = Callable[[Sequence[Sample], int], object]
 
@@ -36,10 +36,11 @@ class Timing:
     warm_up: int = 2
     """Untimed answers before them."""
     repetitions: int = 1
-    """Of the answers at batch 1; a sample's time is the median of its repetitions."""
+    """How often each answer at batch 1 is timed; a sample's time is the median of its repetitions."""
     batch_sizes: tuple[int, ...] = (4, 16, 64)
     """Tried beyond 1, in this order, as long as they gain; each over `requests` answers, whole batches."""
     users: tuple[int, ...] = (1, 4, 10)
+    """Numbers of users who ask at the same time."""
     requests: int = 20
     """Answers per batch size and per number of users, rounded up to whole batches."""
 
@@ -63,40 +64,33 @@ class Stopwatch:
         """Seconds of each of the first `timed` samples at batch 1."""
         self._by_size: dict[int, list[float] | None] = {1: self.latencies}
 
-    def throughput_runs(self) -> list[dict[str, Any]]:
-        """`{"batch", "samples", "seconds"}` per batch size that was tried, 1 first.
-
-        A batch that does not fit into the device's memory ends the search.
-        """
-        runs: list[dict[str, Any]] = []
+    def throughput_runs(self) -> list[ThroughputRun]:
+        """One per batch size that was tried, 1 first; a batch that does not fit into the device's memory ends the search."""
+        runs: list[ThroughputRun] = []
         for size in (1, *self.timing.batch_sizes):
             seconds = None if size > len(self.samples) else self._batches(size)
             if seconds is None:
                 break
-            runs.append({"batch": size, "samples": size * len(seconds), "seconds": math.fsum(seconds)})
-            *before, last = (run["samples"] / run["seconds"] for run in runs)
+            runs.append(ThroughputRun(batch=size, samples=size * len(seconds), seconds=math.fsum(seconds)))
+            *before, last = (run.samples / run.seconds for run in runs)
             if last < _WORTH * max(before, default=0.0):
                 break
         return runs
 
-    def concurrency(self) -> dict[str, dict[str, Any]]:
-        """What users see who each ask again as soon as they are answered.
+    def concurrency(self) -> dict[str, Concurrency]:
+        """What several users see who each ask again as soon as they are answered, by number of users.
 
-        The server answers all waiting requests as one batch and takes the next when it is done, so every request lasts as long
-        as its batch: no joining a batch under way, and no thinking time of the users.
-
-        Returns:
-            By number of users: samples_per_second, p50 and p95 of a request in seconds, and `seconds` of every request; null
-            and empty where the batch did not fit into the device's memory.
+        The server answers all waiting requests as one batch and takes the next when it is done, so a request takes as long as its
+        batch: none joins a batch under way, and users ask without a pause.
         """
-        return {str(users): _seen_by_users(users, self._batches(users)) for users in self.timing.users}
+        return {str(users): seen_by_users(users, self._batches(users)) for users in self.timing.users}
 
     def _latencies(self) -> list[float]:
         timed = self.samples[: self.timing.timed]
         for sample in timed[: self.timing.warm_up]:
             self.answer([sample], self.max_new_tokens)
         rounds = [[self._seconds([sample]) for sample in timed] for _ in range(self.timing.repetitions)]
-        return [float(np.median(of_sample)) for of_sample in zip(*rounds, strict=True)]
+        return [float(np.median(seconds)) for seconds in zip(*rounds, strict=True)]
 
     def _batches(self, size: int) -> list[float] | None:
         """Seconds of each batch; None where one does not fit into the device's memory."""
@@ -119,21 +113,24 @@ class Stopwatch:
         return time.perf_counter() - begin
 
 
-def throughput(runs: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+def throughput(runs: Sequence[ThroughputRun]) -> Throughput:
     """Samples per second by batch size, and the best of them."""
-    rates = {int(run["batch"]): run["samples"] / run["seconds"] for run in runs}
+    rates = {run.batch: run.samples / run.seconds for run in runs}
     best = max(rates, key=lambda batch: rates[batch])
-    return {**{str(batch): rate for batch, rate in rates.items()}, "best_batch": best, "best": rates[best]}
+    return Throughput(rates=rates, best_batch=best, best=rates[best])
 
 
-def _seen_by_users(users: int, batches: Sequence[float] | None) -> dict[str, Any]:
+def seen_by_users(users: int, batches: Sequence[float] | None) -> Concurrency:
+    """What users see whose requests are answered in batches.
+
+    Args:
+        users: requests in each batch.
+        batches: seconds of each; None where a batch did not fit into the device's memory.
+    """
     if batches is None:
-        return {"samples_per_second": None, "p50": None, "p95": None, "seconds": []}
+        return Concurrency(samples_per_second=None, p50=None, p95=None, seconds=[])
     seconds = [duration for duration in batches for _ in range(users)]
     p50, p95 = np.percentile(seconds, [50, 95])
-    return {
-        "samples_per_second": len(seconds) / math.fsum(batches),
-        "p50": float(p50),
-        "p95": float(p95),
-        "seconds": seconds,
-    }
+    return Concurrency(
+        samples_per_second=len(seconds) / math.fsum(batches), p50=float(p50), p95=float(p95), seconds=seconds
+    )

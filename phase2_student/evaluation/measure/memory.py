@@ -15,7 +15,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 class PeakMemory:
     """Measures the peak over a `with` block, above what was in use before it.
 
-    `peak_bytes` afterwards: int, or None where the system does not tell.
+    `peak_bytes` afterwards: int, or None where the system does not report it.
     """
 
     peak_bytes: int | None = None
@@ -26,7 +26,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before: int | None = torch.cuda.memory_allocated()
         else:
-            _give_back_freed()
+            _release_freed()
             try:
                 _CLEAR.write_text("5")  # resets the peak of the resident set: proc(5)
                 self._before = _resident("VmRSS")
@@ -40,8 +40,8 @@ class PeakMemory:
             self.peak_bytes = max(0, peak - self._before)
 
 
-def _give_back_freed() -> None:
-    """What was freed goes back to the system: else the block would fill it without a trace."""
+def _release_freed() -> None:
+    """Return freed memory to the system; else the block would use it without raising the peak."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
         if trim is not None:

@@ -17,6 +17,7 @@ from firstsight.models import backbone_states
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.dataset import Collator, DistillationDataset
+from phase2_student.evaluation.results import AnswerRecord
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.targets import AnswerTargets
 from storage.errors import CacheError
@@ -24,7 +25,7 @@ from storage.reader import Cache, open_cache
 
 
 def cache_digest(recipe: Recipe) -> str | None:
-    """Of the recipe's cache; None where there is none that can be read."""
+    """Digest of the recipe's cache; None where there is none that can be read."""
     try:
         return open_cache(recipe.cache_location).digest
     except CacheError:
@@ -37,13 +38,13 @@ def add_distance(
     model: Any,
     prompter: Prompter,
     samples: Sequence[Sample],
-    records: Sequence[dict[str, Any]],
+    records: Sequence[AnswerRecord],
     *,
     batch_size: int,
 ) -> str | None:
-    """Add to each sample's record the sum of KL over its answer tokens, and at how many the most likely token agrees.
+    """Set in each sample's record the sum of KL over its answer tokens, and at how many the most likely token agrees.
 
-    Keys: `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
+    The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
 
     Returns:
         Why the distance is not known, or None.
@@ -53,7 +54,7 @@ def add_distance(
         cache = open_cache(recipe.cache_location)
         data = _joined(cache, prompter, samples, len(head))
     except (CacheError, DataError, AlignmentError) as error:
-        # an evaluation needs no cache; what it writes names no directory
+        # an evaluation needs no cache; what is written must not name a directory
         return str(error).replace(recipe.cache_location, recipe.cache.path)
     by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
     unshared = torch.from_numpy((~cache.shared_mask()).nonzero()[0]).to(head.device)
@@ -72,10 +73,9 @@ def add_distance(
             )
             kl = float(terms.kd)
             record = by_key[data.samples[index][0]]
-            record.update(
-                kl_sum=kl if math.isfinite(kl) else None, agree=int(terms.agree), soft_positions=int(terms.soft)
-            )
-            record["nonfinite"] = record["nonfinite"] or not math.isfinite(kl)
+            record.kl_sum = kl if math.isfinite(kl) else None
+            record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
+            record.nonfinite = record.nonfinite or not math.isfinite(kl)
     return None
 
 
