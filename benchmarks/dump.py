@@ -8,9 +8,9 @@ dump   `phase1_teacher.dump` on a new cache: image decoding, encoding, forward, 
 plain  rows in the data's order, a padded batch of as many tokens at a time, logits of all positions, log-softmax and top-k
        at the answer positions; nothing is written
 
-All in one process and with one copy of the weights; the variants take turns, and printed are the medians. Memory is the peak
-of the resident set above what was there before the head (for the dump: before alignment, top-k and tails as well), on the
-largest batch.
+All run in one process with one copy of the weights; the variants take turns, and the medians are printed. Memory is the peak of
+the resident set above what was in use before the head (for the dump: before alignment, top-k and tails as well), on the largest
+batch.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def head_bytes(forward: TeacherForward, batch: UnitBatch, top_k: int) -> tuple[i
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds of the wall clock."""
+    """Wall-clock seconds of a call."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
@@ -109,7 +109,7 @@ def run_dump(recipe: Recipe, name: str, model: Any) -> tuple[float, DumpSummary,
 
 @click.command()
 @click.option("--samples", default=48, show_default=True)
-@click.option("--questions", default=2, show_default=True, help="Per image.")
+@click.option("--questions", default=2, show_default=True, help="Questions per image.")
 @click.option("--layers", default=4, show_default=True)
 @click.option("--hidden", default=1536, show_default=True)
 @click.option("--intermediate", default=8960, show_default=True)
@@ -118,8 +118,8 @@ def run_dump(recipe: Recipe, name: str, model: Any) -> tuple[float, DumpSummary,
 @click.option("--vision-depth", default=2, show_default=True)
 @click.option("--batch-tokens", default=4096, show_default=True)
 @click.option("--unit-positions", default=512, show_default=True)
-@click.option("--repeats", default=3, show_default=True, help="Of bare and dump.")
-@click.option("--plain-repeats", default=1, show_default=True)
+@click.option("--repeats", default=3, show_default=True, help="Timed runs of bare and dump.")
+@click.option("--plain-repeats", default=1, show_default=True, help="Timed runs of plain.")
 @click.option("--threads", default=2, show_default=True)
 def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vocabulary: int, **sizes: int) -> None:
     """Time the dump against its bare forward pass and against the plain way, on a random teacher.
@@ -141,13 +141,13 @@ def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vo
 def measure(job: Job, model: Any, shape: Shape, repeats: int, plain_repeats: int, threads: int) -> None:
     """Run the variants in turns and print the table."""
     forward = TeacherForward(job, model)
-    batches = list(unit_batches(job, job.pending, is_done=lambda unit: False))
+    batches = list(unit_batches(job, job.pending, is_done=lambda _: False))
     in_data_order = sorted((s for b in batches for s in b.samples), key=lambda each: int(each.sample.id[1:]))
     encoded = [sample.encoded for sample in in_data_order]
     longest = max(len(each.input_ids) for each in encoded)
     batch_rows = max(1, shape.batch_tokens // longest)
     top_k, pad_id = job.recipe.cache.top_k, forward.vision.pad_id
-    bare(forward, batches[:1])  # threads and libraries are up
+    bare(forward, batches[:1])  # starts threads and loads libraries
     times: dict[str, list[float]] = {"bare": [], "dump": [], "plain": []}
     for repeat in range(max(repeats, plain_repeats)):
         if repeat < repeats:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.fidelity DIR [--seeds 3 --top-k 64 --top-k 16 --minutes 6]
 
-Give the command again until nothing is left to do: a run that is finished is not repeated, and none is begun that would
-end after `--minutes`. Then the report: full-vocabulary KL(teacher || student) on validation and exact answers of every
+Give the command again until nothing is left to do: a finished run is not repeated, and no run is begun that would end after
+`--minutes`. Then it reports full-vocabulary KL(teacher || student) on validation and exact answers of every
 final student, the differences cached - online with their paired bootstrap intervals, and on identical weights and
 batches the losses and gradients of both, with the share of the difference that the shape of the tail explains.
 """
@@ -42,10 +42,10 @@ BATCH = 32
 
 
 class Measured:
-    """The teacher and the validation samples; measures students.
+    """Measures students against the teacher on the validation samples.
 
     Args:
-        recipe: of the pair.
+        recipe: names the pair and the data.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -55,7 +55,7 @@ class Measured:
         self.unshared = torch.from_numpy((~self.plan.shared).nonzero()[0])
 
     def batches(self, data: OnlineDataset, count: int | None = None) -> Iterator[tuple[range, dict[str, Any], Tensor]]:
-        """Indices, student's batch, and teacher's states of the first `count` batches."""
+        """Sample indices, the student's batch, and the teacher's states, of the first `count` batches."""
         collate = OnlineCollator(0, 0)
         for start in range(0, len(data) if count is None else count * BATCH, BATCH):
             indices = range(start, min(start + BATCH, len(data)))
@@ -163,8 +163,8 @@ def _flattened(log_p_NS: Tensor, student_NS: Tensor, ids_NK: Tensor, shared_S: T
     return torch.where(stored_NS, log_p_NS, log_r_N1 + shape_NS)
 
 
-def variant_recipe(recipe: Recipe, directory: Path, name: str, seed: int) -> Recipe:
-    """The run `online` or `k64` of one seed."""
+def variant_recipe(directory: Path, name: str, seed: int) -> Recipe:
+    """The recipe of a run: `online`, or `k64` for a cache of 64 entries, with one seed."""
     overrides = [f"training.seed={seed}", f"training.output_dir=runs/{name}-{seed}"]
     if name != "online":
         overrides += [f"cache.path=cache-{name[1:]}.zarr", f"cache.top_k={name[1:]}"]
@@ -172,7 +172,7 @@ def variant_recipe(recipe: Recipe, directory: Path, name: str, seed: int) -> Rec
 
 
 def ensure_cache(recipe: Recipe) -> None:
-    """Dump, where units are missing."""
+    """Dump the units that are missing."""
     try:
         if not cache_status(recipe.cache_location).pending:
             return
@@ -188,7 +188,7 @@ def interval(first: list[float], second: list[float]) -> str:
 
 
 def report(results: dict[str, dict[str, list[float]]], names: list[str], seeds: int) -> None:
-    """Print the students, and cached - online."""
+    """Print each student, and the differences cached - online."""
 
     def pooled(name: str, field: str) -> list[float]:
         return [value for seed in range(seeds) for value in results[f"{name}-{seed}"][field]]
@@ -212,13 +212,17 @@ def report(results: dict[str, dict[str, list[float]]], names: list[str], seeds: 
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--top-k", "top_ks", multiple=True, type=int, default=(64,), show_default=True)
-@click.option("--minutes", default=6.0, show_default=True, help="Begin nothing that would end later.")
+@click.option("--minutes", default=6.0, show_default=True, help="Begin no run that would end later than this.")
 @click.option("--train", "train_samples", default=1400, show_default=True)
 @click.option("--validation", default=420, show_default=True)
 @click.option("--epochs", default=8, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--learning-rate", default=1e-3, show_default=True)
-@click.option("--models", type=click.Path(path_type=Path, exists=True), help="teacher/ and student/ of another pair.")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path, exists=True),
+    help="Directory with teacher/ and student/ of another pair.",
+)
 @click.option("--threads", default=2, show_default=True)
 def main(
     directory: Path,
@@ -233,7 +237,7 @@ def main(
     models: Path | None,
     threads: int,
 ) -> None:
-    """Students of a cache against students of the teacher itself.
+    """Compare students trained on a cache with students trained online.
 
     Example: python -m benchmarks.fidelity build/fidelity --top-k 64 --top-k 16
     """
@@ -263,7 +267,7 @@ def main(
                 click.echo("not finished: give the command again")
                 return
             begin = time.perf_counter()
-            run = variant_recipe(recipe, directory, name, seed)
+            run = variant_recipe(directory, name, seed)
             if name != "online":
                 ensure_cache(run)
             plan: Plan = prepare(run, online=name == "online", progress=False)
@@ -279,7 +283,7 @@ def main(
         ("a trained student", directory / "runs" / "online-0" / "final"),
     ):
         for k in top_ks:
-            run = variant_recipe(recipe, directory, f"k{k}", 0)
+            run = variant_recipe(directory, f"k{k}", 0)
             cached = prepare(run, progress=False).train
             assert isinstance(cached, DistillationDataset)
             figures = measured.side_by_side(place, cached, run.loss.temperature, count=4)
