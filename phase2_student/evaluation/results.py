@@ -1,6 +1,6 @@
 """What an evaluation holds: the one declaration of the JSON that `fs-student eval` writes and that every reader takes.
 
-Fields stand in the order in which they are written. A field without a default is always in the file; one with a default was added
+Fields are in the order in which they are written. A field without a default is always in the file; one with a default was added
 later, or is left out where it was not measured. Unknown fields of a newer version are kept.
 """
 

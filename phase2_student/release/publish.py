@@ -53,7 +53,7 @@ def check_repo(repo: str) -> None:
 
 
 def check_token() -> None:
-    """Check that a token of the hub is there; ModelError where nobody is logged in."""
+    """Check that a token for the hub was found; ModelError where nobody is logged in."""
     from huggingface_hub import get_token
 
     if get_token() is None:

@@ -24,7 +24,7 @@ SERIES = 6
 MARKERS = "osD^vP"
 SYMBOLS = "●■◆▲▼✚"
 
-# matplotlib wants colours: these stand for the page's variables and are replaced by them
+# matplotlib needs colours: these are placeholders for the page's variables
 _INK, _SOFT, _LINE = "#010203", "#010204", "#010205"
 _VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line"} | {
     f"#0102{16 + n:02x}": f"--series-{n}" for n in range(6)
@@ -138,7 +138,7 @@ class Bins:
 
 
 def reliability(title: str, bins: Sequence[Bins]) -> Markup:
-    """Share of right answers over mean confidence; the larger a marker, the more answers it stands for."""
+    """Share of right answers over mean confidence; the larger a marker, the more answers it represents."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.9)
         axes.plot([0, 1], [0, 1], color=_SOFT, linewidth=1, linestyle=(0, (2, 3)))
