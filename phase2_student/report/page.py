@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -78,7 +77,7 @@ def write_report(
     models = found.models if found else []
     series = figures.series_of(models, runs)
     keys = _run_keys(runs)
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "title": pair_names(runs[-1], cache),
         "version": __version__,
         "runs": [_run(run, series, keys) for run in runs],
@@ -114,7 +113,7 @@ def _evaluated(
     root: Path | None,
     shown: int,
     notes: list[str],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the page shows of an evaluation."""
     models = evaluation.models
     student = figures.focus(models, runs)
@@ -160,7 +159,7 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
     return {**_RUN_KEYS, **{name: label for name, label in differing.items() if name not in _RUN_KEYS}}
 
 
-def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, Any]:
+def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, object]:
     losses = [row["validation"]["loss"] for row in run.validations]
     return {
         "name": run.name,

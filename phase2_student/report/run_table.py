@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.runs.records import Run
@@ -45,7 +44,7 @@ class RunRow:
     name: str
     directory: str
     finished: bool
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """The settings in which the runs differ, by dotted name."""
     steps: int
     best_validation_loss: float | None
@@ -137,7 +136,7 @@ def run_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
