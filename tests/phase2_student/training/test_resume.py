@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_cases import assert_same_weights, run
 from safetensors.torch import load_file
-from test_training import run
 
 from phase2_student.runs.checkpoints import SEAL, checkpoints, fault, keep_newest, newest_whole, seal
 
@@ -33,12 +33,6 @@ def train(world, output, *more):
     return run(
         "train", "--config", world / "recipe.yaml", "--no-progress", "--set", f"training.output_dir={output}", *more
     )
-
-
-def assert_same_weights(one: Path, two: Path):
-    a, b = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.faults

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_training import run
+from run_cases import run
 
 from firstsight.data.samples import load_samples
 from firstsight.errors import AlignmentError

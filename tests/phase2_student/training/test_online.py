@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from run_cases import run
 from safetensors.torch import load_file
-from test_training import run
 
 from firstsight.recipe import load_recipe
 from phase2_student.training.train import prepare

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_training import run
+from run_cases import run
 from torch.nn.functional import scaled_dot_product_attention
 
 from firstsight.data.samples import load_samples

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_resume import assert_same_weights
-from test_training import run
+from run_cases import assert_same_weights, run
 from torch.utils.data import DataLoader
 
 from firstsight.recipe import load_recipe

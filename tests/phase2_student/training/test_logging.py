@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import transformers.trainer
-from test_training import run
+from run_cases import run
 from transformers import TrainerCallback
 from transformers.integrations import rewrite_logs
 

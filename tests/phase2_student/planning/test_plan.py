@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from test_training import run
+from run_cases import run
 from transformers import Qwen2VLConfig
 
 from firstsight.models import load_student

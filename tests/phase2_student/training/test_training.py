@@ -3,16 +3,11 @@
 import json
 
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from run_cases import run
 
 from firstsight.models import load_processor
 from firstsight.recipe import StudentSection
-from phase2_student.cli import main
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def test_train_leaves_models_that_plain_transformers_loads_and_a_second_call_does_nothing(world):

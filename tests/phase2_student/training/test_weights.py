@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 import yaml
+from run_cases import run
 from safetensors.torch import load_file
-from test_training import run
 
 from firstsight.recipe import StudentSection
 from phase2_student.runs.checkpoints import SEAL, checkpoints

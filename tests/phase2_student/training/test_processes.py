@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_cases import run
 from safetensors.torch import load_file
-from test_training import run
 
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OVERRIDES = ["training.num_train_epochs=3", "training.learning_rate=1e-4", "training.save_steps=10"]
 STEPS = 21
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
+from run_cases import run
 from safetensors.torch import load_file
-from test_training import run
 
 from phase2_student.training import sweep as sweep_module
 from phase2_student.training.sweep import grid_runs
