@@ -1,11 +1,11 @@
-"""Do small steps move the weights? AdamW at lr 1e-5 on weights of scale 0.02, kept in different numbers, side by side.
+"""Do small steps move the weights? AdamW at lr 1e-5 on weights of scale 0.02, kept in different number formats, side by side.
 
     python -m benchmarks.bf16_updates [--steps 600]
 
 A layer of 512 and one of 256 units with their biases, weights and biases drawn at scale 0.02, learn another such net from
-noisy minibatches; one more vector has weights of 1, as norms do. `length` is the length of the way from the first weights,
-`along` the part of it that lies along the float32 run's, and `apart` the distance of the two ends, each over the length of
-the float32 run's way. A mode is offered by `student.precision` if length and along are within 5 % of 1.
+noisy minibatches; one more vector has weights of 1, as norms do. `length` is the distance from the first weights to the last,
+`along` the part of it in the direction of the float32 run's, and `apart` the distance between the last weights of both, each over
+the distance that the float32 run covers. A mode is offered by `student.precision` if length and along are within 5 % of 1.
 
 bitsandbytes is required by FirstSight; torchao and torch-optimi are compared where they are installed.
 """
@@ -119,7 +119,7 @@ class Net(nn.Module):
 
 
 def train(mode: Mode, steps: int, noise: float, accumulation: int) -> tuple[dict[str, Tensor], float]:
-    """The way of every parameter over a run, and its seconds."""
+    """The displacement of every parameter over a run, and the seconds of the run."""
     torch.manual_seed(0)
     net, goal = Net(0).to(mode.dtype), Net(1)
     begin = {name: p.detach().float().clone() for name, p in net.named_parameters()}
@@ -144,7 +144,7 @@ def train(mode: Mode, steps: int, noise: float, accumulation: int) -> tuple[dict
 
 
 def joined(ways: dict[str, Tensor], part: str) -> Tensor:
-    """The ways of a group of parameters as one vector."""
+    """The displacements of a group of parameters as one vector."""
     groups = {"matrices": ("weight",), "biases": ("bias",), "scales near 1": ("scale",)}
     return torch.cat([way.flatten() for name, way in ways.items() if name.endswith(groups[part])])
 

@@ -8,9 +8,9 @@ dump   `phase1_teacher.dump` on a new cache: image decoding, encoding, forward, 
 plain  rows in the data's order, a padded batch of as many tokens at a time, logits of all positions, log-softmax and top-k
        at the answer positions; nothing is written
 
-All in one process and with one copy of the weights; the variants take turns, and printed are the medians. Memory is the peak
-of the resident set above what was there before the head (for the dump: before alignment, top-k and tails as well), on the
-largest batch.
+All run in one process with one copy of the weights; the variants take turns, and the medians are printed. Memory is the peak of
+the resident set above what was in use before the head (for the dump: before alignment, top-k and tails as well), on the largest
+batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from phase1_teacher.dump import DumpSummary, dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
 from phase1_teacher.planning.job import DumpJob
-from phase2_student.evaluation.memory import PeakMemory
+from phase2_student.evaluation.measure.memory import PeakMemory
 from storage.reader import open_cache
 
 # B samples of a batch, L tokens of the longest, N answer positions, D hidden size, V rows of the head
@@ -89,7 +89,7 @@ def head_bytes(forward: TeacherForward, batch: UnitBatch, top_k: int) -> tuple[i
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds of the wall clock."""
+    """Wall-clock seconds of a call."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
@@ -109,7 +109,7 @@ def run_dump(recipe: Recipe, name: str, model: Any) -> tuple[float, DumpSummary,
 
 @click.command()
 @click.option("--samples", default=48, show_default=True)
-@click.option("--questions", default=2, show_default=True, help="Per image.")
+@click.option("--questions", default=2, show_default=True, help="Questions per image.")
 @click.option("--layers", default=4, show_default=True)
 @click.option("--hidden", default=1536, show_default=True)
 @click.option("--intermediate", default=8960, show_default=True)
@@ -118,8 +118,8 @@ def run_dump(recipe: Recipe, name: str, model: Any) -> tuple[float, DumpSummary,
 @click.option("--vision-depth", default=2, show_default=True)
 @click.option("--batch-tokens", default=4096, show_default=True)
 @click.option("--unit-positions", default=512, show_default=True)
-@click.option("--repeats", default=3, show_default=True, help="Of bare and dump.")
-@click.option("--plain-repeats", default=1, show_default=True)
+@click.option("--repeats", default=3, show_default=True, help="Timed runs of bare and dump.")
+@click.option("--plain-repeats", default=1, show_default=True, help="Timed runs of plain.")
 @click.option("--threads", default=2, show_default=True)
 def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vocabulary: int, **sizes: int) -> None:
     """Time the dump against its bare forward pass and against the plain way, on a random teacher.
@@ -147,7 +147,7 @@ def measure(job: DumpJob, model: Any, shape: Shape, repeats: int, plain_repeats:
     longest = max(len(each.input_ids) for each in encoded)
     batch_rows = max(1, shape.batch_tokens // longest)
     top_k, pad_id = job.recipe.cache.top_k, forward.vision.pad_id
-    bare(forward, batches[:1])  # threads and libraries are up
+    bare(forward, batches[:1])  # starts threads and loads libraries
     times: dict[str, list[float]] = {"bare": [], "dump": [], "plain": []}
     for repeat in range(max(repeats, plain_repeats)):
         if repeat < repeats:

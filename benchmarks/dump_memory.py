@@ -2,9 +2,9 @@
 
     python -m benchmarks.dump_memory [--samples 5000 --samples 500000 --images 2000]
 
-The teacher is a fake that looks a hidden state up for each token and counts what it is asked for, so that half a million
-samples take minutes; all else is the dump itself, from the JSONL file to the committed units and the closing summary. Each
-size is a process of its own. Printed is the peak of the resident set after each step, above the process without data.
+The teacher is a fake that looks up a hidden state for each token and counts the rows it is asked for, so that half a million
+samples take minutes; everything else is the dump itself, from the JSONL file to the committed units and the closing summary. Each
+size runs in its own process. The peak of the resident set after each step is printed, above that of the process without data.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class CountingTeacher:
 
 
 def write(directory: Path, samples: int, images: int) -> Path:
-    """A pair, data and their recipe; a picture serves samples / images rows that follow each other."""
+    """Write a pair, data and their recipe; each image is used by samples / images consecutive rows."""
     tokenizer = build_tokenizer()
     save_pair_member(build_teacher(tokenizer, 1), tokenizer, directory / "teacher")
     save_pair_member(build_student(tokenizer, 2), tokenizer, directory / "student")
@@ -96,7 +96,7 @@ def write(directory: Path, samples: int, images: int) -> Path:
 
 
 def measure(config: Path) -> dict[str, float]:
-    """MB after each step, and what was counted."""
+    """Peak memory in MB after each step, and what was counted."""
     recipe = load_recipe(config)
     teacher = CountingTeacher()
     torch.set_num_threads(1)
@@ -113,14 +113,14 @@ def measure(config: Path) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """Largest resident set so far."""
+    """Largest resident set so far, MB."""
     text = Path("/proc/self/status").read_text()
     return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 @click.command()
 @click.option("--samples", multiple=True, default=(5_000, 500_000), show_default=True)
-@click.option("--images", default=2_000, show_default=True, help="Pictures; 0: questions alone.")
+@click.option("--images", default=2_000, show_default=True, help="Number of images; 0: questions without images.")
 @click.option("--one", hidden=True, type=click.Path(path_type=Path))
 def main(samples: tuple[int, ...], images: int, one: Path | None) -> None:
     """Peak host memory of a dump at several sizes of the data.

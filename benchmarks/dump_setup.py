@@ -23,15 +23,15 @@ from firstsight.recipe import Recipe, load_recipe
 TOKENS = 151_657
 STUDENT_ROWS = 151_936
 PIXELS = ((448, 448), (448, 336))
-"""Width and height of the pictures, in turns: 256 and 192 visual tokens."""
+"""Width and height of the images, in turns: 256 and 192 visual tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Of the teacher and the data."""
+    """Sizes of the teacher and the data."""
 
     rows: int
-    """V, of the head."""
+    """Rows of the head, V."""
     hidden: int
     intermediate: int
     layers: int
@@ -39,7 +39,7 @@ class Shape:
     vision_depth: int
     samples: int
     questions: int
-    """Per image."""
+    """Questions per image."""
     batch_tokens: int
 
 
@@ -99,7 +99,7 @@ def model_config(tokenizer: Qwen2Tokenizer, shape: Shape, rows: int) -> Qwen2VLC
 
 
 def write_pair(directory: Path, shape: Shape) -> None:
-    """Directories `teacher`, with random weights, and `student`, whose weights no dump reads."""
+    """Write the directories `teacher`, with random weights, and `student`, whose weights no dump reads."""
     tokenizer = full_tokenizer()
     torch.manual_seed(0)
     teacher = Qwen2VLForConditionalGeneration(model_config(tokenizer, shape, shape.rows))
@@ -112,7 +112,7 @@ def write_pair(directory: Path, shape: Shape) -> None:
 
 
 def write_data(directory: Path, shape: Shape) -> None:
-    """Questions of 4 to 63 words about random pictures, answers of 8 to 19 words; one row in ten is a validation sample."""
+    """Write questions of 4 to 63 words about random images, answers of 8 to 19 words; one row in ten is a validation sample."""
     rng = np.random.default_rng(0)
     words = [word for word in WORDS.split() if word.isascii()]
     directory.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.fidelity DIR [--seeds 3 --top-k 64 --top-k 16 --minutes 6]
 
-Give the command again until nothing is left to do: a run that is finished is not repeated, and none is begun that would
-end after `--minutes`. Then the report: full-vocabulary KL(teacher || student) on validation and exact answers of every
+Give the command again until nothing is left to do: a finished run is not repeated, and no run is begun that would end after
+`--minutes`. Then it reports full-vocabulary KL(teacher || student) on validation and exact answers of every
 final student, the differences cached - online with their paired bootstrap intervals, and on identical weights and
 batches the losses and gradients of both, with the share of the difference that the shape of the tail explains.
 """
@@ -29,7 +29,7 @@ from phase1_teacher.dump import dump, prepare_dump
 from phase2_student.data.batch import Batch
 from phase2_student.data.cached import CachedDataset, join_stored
 from phase2_student.data.source import SampleDataset
-from phase2_student.evaluation.bootstrap import paired_bootstrap
+from phase2_student.evaluation.metrics.bootstrap import paired_bootstrap
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective
 from phase2_student.loss.targets import FullTargets, StoredTargets, TeacherTargets
@@ -45,10 +45,10 @@ BATCH = 32
 
 
 class Measured:
-    """The teacher and the validation samples; measures students.
+    """Measures students against the teacher on the validation samples.
 
     Args:
-        recipe: of the pair.
+        recipe: names the pair and the data.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -163,7 +163,7 @@ def variant_recipe(directory: Path, name: str, seed: int) -> Recipe:
 
 
 def ensure_cache(recipe: Recipe) -> None:
-    """Dump, where units are missing."""
+    """Dump the units that are missing."""
     try:
         if not cache_status(recipe.cache_location).pending:
             return
@@ -179,7 +179,7 @@ def interval(first: list[float], second: list[float]) -> str:
 
 
 def report(results: dict[str, dict[str, list[float]]], names: list[str], seeds: int) -> None:
-    """Print the students, and cached - online."""
+    """Print each student, and the differences cached - online."""
 
     def pooled(name: str, field: str) -> list[float]:
         return [value for seed in range(seeds) for value in results[f"{name}-{seed}"][field]]
@@ -203,13 +203,17 @@ def report(results: dict[str, dict[str, list[float]]], names: list[str], seeds: 
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--top-k", "top_ks", multiple=True, type=int, default=(64,), show_default=True)
-@click.option("--minutes", default=6.0, show_default=True, help="Begin nothing that would end later.")
+@click.option("--minutes", default=6.0, show_default=True, help="Begin no run that would end later than this.")
 @click.option("--train", "train_samples", default=1400, show_default=True)
 @click.option("--validation", default=420, show_default=True)
 @click.option("--epochs", default=8, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--learning-rate", default=1e-3, show_default=True)
-@click.option("--models", type=click.Path(path_type=Path, exists=True), help="teacher/ and student/ of another pair.")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path, exists=True),
+    help="Directory with teacher/ and student/ of another pair.",
+)
 @click.option("--threads", default=2, show_default=True)
 def main(
     directory: Path,
@@ -224,7 +228,7 @@ def main(
     models: Path | None,
     threads: int,
 ) -> None:
-    """Students of a cache against students of the teacher itself.
+    """Compare students trained on a cache with students trained online.
 
     Example: python -m benchmarks.fidelity build/fidelity --top-k 64 --top-k 16
     """

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from phase2_student.evaluation.memory import PeakMemory
+from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective
 from phase2_student.loss.targets import StoredTargets

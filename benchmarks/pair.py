@@ -17,7 +17,7 @@ from firstsight.recipe import Recipe, load_recipe
 def place_pair(
     directory: Path, *, train: int, validation: int, epochs: int, batch: int, learning_rate: float, models: Path | None
 ) -> Recipe:
-    """Models, data and recipe.yaml; what is there already is kept.
+    """Write models, data and recipe.yaml, and load the recipe; what exists already is kept.
 
     Args:
         directory: where everything goes.
@@ -65,10 +65,10 @@ def place_pair(
 
 
 class Deadline:
-    """Whether there is time for one more piece of work as long as the longest before it.
+    """Says whether there is time for another piece of work that takes as long as the longest before it.
 
     Args:
-        minutes: from now on.
+        minutes: time from now on.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -76,9 +76,9 @@ class Deadline:
         self._longest = 0.0
 
     def allows(self) -> bool:
-        """There is time for one more."""
+        """Whether there is time for one more."""
         return time.perf_counter() + self._longest < self._end
 
     def took(self, seconds: float) -> None:
-        """A piece of work is done."""
+        """Note that a piece of work is done."""
         self._longest = max(self._longest, seconds)

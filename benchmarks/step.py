@@ -3,10 +3,10 @@
     python -m benchmarks.step [--repeats 5 --layers 2 --batch 2 --image-tokens 256 --text-tokens 60 --answer-tokens 40]
 
 The shapes of Qwen2-VL-2B (D = 1,536, V = 151,936, tied head) and, for the online step, of Qwen2-VL-7B, with random
-weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a machine
-that slows down slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
+weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a slow
+spell of the machine slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
 head. `hard` is the fused loss at alpha = 0, `cached` at alpha = 0.7 and T = 2, `online` the same with the teacher.
-Printed are medians and ratios.
+Medians and ratios are printed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def build(rows: int, hidden: int, inner: int, heads: int, kv: int, layers: int, 
 
 
 def make_encoded(seed: int, image_tokens: int, text_tokens: int, answer_tokens: int) -> Encoded:
-    """One picture, a question, an answer."""
+    """An image, a question, an answer."""
     g = torch.Generator().manual_seed(seed)
     side = 2 * round(image_tokens**0.5)
     image = [VISION_START, *[IMAGE_PAD] * (side * side // 4), VISION_END]
@@ -101,7 +101,7 @@ def cached_item(encoded: Encoded) -> Item[StoredTargets]:
 
 
 def identical_alignment() -> VocabularyAlignment:
-    """One tokenizer, two padded heads."""
+    """The alignment of one tokenizer with two padded heads."""
     forth, back = np.full(TEACHER_ROWS, -1), np.full(STUDENT_ROWS, -1)
     forth[:TOKENS] = back[:TOKENS] = np.arange(TOKENS)
     return VocabularyAlignment(
@@ -114,7 +114,9 @@ def identical_alignment() -> VocabularyAlignment:
 
 @click.command()
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--layers", default=2, show_default=True, help="Of student and teacher, and two of each vision tower.")
+@click.option(
+    "--layers", default=2, show_default=True, help="Layers of student and teacher; their vision towers have two."
+)
 @click.option("--batch", default=2, show_default=True)
 @click.option("--image-tokens", default=256, show_default=True)
 @click.option("--text-tokens", default=60, show_default=True)
@@ -131,7 +133,7 @@ def main(
     threads: int,
     online: bool,
 ) -> None:
-    """Time of a distillation step against a stock fine-tuning step.
+    """Time a distillation step against a stock fine-tuning step.
 
     Example: python -m benchmarks.step --repeats 3
     """

@@ -77,7 +77,7 @@ def rate(positions: int, work: Callable[[], object], clock: Callable[[], float],
 
 
 def size_facts(location: Path, whole: dict[str, NDArray[Any]], positions: int) -> dict[str, Any]:
-    """Every byte below the cache, against entropies and the plain layout."""
+    """Size of every object of the cache, against entropies and the plain layout."""
     status = cache_status(location)
     open_cache(location)  # builds the index
     index = sum(file.stat().st_size for file in location.rglob("*.bin"))

@@ -1,4 +1,4 @@
-"""Ways to store ids, values and tails, side by side: what the format takes and what lost.
+"""Ways to store ids, values and tails, side by side: those that the format uses and those that were tried and dropped.
 
     python -m benchmarks.storage_codecs --targets build/storage_targets.npz
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.sweep DIR [--minutes 6]
 
-Give the command again until nothing is left to do; a finished piece is not repeated. All runs of a kind share one process,
-so neither side pays for imports, and the pieces of both kinds take turns.
+Give the command again until nothing is left to do; finished runs are not repeated. All runs share one process, so neither side
+pays for imports, and both kinds take turns.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ GRID = ("temperature=1.5,3", "alpha=0.5,0.9", "training.learning_rate=5e-4,1e-3"
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--minutes", default=6.0, show_default=True, help="Begin nothing that would end later.")
+@click.option("--minutes", default=6.0, show_default=True, help="Begin no run that would end later than this.")
 @click.option("--train", "train_samples", default=1400, show_default=True)
 @click.option("--validation", default=140, show_default=True)
 @click.option("--epochs", default=2, show_default=True)
 @click.option("--batch", default=16, show_default=True)
-@click.option("--models", type=click.Path(path_type=Path, exists=True), help="teacher/ and student/ of another pair.")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path, exists=True),
+    help="Directory with teacher/ and student/ of another pair.",
+)
 @click.option("--threads", default=2, show_default=True)
 def main(
     directory: Path,
@@ -45,7 +49,7 @@ def main(
     models: Path | None,
     threads: int,
 ) -> None:
-    """A sweep on one cache against the same runs online.
+    """Time a sweep on one cache against the same runs online.
 
     Example: python -m benchmarks.sweep build/sweep
     """

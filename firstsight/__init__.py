@@ -63,8 +63,8 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds both lists e
     from phase1_teacher.dump import dump as dump
     from phase1_teacher.planning.job import DumpJob as DumpJob
     from phase1_teacher.planning.job import prepare_dump as prepare_dump
-    from phase2_student.training.train import TrainResult as TrainResult
     from phase2_student.training.prepare import prepare as _prepare_training
+    from phase2_student.training.train import TrainResult as TrainResult
     from phase2_student.training.train import train as train
     from storage import Cache as Cache
     from storage import CacheError as CacheError

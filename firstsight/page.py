@@ -1,9 +1,9 @@
-"""Pages: one frame and one style sheet for HTML, pictures inside the file.
+"""Pages from templates: one frame and one style sheet for HTML, pictures inside the file.
 
     text = render("phase1_teacher", "sample.html", name="train-000017", picture=picture(image, longest=640))
 
-A template lies in `ROOM/templates/`; one of HTML extends `frame.html`, and Jinja2 escapes every value in it. A page loads
-nothing, so that it opens from a disk without a network. Markdown is rendered as it is.
+Templates are in `PACKAGE/templates/`. An HTML template extends `frame.html`, and Jinja2 escapes every value in it; Markdown is
+rendered as it is. A page loads nothing, so that it opens from a disk without a network.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def render(package: str, template: str, **values: Any) -> str:
     """A page as text.
 
     Args:
-        package: the room whose `templates/` holds the template.
+        package: the package whose `templates/` holds the template.
         template: its file name.
-        values: what the template shows; a name that it wants and does not get is an error.
+        values: what the template shows; a name that it uses and does not get is an error.
     """
     return _environment(package).get_template(template).render(**values)
 
@@ -43,12 +43,12 @@ def _environment(package: str) -> Environment:
 
 
 def picture(image: Image.Image, *, longest: int, alt: str = "", lossy: bool = False) -> Markup:
-    """A picture as an `<img>` that holds its own data.
+    """A picture as an `<img>` element that holds its own data.
 
     Args:
         image: larger pictures are scaled down; smaller ones are kept, and shown pixel by pixel where they are tiny.
-        longest: pixels of the longer side, at most.
-        alt: what stands in its place for those who cannot see it.
+        longest: longest side in pixels.
+        alt: text in place of the picture for those who cannot see it.
         lossy: JPEG where it is smaller than PNG, as it is for photographs.
     """
     small = image.convert("RGB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -90,7 +91,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     """
     recipe = _checked_recipe(config, overrides)
 
-    from phase2_student.report.run_table import comparison_text
+    from phase2_student.report.run_table import run_table
     from phase2_student.runs.records import read_runs
     from phase2_student.training.sweep import Outcome, grid_runs
     from phase2_student.training.sweep import sweep as run
@@ -107,7 +108,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     outcomes = run(runs, progress=progress, report=report)
     done = [outcome.run.recipe.output_dir for outcome in outcomes if outcome.result is not None]
     if main_process and done:
-        click.echo(f"\n{comparison_text(read_runs(done))}")
+        click.echo(f"\n{run_table(read_runs(done))}")
     if outcomes[-1].result is not None and not outcomes[-1].result.finished:
         raise click.exceptions.Exit(143)
     if len(done) < len(outcomes):
@@ -125,11 +126,11 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> 
 
     Example: fs-student compare runs/sweep --plot sweep.png
     """
-    from phase2_student.report.run_table import comparison, comparison_text
+    from phase2_student.report.run_table import run_rows, run_table
     from phase2_student.runs.records import find_runs, read_runs
 
     runs = read_runs(find_runs(directories))
-    click.echo(json.dumps(comparison(runs), indent=2) if as_json else comparison_text(runs))
+    click.echo(json.dumps([asdict(row) for row in run_rows(runs)], indent=2) if as_json else run_table(runs))
     if plot is not None:
         from phase2_student.report.run_plot import plot_runs
 
@@ -228,8 +229,9 @@ def evaluate(
     from phase2_student.evaluation.candidates import default_names, parse_candidates
     from phase2_student.evaluation.evaluate import Settings
     from phase2_student.evaluation.evaluate import evaluate as run
-    from phase2_student.evaluation.summary import summary_text, write_evaluation
-    from phase2_student.evaluation.timing import Timing
+    from phase2_student.evaluation.files import write_evaluation
+    from phase2_student.evaluation.measure.timing import Timing
+    from phase2_student.evaluation.summary import summary_text
 
     if not progress:
         hide_bars()
@@ -295,7 +297,8 @@ def export(
 
     from firstsight.recipe import StudentSection
     from phase2_student.release.export import export as run
-    from phase2_student.release.export import export_directory, plan_export
+    from phase2_student.release.export import plan_export
+    from phase2_student.runs.exports import export_directory
 
     beside = Path(f"{os.path.abspath(source)}-{kind}") if model or recipe is None else export_directory(recipe, kind)
     section = recipe.student if recipe else StudentSection()
@@ -340,13 +343,13 @@ def ask(
     Example: fs-student ask --model runs/reference/best --image a.jpg "what am I holding?"
     """
     from firstsight.recipe import StudentSection
-    from phase2_student.evaluation.ask import Asker
+    from phase2_student.evaluation.ask import LoadedStudent
 
-    asker = Asker(model, StudentSection(max_pixels=max_pixels), system_prompt=system)
+    student = LoadedStudent(model, StudentSection(max_pixels=max_pixels), system_prompt=system)
     emit = (lambda text: click.echo(text, nl=False)) if stream else None
-    answer = asker.ask(question, images, max_new_tokens=max_new_tokens, emit=emit)
+    answer = student.ask(question, images, max_new_tokens=max_new_tokens, emit=emit)
     click.echo("" if stream else answer.text)
-    click.echo(f"\n{answer.timing()}; {asker.description}", err=True)
+    click.echo(f"\n{answer.timing()}; {student.description}", err=True)
 
 
 for command in (report, publish):

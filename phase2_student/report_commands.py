@@ -1,4 +1,4 @@
-"""The commands that show and ship a run: report, publish. They need no model in memory and no GPU."""
+"""`fs-student report` and `fs-student publish`. They load no model and need no GPU."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from firstsight.console import config_option, set_option
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path, exists=True),
-    help="A file of fs-student eval, or a directory with some; default: the newest in each RUN_DIR.",
+    help="A file that fs-student eval wrote, or a directory with such files; default: the newest in each RUN_DIR.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The page; default: report.html in the last RUN_DIR.",
+    help="The file to write; default: report.html in the last RUN_DIR.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="data.root, where it has moved since the training.",
+    help="Where the data are now, if data.root has moved since the training.",
 )
-@click.option("--gallery", default=90, show_default=True, type=click.IntRange(min=0), help="Samples with their images.")
+@click.option(
+    "--gallery", default=90, show_default=True, type=click.IntRange(min=0), help="Samples shown with their images."
+)
 def report(
     run_dir: tuple[Path, ...], evaluation: Path | None, output: Path | None, data: Path | None, gallery: int
 ) -> None:
     """Write one HTML page about one or several runs: curves, results, calibration, costs, and a gallery of answers.
 
-    A directory that is no run stands for the runs directly below it, such as those of a sweep. The page holds everything it
-    needs: it opens from the disk, on a phone, without a network.
+    RUN_DIR is the directory of a run, or a directory with runs directly below it, such as that of a sweep. The page holds
+    everything it needs: it opens from the disk, on a phone, without a network.
 
     Example: fs-student report runs/reference
 
@@ -50,20 +52,22 @@ def report(
 @click.command()
 @config_option
 @set_option
-@click.option("--repo", required=True, metavar="USER/NAME", help="On the hub; it is created where it is not there.")
-@click.option("--dry-run", is_flag=True, help="Only write the folder, and tell what would be uploaded.")
-@click.option("--private", is_flag=True, help="Of a repository that is created.")
+@click.option(
+    "--repo", required=True, metavar="USER/NAME", help="The repository on the hub; created if it does not exist."
+)
+@click.option("--dry-run", is_flag=True, help="Only write the folder, and list what would be uploaded.")
+@click.option("--private", is_flag=True, help="Make a repository that is created private.")
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path, exists=True),
-    help="A file of fs-student eval, or a directory with some; default: the newest of the run.",
+    help="A file that fs-student eval wrote, or a directory with such files; default: the newest of the run.",
 )
 @click.option("--no-evaluation", is_flag=True, help="Publish without figures; the card says so.")
-@click.option("--license", "license_id", metavar="ID", help="Of the hub's identifiers, such as apache-2.0.")
+@click.option("--license", "license_id", metavar="ID", help="A licence identifier of the hub, such as apache-2.0.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The folder; default: publish in training.output_dir.",
+    help="The folder to write; default: publish in training.output_dir.",
 )
 def publish(
     config: Path,
@@ -79,7 +83,7 @@ def publish(
     """Push the student of a run to the hub, with a model card, its evaluation and its recipe.
 
     The card says where the student comes from, what was measured, how to load it, and what it was not tried on. The
-    evaluation that is pushed holds the held-out questions and all answers. The same command tries again what failed.
+    evaluation is pushed as well: it holds the held-out questions and all answers. After a failure, run the same command again.
 
     Example: fs-student publish --config recipe.yaml --repo me/my-student --dry-run
 

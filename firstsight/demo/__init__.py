@@ -1,1 +1,6 @@
-"""Synthetic scenes, the miniature pair, and the demo that distils one into the other."""
+"""What runs without data or models of your own.
+
+synth      first-person scenes with questions, drawn at random
+miniature  a small teacher trained on them, and a smaller student base
+run        the demo: distils the teacher into the student
+"""

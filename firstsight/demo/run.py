@@ -1,4 +1,4 @@
-"""The whole path on the miniature pair: data, dump, two trainings, evaluation. Runs the commands that a user would type.
+"""The demo: the whole path on the miniature pair, by the commands that a user would type: data, dump, two trainings, evaluation.
 
 Leaves DIR/recipe.yaml, DIR/models, DIR/data, DIR/cache.zarr and DIR/runs, so that every command can be tried on them.
 """
@@ -52,13 +52,13 @@ training:
 
 
 def run_demo(directory: Path) -> None:
-    """Run the demo in `directory`; a second run goes on where the first one ended.
+    """Run the demo in `directory`; a second run continues where the first one ended.
 
     Raises:
         FirstSightError: one of the commands failed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _place_models(directory / "models")
+    _copy_models(directory / "models")
     recipe = directory / "recipe.yaml"
     if not recipe.exists():
         recipe.write_text(RECIPE, encoding="utf-8")
@@ -84,7 +84,7 @@ def run_demo(directory: Path) -> None:
     )
 
 
-def _place_models(directory: Path) -> None:
+def _copy_models(directory: Path) -> None:
     for name in ("teacher", "student"):
         target = directory / name
         if not target.exists():
@@ -98,4 +98,4 @@ def _run(command: str, *arguments: str) -> None:
     program = str(beside) if beside.exists() else command
     code = subprocess.run([program, *arguments], check=False).returncode
     if code:
-        raise FirstSightError(f"{command} {arguments[0]} ended with exit code {code}; its message stands above")
+        raise FirstSightError(f"{command} {arguments[0]} ended with exit code {code}; see its message above")

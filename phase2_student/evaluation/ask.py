@@ -1,7 +1,7 @@
-"""One question to a student about images of yours: the answer, how long it took, and the text as it comes.
+"""Ask a student a question about images: the answer, how long it took, and the text while it is generated.
 
-asker = Asker(Path("runs/reference/best"), StudentSection())
-print(asker.ask("what am I holding?", [Path("a.jpg")]).text)
+student = LoadedStudent(Path("runs/reference/best"), StudentSection())
+print(student.ask("what am I holding?", [Path("a.jpg")]).text)
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
 from firstsight.pair import load_prompter
 from firstsight.recipe import StudentSection
-from phase2_student.evaluation.candidates import load_for_answers
-from phase2_student.evaluation.evaluate import device_name
+from phase2_student.evaluation.loading import device_name, load_for_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +44,11 @@ class Answer:
         return f"{self.tokens} tokens in {self.seconds:.2f} s: {self.first_seconds:.2f} s to the first{speed}; {sure}"
 
 
-class Asker:
-    """A student in memory.
+class LoadedStudent:
+    """A student in memory that answers questions.
 
     Args:
-        directory: of a student or of an export of it.
+        directory: a student's, or that of an export of it.
         section: how it is loaded.
         system_prompt: None: the chat template's own default.
 
@@ -81,14 +80,14 @@ class Asker:
             question: plain text.
             images: shown before the question, in order.
             max_new_tokens: longest answer, end of turn included.
-            emit: is handed the text piece by piece as it is made.
+            emit: called with each piece of the text as it is generated.
 
         Raises:
             DataError: an image that cannot be read, or a control token in the question.
         """
         begin = time.perf_counter()
         encoded = self.prompter.encode(_sample(question, images), [])
-        streamer = _Clock(self.prompter.tokenizer, emit)
+        streamer = _TimedStreamer(self.prompter.tokenizer, emit)
         watch = TokenWatch()
         (ids,) = generate_answers(
             self.model, self.prompter, [encoded], max_new_tokens=max_new_tokens, watch=watch, streamer=streamer
@@ -102,10 +101,11 @@ class Asker:
         )
 
 
-class _Clock(TextStreamer):
-    """Knows when the first token came, and hands the text on."""
+class _TimedStreamer(TextStreamer):
+    """Notes when the first token came, and passes the text on."""
 
     first = 0.0
+    """`time.perf_counter()` at the first token."""
 
     def __init__(self, tokenizer: Any, emit: Callable[[str], None] | None) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -121,6 +121,7 @@ class _Clock(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Text that later tokens cannot change."""
+        del stream_end  # the interface of transformers
         if self._emit is not None and text:
             self._emit(text)
 

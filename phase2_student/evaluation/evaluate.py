@@ -3,14 +3,13 @@
     evaluation = evaluate(recipe, parse_candidates(recipe, ["teacher", "base", "student"]), directory=Path("evaluation"))
 
 The result holds every sample of every model; what `summary.py` shows is computed from these records. Each model's result is kept
-as soon as it is whole, under a digest of its weights, the data, the settings and the device: the next call goes on with the rest.
+as soon as it is complete, under a digest of its weights, the data, the settings and the device: the next call measures only the rest.
 """
 
 from __future__ import annotations
 
 import datetime
 import gc
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from firstsight.data.samples import Sample, load_samples
 from firstsight.errors import DataError, ModelError
@@ -28,22 +28,32 @@ from firstsight.models import weights_digest
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from phase2_student.evaluation.answer_metrics import ANLS_THRESHOLD
-from phase2_student.evaluation.candidates import Candidate, load
-from phase2_student.evaluation.distance import add_distance, cache_digest
-from phase2_student.evaluation.goals import targets
-from phase2_student.evaluation.memory import PeakMemory
-from phase2_student.evaluation.power import EnergyMeter
-from phase2_student.evaluation.records import answer_records
-from phase2_student.evaluation.scores import RESAMPLES, score_groups
-from phase2_student.evaluation.timing import Stopwatch, Timing, throughput
+from phase2_student.evaluation.answers import answer_records
+from phase2_student.evaluation.candidates import Candidate
+from phase2_student.evaluation.goals import check_goals
+from phase2_student.evaluation.loading import device_name, load
+from phase2_student.evaluation.measure.memory import PeakMemory
+from phase2_student.evaluation.measure.power import EnergyMeter
+from phase2_student.evaluation.measure.timing import Stopwatch, Timing, throughput
+from phase2_student.evaluation.metrics.answer_metrics import ANLS_THRESHOLD
+from phase2_student.evaluation.metrics.distance import add_distance, cache_digest
+from phase2_student.evaluation.metrics.scores import RESAMPLES, grouped_scores
+from phase2_student.evaluation.results import (
+    AnswerRecord,
+    Concurrency,
+    Evaluation,
+    EvaluationData,
+    EvaluationSettings,
+    ModelResult,
+    ThroughputRun,
+)
 from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 
 _VERSION = 2
-"""Of what is measured: a kept result of another version is not used."""
+"""Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
-"""Answers at batch 1 while the memory is watched."""
+"""Answers at batch 1 while the peak of the memory is measured."""
 _PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 
@@ -52,7 +62,7 @@ class Settings:
     """How every model is measured."""
 
     batch_size: int = 16
-    """Of the answers that are scored; LLM.int8 results depend on it."""
+    """Samples answered at once while the answers are scored; LLM.int8 results depend on it."""
     max_new_tokens: int = 128
     """Longest answer, end of turn included."""
     timing: Timing = field(default_factory=Timing)
@@ -67,22 +77,19 @@ def evaluate(
     settings: Settings | None = None,
     fresh: bool = False,
     progress: bool = True,
-    report: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+    report: Callable[[str], None] | None = None,
+) -> Evaluation:
     """Measure each candidate on the validation file, one after the other.
 
     Args:
         recipe: says where the data and the cache are.
-        candidates: of `parse_candidates`.
+        candidates: the models, as `parse_candidates` returns them.
         directory: results of single models are kept in `measured/` under it.
-        limit: only the first samples that have an answer.
-        settings: None: the defaults.
-        fresh: measure again what is kept.
-        progress: show bars.
-        report: is told which results were kept.
-
-    Returns:
-        A JSON object: data, settings, targets, and per model its measurements and one record per sample.
+        limit: use only so many of the samples that have an answer.
+        settings: how to measure; None: the defaults.
+        fresh: measure again what was kept.
+        progress: show progress bars.
+        report: called with a line for each result that was kept.
 
     Raises:
         FirstSightError: data or models that cannot be used, or that do not fit into the memory.
@@ -96,64 +103,96 @@ def evaluate(
     for candidate in candidates:
         identity = digest_of({**shared, "model": candidate.identity()})
         path = directory / "measured" / f"{identity[:16]}.json"
-        kept = None if fresh else _kept(path, identity)
-        if kept is None:
+        result = None if fresh else _kept(path, identity)
+        if result is None:
             try:
-                measured = _measure(recipe, candidate, samples, settings, progress)
+                result = _measure(recipe, candidate, samples, settings, progress)
             except torch.OutOfMemoryError:
                 raise ModelError(
-                    f"{candidate.name}: does not fit into the memory of {device_name()}; lower max_pixels in the recipe, or take a "
-                    "larger card"
+                    f"{candidate.name}: does not fit into the memory of {device_name()}; lower max_pixels in the recipe, or use a "
+                    "larger GPU"
                 ) from None
-            kept = {**measured, "identity": identity, "measured": _now()}
-            _release()
+            result = result.model_copy(update={"identity": identity, "measured": _now()})
+            _release_memory()
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, kept)
-        else:
-            report(f"{candidate.name}: measured {kept['measured']}, kept; --fresh measures again")
-        models.append({**kept, "name": candidate.name})
-    return {
-        "created": _now(),
-        "data": {"file": recipe.data.validation.name, "samples": len(samples)},
-        "settings": {
-            **{name: value for name, value in asdict(settings).items() if name != "timing"},
-            **asdict(settings.timing),
-            "anls_threshold": ANLS_THRESHOLD,
-            "bootstrap_resamples": RESAMPLES,
-            "device": device_name(),
-            "versions": {package: version(package) for package in _PACKAGES},
-        },
-        "targets": targets(models),
-        "models": models,
-    }
+            write_json(path, result.to_json())
+        elif report is not None:
+            report(f"{candidate.name}: measured {result.measured}, kept; --fresh measures again")
+        models.append(result.model_copy(update={"name": candidate.name}))
+    timing = settings.timing
+    return Evaluation(
+        created=_now(),
+        data=EvaluationData(file=recipe.data.validation.name, samples=len(samples)),
+        settings=EvaluationSettings(
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            timed=timing.timed,
+            warm_up=timing.warm_up,
+            repetitions=timing.repetitions,
+            batch_sizes=list(timing.batch_sizes),
+            users=list(timing.users),
+            requests=timing.requests,
+            anls_threshold=ANLS_THRESHOLD,
+            bootstrap_resamples=RESAMPLES,
+            device=device_name(),
+            versions={package: version(package) for package in _PACKAGES},
+        ),
+        goals=check_goals(models),
+        models=models,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answered:
+    """How fast and how well a model answered."""
+
+    runs: list[ThroughputRun]
+    users: dict[str, Concurrency]
+    joules: float | None
+    """Energy per answer."""
+    records: list[AnswerRecord]
+    distance_unknown: str | None
 
 
 def _measure(
     recipe: Recipe, candidate: Candidate, samples: list[Sample], settings: Settings, progress: bool
-) -> dict[str, Any]:
-    """Everything about one model.
+) -> ModelResult:
+    """Measure one model.
 
-    It is loaded twice, and memory and load time are those of the second time: the first one pays for what the process needs in any
-    case, libraries and files among it.
+    It is loaded twice; memory and load time are those of the second time, since the first one also pays for libraries and for
+    reading the files from the disk.
     """
     prompter = load_prompter(candidate.directory, candidate.section, recipe.data)
-    measured = _answers(recipe, candidate, prompter, samples, settings, progress)
-    _release()
+    answered = _answers(recipe, candidate, prompter, samples, settings, progress)
+    _release_memory()
     with PeakMemory() as memory:
         loaded = load(candidate)
         for sample in samples[:MEMORY_ANSWERS]:
             _answer(loaded.model, prompter, [sample], settings.max_new_tokens)
-    return {
-        "name": candidate.name,
-        "role": candidate.role,
-        "weights": weights_digest(candidate.directory),
-        "dtype": loaded.dtype,
-        "parameters": int(loaded.model.num_parameters()),
-        "size_bytes": sum(file.stat().st_size for file in candidate.directory.glob("*.safetensors")),
-        "load_seconds": loaded.seconds,
-        "peak_memory_bytes": memory.peak_bytes,
-        **measured,
-    }
+    records = answered.records
+    return ModelResult(
+        name=candidate.name,
+        role=candidate.role,
+        weights=weights_digest(candidate.directory),
+        dtype=loaded.dtype,
+        parameters=int(loaded.model.num_parameters()),
+        size_bytes=sum(file.stat().st_size for file in candidate.directory.glob("*.safetensors")),
+        load_seconds=loaded.seconds,
+        peak_memory_bytes=memory.peak_bytes,
+        throughput=throughput(answered.runs),
+        throughput_runs=answered.runs,
+        concurrency=answered.users,
+        energy_joules_per_answer=answered.joules,
+        answer_tokens=statistics.fmean(record.tokens for record in records),
+        counts={
+            "empty": sum(record.empty for record in records),
+            "nonfinite": sum(record.nonfinite for record in records),
+            "cut": sum(record.cut for record in records),
+        },
+        distance_unknown=answered.distance_unknown,
+        scores=grouped_scores(records),
+        samples=records,
+    )
 
 
 def _answers(
@@ -163,8 +202,8 @@ def _answers(
     samples: list[Sample],
     settings: Settings,
     progress: bool,
-) -> dict[str, Any]:
-    """How fast and how well a model answers, and how far it is from the teacher."""
+) -> _Answered:
+    """Load a model; let it answer, timed and scored; measure how far a student is from the teacher."""
     model = load(candidate).model
     timing, longest = settings.timing, settings.max_new_tokens
     with EnergyMeter() as energy:
@@ -191,30 +230,26 @@ def _answers(
             "--batch-size"
         ) from None
     for record, seconds in zip(records, watch.latencies, strict=False):
-        record["seconds"] = seconds
-    return {
-        "throughput": throughput(runs),
-        "throughput_runs": runs,
-        "concurrency": users,
-        "energy_joules_per_answer": None if energy.joules is None else energy.joules / timed,
-        "answer_tokens": statistics.fmean(record["tokens"] for record in records),
-        "counts": {name: sum(record[name] for record in records) for name in ("empty", "nonfinite", "cut")},
-        "distance_unknown": unknown,
-        "scores": score_groups(records),
-        "samples": records,
-    }
+        record.seconds = seconds
+    return _Answered(
+        runs=runs,
+        users=users,
+        joules=None if energy.joules is None else energy.joules / timed,
+        records=records,
+        distance_unknown=unknown,
+    )
 
 
 def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tokens: int) -> list[str]:
-    """From the samples' files to the texts."""
+    """Answer a batch, from the samples' files to the texts."""
     prompts = [prompter.encode(sample, []) for sample in batch]
     ids = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens)
     texts: list[str] = prompter.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return texts
 
 
-def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
-    """What all results of one evaluation depend on besides the model."""
+def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settings) -> dict[str, object]:
+    """What every result of this evaluation depends on besides the model."""
     return {
         "version": _VERSION,
         "settings": asdict(settings),
@@ -227,16 +262,16 @@ def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settin
     }
 
 
-def _kept(path: Path, identity: str) -> dict[str, Any] | None:
+def _kept(path: Path, identity: str) -> ModelResult | None:
     try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result = ModelResult.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
         return None
-    return kept if isinstance(kept, dict) and kept.get("identity") == identity else None
+    return result if result.identity == identity else None
 
 
-def _release() -> None:
-    """The memory of the model before, so that the next one's peak is its own."""
+def _release_memory() -> None:
+    """Free the memory of the model before, so that the next one's peak is its own."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -244,8 +279,3 @@ def _release() -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def device_name() -> str:
-    """The GPU's name, or how many threads the CPU computes with."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

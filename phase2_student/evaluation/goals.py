@@ -1,9 +1,10 @@
-"""What the original work set out to reach, as pass or fail: a student against the teacher, both measured here."""
+"""The goals of the original work, as pass or fail: a student against the teacher, both measured here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from phase2_student.evaluation.results import Goal, ModelResult
 
 COMPRESSION = 3.0
 """Parameters of the teacher over those of the student, at least."""
@@ -13,30 +14,32 @@ SPEED = 3.0
 """Answers per second at batch 1, student over teacher, at least."""
 
 
-def targets(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Three rows per student, against the first teacher; none where no teacher was measured.
-
-    Returns:
-        `{"name", "model", "against", "wanted", "got", "passed"}`; got and passed are None where a measurement is missing.
-    """
-    teacher = next((model for model in models if model["role"] == "teacher"), None)
+def check_goals(models: Sequence[ModelResult]) -> list[Goal]:
+    """Three goals per student, against the first teacher; none where no teacher was measured."""
+    teacher = next((model for model in models if model.role == "teacher"), None)
     if teacher is None:
         return []
-    rows = []
-    for model in models:
-        if model["role"] == "student":
-            for name, (wanted, least, got) in _reached(model, teacher).items():
-                passed = None if got is None else got >= least
-                row = {"name": name, "model": model["name"], "against": teacher["name"]}
-                rows.append({**row, "wanted": wanted, "got": got, "passed": passed})
-    return rows
+    return [
+        Goal(
+            name=name,
+            model=student.name,
+            against=teacher.name,
+            wanted=wanted,
+            got=got,
+            passed=None if got is None else got >= least,
+        )
+        for student in models
+        if student.role == "student"
+        for name, (wanted, least, got) in _reached(student, teacher).items()
+    ]
 
 
-def _reached(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, tuple[str, float, float | None]]:
-    memories = student["peak_memory_bytes"], teacher["peak_memory_bytes"]
-    saved = None if None in memories or not memories[1] else 1 - memories[0] / memories[1]
+def _reached(student: ModelResult, teacher: ModelResult) -> dict[str, tuple[str, float, float | None]]:
+    """By goal: what is wanted in words, at least how much, and what was reached."""
+    mine, theirs = student.peak_memory_bytes, teacher.peak_memory_bytes
+    saved = None if mine is None or not theirs else 1 - mine / theirs
     return {
-        "compression": (f">= {COMPRESSION:g} x", COMPRESSION, teacher["parameters"] / student["parameters"]),
+        "compression": (f">= {COMPRESSION:g} x", COMPRESSION, teacher.parameters / student.parameters),
         "memory": (f"-{MEMORY:.0%}", MEMORY, saved),
-        "speed": (f">= {SPEED:g} x", SPEED, student["throughput"]["1"] / teacher["throughput"]["1"]),
+        "speed": (f">= {SPEED:g} x", SPEED, student.throughput.rates[1] / teacher.throughput.rates[1]),
     }

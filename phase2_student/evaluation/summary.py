@@ -5,57 +5,71 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from phase2_student.evaluation.bootstrap import paired_bootstrap
-from phase2_student.evaluation.scores import agreement, kl_per_token
-from phase2_student.runs.files import write_json
+from phase2_student.evaluation.metrics.bootstrap import paired_bootstrap
+from phase2_student.evaluation.metrics.scores import agreement, kl_per_token
+from phase2_student.evaluation.results import Concurrency, Evaluation, ModelResult, Score
 
 _METRICS = {"exact": "exact match", "f1": "token F1", "anls": "ANLS", "choice": "multiple choice"}
-_TARGETS = {"compression": "compression", "memory": "peak memory", "speed": "speed"}
+_GOALS = {"compression": "compression", "memory": "peak memory", "speed": "speed"}
+_GROUPS: tuple[Literal["category", "environment"], ...] = ("category", "environment")
 
 
-def write_evaluation(evaluation: dict[str, Any], directory: Path) -> Path:
-    """Write `evaluation_<timestamp>.json` and `evaluation_summary.txt`; returns the JSON's path."""
-    directory.mkdir(parents=True, exist_ok=True)
-    stamp = evaluation["created"][:19].replace("-", "").replace(":", "")
-    path = directory / f"evaluation_{stamp}.json"
-    write_json(path, evaluation)
-    text = f"{summary_text(evaluation)}\n\n{details_text(evaluation)}\n"
-    (directory / "evaluation_summary.txt").write_text(text, encoding="utf-8")
-    return path
-
-
-def model_row(model: dict[str, Any]) -> dict[str, float | None]:
+@dataclass(frozen=True, kw_only=True)
+class Figures:
     """The figures of one model; those that are not known are None."""
-    records = model["samples"]
-    timed = [record for record in records if "seconds" in record]
-    seconds = [record["seconds"] for record in timed]
-    sure = [record["confidence"] for record in records if record["confidence"] is not None]
+
+    parameters: int
+    size_mb: float
+    load_seconds: float
+    peak_memory_mb: float | None
+    latency_p50_ms: float
+    latency_p95_ms: float
+    tokens_per_second: float
+    samples_per_second: float
+    best_samples_per_second: float
+    best_batch: int
+    joules: float | None
+    answer_tokens: float
+    confidence: float | None
+    empty: int
+    nonfinite: int
+    cut: int
+    kl: float | None
+    agreement: float | None
+
+
+def model_figures(model: ModelResult) -> Figures:
+    """The figures of a model, from its records and measurements."""
+    records = model.samples
+    timed = [(record.tokens, record.seconds) for record in records if record.seconds is not None]
+    seconds = [duration for _, duration in timed]
+    sure = [record.confidence for record in records if record.confidence is not None]
     p50, p95 = np.percentile(seconds, [50, 95])
-    return {
-        "parameters": model["parameters"],
-        "size_mb": model["size_bytes"] / 1e6,
-        "load_seconds": model["load_seconds"],
-        "peak_memory_mb": None if model["peak_memory_bytes"] is None else model["peak_memory_bytes"] / 1e6,
-        "latency_p50_ms": 1e3 * float(p50),
-        "latency_p95_ms": 1e3 * float(p95),
-        "tokens_per_second": sum(record["tokens"] for record in timed) / sum(seconds),
-        "samples_per_second": len(seconds) / sum(seconds),
-        "best_samples_per_second": model["throughput"]["best"],
-        "best_batch": model["throughput"]["best_batch"],
-        "joules": model["energy_joules_per_answer"],
-        "answer_tokens": statistics.fmean(record["tokens"] for record in records),
-        "confidence": statistics.fmean(sure) if sure else None,
-        "empty": sum(record["empty"] for record in records),
-        "nonfinite": sum(record["nonfinite"] for record in records),
-        "cut": sum(record["cut"] for record in records),
-        "kl": kl_per_token(records),
-        "agreement": agreement(records),
-    }
+    return Figures(
+        parameters=model.parameters,
+        size_mb=model.size_bytes / 1e6,
+        load_seconds=model.load_seconds,
+        peak_memory_mb=None if model.peak_memory_bytes is None else model.peak_memory_bytes / 1e6,
+        latency_p50_ms=1e3 * float(p50),
+        latency_p95_ms=1e3 * float(p95),
+        tokens_per_second=sum(tokens for tokens, _ in timed) / sum(seconds),
+        samples_per_second=len(seconds) / sum(seconds),
+        best_samples_per_second=model.throughput.best,
+        best_batch=model.throughput.best_batch,
+        joules=model.energy_joules_per_answer,
+        answer_tokens=statistics.fmean(record.tokens for record in records),
+        confidence=statistics.fmean(sure) if sure else None,
+        empty=sum(record.empty for record in records),
+        nonfinite=sum(record.nonfinite for record in records),
+        cut=sum(record.cut for record in records),
+        kl=kl_per_token(records),
+        agreement=agreement(records),
+    )
 
 
 _ROWS = {
@@ -80,104 +94,108 @@ _ROWS = {
 }
 
 
-def summary_text(evaluation: dict[str, Any]) -> str:
+def summary_text(evaluation: Evaluation) -> str:
     """The table; what it was measured on; the paired differences between neighbouring columns."""
-    lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation["models"])]
+    lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation.models)]
     return "\n".join(lines)
 
 
-def summary_table(evaluation: dict[str, Any]) -> list[list[str]]:
-    """Header first, then a line per figure; one column per model behind that of the labels."""
-    models = evaluation["models"]
-    rows = [model_row(model) for model in models]
-    table = [["", *(f"{model['name']} ({model['dtype']})" for model in models)]]
-    for key, (label, form) in _ROWS.items():
-        if key != "joules" or any(row[key] is not None for row in rows):
-            table.append([label, *("-" if row[key] is None else form.format(row[key]) for row in rows)])
-    table += _users_lines(models) + _target_lines(evaluation)
+def summary_table(evaluation: Evaluation) -> list[list[str]]:
+    """The header, then a row per figure: its label, then one cell per model."""
+    models = evaluation.models
+    figures = [model_figures(model) for model in models]
+    table = [["", *(f"{model.name} ({model.dtype})" for model in models)]]
+    for name, (label, form) in _ROWS.items():
+        values = [getattr(each, name) for each in figures]
+        if name != "joules" or any(value is not None for value in values):
+            table.append([label, *("-" if value is None else form.format(value) for value in values)])
+    table += _users_lines(models) + _goal_lines(evaluation)
     table += [_score_line(models, label, metric) for metric, label in _METRICS.items() if _has(models, metric)]
     return table + _group_lines(models, "exact")
 
 
-def details_text(evaluation: dict[str, Any]) -> str:
+def details_text(evaluation: Evaluation) -> str:
     """Every other metric by category and environment, as `summary_text` shows exact match."""
-    models = evaluation["models"]
+    models = evaluation.models
     parts = []
     for metric, label in _METRICS.items():
         if metric != "exact" and _has(models, metric):
-            table = [[label, *(model["name"] for model in models)], _score_line(models, "all", metric)]
+            table = [[label, *(model.name for model in models)], _score_line(models, "all", metric)]
             parts.append("\n".join(_aligned(table + _group_lines(models, metric))))
     return "\n\n".join(parts)
 
 
-def difference_lines(models: Sequence[dict[str, Any]]) -> list[str]:
+def difference_lines(models: Sequence[ModelResult]) -> list[str]:
     """Paired difference in exact match of each model to the one before it, with its 95 % interval."""
     lines = []
     for before, model in itertools.pairwise(models):
-        first, second = ([float(r["exact"]) for r in m["samples"]] for m in (model, before))
+        first, second = ([float(r.exact) for r in m.samples] for m in (model, before))
         mean, low, high = paired_bootstrap(first, second)
         lines.append(
-            f"{model['name']} - {before['name']}: {100 * mean:+.1f} points exact match, 95 % interval "
+            f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95 % interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
     return lines
 
 
-def _users_lines(models: Sequence[dict[str, Any]]) -> list[list[str]]:
-    def cell(seen: dict[str, Any] | None) -> str:
-        if seen is None or None in (seen["p50"], seen["p95"], seen["samples_per_second"]):
+def _users_lines(models: Sequence[ModelResult]) -> list[list[str]]:
+    def cell(seen: Concurrency | None) -> str:
+        if seen is None or seen.samples_per_second is None or seen.p50 is None or seen.p95 is None:
             return "-"
-        return f"{seen['samples_per_second']:,.2f} ({1e3 * seen['p50']:,.0f}, {1e3 * seen['p95']:,.0f})"
+        return f"{seen.samples_per_second:,.2f} ({1e3 * seen.p50:,.0f}, {1e3 * seen.p95:,.0f})"
 
-    numbers = list(dict.fromkeys(number for model in models for number in model["concurrency"]))
+    numbers = list(dict.fromkeys(number for model in models for number in model.concurrency))
     return [
         [f"samples/s (p50, p95 in ms), {number} user{'s' if number != '1' else ''}"]
-        + [cell(model["concurrency"].get(number)) for model in models]
+        + [cell(model.concurrency.get(number)) for model in models]
         for number in numbers
     ]
 
 
-def _target_lines(evaluation: dict[str, Any]) -> list[list[str]]:
+def _goal_lines(evaluation: Evaluation) -> list[list[str]]:
     lines = []
-    for name, label in _TARGETS.items():
-        mine = {row["model"]: row for row in evaluation["targets"] if row["name"] == name}
-        if not mine:
+    for name, label in _GOALS.items():
+        by_model = {goal.model: goal for goal in evaluation.goals if goal.name == name}
+        if not by_model:
             continue
         show: Callable[[float], str] = (
             (lambda got: f"{-got:+.0%}") if name == "memory" else (lambda got: f"{got:.2f} x")
         )
         cells = []
-        for model in evaluation["models"]:
-            row = mine.get(model["name"])
-            known = row is not None and row["got"] is not None
-            cells.append(f"{show(row['got'])} {'pass' if row['passed'] else 'FAIL'}" if row and known else "-")
-        first = next(iter(mine.values()))
-        lines.append([f"target: {label} {first['wanted']} against {first['against']}", *cells])
+        for model in evaluation.models:
+            goal = by_model.get(model.name)
+            if goal is None or goal.got is None:
+                cells.append("-")
+            else:
+                cells.append(f"{show(goal.got)} {'pass' if goal.passed else 'FAIL'}")
+        first = next(iter(by_model.values()))
+        lines.append([f"target: {label} {first.wanted} against {first.against}", *cells])
     return lines
 
 
-def _has(models: Sequence[dict[str, Any]], metric: str) -> bool:
-    return any(metric in model["scores"]["overall"] for model in models)
+def _has(models: Sequence[ModelResult], metric: str) -> bool:
+    return any(metric in model.scores.overall.known() for model in models)
 
 
-def _score_line(models: Sequence[dict[str, Any]], label: str, metric: str) -> list[str]:
-    return [label, *(_score(model["scores"]["overall"].get(metric)) for model in models)]
+def _score_line(models: Sequence[ModelResult], label: str, metric: str) -> list[str]:
+    return [label, *(_score(model.scores.overall.known().get(metric)) for model in models)]
 
 
-def _group_lines(models: Sequence[dict[str, Any]], metric: str) -> list[list[str]]:
+def _group_lines(models: Sequence[ModelResult], metric: str) -> list[list[str]]:
     lines = []
-    for kind in ("category", "environment"):
-        for name in models[0]["scores"][kind]:
-            of_models = [model["scores"][kind].get(name, {}).get(metric) for model in models]
-            if any(score is not None for score in of_models):
-                lines.append([f"  {name}", *map(_score, of_models)])
+    for kind in _GROUPS:
+        for name in models[0].scores.by(kind):
+            groups = [model.scores.by(kind).get(name) for model in models]
+            scores = [None if group is None else group.known().get(metric) for group in groups]
+            if any(score is not None for score in scores):
+                lines.append([f"  {name}", *map(_score, scores)])
     return lines
 
 
-def _score(score: dict[str, float] | None) -> str:
+def _score(score: Score | None) -> str:
     if score is None:
         return "-"
-    return f"{score['mean']:.1%} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+    return f"{score.mean:.1%} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
@@ -192,17 +210,18 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
 
 
-def _notes(evaluation: dict[str, Any]) -> list[str]:
-    settings, data = evaluation["settings"], evaluation["data"]
-    timed = min(settings["timed"], data["samples"])
-    again = f", {settings['repetitions']} times" if settings["repetitions"] > 1 else ""
-    unknown = dict.fromkeys(m["distance_unknown"] for m in evaluation["models"] if m.get("distance_unknown"))
+def _notes(evaluation: Evaluation) -> list[str]:
+    settings, data = evaluation.settings, evaluation.data
+    timed = min(settings.timed, data.samples)
+    again = f", {settings.repetitions} times" if settings.repetitions > 1 else ""
+    unknown = dict.fromkeys(model.distance_unknown for model in evaluation.models if model.distance_unknown)
     return [
-        f"{data['samples']:,} samples of {data['file']}, {settings['batch_size']} answered at once, on {settings['device']}; in brackets "
+        f"{data.samples:,} samples of {data.file}, {settings.batch_size} answered at once, on {settings.device}; in brackets "
         "95 % bootstrap intervals.",
-        f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {timed} answers{again} after {settings['warm_up']} of "
+        f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {timed} answers{again} after {settings.warm_up} of "
         "warm-up;",
-        f"larger batches over {settings['requests']} answers or more. Users ask again when answered; who waits is answered as one batch.",
+        f"larger batches over {settings.requests} answers or more. Each user asks again once answered; waiting requests are answered as "
+        "one batch.",
         "Confidence: geometric mean of the tokens' probabilities. KL over the cached top-k and tail at T = 1.",
         *(f"No distance to the teacher: {reason}" for reason in unknown),
         "",

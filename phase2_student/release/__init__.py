@@ -1,1 +1,1 @@
-"""Export, model card, publishing."""
+"""What leaves a run: quantised exports (`export`), the model card (`card`), the folder that goes to the hub (`publish`)."""

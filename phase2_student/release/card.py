@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from firstsight import __version__
 from firstsight.page import render
+from phase2_student.evaluation.results import Evaluation, ModelResult
 from phase2_student.evaluation.summary import difference_lines, summary_table
 from phase2_student.runs.lineage import CacheFacts, pair_names
 from phase2_student.runs.records import Run
@@ -29,8 +30,8 @@ _TASK = "visual-question-answering"
 
 def model_card(
     run: Run,
-    evaluation: dict[str, Any] | None,
-    student: dict[str, Any] | None,
+    evaluation: Evaluation | None,
+    student: ModelResult | None,
     cache: CacheFacts | None,
     *,
     repo: str,
@@ -39,9 +40,9 @@ def model_card(
     """The card.
 
     Args:
-        run: that made the student; its `best/` is there.
+        run: the run that trained the student; its `best/` exists.
         evaluation: None: the card says that the student was not evaluated.
-        student: its model in the evaluation.
+        student: the student in the evaluation.
         cache: for the teacher's identity; None where it cannot be opened.
         repo: `user/name`.
         license: identifier of the hub, such as `apache-2.0`.
@@ -55,7 +56,7 @@ def model_card(
         pipeline_tag="image-text-to-text",
         license=license,
         tags=["knowledge-distillation", "firstsight", _TASK],
-        metrics=[_METRICS[name][0] for name in _overall(student)] if student else None,
+        metrics=[_METRICS[name][0] for name in student.scores.overall.known()] if student else None,
         model_name=repo.split("/")[-1],
         eval_results=_results(evaluation, student) if evaluation and student else None,
     )
@@ -75,18 +76,18 @@ def model_card(
         quantization=teacher.get("quantization") or run.key("teacher.quantization"),
         cache=cache,
         evaluation=evaluation,
-        own=student["name"] if student else None,
+        own=student.name if student else None,
         table=[[_cell(cell) for cell in row] for row in table],
-        differences=difference_lines(evaluation["models"]) if evaluation else [],
+        differences=difference_lines(evaluation.models) if evaluation else [],
         qwen2_vl=config.get("model_type") == "qwen2_vl",
         license=license,
     )
     return ModelCard(text)
 
 
-def _results(evaluation: dict[str, Any], student: dict[str, Any]) -> list[EvalResult]:
+def _results(evaluation: Evaluation, student: ModelResult) -> list[EvalResult]:
     """The `model-index`: every metric over all samples, and exact match by category."""
-    name, count = evaluation["data"]["file"], len(student["samples"])
+    name, count = evaluation.data.file, len(student.samples)
     common: dict[str, Any] = {
         "task_type": _TASK,
         "dataset_type": re.sub(r"\W+", "-", name.rsplit(".", 1)[0]),
@@ -98,11 +99,11 @@ def _results(evaluation: dict[str, Any], student: dict[str, Any]) -> list[EvalRe
             dataset_name=f"{name}, {count:,} held-out samples",
             metric_type=_METRICS[metric][0],
             metric_name=_METRICS[metric][1],
-            metric_value=round(score["mean"], 6),
+            metric_value=round(score.mean, 6),
         )
-        for metric, score in _overall(student).items()
+        for metric, score in student.scores.overall.known().items()
     ]
-    for category, scores in student["scores"]["category"].items():
+    for category, scores in student.scores.category.items():
         results.append(
             EvalResult(
                 **common,
@@ -110,15 +111,10 @@ def _results(evaluation: dict[str, Any], student: dict[str, Any]) -> list[EvalRe
                 dataset_config=category,
                 metric_type=_METRICS["exact"][0],
                 metric_name=_METRICS["exact"][1],
-                metric_value=round(scores["exact"]["mean"], 6),
+                metric_value=round(scores.exact.mean, 6),
             )
         )
     return results
-
-
-def _overall(student: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    scores = student["scores"]["overall"]
-    return {metric: scores[metric] for metric in _METRICS if metric in scores}
 
 
 def _cell(text: str) -> str:

@@ -16,7 +16,8 @@ import yaml
 
 from firstsight.errors import DataError, ModelError
 from firstsight.recipe import Recipe
-from phase2_student.evaluation.evaluations import read_evaluation
+from phase2_student.evaluation.files import read_evaluation
+from phase2_student.evaluation.results import Evaluation, ModelResult
 from phase2_student.runs.files import replace_directory, write_json
 from phase2_student.runs.lineage import read_cache, without_directories
 from phase2_student.runs.records import Run, read_runs
@@ -34,12 +35,12 @@ class Folder:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Total size of the files."""
         return sum(size for _, size in self.files)
 
 
 def check_repo(repo: str) -> None:
-    """ModelError: the hub would refuse this name."""
+    """Check the name of a repository; ModelError where the hub would refuse it."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not marked as exported
 
@@ -52,7 +53,7 @@ def check_repo(repo: str) -> None:
 
 
 def check_token() -> None:
-    """ModelError: nobody is logged in."""
+    """Check that a token for the hub was found; ModelError where nobody is logged in."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -73,20 +74,20 @@ def prepare_folder(
     Args:
         recipe: its `training.output_dir` holds the run.
         repo: `user/name`, for the card.
-        output: the folder; None: `publish` in the run's directory. What an earlier call left there is replaced.
-        evaluation: a file of `fs-student eval` or a directory with some; None: the newest of the run.
+        output: the folder; None: `publish` in the run's directory. What an earlier call wrote there is replaced.
+        evaluation: a file of `fs-student eval` or a directory with evaluation files; None: the newest of the run.
         evaluated: False: publish without figures; the card says so.
-        license: for the card.
+        license: identifier of the hub, for the card.
 
     Raises:
-        ModelError: no student is there, or the evaluation is missing or of other weights.
+        ModelError: no student was found, or the evaluation is missing or of other weights.
         DataError: the folder holds something else, or a file cannot be read.
     """
     from phase2_student.release.card import model_card
 
     best = recipe.output_dir / "best"
     if not (best / "config.json").is_file() or not any(best.glob("*.safetensors")):
-        raise ModelError(f"{best}: no student is there; run fs-student train with this recipe first")
+        raise ModelError(f"{best}: no student found; run fs-student train with this recipe first")
     (run,) = read_runs([recipe.output_dir])
     found, student = _evaluation(run, evaluation) if evaluated else (None, None)
     path = output or recipe.output_dir / "publish"
@@ -94,7 +95,7 @@ def prepare_folder(
     others = sorted(file.name for file in path.iterdir() if file.name not in mine) if path.is_dir() else []
     if others:
         raise DataError(
-            f"{path}: holds {others[0]}, which is no part of a student; give an empty or a new directory with --output"
+            f"{path}: holds {others[0]}, which does not belong to a student; give an empty or a new directory with --output"
         )
     cache, _ = read_cache([run])
     card = model_card(run, found, student, cache, repo=repo, license=license)
@@ -107,7 +108,7 @@ def prepare_folder(
             yaml.safe_dump(_portable(run.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
         if found is not None:
-            write_json(scratch / _EVALUATION, found)
+            write_json(scratch / _EVALUATION, found.to_json())
 
     replace_directory(path, fill)
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -115,13 +116,13 @@ def prepare_folder(
 
 
 def upload(folder: Path, *, repo: str, private: bool = False, endpoint: str | None = None) -> str:
-    """Create the repository where it is not there, and push the folder in one commit; the address of the commit.
+    """Create the repository if it does not exist, and push the folder in one commit; returns the address of the commit.
 
     Args:
-        folder: of `prepare_folder`.
+        folder: what `prepare_folder` wrote.
         repo: `user/name`.
-        private: of a repository that is created; one that exists stays as it is.
-        endpoint: of another hub; None: that of `HF_ENDPOINT`, else the public one.
+        private: whether a repository that is created is private; one that exists stays as it is.
+        endpoint: URL of another hub; None: that of `HF_ENDPOINT`, else the public one.
 
     Raises:
         ModelError: the hub refused it, or could not be reached.
@@ -141,12 +142,12 @@ def upload(folder: Path, *, repo: str, private: bool = False, endpoint: str | No
     except (http_error, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{repo}: the hub took no upload ({reason}); the folder {folder} is whole, the same command tries again"
+            f"{repo}: the upload failed ({reason}); the folder {folder} is complete, the same command tries again"
         ) from None
     return str(commit.commit_url)
 
 
-def _evaluation(run: Run, given: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _evaluation(run: Run, given: Path | None) -> tuple[Evaluation, ModelResult]:
     """The evaluation, and the run's student in it."""
     found = read_evaluation([run], given)
     if found is None:
@@ -158,12 +159,12 @@ def _evaluation(run: Run, given: Path | None) -> tuple[dict[str, Any], dict[str,
 
     best = run.directory / "best"
     weights = weights_digest(best)
-    for model in found["models"]:
-        if model["role"] == "student" and model.get("weights") == weights:
+    for model in found.models:
+        if model.role == "student" and model.weights == weights:
             return found, model
-    names = ", ".join(model["name"] for model in found["models"])
+    names = ", ".join(model.name for model in found.models)
     raise ModelError(
-        f"{best}: its weights are those of no model in the evaluation of {found['created']} ({names}); run fs-student eval again"
+        f"{best}: its weights are those of no model in the evaluation of {found.created} ({names}); run fs-student eval again"
     )
 
 
@@ -176,7 +177,7 @@ def _portable(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _link_or_copy(source: str, target: str) -> str:
     try:
-        os.link(source, target)  # the weights stand on the disk once
+        os.link(source, target)  # the weights take their space once
     except OSError:
         shutil.copy2(source, target)
     return target

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours and its font from the page, so that it is legible in the light and in the dark.
+"""Charts as SVG that takes its colours and its font from the page, so that it is legible in light and dark mode.
 
 Every chart is about as wide as a phone: a page puts several side by side where it has room.
 """
@@ -20,11 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH = 4.4  # inches of 72 px
 SERIES = 6
-"""Colours; a seventh series has the first one again, with another marker."""
+"""Number of colours; a seventh series has the first one again, with another marker."""
 MARKERS = "osD^vP"
 SYMBOLS = "●■◆▲▼✚"
 
-# matplotlib wants colours: these stand for the page's variables and are replaced by them
+# matplotlib needs colours: these are placeholders for the page's variables
 _INK, _SOFT, _LINE = "#010203", "#010204", "#010205"
 _VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line"} | {
     f"#0102{16 + n:02x}": f"--series-{n}" for n in range(6)
@@ -58,7 +58,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def color(series: int) -> str:
-    """Of a series, for matplotlib; the page shows its variable `--series-N`."""
+    """The colour of a series, for matplotlib; the page shows its own variable `--series-N` instead."""
     return f"#0102{16 + series % SERIES:02x}"
 
 
@@ -138,7 +138,7 @@ class Bins:
 
 
 def reliability(title: str, bins: Sequence[Bins]) -> Markup:
-    """Share of right answers over mean confidence; the larger a marker, the more answers it stands for."""
+    """Share of right answers over mean confidence; the larger a marker, the more answers it represents."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.9)
         axes.plot([0, 1], [0, 1], color=_SOFT, linewidth=1, linestyle=(0, (2, 3)))
@@ -177,12 +177,12 @@ def _svg(figure: Figure, title: str) -> Markup:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1 would stand in every chart of the page
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1 would be in every chart of the page
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # that of the page
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page has its own
     text = re.sub(
         r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL
-    )  # it would hold for the whole page
+    )  # it would apply to the whole page
     for code, variable in _VARIABLES.items():
         text = text.replace(code, f"var({variable})")
     head = Markup('<svg class="chart" role="img" aria-label="{}"').format(title)

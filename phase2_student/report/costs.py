@@ -1,9 +1,9 @@
-"""What the dump and the runs took: measured figures alone. A figure that was not measured is missing, and said to be."""
+"""What the dump and the runs took: only what was measured. A figure that was not measured is missing, and the page says so."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from phase2_student.runs.lineage import CacheFacts
 from phase2_student.runs.records import Run
@@ -14,17 +14,31 @@ def is_online(run: Run) -> bool:
     return bool(run.identity.get("targets") == "online")
 
 
-def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[dict[str, Any]]:
-    """One row for the dump, then one per run: `{"what", "seconds", "passes", "note"}`; what is not known is None.
+@dataclass(frozen=True, kw_only=True)
+class CostRow:
+    """What the dump or a run took."""
 
-    `passes` counts samples that went through the teacher.
-    """
-    rows: list[dict[str, Any]] = []
+    what: str
+    seconds: float | None
+    """None where it was not recorded."""
+    passes: int | None
+    """Samples that went through the teacher; None where it is not known."""
+    note: str
+
+    @property
+    def clock(self) -> str:
+        """The time in words."""
+        return "not recorded" if self.seconds is None else clock(self.seconds)
+
+
+def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[CostRow]:
+    """One row for the dump, then one per run."""
+    rows: list[CostRow] = []
     if cache is not None and any(not is_online(run) for run in runs):
         status = cache.status
         size = f"{status.bytes / 1e6:,.1f} MB, {status.bytes_per_position or 0:.1f} bytes per position"
         note = f"{status.samples:,} samples, {status.positions:,} answer positions; {size}"
-        rows.append({"what": "dump, once", "seconds": cache.seconds, "passes": status.samples, "note": note})
+        rows.append(CostRow(what="dump, once", seconds=cache.seconds, passes=status.samples, note=note))
     for run in runs:
         samples = run.facts.get("train_samples")
         epochs = run.history[-1]["epoch"] if run.history else None
@@ -34,12 +48,12 @@ def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[dict[str, A
         steps = f"{run.history[-1]['step']:,} steps" if run.history else "no epoch finished"
         note = steps if epochs is None else f"{epochs} epochs, {steps}"
         what = f"{run.name}, teacher in memory" if is_online(run) else run.name
-        rows.append({"what": what, "seconds": run.seconds, "passes": passes, "note": note})
+        rows.append(CostRow(what=what, seconds=run.seconds, passes=passes, note=note))
     return rows
 
 
 def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
-    """The account in sentences."""
+    """The costs in sentences."""
     cached = [run for run in runs if not is_online(run)]
     online = [run for run in runs if is_online(run)]
     lines = []
@@ -48,13 +62,13 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
     if cache is not None and passes and all(samples is not None for samples, _ in passes):
         instead = sum(samples * epochs for samples, epochs in passes)
         lines.append(
-            f"{_runs(len(soft)).capitalize()} learned from the cache, for which the teacher saw {cache.status.samples:,} samples "
+            f"{_count_runs(len(soft)).capitalize()} learned from the cache, for which the teacher saw {cache.status.samples:,} samples "
             f"once. With the teacher in memory the same epochs would have shown it {instead:,} training samples."
         )
     if cache is not None and cache.seconds is not None and cached and all(run.seconds for run in cached):
         total = sum(run.seconds or 0.0 for run in cached)
         lines.append(
-            f"Dump and {_runs(len(cached))} together: {clock(cache.seconds + total)}, {clock(cache.seconds)} of it for the "
+            f"Dump and {_count_runs(len(cached))} together: {clock(cache.seconds + total)}, {clock(cache.seconds)} of it for the "
             "dump; each further run costs its training alone. Loading of models is not in these times."
         )
     pair = [run for run in soft if run.seconds]
@@ -73,14 +87,14 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
 
 
 def clock(seconds: float) -> str:
-    """A duration for people."""
+    """A duration in words."""
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _runs(count: int) -> str:
+def _count_runs(count: int) -> str:
     numbers = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     text = numbers[count] if count < len(numbers) else f"{count:,}"
     return f"{text} run{'' if count == 1 else 's'}"

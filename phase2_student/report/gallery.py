@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from firstsight.data.samples import Sample, image_path
 from firstsight.errors import DataError
 from firstsight.page import picture
+from phase2_student.evaluation.results import ModelResult
 
 _LONGEST = 320  # pixels of a picture
 
@@ -26,7 +26,7 @@ class Answer:
     text: str
     right: bool
     flag: str
-    """`empty`, `not finite`, `cut`, or nothing."""
+    """`empty`, `not finite`, `cut`, or an empty string."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,42 +42,42 @@ class Card:
     answers: tuple[Answer, ...]
 
 
-def choose(model: dict[str, Any], count: int) -> list[int]:
+def choose(model: ModelResult, count: int) -> list[int]:
     """Which samples to show, in their order: the categories in turn, and right answers of the model in turn with wrong ones."""
     groups: dict[tuple[str, bool], list[int]] = {}
-    for index, record in enumerate(model["samples"]):
-        groups.setdefault((str(record["category"]), record["exact"]), []).append(index)
+    for index, record in enumerate(model.samples):
+        groups.setdefault((str(record.category), record.exact), []).append(index)
     order = [groups[key] for key in sorted(groups)]
     in_turn = (index for turn in itertools.zip_longest(*order) for index in turn if index is not None)
     return sorted(itertools.islice(in_turn, count))
 
 
 def cards(
-    models: Sequence[dict[str, Any]], indices: Sequence[int], series: dict[str, int], root: Path | None
+    models: Sequence[ModelResult], indices: Sequence[int], series: dict[str, int], root: Path | None
 ) -> tuple[list[Card], int]:
     """The cards, and how many pictures were not found or could not be read.
 
     Args:
-        models: of an evaluation, their records in the same order.
-        indices: of the records.
-        series: of each model.
-        root: what the paths of images are relative to, and stay under; None: no pictures.
+        models: the models of an evaluation, with their records in the same order.
+        indices: which records to show.
+        series: the number of each model's series.
+        root: the paths of images are relative to it and must stay under it; None: no pictures.
     """
     made, missing = [], 0
     for index in indices:
-        record = models[0]["samples"][index]
+        record = models[0].samples[index]
         pictures = []
-        for name in record["images"]:
+        for name in record.images:
             shown = _picture(name, root)
             missing += shown is None
             pictures += [] if shown is None else [shown]
         made.append(
             Card(
-                id=str(record["id"]),
-                category=_words(record["category"]),
-                environment=_words(record["environment"]),
-                question=record["question"],
-                truth=record["truth"],
+                id=record.id,
+                category=_words(record.category),
+                environment=_words(record.environment),
+                question=record.question,
+                truth=record.truth,
                 pictures=tuple(pictures),
                 answers=tuple(_answer(model, index, series) for model in models),
             )
@@ -85,37 +85,37 @@ def cards(
     return made, missing
 
 
-def _answer(model: dict[str, Any], index: int, series: dict[str, int]) -> Answer:
-    record = model["samples"][index]
-    flags = {"nonfinite": "not finite", "empty": "empty", "cut": "cut"}
+def _answer(model: ModelResult, index: int, series: dict[str, int]) -> Answer:
+    record = model.samples[index]
+    flags = (("not finite", record.nonfinite), ("empty", record.empty), ("cut", record.cut))
     return Answer(
-        model=model["name"],
-        series=series[model["name"]],
-        text=record["answer"],
-        right=record["exact"],
-        flag=next((words for key, words in flags.items() if record[key]), ""),
+        model=model.name,
+        series=series[model.name],
+        text=record.answer,
+        right=record.exact,
+        flag=next((words for words, applies in flags if applies), ""),
     )
 
 
-def _picture(name: Any, root: Path | None) -> Markup | None:
+def _picture(name: str, root: Path | None) -> Markup | None:
     if root is None:
         return None
     try:
         path = image_path(name, root, "the evaluation")
-        held = Sample(
-            id=str(name),
+        sample = Sample(
+            id=name,
             prompt=(),
             answer=None,
             images=(path,),
             times=None,
             category=None,
             environment=None,
-            place=str(name),
+            place=name,
         )
-        return picture(held.open_images()[0], longest=_LONGEST, lossy=True)
+        return picture(sample.open_images()[0], longest=_LONGEST, lossy=True)
     except DataError:
         return None
 
 
-def _words(name: Any) -> str:
-    return "" if name is None else str(name).replace("_", " ")
+def _words(name: str | None) -> str:
+    return "" if name is None else name.replace("_", " ")

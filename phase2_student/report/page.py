@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
 
 from firstsight import __version__
 from firstsight.page import render
-from phase2_student.evaluation.evaluations import read_evaluation
+from phase2_student.evaluation.files import read_evaluation
+from phase2_student.evaluation.results import Evaluation
 from phase2_student.evaluation.summary import difference_lines, summary_table
 from phase2_student.report import charts, figures, gallery
-from phase2_student.report.costs import clock, cost_lines, cost_rows
+from phase2_student.report.costs import cost_lines, cost_rows
 from phase2_student.runs.lineage import pair_names, read_cache
 from phase2_student.runs.records import Run, find_runs, read_runs
 
 GALLERY = 90
-"""Samples of the gallery, unless told otherwise."""
+"""Samples in the gallery by default."""
 
 _CURVES = {
     "kd": "KD, nats per token",
@@ -59,11 +59,11 @@ def write_report(
     """Write the page of one or several runs.
 
     Args:
-        directories: of runs, or with runs directly below them; several are shown side by side.
+        directories: directories of runs, or directories with runs directly below them; several runs are shown side by side.
         output: the file; None: `report.html` in the last directory.
         evaluation: a file of `fs-student eval` or a directory with some; None: those in the runs' directories.
-        data: what the paths of images are relative to; None: where the data were when the run began.
-        shown: samples in the gallery.
+        data: the paths of images are relative to it; None: where the data were when the run began.
+        shown: number of samples in the gallery.
 
     Raises:
         DataError: a directory without a run, or a file that cannot be used.
@@ -73,20 +73,17 @@ def write_report(
     cache, trouble = read_cache(runs)
     notes = [trouble] if trouble else []
     if found is None:
-        notes.append("No evaluation is there: run fs-student eval, then this command again.")
-    models = found["models"] if found else []
+        notes.append("No evaluation was found: run fs-student eval, then this command again.")
+    models = found.models if found else []
     series = figures.series_of(models, runs)
     keys = _run_keys(runs)
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "title": pair_names(runs[-1], cache),
         "version": __version__,
         "runs": [_run(run, series, keys) for run in runs],
         "run_keys": list(keys.values()),
         "curves": _curves(runs, series),
-        "costs": [
-            {**row, "clock": "not recorded" if row["seconds"] is None else clock(row["seconds"])}
-            for row in cost_rows(runs, cache)
-        ],
+        "costs": cost_rows(runs, cache),
         "cost_lines": cost_lines(runs, cache),
         "recipes": [
             (run.name, yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)) for run in runs if run.recipe
@@ -110,29 +107,30 @@ def write_report(
 
 
 def _evaluated(
-    evaluation: dict[str, Any],
+    evaluation: Evaluation,
     runs: Sequence[Run],
     series: dict[str, int],
     root: Path | None,
     shown: int,
     notes: list[str],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the page shows of an evaluation."""
-    models = evaluation["models"]
+    models = evaluation.models
     student = figures.focus(models, runs)
-    calibrated = [(model, figures.calibration(model, series[model["name"]])) for model in models]
-    known = [(model, *result) for model, result in calibrated if result is not None]
-    groups = {key: figures.by_group(models, key) for key in ("category", "environment")}
+    teacher = figures.teacher_of(models)
+    calibrated = [(model.name, figures.calibration(model, series[model.name])) for model in models]
+    known = [(name, *result) for name, result in calibrated if result is not None]
+    groups = {"category": figures.by_group(models, "category"), "environment": figures.by_group(models, "environment")}
     cards, missing = gallery.cards(models, gallery.choose(student, shown), series, root)
     if missing:
-        notes.append(f"{missing:,} pictures of the gallery were not found under {root}; --data names another place.")
+        notes.append(f"{missing:,} pictures of the gallery were not found under {root}; give their root with --data.")
     script = files("phase2_student.report").joinpath("templates/gallery.js").read_text(encoding="utf-8")
     return {
         "models": [
-            {"name": model["name"], "series": series[model["name"]], "rank": model is not student} for model in models
+            {"name": model.name, "series": series[model.name], "rank": model is not student} for model in models
         ],
-        "student": student["name"],
-        "teacher": (figures.teacher_of(models) or {}).get("name"),
+        "student": student.name,
+        "teacher": None if teacher is None else teacher.name,
         "tiles": figures.tiles(models, student),
         "table": summary_table(evaluation),
         "differences": difference_lines(models),
@@ -140,18 +138,18 @@ def _evaluated(
         "reliability": charts.reliability("Confidence against share right", [bins for _, bins, _ in known])
         if known
         else None,
-        "calibration": [(model["name"], series[model["name"]], error) for model, _, error in known],
+        "calibration": [(name, series[name], error) for name, _, error in known],
         "cards": cards,
         "categories": sorted({card.category for card in cards} - {""}),
         "environments": sorted({card.environment for card in cards} - {""}),
-        "total": len(student["samples"]),
+        "total": len(student.samples),
         "script": Markup(script),  # ours, from the package
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
 
 
 def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
-    """Keys of the recipes to show side by side: the usual ones, and those in which the runs differ."""
+    """The recipe keys to show side by side, with their labels: the usual ones, and those in which the runs differ."""
     names = {f"{section}.{key}" for run in runs for section, part in run.recipe.items() for key in (part or {})}
     differing = {
         name: name
@@ -161,7 +159,7 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
     return {**_RUN_KEYS, **{name: label for name, label in differing.items() if name not in _RUN_KEYS}}
 
 
-def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, Any]:
+def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, object]:
     best = run.best_validation_loss
     return {
         "name": run.name,

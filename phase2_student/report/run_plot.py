@@ -1,4 +1,4 @@
-"""The validation curves of several runs in one picture."""
+"""The validation curves of several runs in one PNG."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     """Write a PNG with one panel each for loss, KD and CE on validation, over the steps.
 
     Args:
-        runs: those without a validation are left out.
-        path: of the picture.
+        runs: runs without a validation are left out.
+        path: the file to write.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg

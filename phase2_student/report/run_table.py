@@ -1,7 +1,7 @@
-"""Finished and running trainings side by side: what differs between them, and how far they got.
+"""Runs side by side, finished or not: what differs between them, and how far they got.
 
 runs = read_runs(find_runs([Path("runs/sweep")]))
-print(comparison_text(runs))
+print(run_table(runs))
 """
 
 from __future__ import annotations
@@ -9,54 +9,76 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from phase2_student.evaluation.evaluations import read_evaluation, student_of
+from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.runs.records import Run
 
 _HIDDEN = {"cache digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
-"""Digests: that they differ is said, not what they are."""
+"""Digests: shown as A, B, ..., since only whether they differ is of interest."""
 
 
 def exact_match(run: Run) -> float | None:
-    """Of the run's student in the newest evaluation in the run's directory; None where there is none.
+    """Exact match of the run's student in the newest evaluation in the run's directory; None where there is none.
 
     Raises:
         DataError: an evaluation that cannot be read.
     """
     evaluation = read_evaluation([run])
-    student = student_of(evaluation["models"], run) if evaluation else None
+    student = student_of(evaluation.models, run) if evaluation else None
     if student is None:
         return None
-    right: int = sum(sample["exact"] for sample in student["samples"])
-    return right / len(student["samples"])
+    return sum(record.exact for record in student.samples) / len(student.samples)
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Dotted names of what the runs were begun with and do not agree on."""
+    """Dotted names of the settings that the runs were begun with and in which they differ."""
     names = sorted({name for run in runs for name in run.identity})
     return [name for name in names if len({json.dumps(run.identity.get(name), sort_keys=True) for run in runs}) > 1]
 
 
-def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One JSON object per run: settings that differ, losses on validation, agreement, exact match, time."""
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One run; what is not known is None. `dataclasses.asdict` makes the JSON of `fs-student compare --json`."""
+
+    name: str
+    directory: str
+    finished: bool
+    settings: dict[str, object]
+    """The settings in which the runs differ, by dotted name."""
+    steps: int
+    best_validation_loss: float | None
+    validation_loss: float | None
+    """This and the following at the last validation."""
+    validation_kd: float | None
+    validation_ce: float | None
+    validation_agreement: float | None
+    exact_match: float | None
+    seconds: float
+
+
+def run_rows(runs: Sequence[Run]) -> list[RunRow]:
+    """One row per run: settings that differ, losses on validation, agreement, exact match, time."""
     names = differing_settings(runs)
     rows = []
     for run in runs:
         validations = run.validations
         final = validations[-1]["validation"] if validations else {}
         rows.append(
-            {
-                "name": run.name,
-                "directory": str(run.directory),
-                "finished": run.finished,
-                "settings": {name: run.identity.get(name) for name in names},
-                "steps": run.history[-1]["step"] if run.history else 0,
-                "best_validation_loss": run.best_validation_loss,
-                **{f"validation_{name}": final.get(name) for name in ("loss", "kd", "ce", "agreement")},
-                "exact_match": exact_match(run),
-                "seconds": sum(row.get("seconds", 0.0) for row in run.history),
-            }
+            RunRow(
+                name=run.name,
+                directory=str(run.directory),
+                finished=run.finished,
+                settings={name: run.identity.get(name) for name in names},
+                steps=run.history[-1]["step"] if run.history else 0,
+                best_validation_loss=run.best_validation_loss,
+                validation_loss=final.get("loss"),
+                validation_kd=final.get("kd"),
+                validation_ce=final.get("ce"),
+                validation_agreement=final.get("agreement"),
+                exact_match=exact_match(run),
+                seconds=sum(row.get("seconds", 0.0) for row in run.history),
+            )
         )
     return rows
 
@@ -73,9 +95,9 @@ _COLUMNS = {
 }
 
 
-def comparison_text(runs: Sequence[Run]) -> str:
-    """A table, one line per run."""
-    rows = comparison(runs)
+def run_table(runs: Sequence[Run]) -> str:
+    """The rows as text, one line per run."""
+    rows = run_rows(runs)
     names = differing_settings(runs)
     table = [["run", *(name.rpartition(".")[2] for name in names), *(title for title, _ in _COLUMNS.values())]]
     digests = {
@@ -89,13 +111,11 @@ def comparison_text(runs: Sequence[Run]) -> str:
     for row in rows:
         settings = [
             digests[name][json.dumps(value)] if name in digests else _shown(value)
-            for name, value in row["settings"].items()
+            for name, value in row.settings.items()
         ]
-        figures = [
-            "-" if row[key] is None or math.isnan(row[key]) else form.format(row[key])
-            for key, (_, form) in _COLUMNS.items()
-        ]
-        table.append([row["name"] + ("" if row["finished"] else " (not finished)"), *settings, *figures])
+        values = [(getattr(row, name), form) for name, (_, form) in _COLUMNS.items()]
+        figures = ["-" if value is None or math.isnan(value) else form.format(value) for value, form in values]
+        table.append([row.name + ("" if row.finished else " (not finished)"), *settings, *figures])
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(
@@ -105,15 +125,17 @@ def comparison_text(runs: Sequence[Run]) -> str:
         for line in table
     ]
     lines.insert(1, "-" * len(lines[0]))
-    lines.append("Loss, KD, CE and agreement on validation; best loss is the lowest, the others are the last ones.")
+    lines.append(
+        "Loss, KD, CE and agreement on validation; best loss is the lowest, the others are those of the last validation."
+    )
     if any(name.startswith("loss.") for name in names):
         lines.append(
-            "Loss and KD of other settings of the loss are other quantities: compare CE, agreement and exact match."
+            "Loss and KD of other settings of the loss are not comparable: compare CE, agreement and exact match."
         )
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)

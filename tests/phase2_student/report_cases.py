@@ -10,6 +10,7 @@ from PIL import Image
 
 from firstsight.models import weights_digest
 from firstsight.recipe import Recipe
+from phase2_student.evaluation.results import ModelResult
 
 GOLDEN = Path(__file__).parents[1] / "storage" / "golden" / "v1"
 CATEGORIES = ["attributes", "counting", "object_recognition"]
@@ -78,7 +79,7 @@ def _make_run(directory: Path, name: str, number: int) -> Path:
 
 
 def make_evaluation(*models: tuple[str, str, float], created: str = "2026-11-25T00:10:00+00:00") -> dict[str, object]:
-    """An evaluation of `(name, role, share of right answers)`, in the form that `fs-student eval` writes."""
+    """An evaluation of models `(name, role, share of right answers)`, as the JSON that `fs-student eval` writes."""
     return {
         "created": created,
         "data": {"file": "validation.jsonl", "samples": SAMPLES},
@@ -96,9 +97,40 @@ def make_evaluation(*models: tuple[str, str, float], created: str = "2026-11-25T
     }
 
 
-def _make_model(name: str, role: str, share: float, number: int) -> dict[str, object]:
-    from phase2_student.evaluation.scores import score_groups
+def scores_of(records: list[dict[str, object]]) -> dict[str, object]:
+    """The scores of records, as `fs-student eval` writes them."""
+    from phase2_student.evaluation.metrics.scores import grouped_scores
+    from phase2_student.evaluation.results import AnswerRecord
 
+    return grouped_scores([AnswerRecord.model_validate(record) for record in records]).to_json()
+
+
+def make_record(**fields: object) -> dict[str, object]:
+    """A record with these fields."""
+    return {
+        **{
+            "id": "a",
+            "category": None,
+            "environment": None,
+            "question": "?",
+            "images": [],
+            "truth": "a",
+            "answer": "a",
+        },
+        **{"exact": True, "f1": 0.0, "anls": 0.0, "choice": None, "empty": False, "tokens": 1, "confidence": 0.5},
+        **{"nonfinite": False, "cut": False, "seconds": 0.1},
+        **fields,
+    }
+
+
+def make_result(records: list[dict[str, object]]) -> ModelResult:
+    """A model with these records, as a reader gets it."""
+    return ModelResult.model_validate(
+        {**_make_model("m", "student", 0.5, 0), "samples": records, "scores": scores_of(records)}
+    )
+
+
+def _make_model(name: str, role: str, share: float, number: int) -> dict[str, object]:
     rng = np.random.default_rng(number)
     records = []
     for index in range(SAMPLES):
@@ -146,7 +178,7 @@ def _make_model(name: str, role: str, share: float, number: int) -> dict[str, ob
         "throughput_runs": [],
         "concurrency": {},
         "energy_joules_per_answer": None,
-        "scores": score_groups(records),
+        "scores": scores_of(records),
         "counts": {"empty": sum(r["empty"] for r in records), "nonfinite": 1, "cut": 0},
         "samples": records,
     }
@@ -155,8 +187,8 @@ def _make_model(name: str, role: str, share: float, number: int) -> dict[str, ob
 ALL = (("teacher", "teacher", 0.9), ("base", "student", 0.4), ("hard", "student", 0.65), ("distilled", "student", 0.75))
 
 
-def of_weights(evaluation: dict[str, object], best: Path) -> dict[str, object]:
-    """The evaluation, its last model being the student in `best`."""
+def with_weights(evaluation: dict[str, object], best: Path) -> dict[str, object]:
+    """The evaluation, with the student in `best` as its last model."""
     evaluation["models"][-1]["weights"] = weights_digest(best)
     return evaluation
 

@@ -23,7 +23,7 @@ from firstsight.demo.synth.questions import ask
 from firstsight.demo.synth.scenes import CATEGORIES, ENVIRONMENTS, sample_clip
 from firstsight.models import save_weights
 
-# Real tokens, special ones included. The demo keeps k = 64 of them per position.
+# Tokens without the padding rows, special ones included. The demo stores k = 64 of them per position.
 VOCABULARY = 1152
 TEACHER_ROWS = 1280
 STUDENT_ROWS = 1216
@@ -50,13 +50,13 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# How Qwen2 cuts text before the byte pairs: contractions, words with the space before them, single digits, the rest.
+# How Qwen2 splits text before merging byte pairs: contractions, words with the space before them, single digits, the rest.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# The output of Qwen2-VL's template: a default system line, one turn per message, images and videos as single pads that
-# the processor repeats, and numbered on request (add_vision_id).
+# Gives the output of Qwen2-VL's own template: a default system turn, one turn per message, images and videos as single pads
+# that the processor repeats, numbered on request (add_vision_id).
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(images=0, videos=0) -%}
 {%- for message in messages -%}
@@ -90,7 +90,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's byte-level BPE with `VOCABULARY` tokens, trained on synthetic questions and a list of words; same every time."""
+    """Qwen2's byte-level BPE with `VOCABULARY` tokens, trained on synthetic questions and a list of words; the same every time."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

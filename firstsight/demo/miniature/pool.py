@@ -1,6 +1,6 @@
-"""Scenes and questions as tensors, without the way through PNG files and the chat template.
+"""Scenes and questions as tensors, without PNG files and the chat template in between.
 
-What the processor would make of the same pictures and messages is made here directly, and faster; a test compares both.
+The tensors are those that the processor would make of the same pictures and messages, made faster; a test compares both.
 
 Axes: B rows of a batch, L tokens of the longest row, F frames, P patches of a frame (64), N answer positions of a batch.
 """
@@ -59,7 +59,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Row:
-    """A clip and questions about it that do not see each other: one pass over its pictures serves them all."""
+    """A clip and questions about it that do not attend to each other: one pass over its pictures serves them all."""
 
     prefix: list[int]
     branches: list[Branch]
@@ -169,15 +169,15 @@ class Sampler:
         return self.branch(*ask(rng, self.pool.clips[index], category), category)
 
     def draw(self, rng: np.random.Generator, temporal: float, questions: int, captions: float, counting: float) -> Row:
-        """A random clip with its own question, for one frame more of other categories and one about space, and maybe a caption.
+        """A random clip with its own question; if it has one frame, further questions, one of them about space; maybe a caption.
 
         Args:
             rng: source of everything random.
             temporal: share of clips with several frames.
-            questions: about a clip of one frame; from 2 on one of them is about space in any case.
+            questions: number of questions about a clip of one frame; from 2 on, one of them is always about space.
             captions: share of clips that are described in full.
-            counting: share of the clips of one frame that are there to be counted in, beyond those drawn evenly; above 0 such
-                clips are asked for other counts instead of about other categories.
+            counting: share of the clips of one frame that are drawn for counting, in addition to those drawn evenly; above 0
+                the further questions about such clips are about other counts instead of other categories.
         """
         if rng.random() < temporal:
             kind = "temporal"
@@ -198,8 +198,8 @@ class Sampler:
             chosen = [others[int(i)] for i in rng.choice(len(others), size=count, replace=False)]
             if questions > 1:
                 chosen.append("spatial_reasoning")
-            # A scene drawn to be described suits no other question about its environment, nor one of a count a fair one.
-            branches += [self.branch(*ask(rng, _plain(clip), category), category) for category in chosen]
+            # A scene drawn to be described or counted in suits other questions only without its focus.
+            branches += [self.branch(*ask(rng, _without_focus(clip), category), category) for category in chosen]
         if rng.random() < captions:
             branches.append(self.branch(*caption(rng, clip), "caption"))
         return self.row(index, branches)
@@ -209,7 +209,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def _plain(clip: Clip) -> Clip:
+def _without_focus(clip: Clip) -> Clip:
     return replace(clip, focus=None, subject="")
 
 
@@ -229,7 +229,7 @@ def collate(rows: Sequence[Row], pool: Pool, pad: int, image_pad: int, *, grey: 
     width = max(len(row) for row in rows)
     ids_BL = np.full((len(rows), width), pad, np.int64)
     positions_3BL = np.zeros((3, len(rows), width), np.int64)
-    # 0: the prefix, which everything sees; 1, 2, ...: the branches; -1: padding, which sees the prefix.
+    # 0: the prefix, to which everything attends; 1, 2, ...: the branches; -1: padding, which attends to the prefix.
     branch_BL = np.full((len(rows), width), -1, np.int64)
     answers: list[tuple[int, int, int]] = []
     for number, row in enumerate(rows):

@@ -1,9 +1,9 @@
-"""Teach a vision tower to see, before a language model listens to it: what is in every cell of a picture.
+"""Teach a vision tower what is in every cell of a picture, before the language model is trained on it.
 
 Through a language model alone an untrained tower of this size learns colours long before shapes. Here a linear read-out of
 each visual token is trained, together with the tower, to name the cell's thing, its colour, the hand's action, the environment,
-where in the picture the cell is, what lies beside it, and how many things there are. It stays beside the language model in
-training, so that the tower forgets nothing before it is used, and is thrown away at the end.
+where in the picture the cell is, what lies beside it, and how many things there are. It keeps being trained beside the language model,
+so that the tower does not forget, and is thrown away at the end.
 """
 
 from collections.abc import Sequence

@@ -38,13 +38,13 @@ class Plan:
     # Clips per step, and the share of them with several frames.
     batch: int = 24
     temporal: float = 0.4
-    # Share of the clips of one frame that are there to be counted in, beyond an even share.
+    # Share of the clips of one frame that are drawn for counting, in addition to an even share.
     counting: float = 0.0
     # Steps in which the vision tower alone learns to see, pictures per step, and their learning rate.
     sight_steps: int
     sight_batch: int = 32
     sight_learning_rate: float = 3e-3
-    # Of the read-out's loss while the language model learns.
+    # Weight of the read-out's loss while the language model learns.
     sight_weight: float = 0.02
     # Until this share of the steps every clip is described in full and asked about once; after that clips of one frame
     # are asked about five times, and a tenth of all described.
@@ -81,8 +81,8 @@ def answer_logits(model: Qwen2VLForConditionalGeneration, batch: Batch) -> torch
     return logits_NV
 
 
-class _Feed:
-    """Batches of rows of similar length: they are drawn for four batches at a time and sorted, which saves padding."""
+class _Batches:
+    """Batches of rows of similar length: rows for four batches are drawn at a time and sorted, which saves padding."""
 
     AHEAD = 4
 
@@ -125,7 +125,7 @@ def forced_accuracy(
 
 
 def held_out_rows(pool: Pool, tokenizer: Qwen2Tokenizer) -> list[Row]:
-    """One question about every clip of the pool: the same ones every time."""
+    """One question about every clip of the pool, the same every time."""
     sampler = Sampler(pool, tokenizer)
     rng = np.random.default_rng(3)
     return [sampler.row(index, [sampler.own_question(rng, index)]) for index in range(len(pool.clips))]
@@ -133,7 +133,7 @@ def held_out_rows(pool: Pool, tokenizer: Qwen2Tokenizer) -> list[Row]:
 
 @contextmanager
 def _visual_tokens(model: Qwen2VLForConditionalGeneration) -> Iterator[list[torch.Tensor]]:
-    """Collects what the vision tower gives the language model within the block, (C, D) each time."""
+    """Collects what the vision tower passes to the language model within the block, (C, D) each time."""
     seen: list[torch.Tensor] = []
     hook = model.model.visual.register_forward_hook(lambda _module, _inputs, out: seen.append(out.pooler_output))
     try:
@@ -152,7 +152,7 @@ def train(
 ) -> None:
     """Train `model` in place by `plan`; the directory holds a loadable checkpoint from the first report on."""
     text = model.config.text_config
-    feed = _Feed(Sampler(training, tokenizer), plan, text.pad_token_id, model.config.image_token_id)
+    batches = _Batches(Sampler(training, tokenizer), plan, text.pad_token_id, model.config.image_token_id)
     rows = held_out_rows(held_out, tokenizer)
     log = directory.parent / f"{directory.name}.log.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def train(
         learning_rate=plan.sight_learning_rate,
         seed=plan.seed,
     )
-    click.echo(f"sight: everything named rightly of {named:.1%} of the things")
+    click.echo(f"sight: {named:.1%} of the things named correctly in every respect")
     optimizers = Optimizers(
         [*model.named_parameters(), *read_out.named_parameters()],
         learning_rate=plan.learning_rate,
@@ -175,7 +175,7 @@ def train(
     model.train()
     losses: list[float] = []
     for step in range(plan.steps):
-        batch = feed.next(step)
+        batch = batches.next(step)
         with _visual_tokens(model) as seen:
             loss = cross_entropy(answer_logits(model, batch), batch.targets_N)
         sight, named = read_out.loss(seen[0], labels_of([training.scenes[number] for number in batch.frames]))

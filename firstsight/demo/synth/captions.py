@@ -1,6 +1,7 @@
 """Dense descriptions of a clip, for pre-training: everything in sight, worded differently every time.
 
-The questions of `questions` have one exact answer each; these have many, which gives a model trained on them a real tail.
+A question of `questions` has one exact answer; a description can be worded in many ways, so that a model trained on them spreads
+its probability over many tokens.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """A scene -> a 224 x 224 picture, one 56-pixel cell per place of the grid.
 
-Every drawing is made once and cached; a picture is those pasted together.
+Every drawing is made once and cached; a picture is put together from them.
 """
 
 from PIL import Image
@@ -13,8 +13,8 @@ from firstsight.demo.synth.things import hand_sprite, held_sprite, item_sprite, 
 
 def render(scene: Scene) -> Image.Image:
     """The picture of a scene: RGB, 224 x 224."""
-    wide = backdrop(scene.environment)
-    picture = wide.crop((scene.look.offset, 0, scene.look.offset + SIZE, SIZE))
+    background = backdrop(scene.environment)
+    picture = background.crop((scene.look.offset, 0, scene.look.offset + SIZE, SIZE))
     landmark = landmark_sprite(scene.landmark)
     picture.paste(landmark, (scene.landmark_column * CELL, 0), landmark)
     for placed in scene.placed:
@@ -28,7 +28,7 @@ def render(scene: Scene) -> Image.Image:
 
 def _paste_hand(picture: Image.Image, scene: Scene, hand: Hand) -> None:
     x = hand.column * CELL + hand.shift[0]
-    # Only downwards and never by the whole jitter: the thing in the hand must not leave the row.
+    # Only downwards and never by the whole jitter: the thing in the hand must stay in its row.
     y = HAND_ROW * CELL + abs(hand.shift[1]) // 2
     if hand.item is not None:
         held = held_sprite(hand.item, hand.action == "use")

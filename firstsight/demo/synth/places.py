@@ -1,4 +1,4 @@
-"""Where a scene is: the backdrop and the surface of each environment, and the landmarks on the backdrop."""
+"""The surroundings of a scene: the backdrop and the surface of each environment, and the landmarks on the backdrop."""
 
 from collections.abc import Callable
 from functools import cache
@@ -24,7 +24,7 @@ def backdrop(environment: str) -> Image.Image:
 
 @cache
 def landmark_sprite(landmark: str) -> Image.Image:
-    """What hangs or stands at the backdrop, RGBA, one cell."""
+    """The landmark in front of the backdrop, RGBA, one cell."""
     pen = Pen()
     _LANDMARKS[landmark](pen)
     return pen.small()

@@ -162,7 +162,7 @@ def _arm(pen: Pen, skin: RGB, sleeve: RGB) -> None:
 
 @cache
 def hand_sprite(action: str, skin_index: int, sleeve_index: int) -> Image.Image:
-    """A right hand with its forearm, RGBA, one cell wide and 10 pixels taller than a cell: the arm leaves the picture."""
+    """A right hand with its forearm, RGBA, one cell wide and 10 pixels taller than a cell, so that the arm runs out of the picture."""
     skin, sleeve = SKIN_TONES[skin_index], SLEEVE_TONES[sleeve_index]
     pen = Pen(CELL, CELL + 10)
     _arm(pen, skin, sleeve)
@@ -187,12 +187,13 @@ def hand_sprite(action: str, skin_index: int, sleeve_index: int) -> Image.Image:
 
 @cache
 def left_hand_sprite(action: str, skin_index: int, sleeve_index: int) -> Image.Image:
+    """A left hand with its forearm: the mirror image of the right one."""
     return hand_sprite(action, skin_index, sleeve_index).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 @cache
 def held_sprite(item: Item, used: bool) -> Image.Image:
-    """The item as a hand holds it: a little smaller, so that the hand leaves most of it to be seen."""
+    """The item as a hand holds it: a little smaller, so that the hand covers little of it."""
     sprite = used_sprite(item) if used else _floating_sprite(item)
     return sprite.resize((46, 46), Image.Resampling.LANCZOS)
 

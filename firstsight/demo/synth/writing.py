@@ -23,7 +23,7 @@ from firstsight.errors import DataError
 Split = Literal["train", "validation"]
 _SPLITS: tuple[Split, Split] = ("train", "validation")
 _SHARES = {"attributes": "object_recognition"}
-"""Questions of these categories are about the picture of another one of the same block."""
+"""A question of the first category is about the picture of the second in the same block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class SynthSummary:
     """What was written."""
 
     samples: dict[Split, int]
-    """By split."""
+    """Number of samples by split."""
     images: int
     bytes: int
 
@@ -77,7 +77,7 @@ def questions(seed: int, split: Split, count: int) -> Iterator[Question]:
 
 
 def write_dataset(out: Path, *, train: int, validation: int, seed: int, progress: bool = True) -> SynthSummary:
-    """Draw and write both splits; `out` appears when everything is written.
+    """Draw and write both splits; `out` appears once everything is written.
 
     Raises:
         DataError: `out` holds something already.

@@ -1,0 +1,98 @@
+"""A model's answers to samples, one record each: what was asked, what is true, what it answered, how right and how sure it was.
+
+A NaN or an empty answer is a record like any other, marked as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from firstsight.data.samples import Sample
+from firstsight.generation import TokenWatch, confidence, generate_answers
+from firstsight.prompting import Prompter
+from phase2_student.evaluation.metrics.answer_metrics import anls, choice_match, choice_options, exact_match, token_f1
+from phase2_student.evaluation.results import AnswerRecord
+
+
+def answer_records(
+    model: Any,
+    prompter: Prompter,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    root: Path,
+    label: str,
+    progress: bool,
+) -> list[AnswerRecord]:
+    """Greedy answers to all samples, in their order.
+
+    Args:
+        model: in eval mode.
+        prompter: for that model.
+        samples: with answers.
+        batch_size: samples answered at once.
+        max_new_tokens: longest answer, end of turn included.
+        root: the images are recorded relative to it.
+        label: shown on the progress bar.
+        progress: show the bar.
+    """
+    records = []
+    end = prompter.end_of_turn_ids[-1]
+    with tqdm(total=len(samples), desc=label, unit=" sample", disable=not progress) as bar:
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
+            watch = TokenWatch()
+            prompts = [prompter.encode(sample, []) for sample in batch]
+            answers = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens, watch=watch)
+            for row, (sample, ids) in enumerate(zip(batch, answers, strict=True)):
+                records.append(
+                    answer_record(
+                        sample,
+                        prompter.answer_text(ids),
+                        root,
+                        tokens=len(ids),
+                        sure=confidence(watch.log_probabilities(row, len(ids))),
+                        cut=ids[-1:] != [end],
+                    )
+                )
+            bar.update(len(batch))
+    return records
+
+
+def answer_record(
+    sample: Sample, answer: str, root: Path, *, tokens: int, sure: float | None, cut: bool
+) -> AnswerRecord:
+    """The record of one answer.
+
+    Args:
+        sample: with an answer.
+        answer: the text of the model.
+        root: the images are recorded relative to it.
+        tokens: length of the answer, end of turn included.
+        sure: its confidence; None where a logit was not finite.
+        cut: whether it reached the longest length without an end of turn.
+    """
+    truth = sample.answer or ""
+    return AnswerRecord(
+        id=sample.id,
+        category=sample.category,
+        environment=sample.environment,
+        question=sample.question,
+        images=[path.relative_to(root).as_posix() for path in sample.images],
+        truth=truth,
+        answer=answer,
+        exact=exact_match(answer, truth),
+        f1=token_f1(answer, truth),
+        anls=anls(answer, truth),
+        choice=choice_match(answer, truth, choice_options(sample.question, sample.options)),
+        empty=not answer.strip(),
+        tokens=tokens,
+        confidence=sure,
+        nonfinite=sure is None,
+        cut=cut,
+    )

@@ -1,0 +1,1 @@
+"""What a model takes: time (`timing`), memory (`memory`), energy (`power`)."""

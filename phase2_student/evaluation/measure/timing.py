@@ -1,0 +1,136 @@
+"""How fast a model answers, from files to text: one at a time, in batches, and for several users at once.
+
+    watch = Stopwatch(answer, samples, Timing(), max_new_tokens=128)
+    watch.latencies, watch.throughput_runs(), watch.concurrency()
+
+Every measurement follows an untimed batch of the same size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from firstsight.data.samples import Sample
+from phase2_student.evaluation.results import Concurrency, Throughput, ThroughputRun
+
+Answer = Callable[[Sequence[Sample], int], object]
+
+_WARM_UP_TOKENS = 2
+"""Longest answer of the untimed batches before a batch size is timed: the shapes of the prompt are what takes the time."""
+_WORTH = 1.05
+"""A larger batch must answer this much faster, or no larger ones are tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What is timed."""
+
+    timed: int = 16
+    """Answers timed at batch 1."""
+    warm_up: int = 2
+    """Untimed answers before them."""
+    repetitions: int = 1
+    """How often each answer at batch 1 is timed; a sample's time is the median of its repetitions."""
+    batch_sizes: tuple[int, ...] = (4, 16, 64)
+    """Tried beyond 1, in this order, as long as they gain; each over `requests` answers, whole batches."""
+    users: tuple[int, ...] = (1, 4, 10)
+    """Numbers of users who ask at the same time."""
+    requests: int = 20
+    """Answers per batch size and per number of users, rounded up to whole batches."""
+
+
+class Stopwatch:
+    """Times one model; a batch size that was timed once is not timed again.
+
+    Args:
+        answer: answers a batch of samples with at most so many tokens each.
+        samples: to ask, from the first on, over and over.
+        timing: what is timed.
+        max_new_tokens: longest answer.
+    """
+
+    def __init__(self, answer: Answer, samples: Sequence[Sample], timing: Timing, max_new_tokens: int) -> None:
+        self.answer = answer
+        self.samples = samples
+        self.timing = timing
+        self.max_new_tokens = max_new_tokens
+        self.latencies = self._latencies()
+        """Seconds of each of the first `timed` samples at batch 1."""
+        self._by_size: dict[int, list[float] | None] = {1: self.latencies}
+
+    def throughput_runs(self) -> list[ThroughputRun]:
+        """One per batch size that was tried, 1 first; a batch that does not fit into the device's memory ends the search."""
+        runs: list[ThroughputRun] = []
+        for size in (1, *self.timing.batch_sizes):
+            seconds = None if size > len(self.samples) else self._batches(size)
+            if seconds is None:
+                break
+            runs.append(ThroughputRun(batch=size, samples=size * len(seconds), seconds=math.fsum(seconds)))
+            *before, last = (run.samples / run.seconds for run in runs)
+            if last < _WORTH * max(before, default=0.0):
+                break
+        return runs
+
+    def concurrency(self) -> dict[str, Concurrency]:
+        """What several users see who each ask again as soon as they are answered, by number of users.
+
+        The server answers all waiting requests as one batch and takes the next when it is done, so a request takes as long as its
+        batch: none joins a batch under way, and users ask without a pause.
+        """
+        return {str(users): seen_by_users(users, self._batches(users)) for users in self.timing.users}
+
+    def _latencies(self) -> list[float]:
+        timed = self.samples[: self.timing.timed]
+        for sample in timed[: self.timing.warm_up]:
+            self.answer([sample], self.max_new_tokens)
+        rounds = [[self._seconds([sample]) for sample in timed] for _ in range(self.timing.repetitions)]
+        return [float(np.median(seconds)) for seconds in zip(*rounds, strict=True)]
+
+    def _batches(self, size: int) -> list[float] | None:
+        """Seconds of each batch; None where one does not fit into the device's memory."""
+        import torch  # not above: the arithmetic below needs none of it
+
+        if size not in self._by_size:
+            stream = itertools.cycle(self.samples)
+            batches = [list(itertools.islice(stream, size)) for _ in range(-(-self.timing.requests // size))]
+            try:
+                self.answer(batches[0], _WARM_UP_TOKENS)
+                self._by_size[size] = [self._seconds(batch) for batch in batches]
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                self._by_size[size] = None
+        return self._by_size[size]
+
+    def _seconds(self, batch: Sequence[Sample]) -> float:
+        begin = time.perf_counter()
+        self.answer(batch, self.max_new_tokens)
+        return time.perf_counter() - begin
+
+
+def throughput(runs: Sequence[ThroughputRun]) -> Throughput:
+    """Samples per second by batch size, and the best of them."""
+    rates = {run.batch: run.samples / run.seconds for run in runs}
+    best = max(rates, key=lambda batch: rates[batch])
+    return Throughput(rates=rates, best_batch=best, best=rates[best])
+
+
+def seen_by_users(users: int, batches: Sequence[float] | None) -> Concurrency:
+    """What users see whose requests are answered in batches.
+
+    Args:
+        users: requests in each batch.
+        batches: seconds of each; None where a batch did not fit into the device's memory.
+    """
+    if batches is None:
+        return Concurrency(samples_per_second=None, p50=None, p95=None, seconds=[])
+    seconds = [duration for duration in batches for _ in range(users)]
+    p50, p95 = np.percentile(seconds, [50, 95])
+    return Concurrency(
+        samples_per_second=len(seconds) / math.fsum(batches), p50=float(p50), p95=float(p95), seconds=seconds
+    )

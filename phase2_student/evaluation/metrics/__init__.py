@@ -1,0 +1,7 @@
+"""How right, how sure and how far from the teacher answers are.
+
+answer_metrics  one answer against its truth
+scores          means over samples and groups of them
+bootstrap       intervals of means and of paired differences
+distance        KL to the teacher, from the cache
+"""

@@ -1,0 +1,90 @@
+"""KL(teacher || student) at T = 1 from the cache: no teacher in memory.
+
+The cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from firstsight.data.samples import Sample
+from firstsight.errors import AlignmentError, DataError
+from firstsight.models import backbone_states
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe
+from phase2_student.data.cached import CachedDataset, CacheSource, open_recipe_cache
+from phase2_student.data.contract import check_teacher
+from phase2_student.evaluation.results import AnswerRecord
+from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.objective import Objective
+from storage.errors import CacheError
+
+_OBJECTIVE = Objective(temperature=1.0, alpha=1.0)
+"""KL(teacher || student) alone."""
+
+
+def cache_digest(recipe: Recipe) -> str | None:
+    """Digest of the recipe's cache; None where there is none that can be read."""
+    try:
+        return open_recipe_cache(recipe).digest
+    except CacheError:
+        return None
+
+
+@torch.inference_mode()
+def add_distance(
+    recipe: Recipe,
+    model: Any,
+    prompter: Prompter,
+    samples: Sequence[Sample],
+    records: Sequence[AnswerRecord],
+    *,
+    batch_size: int,
+) -> str | None:
+    """Set in each sample's record the sum of KL over its answer tokens, and at how many the most likely token agrees.
+
+    The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
+
+    Returns:
+        Why the distance is not known, or None.
+    """
+    head = model.get_output_embeddings().weight
+    try:
+        source = CacheSource(open_recipe_cache(recipe), prompter, temperature=_OBJECTIVE.temperature)
+        check_teacher(recipe, source.cache)
+        data = _joined(source, samples, len(head))
+    except (CacheError, DataError, AlignmentError) as error:
+        # an evaluation needs no cache; what is written must not name a directory
+        return str(error).replace(recipe.cache_location, recipe.cache.path)
+    by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
+    unshared = torch.from_numpy((~source.shared_mask()).nonzero()[0]).to(head.device)
+    collator = source.collator()
+    for start in range(0, len(data), batch_size):
+        indices = range(start, min(start + batch_size, len(data)))
+        batch = collator([data[i] for i in indices]).to(head.device)
+        states = backbone_states(model, batch.inputs, batch.answer_rows, batch.answer_columns)
+        for row, index in enumerate(indices):
+            mine = batch.answer_rows == row
+            part = batch.targets.chunk(mine)
+            _, terms = distillation_loss(states[mine], head, part, _OBJECTIVE, unshared_ids=unshared, num_items=1)
+            kl = float(terms.kd)
+            record = by_key[data.samples[index][0]]
+            record.kl_sum = kl if math.isfinite(kl) else None
+            record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
+            record.nonfinite = record.nonfinite or not math.isfinite(kl)
+    return None
+
+
+def _joined(source: CacheSource, samples: Sequence[Sample], rows: int) -> CachedDataset:
+    cache = source.cache
+    vocabulary = cache.spec["vocabulary_size"]
+    if vocabulary != rows:
+        raise DataError(f"{cache.location} is for a student with {vocabulary} rows in its head, this one has {rows}")
+    known = [sample for sample in samples if sample.key in cache]
+    if not known:
+        raise DataError(f"{cache.location} holds none of the samples")
+    return source.dataset(known)

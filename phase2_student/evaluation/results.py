@@ -1,0 +1,227 @@
+"""What an evaluation holds: the one declaration of the JSON that `fs-student eval` writes and that every reader takes.
+
+Fields are in the order in which they are written. A field without a default is always in the file; one with a default was added
+later, or is left out where it was not measured. Unknown fields of a newer version are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_serializer, model_validator
+
+Role = Literal["teacher", "student"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, populate_by_name=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; fields that were never set are left out."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class AnswerRecord(_Part):
+    """One sample: what was asked, what is true, what the model answered, and how right and how sure it was."""
+
+    id: str
+    category: str | None
+    environment: str | None
+    question: str
+    images: list[str]
+    """Relative to the root of the data."""
+    truth: str
+    answer: str
+    exact: bool
+    f1: float | None = None
+    anls: float | None = None
+    choice: bool | None = None
+    """None where the question is no multiple choice."""
+    empty: bool
+    tokens: int
+    """End of turn included."""
+    confidence: float | None
+    """Geometric mean of the tokens' probabilities; None where a logit was not finite."""
+    nonfinite: bool
+    """Whether a logit, or the KL to the teacher, was NaN or infinite."""
+    cut: bool
+    """Whether the answer reached the longest length without an end of turn."""
+    kl_sum: float | None = None
+    """KL(teacher || student) over the answer positions, nats; None where it is not known or not finite."""
+    agree: int | None = None
+    """Answer positions at which the student's most likely token is the teacher's."""
+    soft_positions: int | None = None
+    """Answer positions with soft targets."""
+    seconds: float | None = None
+    """From the sample's files to the text, at batch 1; None where it was not timed."""
+
+    @model_validator(mode="after")
+    def _distance(self) -> Self:
+        if (self.kl_sum, self.agree) != (None, None) and None in (self.agree, self.soft_positions):
+            raise ValueError("kl_sum, agree and soft_positions belong together")
+        return self
+
+
+class Score(_Part):
+    """The mean of a metric over samples, 0 to 1, with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int | None = None
+    """Samples that have the metric."""
+
+
+class MetricScores(_Part):
+    """Every metric over a group of samples; those that no sample has are left out."""
+
+    exact: Score
+    f1: Score | None = None
+    anls: Score | None = None
+    choice: Score | None = None
+
+    def known(self) -> dict[str, Score]:
+        """The metrics that there are, by name."""
+        found = {"exact": self.exact, "f1": self.f1, "anls": self.anls, "choice": self.choice}
+        return {name: score for name, score in found.items() if score is not None}
+
+
+class GroupedScores(_Part):
+    """Scores over all samples, by category and by environment."""
+
+    overall: MetricScores
+    category: dict[str, MetricScores]
+    environment: dict[str, MetricScores]
+
+    def by(self, kind: Literal["category", "environment"]) -> dict[str, MetricScores]:
+        """The scores by category, or by environment."""
+        return self.category if kind == "category" else self.environment
+
+
+class ThroughputRun(_Part):
+    """What was timed at one batch size."""
+
+    batch: int
+    samples: int
+    seconds: float
+
+
+class Throughput(_Part):
+    """Samples per second by batch size. In the JSON the batch sizes are keys of their own: `{"1": 50.0, "best_batch": 1, "best": 50.0}`."""
+
+    rates: dict[int, float]
+    best_batch: int
+    best: float
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(content, dict) and "rates" not in content:
+            sizes = [key for key in content if str(key).isdecimal()]
+            rest = {key: value for key, value in content.items() if key not in sizes}
+            content = {"rates": {int(size): content[size] for size in sizes}, **rest}
+        return handler(content)
+
+    @model_serializer
+    def _written(self) -> dict[str, float | int]:
+        rates = {str(size): rate for size, rate in self.rates.items()}
+        return {**rates, "best_batch": self.best_batch, "best": self.best}
+
+
+class Concurrency(_Part):
+    """What several users see who each ask again as soon as they are answered; None where the batch did not fit into the memory."""
+
+    samples_per_second: float | None
+    p50: float | None
+    """Seconds of a request."""
+    p95: float | None
+    seconds: list[float] = []
+    """One per request."""
+
+
+class ModelResult(_Part):
+    """One model: what it is, what it takes, and one record per sample."""
+
+    name: str
+    role: Role
+    weights: str | None = None
+    """Digest of the weights' files."""
+    dtype: str
+    """`int8`, `nf4`, or the type of the weights."""
+    parameters: int
+    size_bytes: int
+    """Weights on disk."""
+    load_seconds: float
+    peak_memory_bytes: int | None
+    """Above what was in use before the model was loaded; None where the system does not report it."""
+    throughput: Throughput
+    throughput_runs: list[ThroughputRun] = []
+    concurrency: dict[str, Concurrency]
+    """By number of users."""
+    energy_joules_per_answer: float | None
+    answer_tokens: float | None = None
+    """Mean over the samples."""
+    counts: dict[str, int] = {}
+    """Answers that are empty, nonfinite, cut."""
+    distance_unknown: str | None = None
+    """Why the distance to the teacher is not known."""
+    scores: GroupedScores
+    samples: Annotated[list[AnswerRecord], Field(min_length=1)]
+    identity: str | None = None
+    """Digest of everything that the result depends on."""
+    measured: str | None = None
+    """When, ISO 8601."""
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """The ids of the samples, in their order."""
+        return [record.id for record in self.samples]
+
+
+class Goal(_Part):
+    """What a student reached of one goal; `got` and `passed` are None where a measurement is missing."""
+
+    name: str
+    model: str
+    against: str
+    """The teacher's name."""
+    wanted: str
+    got: float | None
+    passed: bool | None
+
+
+class EvaluationData(_Part):
+    """The samples that were asked."""
+
+    file: str
+    samples: int
+
+
+class EvaluationSettings(_Part):
+    """How every model was measured."""
+
+    batch_size: int
+    """Samples answered at once while the answers are scored."""
+    max_new_tokens: int | None = None
+    timed: int
+    """Answers timed at batch 1."""
+    warm_up: int
+    repetitions: int
+    batch_sizes: list[int] = []
+    users: list[int] = []
+    requests: int
+    anls_threshold: float | None = None
+    bootstrap_resamples: int | None = None
+    device: str
+    versions: dict[str, str] = {}
+
+
+class Evaluation(_Part):
+    """An evaluation: models side by side on the same samples, in the same order."""
+
+    created: str
+    """ISO 8601."""
+    data: EvaluationData
+    settings: EvaluationSettings
+    goals: Annotated[list[Goal], Field(alias="targets")]
+    models: Annotated[list[ModelResult], Field(min_length=1)]

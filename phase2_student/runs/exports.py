@@ -1,0 +1,35 @@
+"""Quantised exports of a run's best student: where they are, and of which weights they were made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from firstsight.errors import ModelError
+from firstsight.models import weights_digest
+from firstsight.quantization import Quantization
+from firstsight.recipe import Recipe
+
+EXPORT = "export.json"
+"""Beside the exported weights: the quantisation, and the digest of the weights that were quantised."""
+
+
+def export_directory(recipe: Recipe, kind: Quantization) -> Path:
+    """Where the export of the recipe's best student is, or would be."""
+    return recipe.output_dir / f"best-{kind}"
+
+
+def check_export(directory: Path, source: Path) -> None:
+    """Check that an export was made from the weights that are in `source` now.
+
+    Raises:
+        ModelError: it was made from others, or does not say from which.
+    """
+    try:
+        exported_from = json.loads((directory / EXPORT).read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{directory} has no readable {EXPORT}; run fs-student export again") from None
+    if source.is_dir() and exported_from != weights_digest(source):
+        raise ModelError(
+            f"{directory} was exported from other weights than those in {source}; run fs-student export again"
+        )
