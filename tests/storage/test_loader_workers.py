@@ -15,7 +15,7 @@ from storage_cases import assert_holds, assert_stored, key_of, sample_of, write_
 
 from storage.index import INDEX, INDEX_NAME
 from storage.reader import open_cache
-from storage.store.local import LocalPlace
+from storage.store.local import LocalStore
 
 COUNT = 24
 
@@ -99,13 +99,13 @@ def test_scratch_decodes_each_unit_once(tmp_path, location, samples, monkeypatch
 
 def _paths_read(monkeypatch):
     read: list[str] = []
-    original = LocalPlace.read
+    original = LocalStore.read
 
     def recording(self, path, *, limit):
         read.append(path)
         return original(self, path, limit=limit)
 
-    monkeypatch.setattr(LocalPlace, "read", recording)
+    monkeypatch.setattr(LocalStore, "read", recording)
     return read
 
 
@@ -151,10 +151,7 @@ def test_an_index_of_another_cache_is_not_used(tmp_path, location, samples):
 
 
 def test_the_room_imports_no_model_library():
-    code = (
-        "import json, sys; from storage.maintenance import gc, status, verify\n"
-        "print(json.dumps(list(sys.modules)))"
-    )
+    code = "import json, sys; from storage.maintenance import gc, status, verify\nprint(json.dumps(list(sys.modules)))"
     modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     roots = {name.split(".")[0] for name in modules}
     assert not roots & {"torch", "transformers", "obstore", "zarr", "firstsight", "phase1_teacher", "phase2_student"}
