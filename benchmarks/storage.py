@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.format.base import FormatVersion
 from storage.format.chunks import decode_chunk, encode_chunk
-from storage.format.v1.encoding import VALUE_STEP, concatenated, decode_unit, encode_unit
+from storage.format.v1.arrays import VALUE_STEP
+from storage.format.v1.encoding import encode_unit
 from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample
 from storage.reader import Cache, open_cache
-from storage.spec import Layout
 from storage.targets import SampleTargets, Targets
 from storage.writer import create_cache, encode_files
 
@@ -117,15 +118,19 @@ def error_facts(cache: Cache, samples: list[SampleTargets]) -> dict[str, float]:
     }
 
 
-def speed_facts(samples: list[SampleTargets], layout: Layout, unit_positions: int, runs: int) -> dict[str, float]:
+def speed_facts(
+    samples: list[SampleTargets], version: FormatVersion, unit_positions: int, runs: int
+) -> dict[str, float]:
     """Encoding and decoding in memory, unit by unit."""
     units = list(_units(samples, unit_positions))
     positions = sum(len(sample.targets) for unit in units for sample in unit)
+    layout = version.layout
 
     def encode_only() -> list[Any]:
         encoded = []
         for unit in units:
-            attributes, arrays = encode_unit(unit, concatenated([sample.targets for sample in unit], layout), layout)
+            targets = Targets.concatenate([sample.targets for sample in unit], layout.widths)
+            attributes, arrays = encode_unit(unit, targets, layout)
             encoded.append(
                 (attributes, arrays, {name: encode_chunk(array) for name, array in arrays.items() if array.size})
             )
@@ -134,7 +139,7 @@ def speed_facts(samples: list[SampleTargets], layout: Layout, unit_positions: in
     def encode_checked() -> None:
         for unit in units:
             empty: dict[str, Any] = {"skipped": {}, "statistics": {}, "notes": {}}
-            encode_files(unit, layout, unit="000000-000000", attempt="", spec_digest="", **empty)
+            encode_files(unit, version, unit="000000-000000", attempt="", **empty)
 
     encoded = encode_only()
 
@@ -144,7 +149,7 @@ def speed_facts(samples: list[SampleTargets], layout: Layout, unit_positions: in
                 name: decode_chunk(chunks[name], array.dtype, array.shape) if array.size else array
                 for name, array in arrays.items()
             }
-            decode_unit(attributes, found, layout)
+            version.decode(attributes, found)
 
     return {
         "encode": rate(positions, encode_only, time.process_time, runs),
@@ -213,9 +218,6 @@ def main() -> None:
         "vocabulary_size": vocabulary_size,
         "shared_ids": [[0, vocabulary_size]],
     }
-    layout = Layout(
-        top_k=spec["top_k"], temperatures=NODES, vocabulary_size=vocabulary_size, shared_ids=((0, vocabulary_size),)
-    )
     with tempfile.TemporaryDirectory() as directory:
         location = Path(directory, "cache")
         writer = create_cache(location, spec)
@@ -234,7 +236,7 @@ def main() -> None:
             "size": size_facts(location, whole, positions),
             "error": error_facts(open_cache(location), samples),
             "positions_per_second": {
-                **speed_facts(samples, layout, options.unit_positions, options.runs),
+                **speed_facts(samples, writer.version, options.unit_positions, options.runs),
                 "write_to_disk": written,
             },
             "reading": reading_facts(location, samples, options.runs),

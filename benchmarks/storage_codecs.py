@@ -18,8 +18,10 @@ from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
 from storage.format.chunks import encode_chunk
-from storage.format.v1.encoding import ESCAPE, VALUE_STEP, encode_unit
-from storage.spec import Layout
+from storage.format.layout import Layout
+from storage.format.v1.arrays import VALUE_STEP
+from storage.format.v1.encoding import encode_unit
+from storage.format.v1.values import ESCAPE
 from storage.targets import Targets
 
 UNIT = 4096

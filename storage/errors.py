@@ -16,14 +16,14 @@ class CacheMissing(CacheError, FileNotFoundError):
 
 
 class ObjectMissing(CacheError, FileNotFoundError):
-    """An object that the cache needs is not there."""
+    """An object that the cache needs was not found."""
 
 
 class UnsafeObject(CacheError, OSError):
     """An object is a link, not a plain file, larger than allowed, or its name would leave the cache."""
 
 
-class PlaceError(CacheError, OSError):
+class StoreError(CacheError, OSError):
     """The file system or the object store refused an operation (full disk, no permission, no hard links)."""
 
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import mmap
-import operator
 import os
 import secrets
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
 from storage.errors import CorruptIndex
-from storage.temporary import temporary_database
+from storage.keys import KEY, KEY_BYTES, as_rows, packed, repeated
 
 INDEX = "index"
 INDEX_NAME = "keys.bin"
@@ -30,6 +30,7 @@ SKIPPED = 2**32 - 1
 PAGE = 4096
 _MAGIC = b"FSINDEX1"
 _ROW = struct.Struct("<32sIII")
+_ROW_TYPE = np.dtype([("key", f"S{KEY_BYTES}"), ("plan", "<u4"), ("unit", "<u4"), ("sample", "<u4")])
 _HEADER = struct.Struct("<8s32s32s32sQQQQ")
 _FOOT = struct.Struct("<III")  # rows in the page, page number, crc32c of all before
 _ROWS = (PAGE - _FOOT.size) // _ROW.size
@@ -55,7 +56,7 @@ class Header:
     content: str
     """The digest of the cache."""
     changed: int
-    """`Place.changed` of the manifests before they were read; 0 if unknown."""
+    """`Store.changed` of the manifests before they were read; 0 if unknown."""
     built: int
     """Time when it was built, nanoseconds since the epoch."""
     samples: int
@@ -72,40 +73,36 @@ def state_of(units: Iterable[str]) -> str:
 
 
 class IndexRows:
-    """Where each sample lies, to be written as an index; in a temporary file, however many there are."""
+    """Where each sample lies, to be written as an index; some 60 bytes for each."""
 
     def __init__(self) -> None:
-        self._rows = temporary_database(self)
-        self._rows.execute("CREATE TABLE rows (key BLOB, plan INTEGER, unit INTEGER, sample INTEGER)")
+        self._packed = bytearray()
 
-    def add(self, unit: str, keys: Iterable[str], samples: Iterable[int]) -> None:
+    def add(self, unit: str, keys: Sequence[str], samples: Iterable[int]) -> None:
         """The samples of a unit: their keys, and their numbers in it or SKIPPED."""
-        plan, number = map(int, unit.split("-"))
-        rows = ((bytes.fromhex(key), plan, number, sample) for key, sample in zip(keys, samples, strict=True))
-        self._rows.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+        rows = np.empty(len(keys), dtype=_ROW_TYPE)
+        rows["key"] = as_rows(packed(keys))
+        rows["plan"], rows["unit"] = map(int, unit.split("-"))
+        rows["sample"] = np.fromiter(samples, dtype=np.uint32, count=len(keys))
+        self._packed += rows.tobytes()
 
-    def __len__(self) -> int:
-        """Keys."""
-        count: int = self._rows.execute("SELECT count(*) FROM (SELECT DISTINCT key FROM rows)").fetchone()[0]
-        return count
-
-    def __iter__(self) -> Iterator[tuple[bytes, int, int, int]]:
-        """By key; the row that was added last where a key was added more than once."""
-        rows = self._rows.execute("SELECT key, plan, unit, sample FROM rows ORDER BY key, rowid")
-        return (tuple(same)[-1] for _, same in itertools.groupby(rows, key=operator.itemgetter(0)))
+    def by_key(self) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """All rows, and the order that sorts them by key; of rows with one key the order has the last that was added."""
+        rows = np.frombuffer(self._packed, dtype=_ROW_TYPE) if self._packed else np.empty(0, dtype=_ROW_TYPE)
+        order = np.argsort(rows["key"], kind="stable")
+        again = repeated(rows["key"], order)
+        return rows, order[~np.append(again[1:], False)] if len(order) else order
 
 
 def build_index(header: Header, rows: IndexRows) -> Iterator[bytes]:
     """The pages of an index file."""
     digests = [bytes.fromhex(digest) for digest in (header.spec_digest, header.state, header.content)]
     counts = (header.changed, header.built, header.samples, header.skipped)
-    yield _page(0, len(rows), _HEADER.pack(_MAGIC, *digests, *counts))
-    each = iter(rows)
-    for number in itertools.count(1):
-        chunk = [_ROW.pack(*row) for row in itertools.islice(each, _ROWS)]
-        if not chunk:
-            return
-        yield _page(number, len(chunk), b"".join(chunk))
+    table, order = rows.by_key()
+    yield _page(0, len(order), _HEADER.pack(_MAGIC, *digests, *counts))
+    for number, start in enumerate(range(0, len(order), _ROWS), start=1):
+        chosen = order[start : start + _ROWS]
+        yield _page(number, len(chosen), table[chosen].tobytes())
 
 
 def save_index(file: Path, pages: Iterable[bytes]) -> bool:
@@ -164,12 +161,11 @@ class Index:
         finally:
             os.close(descriptor)
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: object) -> Entry | None:
         """Where a sample lies; None if the index does not have its key."""
-        try:
-            wanted = bytes.fromhex(key)
-        except ValueError:
+        if not isinstance(key, str) or not KEY.fullmatch(key):
             return None
+        wanted = bytes.fromhex(key)
         low, high = 1, len(self._data) // PAGE - 1
         if not high:
             return None

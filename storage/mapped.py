@@ -16,25 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import CorruptIndex
-from storage.format.v1.encoding import DecodedUnit
+from storage.format.base import DecodedUnit
 from storage.manifest import Manifest
 from storage.targets import Targets
 
 
-def map_unit(scratch: Path, manifest: Manifest, load: Callable[[], DecodedUnit]) -> DecodedUnit:
-    """The decoded unit of a manifest, mapped from `scratch`; `load` decodes it if it is not there yet.
+def map_unit(scratch: Path, manifest: Manifest, kind: type[Targets], load: Callable[[], DecodedUnit]) -> DecodedUnit:
+    """The decoded unit of a manifest, mapped from `scratch`; `load` decodes it if it was not found there.
 
-    A file belongs to the content digest of its unit. It is checked against its crc32c when it is mapped.
+    A file belongs to the content digest of its unit. It is checked against its crc32c when it is mapped. `kind` is the
+    class of the unit's targets.
     """
     file = scratch / f"{manifest.content_digest}.unit"
     if not file.exists():
         scratch.mkdir(parents=True, exist_ok=True)
         _save(file, load())
-    return _open(file)
+    return _open(file, kind)
 
 
 def _save(file: Path, unit: DecodedUnit) -> None:
-    arrays = {"offsets": unit.offsets, "hard": unit.hard, **vars(unit.targets)}
+    arrays = unit.arrays()
     table: dict[str, Any] = {}
     start = 0
     for name, array in arrays.items():
@@ -56,7 +57,7 @@ def _save(file: Path, unit: DecodedUnit) -> None:
             temporary.unlink()
 
 
-def _open(file: Path) -> DecodedUnit:
+def _open(file: Path, kind: type[Targets]) -> DecodedUnit:
     data = file.read_bytes()
     try:
         length, checksum = struct.unpack("<QI", data[:12])
@@ -74,10 +75,4 @@ def _open(file: Path) -> DecodedUnit:
         view: NDArray[Any] = raw[start + at : start + at + size].view(dtype).reshape(shape)
         return view
 
-    names = ("ids", "logprobs", "tail", "target_ids", "target_logprobs", "soft")
-    return DecodedUnit(
-        keys=tuple(head["keys"]),
-        offsets=array("offsets"),
-        hard=array("hard"),
-        targets=Targets(**{name: array(name) for name in names}),
-    )
+    return DecodedUnit.from_arrays(head["keys"], {name: array(name) for name in head["arrays"]}, kind)

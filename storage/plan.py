@@ -5,22 +5,25 @@ from __future__ import annotations
 import operator
 import re
 import secrets
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from storage.canonical import seal, unseal
 from storage.errors import CorruptObject, InvalidTargets
-from storage.store.base import Place
-from storage.temporary import temporary_database
+from storage.format.base import MAX_UNIT_VALUES
+from storage.keys import KEY, KEY_BYTES, as_rows, check_key, packed, repeated, unpacked
+from storage.store.base import Store
 
 PLANS = "plans"
 PLAN_LIMIT = 8 * 2**20
+MAX_PLAN_SAMPLES = 100_000
 PLAN_SAMPLES = 10_000  # of a new plan; its JSON is held several times over while it is sealed or read
 PLAN_NAME = re.compile(r"(\d{6})\.json")
-_KEY = re.compile(r"[0-9a-f]{64}")
-_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -44,27 +47,19 @@ class PlannedUnit:
     @property
     def keys(self) -> tuple[str, ...]:
         """The sample keys in order, 64 hex digits each; made anew at every call. CacheError if the plan was taken away."""
-        text = self._plans.packed_keys(self.name).hex()
-        return tuple(text[start : start + 2 * _KEY_BYTES] for start in range(0, len(text), 2 * _KEY_BYTES))
+        return unpacked(self._plans.packed_keys(self.name))
 
     def __len__(self) -> int:
         return self.samples
 
 
-def check_key(key: Any) -> str:
-    """The key itself; InvalidTargets if it is not 64 lower-case hex digits."""
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise InvalidTargets(f"a sample key is 64 lower-case hex digits, got {key!r}")
-    return key
-
-
-def read_plans(place: Place, start: int = 0) -> Iterator[list[PlannedUnit]]:
+def read_plans(store: Store, start: int = 0) -> Iterator[list[PlannedUnit]]:
     """The units of every plan object from number `start` on, in order; CorruptObject for a damaged or missing plan."""
-    plans = _Plans(place)
-    for number, name in enumerate(_plan_names(place)):
+    plans = _Plans(store)
+    for number, name in enumerate(_plan_names(store)):
         if name != _plan_name(number):
             raise CorruptObject(
-                f"{place.location}/{PLANS}/{_plan_name(number)} is missing, but {name} is there; restore it",
+                f"{store.location}/{PLANS}/{_plan_name(number)} is missing, but {name} is there; restore it",
                 object=f"{PLANS}/{_plan_name(number)}",
             )
         if number >= start:
@@ -72,15 +67,15 @@ def read_plans(place: Place, start: int = 0) -> Iterator[list[PlannedUnit]]:
 
 
 class _Plans:
-    """The plan objects of a place; the two that were read last are held."""
+    """The plan objects of a store; the two that were read last are held."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._read = lru_cache(maxsize=2)(self._read_plan)
 
     def units(self, number: int) -> list[PlannedUnit]:
         return [
-            PlannedUnit(f"{number:06d}-{index:06d}", len(keys) // _KEY_BYTES, positions, self)
+            PlannedUnit(f"{number:06d}-{index:06d}", len(keys) // KEY_BYTES, positions, self)
             for index, (keys, positions) in enumerate(self._read(number))
         ]
 
@@ -90,14 +85,19 @@ class _Plans:
 
     def _read_plan(self, number: int) -> list[tuple[bytes, int]]:
         path = f"{PLANS}/{_plan_name(number)}"
-        document = unseal(self._place.read(path, limit=PLAN_LIMIT), f"{self._place.location}/{path}")
+        document = unseal(self._store.read(path, limit=PLAN_LIMIT), f"{self._store.location}/{path}")
         units = document.get("units")
         if set(document) != {"id", "units"} or not isinstance(units, list) or not all(map(_is_unit, units)):
             raise CorruptObject(f"{path}: not a plan of this format; the file was changed", object=path)
-        return [(bytes.fromhex("".join(unit["keys"])), unit["positions"]) for unit in units]
+        if (samples := sum(len(unit["keys"]) for unit in units)) > MAX_PLAN_SAMPLES:
+            raise CorruptObject(
+                f"{path}: a plan of {samples:,} samples, the format allows {MAX_PLAN_SAMPLES:,}; another program wrote it",
+                object=path,
+            )
+        return [(packed(unit["keys"]), unit["positions"]) for unit in units]
 
 
-def add_plan(place: Place, samples: Iterable[PlannedSample], unit_positions: int) -> int:
+def add_plan(store: Store, samples: Iterable[PlannedSample], unit_positions: int) -> int:
     """Plan the samples that no plan has yet; how many this call added.
 
     A unit closes when it has reached `unit_positions` positions. Of several planners one creates the next plan
@@ -109,7 +109,7 @@ def add_plan(place: Place, samples: Iterable[PlannedSample], unit_positions: int
     added = 0
     seen = 0
     while True:
-        for units in read_plans(place, seen):
+        for units in read_plans(store, seen):
             for unit in units:
                 wanted.discard(unit)
             seen += 1
@@ -117,29 +117,48 @@ def add_plan(place: Place, samples: Iterable[PlannedSample], unit_positions: int
         if not batch:
             return added
         document = {"id": secrets.token_hex(8), "units": _group(batch, unit_positions)}
-        if place.create(f"{PLANS}/{_plan_name(seen)}", seal(document)):
+        if store.create(f"{PLANS}/{_plan_name(seen)}", seal(document)):
             added += len(batch)
 
 
 class _Wanted:
-    """Samples that may have to be planned, in their order, each key once; in a temporary file, however many they are."""
+    """Samples that may have to be planned, in their order, each key once; some 50 bytes for each."""
 
     def __init__(self, samples: Iterable[PlannedSample]) -> None:
-        self._rows = temporary_database(self)
-        self._rows.execute("CREATE TABLE wanted (row INTEGER PRIMARY KEY, key BLOB UNIQUE, positions INTEGER)")
-        self._rows.executemany(
-            "INSERT OR IGNORE INTO wanted (key, positions) VALUES (?, ?)",
-            ((bytes.fromhex(check_key(sample.key)), operator.index(sample.positions)) for sample in samples),
-        )
+        keys, positions = bytearray(), array("q")
+        for sample in samples:
+            keys += bytes.fromhex(check_key(sample.key))
+            positions.append(_checked_positions(sample))
+        self._packed = keys
+        self._positions = positions
+        self._keys = as_rows(keys)
+        self._sorted = np.argsort(self._keys, kind="stable")
+        self._left = np.ones(len(self._keys), dtype=np.bool_)
+        self._left[self._sorted[repeated(self._keys, self._sorted)]] = False
 
     def discard(self, unit: PlannedUnit) -> None:
         """The unit's samples are planned."""
-        self._rows.executemany("DELETE FROM wanted WHERE key = ?", ((bytes.fromhex(key),) for key in unit.keys))
+        if not len(self._keys):
+            return
+        planned = as_rows(packed(unit.keys))
+        at = np.searchsorted(self._keys, planned, sorter=self._sorted)
+        rows = self._sorted[np.minimum(at, len(self._keys) - 1)]
+        self._left[rows[self._keys[rows] == planned]] = False
 
     def first(self, count: int) -> list[PlannedSample]:
         """The first samples that are still wanted."""
-        rows = self._rows.execute("SELECT key, positions FROM wanted ORDER BY row LIMIT ?", (count,))
-        return [PlannedSample(key.hex(), positions) for key, positions in rows]
+        rows = np.flatnonzero(self._left)[:count].tolist()
+        return [
+            PlannedSample(self._packed[KEY_BYTES * row : KEY_BYTES * (row + 1)].hex(), self._positions[row])
+            for row in rows
+        ]
+
+
+def _checked_positions(sample: PlannedSample) -> int:
+    positions = operator.index(sample.positions)
+    if not 0 <= positions <= MAX_UNIT_VALUES:
+        raise InvalidTargets(f"sample {sample.key}: expected 0 to {MAX_UNIT_VALUES:,} positions, got {positions:,}")
+    return positions
 
 
 def _group(samples: Sequence[PlannedSample], unit_positions: int) -> list[dict[str, Any]]:
@@ -156,12 +175,12 @@ def _is_unit(unit: Any) -> bool:
     if not isinstance(unit, dict) or set(unit) != {"keys", "positions"} or type(unit["positions"]) is not int:
         return False
     keys = unit["keys"]
-    return isinstance(keys, list) and all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys)
+    return isinstance(keys, list) and all(isinstance(key, str) and KEY.fullmatch(key) for key in keys)
 
 
 def _plan_name(number: int) -> str:
     return f"{number:06d}.json"
 
 
-def _plan_names(place: Place) -> list[str]:
-    return [name for name in place.names(PLANS) if PLAN_NAME.fullmatch(name)]
+def _plan_names(store: Store) -> list[str]:
+    return [name for name in store.names(PLANS) if PLAN_NAME.fullmatch(name)]

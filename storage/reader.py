@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.canonical import digest_of
 from storage.errors import CacheMissing, CorruptIndex, MissingSample, ObjectMissing, SkippedSample, UnknownUnit
-from storage.format.v1.encoding import DecodedUnit
+from storage.format.base import DecodedUnit, FormatVersion
 from storage.index import (
     INDEX,
     INDEX_NAME,
@@ -33,49 +33,56 @@ from storage.index import (
 from storage.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
 from storage.mapped import map_unit
 from storage.plan import PlannedUnit, read_plans
-from storage.spec import ROOT_LIMIT, ROOT_PATH, Layout, layout_of, parse_root
-from storage.store.base import Place, open_place
-from storage.store.local import LocalPlace
-from storage.targets import SampleTargets, Targets
+from storage.spec import ROOT_LIMIT, ROOT_PATH, parse_root
+from storage.store import open_store
+from storage.store.base import Location, Store
+from storage.targets import SampleTargets
 from storage.unit_reading import corrupt, load_unit
 
+_Default = TypeVar("_Default")
 
-def open_cache(location: str | Path, *, memory_budget: int = 256 * 2**20, scratch: str | Path | None = None) -> Cache:
+
+def open_cache(location: Location, *, memory_budget: int = 256 * 2**20, scratch: str | Path | None = None) -> Cache:
     """Open a cache for reading, as it is now; units committed later are seen by the next opening.
 
     Args:
-        location: a local path or an s3://, gs://, az:// address.
+        location: a local path, an s3://, gs://, az:// address, or an open store.
         memory_budget: bytes of decoded units kept in memory for random access.
         scratch: a local directory for decoded units, shared by all processes through memory maps, and for the index
             of a cache that is not local. Give one where a shuffled pass over a large cache decodes units too often.
 
     Raises:
-        CacheMissing: no cache is there.
+        CacheMissing: no cache was found there.
         CorruptObject: its root, a plan or a manifest was changed. CorruptIndex: its index was.
+        UnsupportedFormat: it is of a format version that this program does not read.
     """
-    return Cache(open_place(location), memory_budget, Path(scratch).absolute() if scratch else None)
+    return Cache(open_store(location), memory_budget, Path(scratch).absolute() if scratch else None)
 
 
-def read_root(place: Place) -> dict[str, Any]:
-    """The specification of the cache at a place; CacheMissing, CorruptObject."""
+def read_root(store: Store) -> FormatVersion:
+    """The format version of the cache in a store, for its specification; CacheMissing, CorruptObject, UnsupportedFormat."""
     try:
-        return parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
+        return parse_root(store.read(ROOT_PATH, limit=ROOT_LIMIT), store.location)
     except ObjectMissing:
         raise CacheMissing(
-            f"no cache at {place.location}: {place.location}/{ROOT_PATH} is not there; "
+            f"no cache at {store.location}: {store.location}/{ROOT_PATH} not found; "
             "check the path, or make a cache with fs-teacher dump"
         ) from None
 
 
-class Cache:
-    """Committed targets by sample key. Can be pickled, and used in forked and spawned worker processes."""
+class Cache(Mapping[str, SampleTargets]):
+    """Committed targets by sample key, in ascending order of the keys.
 
-    def __init__(self, place: Place, memory_budget: int, scratch: Path | None) -> None:
-        self.location = place.location
-        self.spec = read_root(place)
-        self._place = place
-        self._layout = layout_of(self.spec)
-        self._spec_digest = digest_of(self.spec)
+    Can be pickled, and used in forked and spawned worker processes. Two caches are equal only if they are one object:
+    compare their `digest` for their content. `items` and `values` look samples up one by one, in the order of their
+    keys, which is not that of the units: to walk through a large cache, use `units` and `read_unit`.
+    """
+
+    def __init__(self, store: Store, memory_budget: int, scratch: Path | None) -> None:
+        self.location = store.location
+        self._store = store
+        self._version = read_root(store)
+        self.spec = self._version.spec
         self._budget = memory_budget
         self._scratch = scratch
         self._decoded: OrderedDict[str, DecodedUnit] = OrderedDict()
@@ -87,22 +94,28 @@ class Cache:
 
     def __setstate__(self, state: tuple[str, int, Path | None]) -> None:
         location, memory_budget, scratch = state
-        self.__init__(open_place(location), memory_budget, scratch)  # type: ignore[misc]
+        self.__init__(open_store(location), memory_budget, scratch)  # type: ignore[misc]
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.location}: {len(self):,} samples, {self._version.describe()}, digest {self.digest[:12]}>"
 
     @property
     def top_k(self) -> int:
         """Stored entries per soft position."""
-        return self._layout.top_k
+        return self._version.layout.top_k
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """The node temperatures, ascending."""
-        return self._layout.temperatures
+        return self._version.layout.temperatures
 
     @property
     def vocabulary_size(self) -> int:
         """Rows of the student's head."""
-        return self._layout.vocabulary_size
+        return self._version.layout.vocabulary_size
 
     @property
     def digest(self) -> str:
@@ -111,16 +124,16 @@ class Cache:
 
     def shared_mask(self) -> NDArray[np.bool_]:
         """[vocabulary_size] True where both vocabularies have the student id."""
-        return self._layout.shared_mask()
+        return self._version.layout.shared_mask()
 
     def __len__(self) -> int:
         return self._index.header.samples
 
     def __contains__(self, key: object) -> bool:
-        entry = self._index.find(key) if isinstance(key, str) else None
+        entry = self._index.find(key)
         return entry is not None and entry.sample != SKIPPED
 
-    def keys(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str]:
         """The keys of all samples that have targets, in ascending order."""
         return (key for key, entry in self._index.entries() if entry.sample != SKIPPED)
 
@@ -143,8 +156,23 @@ class Cache:
                 object=f"{INDEX}/{INDEX_NAME}",
             )
         view = unit.sample(entry.sample)
-        copies = {field: np.array(array) for field, array in vars(view.targets).items()}
-        return SampleTargets(key=view.key, hard=view.hard, targets=Targets(**copies))
+        return SampleTargets(key=view.key, hard=view.hard, targets=view.targets.copy())
+
+    @overload
+    def get(self, key: str, /) -> SampleTargets | None: ...
+
+    @overload
+    def get(self, key: str, /, default: SampleTargets | _Default) -> SampleTargets | _Default: ...
+
+    def get(self, key: str, /, default: object = None) -> object:
+        """The targets of a sample; `default` where the dump skipped it or the cache does not hold it.
+
+        Everything else is raised, such as CorruptObject, and UnknownUnit for a unit that was taken away.
+        """
+        try:
+            return self[key]
+        except MissingSample:
+            return default
 
     def skipped(self) -> dict[str, str]:
         """The keys of the samples that the dump skipped, and why; reads every manifest if there are any."""
@@ -162,7 +190,7 @@ class Cache:
 
     def units(self) -> Iterator[str]:
         """The names of the committed units, sorted."""
-        return iter(committed_units(self._place))
+        return iter(committed_units(self._store))
 
     def manifests(self) -> Iterator[Manifest]:
         """The manifests of the committed units, in the order of their names."""
@@ -177,7 +205,7 @@ class Cache:
         if not UNIT_NAME.fullmatch(name):
             raise UnknownUnit(f"{self.location} has no unit {name!r}")
         try:
-            return read_manifest(self._place, name, self._layout, self._spec_digest)
+            return read_manifest(self._store, name, self._version)
         except ObjectMissing:
             raise UnknownUnit(f"{self.location} has no committed unit {name}; see fs-teacher status") from None
 
@@ -187,12 +215,17 @@ class Cache:
         if unit is None:
             manifest = self._manifest(name)
             if self._scratch is None:
-                unit = load_unit(self._place, manifest, self._layout)
+                unit = load_unit(self._store, manifest, self._version)
             else:
-                unit = map_unit(self._scratch, manifest, lambda: load_unit(self._place, manifest, self._layout))
+                unit = map_unit(
+                    self._scratch,
+                    manifest,
+                    self._version.targets,
+                    lambda: load_unit(self._store, manifest, self._version),
+                )
             if len(unit.keys) != manifest.samples:
-                raise corrupt(self._place, manifest, "keys", "it has another number of samples than the manifest")
-            for array in vars(unit.targets).values():
+                raise corrupt(self._store, manifest, "keys", "it has another number of samples than the manifest")
+            for array in unit.targets.arrays().values():
                 array.flags.writeable = False
             self._held += unit.nbytes()
         self._decoded[name] = unit
@@ -204,13 +237,13 @@ class Cache:
         """The index as it is, if it tells of all committed units; else a new one, saved where that is possible."""
         file = self._index_file()
         index = Index.open(file) if file else None
-        changed = self._place.changed(MANIFESTS)
-        if index is not None and index.header.spec_digest == self._spec_digest:
+        changed = self._store.changed(MANIFESTS)
+        if index is not None and index.header.spec_digest == self._version.spec_digest:
             if index.header.settled() and index.header.changed == changed:
                 return index
-            if changed is None and index.header.state == state_of(committed_units(self._place)):
+            if changed is None and index.header.state == state_of(committed_units(self._store)):
                 return index
-        header, rows = index_rows(self._place, self._layout, self._spec_digest)
+        header, rows = index_rows(self._store, self._version)
         if file and save_index(file, build_index(header, rows)):
             index = Index.open(file)
             if index is not None:
@@ -218,37 +251,37 @@ class Cache:
         return Index(b"".join(build_index(header, rows)), f"{self.location} (index in memory)")
 
     def _index_file(self) -> Path | None:
-        if isinstance(self._place, LocalPlace):
-            return self._place.root / INDEX / INDEX_NAME
+        if (file := self._store.local_file(f"{INDEX}/{INDEX_NAME}")) is not None:
+            return file
         if self._scratch is None:
             return None
         self._scratch.mkdir(parents=True, exist_ok=True)
-        return self._scratch / f"{self._spec_digest[:16]}.{INDEX_NAME}"
+        return self._scratch / f"{self._version.spec_digest[:16]}.{INDEX_NAME}"
 
 
-def index_rows(place: Place, layout: Layout, spec_digest: str) -> tuple[Header, IndexRows]:
+def index_rows(store: Store, version: FormatVersion) -> tuple[Header, IndexRows]:
     """What the index of a cache holds, from its plans and manifests: its header and where each sample lies."""
-    changed = place.changed(MANIFESTS)
-    names = committed_units(place)
-    planned = {unit.name: unit for units in read_plans(place) for unit in units}
+    changed = store.changed(MANIFESTS)
+    names = committed_units(store)
+    planned = {unit.name: unit for units in read_plans(store) for unit in units}
     rows = IndexRows()
     contents: dict[str, list[Any]] = {}
     samples = skipped = 0
     for name in names:
-        manifest = read_manifest(place, name, layout, spec_digest)
-        _add_rows(rows, place, manifest, planned.get(name))
+        manifest = read_manifest(store, name, version)
+        _add_rows(rows, store, manifest, planned.get(name))
         contents[name] = [manifest.content_digest, sorted(manifest.skipped)]
         samples += manifest.samples
         skipped += len(manifest.skipped)
-    content = digest_of([spec_digest, contents])
-    return fresh_header(spec_digest, names, content, changed, samples, skipped), rows
+    content = digest_of([version.spec_digest, contents])
+    return fresh_header(version.spec_digest, names, content, changed, samples, skipped), rows
 
 
-def _add_rows(rows: IndexRows, place: Place, manifest: Manifest, planned: PlannedUnit | None) -> None:
+def _add_rows(rows: IndexRows, store: Store, manifest: Manifest, planned: PlannedUnit | None) -> None:
     """Where the samples of a committed unit lie. CorruptObject if plan and manifest contradict each other."""
     keys = planned.keys if planned else ()
     kept = [key not in manifest.skipped for key in keys]
     if planned is None or sum(kept) != manifest.samples or sum(kept) + len(manifest.skipped) != len(kept):
-        raise corrupt(place, manifest, "keys", "its manifest has other samples than its plan")
+        raise corrupt(store, manifest, "keys", "its manifest has other samples than its plan")
     numbers = itertools.count()
     rows.add(manifest.unit, keys, (next(numbers) if each else SKIPPED for each in kept))

@@ -17,23 +17,18 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from storage.canonical import canonical_json, digest_of
 from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt
 from storage.failpoints import failpoint
-from storage.format.chunks import chunk_name, encode_chunk
-from storage.format.v1.checks import UnitCheck, copied
-from storage.format.v1.encoding import concatenated, encode_unit
+from storage.format.base import MAX_UNIT_SAMPLES, MAX_UNIT_VALUES, FormatVersion
+from storage.format.chunks import encode_array
+from storage.format.layout import Layout
 from storage.index import INDEX
 from storage.manifest import (
     MANIFESTS,
-    MAX_UNIT_SAMPLES,
-    MAX_UNIT_VALUES,
     UNITS,
     Manifest,
-    array_metadata,
     committed_units,
     content_digest,
     group_document,
@@ -42,29 +37,20 @@ from storage.manifest import (
     read_manifest,
 )
 from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
-from storage.spec import (
-    ROOT_LIMIT,
-    ROOT_PATH,
-    Layout,
-    complete_spec,
-    layout_of,
-    parse_root,
-    require_same,
-    root_document,
-)
-from storage.store.base import Place, open_place
+from storage.spec import ROOT_LIMIT, ROOT_PATH, complete_spec, parse_root, require_same, root_document
+from storage.store import open_store
+from storage.store.base import Location, Store
 from storage.targets import SampleTargets
 
 ATTEMPT_SECONDS = 6 * 24 * 3600  # a writer refuses to commit an older attempt; gc takes orphans after seven days
 MAX_REASON = 500  # characters; keeps a manifest small when every sample is skipped
-_EMPTY_GROUP = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3})
 
 
-def create_cache(location: str | Path, spec: Mapping[str, Any]) -> CacheWriter:
+def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
     """Create a cache, or open it for writing where it exists with the same specification.
 
     Args:
-        location: a local path or an s3://, gs://, az:// address.
+        location: a local path, an s3://, gs://, az:// address, or an open store.
         spec: a JSON object; storage needs top_k, temperatures, vocabulary_size and shared_ids in it.
 
     Raises:
@@ -72,26 +58,34 @@ def create_cache(location: str | Path, spec: Mapping[str, Any]) -> CacheWriter:
         InvalidSpec: a field that storage needs is missing or impossible.
     """
     complete = complete_spec(spec)
-    place = open_place(location)
+    store = open_store(location)
     try:
-        found = parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
+        found = parse_root(store.read(ROOT_PATH, limit=ROOT_LIMIT), store.location)
     except ObjectMissing:
         for group in (PLANS, MANIFESTS, UNITS, INDEX):
-            place.create(f"{group}/{ROOT_PATH}", _EMPTY_GROUP)
-        place.create(ROOT_PATH, root_document(complete))
-        found = parse_root(place.read(ROOT_PATH, limit=ROOT_LIMIT), place.location)
-    require_same(found, complete, place.location)
-    return CacheWriter(place, found)
+            store.create(f"{group}/{ROOT_PATH}", group_document({}))
+        store.create(ROOT_PATH, root_document(complete))
+        found = parse_root(store.read(ROOT_PATH, limit=ROOT_LIMIT), store.location)
+    require_same(found.spec, complete, store.location)
+    return CacheWriter(store, found)
 
 
 class CacheWriter:
     """Plans units and commits them; any number of processes may write one cache at a time."""
 
-    def __init__(self, place: Place, spec: dict[str, Any]) -> None:
-        self.spec = spec
-        self.place = place
-        self.layout = layout_of(spec)
-        self.spec_digest = digest_of(spec)
+    def __init__(self, store: Store, version: FormatVersion) -> None:
+        self.store = store
+        self.version = version
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The specification of the cache."""
+        return self.version.spec
+
+    @property
+    def layout(self) -> Layout:
+        """What the arrays depend on."""
+        return self.version.layout
 
     def plan(self, samples: Iterable[PlannedSample], *, unit_positions: int = 4096) -> int:
         """Plan the samples that no plan has yet, in the given order; how many this call added.
@@ -102,20 +96,20 @@ class CacheWriter:
 
         Of several planners at the same time exactly one adds a sample.
         """
-        return add_plan(self.place, samples, unit_positions)
+        return add_plan(self.store, samples, unit_positions)
 
     def units(self) -> list[PlannedUnit]:
         """All planned units, in the order of the plans."""
-        return [unit for units in read_plans(self.place) for unit in units]
+        return [unit for units in read_plans(self.store) for unit in units]
 
     def pending(self) -> list[PlannedUnit]:
         """The planned units that are not committed yet."""
-        committed = set(committed_units(self.place))
+        committed = set(committed_units(self.store))
         return [unit for unit in self.units() if unit.name not in committed]
 
     def is_committed(self, unit_name: str) -> bool:
-        """Whether the unit is committed now; asks the place again, at the price of one look-up."""
-        return self.place.size(manifest_path(unit_name)) is not None
+        """Whether the unit is committed now; asks the store again, at the price of one look-up."""
+        return self.store.size(manifest_path(unit_name)) is not None
 
     @contextmanager
     def unit(self, unit: PlannedUnit) -> Iterator[UnitWriter]:
@@ -123,7 +117,7 @@ class CacheWriter:
 
         Raises:
             InvalidTargets: a sample breaks a rule, is not of the unit, or is missing at the end.
-            PlaceError: the place refused a write, as on a full disk; nothing is committed.
+            StoreError: the store refused a write, as on a full disk; nothing is committed.
         """
         writer = UnitWriter(self, unit)
         yield writer
@@ -150,7 +144,7 @@ class UnitWriter:
     def append(self, sample: SampleTargets) -> None:
         """Add one sample of the unit; its arrays are copied. Their values are checked when the block ends."""
         self._claim(sample.key)
-        self._samples[sample.key] = copied(sample, self._cache.layout)
+        self._samples[sample.key] = self._cache.version.checked(sample)
 
     def skip(self, key: str, reason: str) -> None:
         """Record that a sample of the unit has no targets, and why."""
@@ -159,7 +153,7 @@ class UnitWriter:
 
     def commit(self) -> None:
         """Check, encode, write and commit; called by the end of the `unit` block."""
-        unit, layout = self._unit, self._cache.layout
+        unit, version, store = self._unit, self._cache.version, self._cache.store
         missing = [key for key in self._keys if key not in self._samples and key not in self._skipped]
         if missing:
             raise InvalidTargets(
@@ -168,7 +162,7 @@ class UnitWriter:
             )
         attempt, started = _attempt_name(), time.time()
         samples = [self._samples[key] for key in self._keys if key in self._samples]
-        values = sum(len(sample.targets) for sample in samples) * max(layout.top_k, len(layout.temperatures))
+        values = sum(len(sample.targets) for sample in samples) * version.values_per_position()
         if values > MAX_UNIT_VALUES or len(samples) > MAX_UNIT_SAMPLES:
             raise InvalidTargets(
                 f"unit {unit.name}: {values:,} stored entries of {len(samples):,} samples, at most "
@@ -176,19 +170,17 @@ class UnitWriter:
             )
         manifest, files = encode_files(
             samples,
-            layout,
+            version,
             unit=unit.name,
             attempt=attempt,
-            spec_digest=self._cache.spec_digest,
             skipped=self._skipped,
             statistics=_sums(self.statistics, unit.name),
             notes=self.notes,
         )
-        place = self._cache.place
         try:
-            place.write_tree(manifest.prefix, files)
+            store.write_tree(manifest.prefix, files)
         except CacheError:
-            place.delete_tree(manifest.prefix)
+            store.delete_tree(manifest.prefix)
             if not self._cache.is_committed(unit.name):
                 raise
             self.won = False  # another process committed the unit, and gc took our attempt while we wrote it
@@ -198,16 +190,16 @@ class UnitWriter:
                 f"unit {unit.name}: writing took more than {ATTEMPT_SECONDS // 86400} days; it may have been taken "
                 "for garbage and is not committed; dump the unit again"
             )
-        place.create(manifest_path(unit.name), manifest_bytes(manifest))
+        store.create(manifest_path(unit.name), manifest_bytes(manifest, version))
         failpoint("commit:created")
         self.won = self._committed_attempt() == attempt
         if not self.won:
-            place.delete_tree(manifest.prefix)
+            store.delete_tree(manifest.prefix)
 
     def _committed_attempt(self) -> str:
         """Read the manifest back: whose attempt it names is committed, whatever the request itself answered."""
         cache = self._cache
-        return read_manifest(cache.place, self._unit.name, cache.layout, cache.spec_digest).attempt
+        return read_manifest(cache.store, self._unit.name, cache.version).attempt
 
     def _claim(self, key: str) -> None:
         if key not in self._expected:
@@ -218,11 +210,10 @@ class UnitWriter:
 
 def encode_files(
     samples: list[SampleTargets],
-    layout: Layout,
+    version: FormatVersion,
     *,
     unit: str,
     attempt: str,
-    spec_digest: str,
     skipped: dict[str, str],
     statistics: dict[str, float],
     notes: dict[str, Any],
@@ -231,28 +222,24 @@ def encode_files(
 
     InvalidTargets if a sample breaks a rule of the format.
     """
-    targets = concatenated([sample.targets for sample in samples], layout)
-    UnitCheck(samples, targets).run(layout)
-    attributes, arrays = encode_unit(samples, targets, layout)
-    files = {"zarr.json": group_document(attributes)}
-    for name, array in arrays.items():
-        files[f"{name}/zarr.json"] = array_metadata(name, array.dtype.name, array.shape)
-        if array.size:
-            files[f"{name}/{chunk_name(array.shape)}"] = encode_chunk(array)
+    encoded = version.encode(samples)
+    files = {"zarr.json": group_document(encoded.attributes)}
+    for name, array in encoded.arrays.items():
+        files[f"{name}/zarr.json"] = version.table.document(name, array.dtype.name, array.shape)
+        chunks = encode_array(array, version.table.arrays[name].chunk_shape(array.shape))
+        files |= {f"{name}/{path}": data for path, data in chunks.items()}
     manifest = Manifest(
         unit=unit,
         attempt=attempt,
-        spec_digest=spec_digest,
-        samples=len(samples),
-        positions=len(arrays["target"]),
-        soft_positions=arrays["gap"].shape[1],
+        spec_digest=version.spec_digest,
+        **vars(encoded.counts),
         skipped=skipped,
         statistics=statistics,
         notes=notes,
-        attributes=attributes,
-        arrays={name: (array.dtype.name, array.shape) for name, array in arrays.items()},
+        attributes=encoded.attributes,
+        arrays={name: (array.dtype.name, array.shape) for name, array in encoded.arrays.items()},
         objects={path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()},
-        content_digest=content_digest(arrays),
+        content_digest=content_digest(encoded.arrays),
     )
     return manifest, files
 

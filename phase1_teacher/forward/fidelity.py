@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.format.layout import Layout
 from storage.format.v1.encoding import decode_unit, encode_unit
-from storage.spec import Layout
 from storage.targets import SampleTargets, Targets
 from storage.temperature import at_temperature
 

@@ -13,8 +13,8 @@ from firstsight.errors import TargetError
 from phase1_teacher.forward.fidelity import fidelity_sums
 from phase1_teacher.forward.soft_targets import TopKTargets
 from phase1_teacher.forward.teacher import ForwardResult
+from storage.format.layout import Layout
 from storage.plan import PlannedUnit
-from storage.spec import Layout
 from storage.targets import SampleTargets, Targets
 from storage.writer import UnitWriter
 
@@ -62,7 +62,9 @@ class UnitResults:
                 self.skipped[sample.key] = reason
                 kept[rows] = False
                 continue
-            targets = _scatter(block, rows, sample.student_ids, sample.soft)
+            student_ids = sample.student_ids
+            dense = _targets(block, rows, student_ids[sample.soft])
+            targets = dense.spread(sample.soft, student_ids.astype(np.uint32))
             self._targets[sample.key] = SampleTargets(key=sample.key, hard=sample.hard, targets=targets)
             done.append(targets)
         self._count(result, kept, done)
@@ -79,9 +81,7 @@ class UnitResults:
                 out.append(self._targets[key])
         if self._measured:
             exact, normalisers, negentropies = zip(*self._measured, strict=True)
-            whole = Targets(
-                **{name: np.concatenate([getattr(part, name) for part in exact]) for name in vars(exact[0])}
-            )
+            whole = Targets.concatenate(exact, self._layout.widths)
             self._add(fidelity_sums(whole, np.concatenate(normalisers), np.concatenate(negentropies), self._layout))
         out.statistics.update(self.sums)
         out.notes.update(self.notes)
@@ -129,25 +129,4 @@ def _targets(block: TopKTargets, rows: Any, student_ids: NDArray[np.int64]) -> T
         target_ids=student_ids.astype(np.uint32),
         target_logprobs=block.target_logprobs_N[rows].numpy(),
         soft=np.ones(len(student_ids), dtype=np.bool_),
-    )
-
-
-def _scatter(block: TopKTargets, rows: slice, student_ids: NDArray[np.int64], soft: NDArray[np.bool_]) -> Targets:
-    """One sample's targets; positions without soft targets hold zeros."""
-    dense = _targets(block, rows, student_ids[soft])
-    if soft.all():
-        return dense
-
-    def spread(part: NDArray[Any]) -> Any:
-        full = np.zeros((len(soft), *part.shape[1:]), dtype=part.dtype)
-        full[soft] = part
-        return full
-
-    return Targets(
-        ids=spread(dense.ids),
-        logprobs=spread(dense.logprobs),
-        tail=spread(dense.tail),
-        target_ids=student_ids.astype(np.uint32),
-        target_logprobs=spread(dense.target_logprobs),
-        soft=soft,
     )

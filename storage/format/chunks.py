@@ -1,12 +1,13 @@
-"""One Zarr v3 array of a single chunk: its metadata document and its encoded bytes, within known bounds.
+"""The chunks of a Zarr v3 array: its metadata document and its encoded bytes, within known bounds.
 
-Every array of a unit has exactly one chunk and one codec chain, which ends in crc32c. Decoding here never
-trusts a length that the bytes claim: the caller says how many bytes the array has, and anything else is an error.
+Every chunk goes through one codec chain, which ends in crc32c. Decoding here never trusts a length that the bytes
+claim: the caller says how many bytes the chunk has, and anything else is an error.
 `zarr` reads the same objects; this module exists because it checks before it allocates, and is faster.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import Any
 
@@ -24,22 +25,33 @@ _DATA_TYPES = {"uint8": "|u1", "uint16": "<u2", "uint32": "<u4", "float16": "<f2
 
 
 class ChunkError(ValueError):
-    """The bytes of a chunk do not decode to the expected array; the caller adds the place."""
+    """The bytes of a chunk do not decode to the expected array; the caller says which object it is."""
 
 
-def chunk_name(shape: tuple[int, ...]) -> str:
-    """The object name of the single chunk of an array with as many axes as `shape`."""
-    return ".".join(["c", *["0"] * len(shape)])
+def chunk_paths(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> dict[str, tuple[slice, ...]]:
+    """The object name of each chunk of an array below the array's own path, and which part of the array it holds.
+
+    The last chunk along an axis may be shorter: it is stored padded with zeros, as Zarr demands.
+    """
+    grid = [range(0, length, chunk) for length, chunk in zip(shape, chunk_shape, strict=True)]
+    parts = {}
+    for starts in itertools.product(*grid):
+        name = ".".join(["c", *(str(start // chunk) for start, chunk in zip(starts, chunk_shape, strict=True))])
+        stops = (start + chunk for start, chunk in zip(starts, chunk_shape, strict=True))
+        parts[name] = tuple(slice(*edges) for edges in zip(starts, map(min, stops, shape), strict=True))
+    return parts
 
 
-def array_document(dtype: np.dtype[Any], shape: tuple[int, ...], axes: tuple[str, ...]) -> bytes:
-    """The canonical Zarr v3 metadata of an array whose only chunk holds all of it."""
+def array_document(
+    dtype: np.dtype[Any], shape: tuple[int, ...], chunk_shape: tuple[int, ...], axes: tuple[str, ...]
+) -> bytes:
+    """The canonical Zarr v3 metadata of an array."""
     name = dtype.name
     return canonical_json(
         {
             "attributes": {},
             "chunk_grid": {
-                "configuration": {"chunk_shape": [max(1, length) for length in shape]},
+                "configuration": {"chunk_shape": list(chunk_shape)},
                 "name": "regular",
             },
             "chunk_key_encoding": {"configuration": {"separator": "."}, "name": "default"},
@@ -77,6 +89,18 @@ def decode_chunk(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> N
     except (RuntimeError, ValueError) as error:
         raise ChunkError(f"the chunk does not decompress: {error}") from None
     return out
+
+
+def encode_array(array: NDArray[Any], chunk_shape: tuple[int, ...]) -> dict[str, bytes]:
+    """All chunks of an array, by their names below its path; none where it is empty."""
+    encoded = {}
+    for name, part in chunk_paths(array.shape, chunk_shape).items():
+        chunk = array[part]
+        if chunk.shape != chunk_shape:
+            missing = [(0, whole - length) for whole, length in zip(chunk_shape, chunk.shape, strict=True)]
+            chunk = np.pad(chunk, missing)
+        encoded[name] = encode_chunk(chunk)
+    return encoded
 
 
 def _codecs(dtype: np.dtype[Any]) -> list[dict[str, Any]]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import datetime
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from storage.canonical import digest_of
 from storage.manifest import UNITS, committed_units, read_manifest, split_attempt
 from storage.reader import read_root
-from storage.spec import layout_of
-from storage.store.base import open_place
+from storage.store import open_store
+from storage.store.base import Location
 from storage.writer import ATTEMPT_SECONDS
 
 ORPHAN_SECONDS = ATTEMPT_SECONDS + 24 * 3600  # a day for clocks that differ
@@ -42,33 +40,32 @@ class GcReport:
         return sum(item.bytes for item in self.removed)
 
 
-def collect_garbage(location: str | Path, *, dry_run: bool = False, now: float | None = None) -> GcReport:
+def collect_garbage(location: Location, *, dry_run: bool = False, now: float | None = None) -> GcReport:
     """Remove attempts that lost to another, and attempts and temporary files older than seven days.
 
     A writer refuses to commit an attempt older than six days, so nothing that goes can be committed later.
 
     Args:
-        location: a local path or an s3://, gs://, az:// address.
+        location: a local path, an s3://, gs://, az:// address, or an open store.
         dry_run: only tell.
         now: seconds since the epoch, instead of the clock.
 
     Raises:
         CorruptObject: the manifest of a unit is damaged; nothing is removed.
     """
-    place = open_place(location)
-    spec = read_root(place)
-    layout, spec_digest = layout_of(spec), digest_of(spec)
+    store = open_store(location)
+    version = read_root(store)
     now = time.time() if now is None else now
-    report = GcReport(location=place.location, dry_run=dry_run)
-    attempts = [(name, *found) for name in place.names(UNITS) if (found := split_attempt(name)) is not None]
+    report = GcReport(location=store.location, dry_run=dry_run)
+    attempts = [(name, *found) for name in store.names(UNITS) if (found := split_attempt(name)) is not None]
     # Attempts first, manifests second: a manifest never changes, so whoever lost by now has lost for good.
-    names = set(committed_units(place)) & {unit for _, unit, _ in attempts}
-    committed = {name: read_manifest(place, name, layout, spec_digest).attempt for name in sorted(names)}
+    names = set(committed_units(store)) & {unit for _, unit, _ in attempts}
+    committed = {name: read_manifest(store, name, version).attempt for name in sorted(names)}
     for name, unit, attempt in attempts:
         if committed.get(unit) == attempt:
             continue
         path = f"{UNITS}/{name}"
-        size = sum(place.tree(path).values())
+        size = sum(store.tree(path).values())
         age = now - _started(attempt)
         if unit in committed:
             report.removed.append(Garbage(path, size, f"another attempt committed unit {unit}"))
@@ -76,12 +73,12 @@ def collect_garbage(location: str | Path, *, dry_run: bool = False, now: float |
             report.removed.append(Garbage(path, size, f"never committed, {age / 86400:.0f} days old"))
         else:
             report.young.append(Garbage(path, size, f"not committed, {max(0.0, age) / 3600:.1f} hours old"))
-    for path, (size, changed) in place.temporaries().items():
+    for path, (size, changed) in store.temporaries().items():
         if now - changed > ORPHAN_SECONDS:
             report.removed.append(Garbage(path, size, "left by an interrupted write"))
     if not dry_run:
         for item in report.removed:
-            place.delete_tree(item.path)
+            store.delete_tree(item.path)
     return report
 
 

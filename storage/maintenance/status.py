@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from storage.canonical import digest_of
 from storage.manifest import committed_units, manifest_path, read_manifest
 from storage.plan import PLANS, read_plans
 from storage.reader import read_root
-from storage.spec import layout_of
-from storage.store.base import open_place
+from storage.store import open_store
+from storage.store.base import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,11 @@ class CacheStatus:
     spec: dict[str, Any]
 
 
-def cache_status(location: str | Path) -> CacheStatus:
+def cache_status(location: Location) -> CacheStatus:
     """Read the plans and manifests of a cache. CacheMissing, CorruptObject."""
-    place = open_place(location)
-    spec = read_root(place)
-    layout, spec_digest = layout_of(spec), digest_of(spec)
-    present = set(committed_units(place))
+    store = open_store(location)
+    version = read_root(store)
+    present = set(committed_units(store))
     sizes: dict[str, int] = {}
     samples = positions = soft_positions = 0
     statistics: dict[str, float] = {}
@@ -57,7 +54,7 @@ def cache_status(location: str | Path) -> CacheStatus:
     split_units = []
     planned = planned_samples = committed = committed_samples = 0
     pending = []
-    for unit in (unit for units in read_plans(place) for unit in units):
+    for unit in (unit for units in read_plans(store) for unit in units):
         planned += 1
         planned_samples += len(unit)
         if unit.name not in present:
@@ -65,7 +62,7 @@ def cache_status(location: str | Path) -> CacheStatus:
             continue
         committed += 1
         committed_samples += len(unit)
-        manifest = read_manifest(place, unit.name, layout, spec_digest)
+        manifest = read_manifest(store, unit.name, version)
         samples += manifest.samples
         positions += manifest.positions
         soft_positions += manifest.soft_positions
@@ -76,12 +73,12 @@ def cache_status(location: str | Path) -> CacheStatus:
         for path, (size, _) in manifest.objects.items():
             name = path.split("/")[0] if not path.endswith("zarr.json") else "metadata"
             sizes[name] = sizes.get(name, 0) + size
-        sizes["manifests"] = sizes.get("manifests", 0) + (place.size(manifest_path(unit.name)) or 0)
-    plans = sum(place.size(f"{PLANS}/{name}") or 0 for name in place.names(PLANS))
+        sizes["manifests"] = sizes.get("manifests", 0) + (store.size(manifest_path(unit.name)) or 0)
+    plans = sum(store.size(f"{PLANS}/{name}") or 0 for name in store.names(PLANS))
     sizes["plans"] = round(plans * committed_samples / max(1, planned_samples))
     total = sum(sizes.values())
     return CacheStatus(
-        location=place.location,
+        location=store.location,
         units=planned,
         committed=committed,
         pending=pending,
@@ -95,5 +92,5 @@ def cache_status(location: str | Path) -> CacheStatus:
         field_bits={name: 8 * size / positions for name, size in sorted(sizes.items())} if positions else {},
         statistics=statistics,
         split_units=split_units,
-        spec=spec,
+        spec=version.spec,
     )

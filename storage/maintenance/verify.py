@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from storage.canonical import digest_of
 from storage.errors import CacheError, CorruptIndex, CorruptObject
-from storage.format.v1.encoding import DecodeError, decode_unit
+from storage.format.base import DecodeError, FormatVersion
 from storage.index import INDEX, INDEX_NAME, Index, build_index
 from storage.manifest import (
     MANIFESTS,
@@ -23,9 +21,9 @@ from storage.manifest import (
 )
 from storage.plan import PLAN_NAME, PLANS, PlannedUnit, read_plans
 from storage.reader import index_rows, read_root
-from storage.spec import ROOT_LIMIT, ROOT_PATH, Layout, layout_of
-from storage.store.base import Place, open_place
-from storage.store.local import LocalPlace
+from storage.spec import ROOT_LIMIT, ROOT_PATH
+from storage.store import open_store
+from storage.store.base import Location, Store
 from storage.unit_reading import corrupt, decode_arrays, object_problem
 
 Progress = Callable[[int, int], None]
@@ -62,51 +60,50 @@ class VerifyReport:
         return not self.problems and (partial or not self.missing)
 
 
-def verify_cache(location: str | Path, *, progress: Progress | None = None) -> VerifyReport:
+def verify_cache(location: Location, *, progress: Progress | None = None) -> VerifyReport:
     """Read and check everything in a cache.
 
     CacheMissing, CorruptObject or UnsupportedFormat where the root itself cannot be read; all else is reported.
     """
-    place = open_place(location)
-    spec = read_root(place)
-    report = VerifyReport(location=place.location)
-    layout, spec_digest = layout_of(spec), digest_of(spec)
-    planned = _plans(place, report)
-    present = committed_units(place)
-    _check_names(place, report)
+    store = open_store(location)
+    version = read_root(store)
+    report = VerifyReport(location=store.location)
+    planned = _plans(store, report)
+    present = committed_units(store)
+    _check_names(store, report)
     for group in (PLANS, MANIFESTS, UNITS, INDEX):
-        _check_group(place, f"{group}/{ROOT_PATH}", report)
+        _check_group(store, f"{group}/{ROOT_PATH}", report)
     if planned is not None:
         report.missing = [name for name in planned if name not in set(present)]
     for number, name in enumerate(present):
         try:
-            manifest = read_manifest(place, name, layout, spec_digest)
+            manifest = read_manifest(store, name, version)
         except CacheError as error:
             report.problems.append(Problem(name, None, manifest_path(name), str(error)))
         else:
-            _check_unit(place, manifest, layout, report, planned)
+            _check_unit(store, manifest, version, report, planned)
         if progress:
             progress(number + 1, len(present))
-    if isinstance(place, LocalPlace) and not report.problems:
-        _check_index(place, layout, spec_digest, report)
+    if not report.problems:
+        _check_index(store, version, report)
     return report
 
 
-def _plans(place: Place, report: VerifyReport) -> dict[str, PlannedUnit] | None:
+def _plans(store: Store, report: VerifyReport) -> dict[str, PlannedUnit] | None:
     try:
-        return {unit.name: unit for units in read_plans(place) for unit in units}
+        return {unit.name: unit for units in read_plans(store) for unit in units}
     except CacheError as error:
         report.problems.append(Problem(None, None, getattr(error, "object", PLANS), str(error)))
         return None
 
 
-def _check_names(place: Place, report: VerifyReport) -> None:
+def _check_names(store: Store, report: VerifyReport) -> None:
     """Nothing but plans among the plans, nothing but manifests among the manifests."""
     for group, known in ((PLANS, PLAN_NAME.fullmatch), (MANIFESTS, _is_manifest)):
-        for name in place.names(group):
+        for name in store.names(group):
             if name != ROOT_PATH and not known(name):
                 path = f"{group}/{name}"
-                message = f"{place.location}/{path}: not an object of this format; remove it"
+                message = f"{store.location}/{path}: not an object of this format; remove it"
                 report.problems.append(Problem(None, None, path, message))
 
 
@@ -114,16 +111,20 @@ def _is_manifest(name: str) -> bool:
     return name.endswith(".json") and UNIT_NAME.fullmatch(name.removesuffix(".json")) is not None
 
 
-def _check_group(place: Place, path: str, report: VerifyReport) -> None:
+def _check_group(store: Store, path: str, report: VerifyReport) -> None:
     try:
-        if place.read(path, limit=ROOT_LIMIT) != group_document({}):
-            raise CorruptObject(f"{place.location}/{path}: the file was changed or damaged", object=path)
+        if store.read(path, limit=ROOT_LIMIT) != group_document({}):
+            raise CorruptObject(f"{store.location}/{path}: the file was changed or damaged", object=path)
     except CacheError as error:
         report.problems.append(Problem(None, None, path, str(error)))
 
 
 def _check_unit(
-    place: Place, manifest: Manifest, layout: Layout, report: VerifyReport, planned: dict[str, PlannedUnit] | None
+    store: Store,
+    manifest: Manifest,
+    version: FormatVersion,
+    report: VerifyReport,
+    planned: dict[str, PlannedUnit] | None,
 ) -> None:
     """Every object of a unit on its own, so that each bad one is named, then what they mean together."""
     report.units += 1
@@ -133,29 +134,29 @@ def _check_unit(
     before = len(report.problems)
     for path, (size, _) in manifest.objects.items():
         try:
-            data = place.read(f"{manifest.prefix}/{path}", limit=size)
+            data = store.read(f"{manifest.prefix}/{path}", limit=size)
             report.bytes += len(data)
-            if (problem := object_problem(manifest, path, data)) is not None:
-                raise corrupt(place, manifest, path, problem)
+            if (problem := object_problem(manifest, version, path, data)) is not None:
+                raise corrupt(store, manifest, path, problem)
             objects[path] = data
         except CacheError as error:
             _add(report, manifest, path, error)
-    for path in place.tree(manifest.prefix).keys() - manifest.objects.keys():
-        _add(report, manifest, path, corrupt(place, manifest, path, "the manifest does not list this object"))
+    for path in store.tree(manifest.prefix).keys() - manifest.objects.keys():
+        _add(report, manifest, path, corrupt(store, manifest, path, "the manifest does not list this object"))
     if len(report.problems) > before:
         return
     try:
-        arrays = decode_arrays(place, manifest, objects)
-        unit = decode_unit(manifest.attributes, arrays, layout)
+        arrays = decode_arrays(store, manifest, version, objects)
+        unit = version.decode(manifest.attributes, arrays)
         if content_digest(arrays) != manifest.content_digest:
-            raise corrupt(place, manifest, "zarr.json", "the content is not the one whose digest the manifest has")
+            raise corrupt(store, manifest, "zarr.json", "the content is not the one whose digest the manifest has")
         if planned is not None:
             plan = planned.get(manifest.unit)
             expected = tuple(key for key in plan.keys if key not in manifest.skipped) if plan else None
             if plan is None or unit.keys != expected or not manifest.skipped.keys() <= set(plan.keys):
-                raise corrupt(place, manifest, "keys/c.0.0", "it holds other samples than its plan")
+                raise corrupt(store, manifest, "keys/c.0.0", "it holds other samples than its plan")
     except DecodeError as error:
-        _add(report, manifest, error.array, corrupt(place, manifest, error.array, str(error)))
+        _add(report, manifest, error.array, corrupt(store, manifest, error.array, str(error)))
     except CorruptObject as error:
         _add(report, manifest, error.object.removeprefix(f"{manifest.prefix}/"), error)
 
@@ -165,20 +166,21 @@ def _add(report: VerifyReport, manifest: Manifest, path: str, error: Exception) 
     report.problems.append(Problem(manifest.unit, array, f"{manifest.prefix}/{path}", str(error)))
 
 
-def _check_index(place: LocalPlace, layout: Layout, spec_digest: str, report: VerifyReport) -> None:
+def _check_index(store: Store, version: FormatVersion, report: VerifyReport) -> None:
     """An index that a reader would believe, or that is of this content, must find every sample where it lies."""
+    path = f"{INDEX}/{INDEX_NAME}"
+    file = store.local_file(path)
+    if file is None:
+        return
     try:
-        index = Index.open(place.root / INDEX / INDEX_NAME)
+        index = Index.open(file)
         if index is None:
             return
         found = list(index.entries())
-        expected = Index(b"".join(build_index(*index_rows(place, layout, spec_digest))), "index")
+        expected = Index(b"".join(build_index(*index_rows(store, version))), "index")
         same_content = index.header.content == expected.header.content
-        believed = index.header.settled() and index.header.changed == place.changed(MANIFESTS)
+        believed = index.header.settled() and index.header.changed == store.changed(MANIFESTS)
         if (believed and not same_content) or (same_content and found != list(expected.entries())):
-            raise CorruptIndex(
-                f"{place.root / INDEX / INDEX_NAME}: it does not match the cache; delete it, it is rebuilt",
-                object=f"{INDEX}/{INDEX_NAME}",
-            )
+            raise CorruptIndex(f"{file}: it does not match the cache; delete it, it is rebuilt", object=path)
     except CacheError as error:
-        report.problems.append(Problem(None, None, f"{INDEX}/{INDEX_NAME}", str(error)))
+        report.problems.append(Problem(None, None, path, str(error)))

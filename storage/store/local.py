@@ -11,15 +11,15 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from storage.errors import CacheError, ObjectMissing, PlaceError, UnsafeObject
+from storage.errors import CacheError, ObjectMissing, StoreError, UnsafeObject
 from storage.failpoints import failpoint
-from storage.store.base import checked_path
+from storage.store.base import Store, checked_path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class LocalPlace:
+class LocalStore(Store):
     """Objects as files below one directory. The directory itself may be reached through a link, nothing below."""
 
     def __init__(self, location: str | Path) -> None:
@@ -27,7 +27,7 @@ class LocalPlace:
         self.location = str(self.root)
 
     def read(self, path: str, *, limit: int) -> bytes:
-        """The bytes of a file; see `Place.read`."""
+        """The bytes of a file; see `Store.read`."""
         with self._translated(path):
             descriptor = self._open(path)
             with os.fdopen(descriptor, "rb", buffering=0) as file:
@@ -44,11 +44,11 @@ class LocalPlace:
                 return data
 
     def read_many(self, limits: Mapping[str, int]) -> dict[str, bytes]:
-        """The bytes of several files; see `Place.read_many`."""
+        """The bytes of several files; see `Store.read_many`."""
         return {path: self.read(path, limit=limit) for path, limit in limits.items()}
 
     def size(self, path: str) -> int | None:
-        """The size of a file in bytes, or None; see `Place.size`."""
+        """The size of a file in bytes, or None; see `Store.size`."""
         checked_path(path)
         with self._translated(path):
             try:
@@ -57,7 +57,7 @@ class LocalPlace:
                 return None
 
     def create(self, path: str, data: bytes) -> bool:
-        """Link a fsynced temporary file to its final name; see `Place.create`."""
+        """Link a fsynced temporary file to its final name; see `Store.create`."""
         *_, name = checked_path(path)
         final = self.root / path
         with self._translated(path):
@@ -73,7 +73,7 @@ class LocalPlace:
                     return False
                 except OSError as error:
                     if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
-                        raise PlaceError(
+                        raise StoreError(
                             f"{final.parent} lies on a file system without hard links; choose another"
                         ) from None
                     raise
@@ -86,7 +86,7 @@ class LocalPlace:
             return True
 
     def write_tree(self, prefix: str, files: Mapping[str, bytes]) -> None:
-        """Write files under a fresh directory, then fsync every file and directory; see `Place.write_tree`."""
+        """Write files under a fresh directory, then fsync every file and directory; see `Store.write_tree`."""
         checked_path(prefix)
         top = self.root / prefix
         with self._translated(prefix):
@@ -111,7 +111,7 @@ class LocalPlace:
             failpoint("tree:parent")
 
     def names(self, prefix: str) -> list[str]:
-        """The names in a directory, without temporary ones; see `Place.names`."""
+        """The names in a directory, without temporary ones; see `Store.names`."""
         directory = self.root / prefix if prefix else self.root
         with self._translated(prefix):
             try:
@@ -120,7 +120,7 @@ class LocalPlace:
                 return []
 
     def tree(self, prefix: str) -> dict[str, int]:
-        """Every file below a directory and its size; see `Place.tree`."""
+        """Every file below a directory and its size; see `Store.tree`."""
         top = self.root / prefix if prefix else self.root
         found: dict[str, int] = {}
         with self._translated(prefix):
@@ -132,7 +132,7 @@ class LocalPlace:
         return found
 
     def temporaries(self) -> dict[str, tuple[int, float]]:
-        """Temporary files of `create`; see `Place.temporaries`."""
+        """Temporary files of `create`; see `Store.temporaries`."""
         found: dict[str, tuple[int, float]] = {}
         with self._translated(""):
             for directory in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
@@ -143,14 +143,15 @@ class LocalPlace:
         return found
 
     def changed(self, prefix: str) -> int | None:
-        """The modification time of a directory in nanoseconds; see `Place.changed`."""
+        """The modification time of a directory in nanoseconds; see `Store.changed`."""
+        checked_path(prefix)
         try:
             return os.stat(self.root / prefix).st_mtime_ns
         except OSError:
             return None
 
     def delete_tree(self, prefix: str) -> int:
-        """Remove a directory or a file; see `Place.delete_tree`."""
+        """Remove a directory or a file; see `Store.delete_tree`."""
         target = self.root / prefix
         with self._translated(prefix):
             if target.is_dir() and not target.is_symlink():
@@ -163,6 +164,11 @@ class LocalPlace:
             except FileNotFoundError:
                 return 0
             return freed
+
+    def local_file(self, path: str) -> Path | None:
+        """The file itself; see `Store.local_file`."""
+        checked_path(path)
+        return self.root / path
 
     def _open(self, path: str) -> int:
         """A descriptor of the file, reached from the root one directory at a time without following a link."""
@@ -186,16 +192,16 @@ class LocalPlace:
         except CacheError:
             raise
         except FileNotFoundError:
-            raise ObjectMissing(f"{where} is not there") from None
+            raise ObjectMissing(f"{where} not found") from None
         except OSError as error:
             where = Path(os.fsdecode(error.filename)) if error.filename else where
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UnsafeObject(f"{self.root / path}: a symbolic link or no directory on the way; refused") from None
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise PlaceError(
+                raise StoreError(
                     f"no space left while writing {where}; free some and start again: committed units are kept",
                 ) from None
-            raise PlaceError(f"{where}: {error.strerror}") from None
+            raise StoreError(f"{where}: {error.strerror}") from None
 
 
 def _write_durably(file: Path, data: bytes) -> None:

@@ -6,16 +6,17 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from storage.errors import CacheError, ObjectMissing, PlaceError, UnsafeObject
+from storage.errors import CacheError, ObjectMissing, StoreError, UnsafeObject
 from storage.failpoints import failpoint
-from storage.store.base import checked_path
+from storage.store.base import Store, checked_path
 
 _REQUESTS = 16
 
 
-class CloudPlace:
+class ObjectStore(Store):
     """Objects below a prefix of a bucket. Credentials, region and endpoint come from the environment."""
 
     def __init__(self, location: str) -> None:
@@ -23,7 +24,7 @@ class CloudPlace:
             import obstore
             from obstore import exceptions, store
         except ImportError:
-            raise PlaceError(
+            raise StoreError(
                 f"{location} needs the package obstore; install it with: pip install 'firstsight[cloud]'"
             ) from None
         self.location = location.rstrip("/")
@@ -33,12 +34,12 @@ class CloudPlace:
         try:
             self._store: Any = store.from_url(self.location)
         except (exceptions.BaseError, ValueError) as error:
-            raise PlaceError(f"{location} cannot be opened: {_line(error)}") from None
+            raise StoreError(f"{location} cannot be opened: {_line(error)}") from None
 
     def _obstore(self) -> Any:
-        """The client; PlaceError in a forked process, where its runtime has no threads and every request would hang."""
+        """The client; StoreError in a forked process, where its runtime has no threads and every request would hang."""
         if os.getpid() != self._process:
-            raise PlaceError(
+            raise StoreError(
                 f"{self.location} was opened before this process was forked, which its client does not survive; "
                 "start workers with the spawn method (multiprocessing_context='spawn'), or copy the cache to a "
                 "local directory"
@@ -46,7 +47,7 @@ class CloudPlace:
         return self._client
 
     def read(self, path: str, *, limit: int) -> bytes:
-        """The bytes of an object; see `Place.read`."""
+        """The bytes of an object; see `Store.read`."""
         checked_path(path)
         with self._translated(path, "read"):
             result = self._obstore().get(self._store, path)
@@ -56,13 +57,13 @@ class CloudPlace:
             return bytes(result.bytes())
 
     def read_many(self, limits: Mapping[str, int]) -> dict[str, bytes]:
-        """The bytes of several objects, requested side by side; see `Place.read_many`."""
+        """The bytes of several objects, requested side by side; see `Store.read_many`."""
         with ThreadPoolExecutor(_REQUESTS) as pool:
             found = pool.map(lambda item: self.read(item[0], limit=item[1]), limits.items())
             return dict(zip(limits, found, strict=True))
 
     def size(self, path: str) -> int | None:
-        """The size of an object in bytes, or None; see `Place.size`."""
+        """The size of an object in bytes, or None; see `Store.size`."""
         checked_path(path)
         try:
             with self._translated(path, "read"):
@@ -71,7 +72,7 @@ class CloudPlace:
             return None
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put an object on the condition that it is not there; see `Place.create`."""
+        """Put an object on the condition that it is not there; see `Store.create`."""
         checked_path(path)
         failpoint("create:begin")
         with self._translated(path, "created"):
@@ -83,7 +84,7 @@ class CloudPlace:
         return True
 
     def write_tree(self, prefix: str, files: Mapping[str, bytes]) -> None:
-        """Put the objects under a fresh prefix, several at a time; see `Place.write_tree`."""
+        """Put the objects under a fresh prefix, several at a time; see `Store.write_tree`."""
 
         def put(item: tuple[str, bytes]) -> None:
             path = f"{prefix}/{item[0]}"
@@ -96,38 +97,44 @@ class CloudPlace:
         failpoint("tree:parent")
 
     def names(self, prefix: str) -> list[str]:
-        """The names directly under a prefix; see `Place.names`."""
+        """The names directly under a prefix; see `Store.names`."""
         with self._translated(prefix, "listed"):
             found = self._obstore().list_with_delimiter(self._store, prefix or None)
         objects = [str(item["path"]) for item in found["objects"]]
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in [*found["common_prefixes"], *objects])
 
     def tree(self, prefix: str) -> dict[str, int]:
-        """All objects under a prefix and their sizes; see `Place.tree`."""
+        """All objects under a prefix and their sizes; see `Store.tree`."""
         cut = len(prefix) + 1 if prefix else 0
         with self._translated(prefix, "listed"):
             pages = self._obstore().list(self._store, prefix or None)
             return {str(item["path"])[cut:]: int(item["size"]) for page in pages for item in page}
 
     def temporaries(self) -> dict[str, tuple[int, float]]:
-        """None: an object store has no partly created objects; see `Place.temporaries`."""
+        """None: an object store has no partly created objects; see `Store.temporaries`."""
         return {}
 
     def changed(self, prefix: str) -> int | None:
-        """Unknown; see `Place.changed`."""
+        """None: no listing tells; see `Store.changed`."""
+        checked_path(prefix)
         return None
 
     def delete_tree(self, prefix: str) -> int:
-        """Remove the objects under a prefix, or the object itself; see `Place.delete_tree`."""
+        """Remove the objects under a prefix, or the object itself; see `Store.delete_tree`."""
         found = self.tree(prefix)
         freed = sum(found.values()) or self.size(prefix) or 0
         with self._translated(prefix, "removed"):
             self._obstore().delete(self._store, [f"{prefix}/{path}" for path in found] or [prefix])
         return freed
 
+    def local_file(self, path: str) -> Path | None:
+        """None; see `Store.local_file`."""
+        checked_path(path)
+        return None
+
     @contextlib.contextmanager
     def _translated(self, path: str, done: str) -> Iterator[None]:
-        """Turn what the client raises into one line with the place."""
+        """Turn what the client raises into one line with the store."""
         where = f"{self.location}/{path}"
         try:
             yield
@@ -136,8 +143,8 @@ class CloudPlace:
         except (self._failures.BaseError, OSError) as error:
             missing = isinstance(error, (FileNotFoundError, self._failures.NotFoundError))
             if missing and done == "read":
-                raise ObjectMissing(f"{where} is not there") from None
-            raise PlaceError(f"{where} cannot be {done}: {_line(error)}") from None
+                raise ObjectMissing(f"{where} not found") from None
+            raise StoreError(f"{where} cannot be {done}: {_line(error)}") from None
 
 
 def _line(error: BaseException) -> str:

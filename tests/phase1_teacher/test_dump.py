@@ -16,10 +16,10 @@ from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import unit_batches
 from phase1_teacher.summary import summary_text
 from storage.errors import SkippedSample
-from storage.format.v1.encoding import VALUE_STEP
+from storage.format.v1.arrays import VALUE_STEP
 from storage.maintenance.status import cache_status
 from storage.reader import open_cache
-from storage.store.local import LocalPlace
+from storage.store.local import LocalStore
 
 
 def run(recipe, **options):
@@ -237,7 +237,7 @@ def test_samples_that_cannot_be_encoded_stop_the_dump_or_are_skipped(workshop):
 def test_a_full_disk_stops_the_dump(workshop, monkeypatch):
     recipe = workshop.load(workshop.rows(30))
     job = prepare_dump(recipe, progress=False)
-    write_tree, calls = LocalPlace.write_tree, []
+    write_tree, calls = LocalStore.write_tree, []
 
     def full(self, *args):
         calls.append(args)
@@ -245,7 +245,7 @@ def test_a_full_disk_stops_the_dump(workshop, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_tree(self, *args)
 
-    monkeypatch.setattr(LocalPlace, "write_tree", full)
+    monkeypatch.setattr(LocalStore, "write_tree", full)
     with pytest.raises(OSError, match="No space left"):
         dump(job, progress=False)
     monkeypatch.undo()

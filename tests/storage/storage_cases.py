@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.format.v1.encoding import TAIL_EMPTY, TAIL_ORIGIN, TAIL_STEP, VALUE_STEP
+from storage.format.v1.arrays import TAIL_ORIGIN, TAIL_STEP, VALUE_STEP
+from storage.format.v1.values import TAIL_EMPTY
 from storage.plan import PlannedSample
 from storage.reader import Cache
 from storage.targets import SampleTargets, Targets

@@ -1,9 +1,10 @@
-"""One malformed input per rule of the format, each refused with its name and place."""
+"""One malformed input per rule of the format, each refused with its name and store."""
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -18,8 +19,12 @@ from storage.errors import (
     StaleAttempt,
     UnsupportedFormat,
 )
+from storage.maintenance.gc import collect_garbage
+from storage.maintenance.status import cache_status
+from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import open_cache
+from storage.spec import root_document
 from storage.writer import create_cache
 
 
@@ -168,8 +173,8 @@ def test_an_old_attempt_is_not_committed(tmp_path, monkeypatch):
     assert writer.pending() == [unit]
 
 
-def test_places_without_a_cache(tmp_path):
-    with pytest.raises(CacheMissing, match=r"no cache at .*missing/zarr\.json is not there; check the path"):
+def test_locations_without_a_cache(tmp_path):
+    with pytest.raises(CacheMissing, match=r"no cache at .*missing/zarr\.json not found; check the path"):
         open_cache(tmp_path / "missing")
     (tmp_path / "file").write_text("")
     with pytest.raises((CacheMissing, OSError), match="file"):
@@ -185,10 +190,35 @@ def test_another_zarr_group_is_no_cache(tmp_path):
         open_cache(tmp_path)
 
 
-def test_a_newer_format_version_is_refused(tmp_path):
-    from storage.spec import root_document
-
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        (2, "format version 2, this program reads 1; a newer version of this program wrote it: install that one"),
+        (0, "format version 0, this program reads 1; no release of this program wrote it"),
+        ("1", "format version '1', this program reads 1; no release"),
+        (True, "format version True, this program reads 1; no release"),
+        (None, "format version None, this program reads 1; no release"),
+    ],
+)
+def test_an_unknown_format_version_is_refused(tmp_path, version, advice):
     write_cache(tmp_path, [])
-    (tmp_path / "zarr.json").write_bytes(root_document({**spec_of(), "format_version": 2}))
-    with pytest.raises(UnsupportedFormat, match="format version 2, this program reads 1"):
-        open_cache(tmp_path)
+    (tmp_path / "zarr.json").write_bytes(root_document({**spec_of(), "format_version": version}))
+    for read in (open_cache, verify_cache, cache_status, collect_garbage, lambda path: create_cache(path, spec_of())):
+        with pytest.raises(UnsupportedFormat, match=re.escape(advice)):
+            read(tmp_path)
+
+
+def test_a_plan_of_more_samples_than_the_format_allows(tmp_path, monkeypatch):
+    writer = create_cache(tmp_path / "cache", spec_of())
+    writer.plan([PlannedSample(key_of(number), 10) for number in range(4)])
+    monkeypatch.setattr("storage.plan.MAX_PLAN_SAMPLES", 3)
+    with pytest.raises(CorruptObject, match=r"plans/000000\.json: a plan of 4 samples, the format allows 3"):
+        writer.units()
+
+
+@pytest.mark.parametrize("positions", [-1, 2**24 + 1, 2**70])
+def test_an_impossible_number_of_positions(tmp_path, positions):
+    writer = create_cache(tmp_path / "cache", spec_of())
+    with pytest.raises(InvalidTargets, match="expected 0 to 16,777,216 positions, got"):
+        writer.plan([PlannedSample(key_of(0), positions)])
+    assert writer.units() == []

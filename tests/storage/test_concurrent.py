@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import os
 import random
+import threading
 
 import pytest
-from storage_cases import assert_holds, sample_of, spec_of, write_unit
+from memory_store import MemoryStore
+from storage_cases import assert_holds, key_of, sample_of, spec_of, write_unit
 
 from storage.maintenance.gc import collect_garbage
 from storage.maintenance.verify import verify_cache
@@ -61,36 +63,22 @@ def test_four_writers(tmp_path, overlap):
     assert sum(added for added, _ in outcomes) == COUNT
     won = [name for _, names in outcomes for name in names]
     assert len(won) == len(set(won))
-    place_units = [unit for units in read_plans(create_cache(location, spec_of()).place) for unit in units]
-    assert sorted(won) == sorted(unit.name for unit in place_units)
-    keys = [key for unit in place_units for key in unit.keys]
+    units = [unit for units in read_plans(create_cache(location, spec_of()).store) for unit in units]
+    assert sorted(won) == sorted(unit.name for unit in units)
+    keys = [key for unit in units for key in unit.keys]
     assert len(keys) == len(set(keys)) == COUNT
     assert_holds(open_cache(location), [sample_of(number, 4) for number in numbers])
     assert verify_cache(location).ok()
     assert collect_garbage(location).removed == []  # a loser takes its own data away
 
 
-def test_the_loser_of_a_unit_knows(tmp_path):
-    first = create_cache(tmp_path / "cache", spec_of())
-    sample = sample_of(0)
-    first.plan([PlannedSample(sample.key, 10)])
-    second = create_cache(tmp_path / "cache", spec_of())
-    (unit,) = first.pending()
-    with first.unit(unit) as ours:
-        ours.append(sample)
-        assert write_unit(second, unit, {sample.key: sample}) is True
-    assert ours.won is False
-    assert len(list((tmp_path / "cache" / "units").glob("0*"))) == 1
-    assert verify_cache(tmp_path / "cache").ok()
-
-
 def test_the_loser_of_a_plan_reads_it_again(tmp_path, monkeypatch):
     """Another planner creates the next plan between our reading and our creating."""
-    from storage.store.local import LocalPlace
+    from storage.store.local import LocalStore
 
     location = tmp_path / "cache"
     writer = create_cache(location, spec_of())
-    original = LocalPlace.create
+    original = LocalStore.create
     others = [[sample_of(number, 1).key for number in (0, 1)]]
 
     def create(self, path, data):
@@ -99,7 +87,7 @@ def test_the_loser_of_a_plan_reads_it_again(tmp_path, monkeypatch):
             create_cache(location, spec_of()).plan([PlannedSample(key, 1) for key in keys])
         return original(self, path, data)
 
-    monkeypatch.setattr(LocalPlace, "create", create)
+    monkeypatch.setattr(LocalStore, "create", create)
     keys = [sample_of(number, 1).key for number in (1, 2)]
     assert writer.plan([PlannedSample(key, 1) for key in keys]) == 1
     assert [unit.keys for unit in writer.units()] == [
@@ -112,32 +100,32 @@ def test_garbage_that_is_collected_under_a_writer(tmp_path, monkeypatch):
     """gc takes the attempt of a loser while it still writes: the loser ends well."""
     import shutil
 
-    from storage.store.local import LocalPlace
+    from storage.store.local import LocalStore
 
     location = tmp_path / "cache"
     writer = create_cache(location, spec_of())
     sample = sample_of(0)
     writer.plan([PlannedSample(sample.key, 10)])
     (unit,) = writer.pending()
-    original = LocalPlace.write_tree
+    original = LocalStore.write_tree
 
     def write_tree(self, prefix, files):
         original(self, prefix, files)
-        if monkeypatch is not None and not writer.is_committed(unit.name):
+        if not writer.is_committed(unit.name):
             monkeypatch.undo()
             assert write_unit(create_cache(location, spec_of()), unit, {sample.key: sample})
             shutil.rmtree(location / prefix)
             raise OSError(2, "No such file or directory")
 
-    from storage.errors import PlaceError
+    from storage.errors import StoreError
 
     def failing(self, prefix, files):
         try:
             write_tree(self, prefix, files)
         except OSError as error:
-            raise PlaceError(str(error)) from None
+            raise StoreError(str(error)) from None
 
-    monkeypatch.setattr(LocalPlace, "write_tree", failing)
+    monkeypatch.setattr(LocalStore, "write_tree", failing)
     assert write_unit(writer, unit, {sample.key: sample}) is False
     assert verify_cache(location).ok()
 
@@ -174,3 +162,60 @@ def test_garbage_collection_takes_nothing_that_may_be_committed(tmp_path):
     assert collect_garbage(location).removed == []
     write_unit(writer, second, samples)
     assert verify_cache(location).ok()
+
+
+class LockStepped(MemoryStore):
+    """A store in which `parties` creations of an object whose path begins with `meet` always meet."""
+
+    def __init__(self, meet, parties):
+        super().__init__()
+        self.loses_answers = False
+        self._meet = meet
+        self._barrier = threading.Barrier(parties)
+
+    def create(self, path, data):
+        if path.startswith(self._meet) and path not in self.objects:
+            self._barrier.wait(timeout=30)
+        return super().create(path, data) and not self.loses_answers
+
+
+def _threads(count, work):
+    results: list = [None] * count
+
+    def run(number):
+        results[number] = work(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.parametrize("lose_answers", [False, True])
+def test_true_race_for_a_unit(lose_answers):
+    store = LockStepped("manifests/000000", 3)
+    sample = sample_of(0)
+    writers = [create_cache(store, spec_of()) for _ in range(3)]
+    writers[0].plan([PlannedSample(sample.key, 10)])
+    store.loses_answers = lose_answers
+    (unit,) = writers[0].units()
+    won = _threads(3, lambda number: write_unit(writers[number], unit, {sample.key: sample}))
+    assert sorted(won) == [False, False, True]
+    attempts = [name for name in store.names("units") if name.startswith(unit.name)]
+    assert len(attempts) == 1
+    assert attempts[0].encode().split(b".")[1] in store.objects[f"manifests/{unit.name}.json"]
+
+
+def test_true_race_for_a_plan():
+    store = LockStepped("plans/000000", 2)
+    writers = [create_cache(store, spec_of()) for _ in range(2)]
+    shares = [range(6), range(3, 9)]
+    added = _threads(
+        2,
+        lambda number: writers[number].plan([PlannedSample(key_of(n), 10) for n in shares[number]], unit_positions=20),
+    )
+    assert sorted(added) == [3, 6]
+    keys = [key for unit in writers[0].units() for key in unit.keys]
+    assert sorted(keys) == sorted(key_of(number) for number in range(9))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import storage_cases
-from storage_cases import assert_holds, sample_of, spec_of, write_cache, write_unit
+from storage_cases import assert_holds, sample_of, spec_of, write_cache
 
-from storage.errors import PlaceError
+from storage.errors import StoreError
 from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import open_cache
@@ -117,7 +117,7 @@ def test_a_full_disk(tmp_path):
     assert units + missing == 6
     assert 0 < units < 6
     assert second == "6 0 0"
-    assert "PlaceError: no space left while writing" in done.stderr
+    assert "StoreError: no space left while writing" in done.stderr
     assert "free some and start again: committed units are kept" in done.stderr
 
 
@@ -137,7 +137,7 @@ def test_a_write_that_fails(tmp_path, monkeypatch, after):
         return real(descriptor, data)
 
     monkeypatch.setattr(os, "write", write)
-    with pytest.raises(PlaceError, match=r"no space left while writing .*free some and start again"):
+    with pytest.raises(StoreError, match=r"no space left while writing .*free some and start again"):
         write_cache(location, samples)
     monkeypatch.undo()
     assert not verify_cache(location).problems
@@ -152,7 +152,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
-    with pytest.raises(PlaceError, match="file system without hard links; choose another"):
+    with pytest.raises(StoreError, match="file system without hard links; choose another"):
         create_cache(tmp_path / "cache", spec_of())
 
 
@@ -161,19 +161,5 @@ def test_a_directory_that_may_not_be_written(tmp_path, monkeypatch):
         raise OSError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "mkdir", mkdir)
-    with pytest.raises(PlaceError, match="cache: Permission denied"):
+    with pytest.raises(StoreError, match="cache: Permission denied"):
         create_cache(tmp_path / "cache", spec_of())
-
-
-def test_an_exception_in_the_block_writes_nothing(tmp_path):
-    location = tmp_path / "cache"
-    writer = create_cache(location, spec_of())
-    sample = sample_of(0)
-    writer.plan([PlannedSample(sample.key, 10)])
-    before = sorted(location.rglob("*"))
-    (unit,) = writer.pending()
-    with pytest.raises(KeyboardInterrupt), writer.unit(unit) as out:  # noqa: PT012
-        out.append(sample)
-        raise KeyboardInterrupt
-    assert sorted(location.rglob("*")) == before
-    assert write_unit(writer, unit, {sample.key: sample}) is True

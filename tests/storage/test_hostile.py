@@ -20,8 +20,6 @@ from storage.canonical import seal, unseal
 from storage.errors import CacheError, CorruptObject, UnsafeObject
 from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
-from storage.store.base import checked_path
-from storage.store.local import LocalPlace
 
 
 @pytest.fixture
@@ -161,16 +159,6 @@ def test_forged_manifest(location, change):
     _forge(location, change)
     with pytest.raises(CorruptObject, match=r"manifests/000000-000000\.json"):
         open_cache(location)
-
-
-@pytest.mark.parametrize(
-    "path", ["..", "../x", "a/../b", "/etc/passwd", "a//b", "", ".hidden", "a/.x", "a\\..\\b", "a\0b"]
-)
-def test_names_that_could_leave_the_cache(location, path):
-    with pytest.raises(UnsafeObject, match="not a valid object name"):
-        checked_path(path)
-    with pytest.raises(UnsafeObject):
-        LocalPlace(location).read(path, limit=10)
 
 
 @pytest.mark.parametrize("which", ["chunk", "directory", "manifest", "index", "fifo"])

@@ -15,7 +15,7 @@ from storage_cases import assert_holds, assert_stored, key_of, sample_of, write_
 
 from storage.index import INDEX, INDEX_NAME
 from storage.reader import open_cache
-from storage.store.local import LocalPlace
+from storage.store.local import LocalStore
 
 COUNT = 24
 
@@ -99,13 +99,13 @@ def test_scratch_decodes_each_unit_once(tmp_path, location, samples, monkeypatch
 
 def _paths_read(monkeypatch):
     read: list[str] = []
-    original = LocalPlace.read
+    original = LocalStore.read
 
     def recording(self, path, *, limit):
         read.append(path)
         return original(self, path, limit=limit)
 
-    monkeypatch.setattr(LocalPlace, "read", recording)
+    monkeypatch.setattr(LocalStore, "read", recording)
     return read
 
 

@@ -3,59 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InvalidTargets
-from storage.format.v1.encoding import MAX_STEPS, TAIL_ORIGIN, VALUE_STEP
-from storage.plan import check_key
-from storage.spec import Layout
+from storage.format.layout import Layout
+from storage.format.v1.arrays import TAIL_ORIGIN, VALUE_STEP
+from storage.format.v1.values import MAX_STEPS
 from storage.targets import SampleTargets, Targets
 
 _ROUNDING = 1e-3  # nats: a log-probability may exceed 0 by the rounding of the float32 that made it
 _LOWEST = -float(np.finfo(np.float16).max)
 
 
-def copied(sample: SampleTargets, layout: Layout) -> SampleTargets:
-    """A copy of a sample with zeros where a position is not soft; InvalidTargets for a wrong key, dtype or shape."""
-    check_key(sample.key)
-    given = sample.targets
-    count, nodes = len(given.target_ids), len(layout.temperatures)
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, dtype, shape in (
-        ("ids", np.uint32, (count, layout.top_k)),
-        ("logprobs", np.float32, (count, layout.top_k)),
-        ("tail", np.float32, (count, nodes)),
-        ("target_ids", np.uint32, (count,)),
-        ("target_logprobs", np.float32, (count,)),
-        ("soft", np.bool_, (count,)),
-    ):
-        array = getattr(given, name)
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InvalidTargets(f"sample {sample.key}: {name} must be {np.dtype(dtype)} of shape {shape}, got {got}")
-        arrays[name] = array.copy()
-    if not arrays["soft"].all():
-        for name in ("ids", "logprobs", "tail", "target_logprobs"):
-            arrays[name][~arrays["soft"]] = 0
-    return SampleTargets(key=sample.key, hard=bool(sample.hard), targets=Targets(**arrays))
+def check_values(samples: Sequence[SampleTargets], targets: Targets, layout: Layout) -> None:
+    """InvalidTargets naming sample, field and position of the first impossible value.
+
+    `targets` are those of the samples one after the other, each of the right dtype and shape.
+    """
+    check = _UnitCheck(samples, targets)
+    check.check_ids(layout)
+    check.check_values()
 
 
-class UnitCheck:
+class _UnitCheck:
     """Checks the values of the samples of a unit, all positions at once, and names the first bad one."""
 
     def __init__(self, samples: Sequence[SampleTargets], targets: Targets) -> None:
         self._samples = samples
         self._targets = targets
 
-    def run(self, layout: Layout) -> None:
-        """InvalidTargets naming sample, field and position."""
-        self._check_ids(layout)
-        self._check_values()
-
-    def _check_ids(self, layout: Layout) -> None:
+    def check_ids(self, layout: Layout) -> None:
+        """Below the vocabulary's size, shared, distinct, the target's own among them."""
         targets, size = self._targets, layout.vocabulary_size
         too_large = f"an id is not below vocabulary_size {size:,}"
         self._refuse("target_ids", targets.target_ids >= size, too_large)
@@ -69,7 +49,8 @@ class UnitCheck:
         absent = ~np.logical_or.reduce(targets.ids == targets.target_ids[:, None], axis=1)
         self._refuse("target_ids", absent & targets.soft, "the target of a soft position is not among its ids")
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Finite, descending and within the ranges that can be stored."""
         values, own, tail = self._targets.logprobs, self._targets.target_logprobs, self._targets.tail
         finite = np.logical_and.reduce(np.isfinite(values), axis=1)
         self._refuse("logprobs", ~finite, "a value is not finite")

@@ -7,7 +7,7 @@ import torch
 from firstsight.vocabulary import VocabularyAlignment
 from phase1_teacher.forward.fidelity import fidelity_sums, report_lines, reported_temperatures, truncated
 from phase1_teacher.forward.soft_targets import TopKHead
-from storage.spec import Layout
+from storage.format.layout import Layout
 from storage.targets import Targets
 
 NODES = (1.0, 1.5, 2.0, 4.0)
