@@ -192,8 +192,13 @@ def test_a_model_that_does_not_fit_is_told_apart_from_a_batch_that_does_not(reci
 
 def test_what_is_written_can_be_read(evaluation, tmp_path):
     path = write_evaluation(evaluation, tmp_path)
+    written = json.loads(path.read_text())
     assert read_evaluation([], path) == evaluation
-    assert read_evaluation([], path).to_json() == json.loads(path.read_text()) == evaluation.to_json()
+    assert json.dumps(read_evaluation([], path).to_json()) == json.dumps(written)  # in the same order
+    assert list(written["models"][0]["throughput"]) == ["1", "2", "best_batch", "best"]
+    written["models"][0]["samples"][0]["of a newer version"] = 1
+    path.write_text(json.dumps(written))
+    assert read_evaluation([], path).to_json() == written
     assert "4 answered at once" in (tmp_path / "evaluation_summary.txt").read_text()
 
 
