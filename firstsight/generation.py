@@ -26,7 +26,7 @@ class TokenWatch:
         self._log_p: list[Tensor] = []
         self._table: list[list[float]] | None = None
 
-    def __call__(self, input_ids_BL: Tensor, scores_BV: Tensor) -> Tensor:
+    def __call__(self, _input_ids_BL: Tensor, scores_BV: Tensor) -> Tensor:
         """A logits processor that changes nothing."""
         scores = scores_BV.float()
         self._table = None
