@@ -78,12 +78,19 @@ def distillation_loss(
         unshared_ids=unshared_ids,
         T=temperature,
         alpha=alpha,
-        scale=1.0 / torch.as_tensor(num_items, dtype=torch.float32, device=states_ND.device),
+        scale=1.0 / _scalar(num_items, states_ND.device),
         tail=tail,
         wants_grad=wants_grad,
     )
     loss, *terms = _Fused.apply(states_ND, head_VD, targets, work, chunk)  # type: ignore[no-untyped-call]
     return loss, LossTerms(*terms)
+
+
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    """float32; a number is filled in on the device, where a copy from the host would wait for everything before it."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32)
+    return torch.full((), value, dtype=torch.float32, device=device)
 
 
 class _Fused(torch.autograd.Function):

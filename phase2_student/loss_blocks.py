@@ -69,7 +69,7 @@ def _hard(y_bV: Tensor, targets: AnswerTargets | FullTargets, work: LossWork) ->
     weight_b1 = (work.scale * hard_b)[:, None]
     y_bV.mul_(weight_b1 / total_b1).scatter_add_(1, target_b1, -weight_b1)
     ce = torch.where(hard_b, ce_b, 0.0).sum(dtype=torch.float64)
-    return torch.stack([ce.new_tensor(torch.nan), ce, agree.double()])
+    return torch.stack([ce.new_full((), torch.nan), ce, agree.double()])
 
 
 def _stored_and_hard(y_bV: Tensor, targets: AnswerTargets, work: LossWork) -> Tensor:

@@ -45,11 +45,12 @@ def packed_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: 
         )
     else:
         rotary_3BL = within_BL.expand(3, -1, -1)
-    positions_4S = torch.cat([within_BL[None], rotary_3BL])[:, mask_BL]
+    places_S = mask_BL.flatten().nonzero()[:, 0]  # once: the host waits for the device to learn how many there are
+    positions_4S = torch.cat([within_BL[None], rotary_3BL]).flatten(1)[:, places_S]
     flat = ("input_ids", "mm_token_type_ids")
     pixels = {name: value for name, value in inputs.items() if name not in (*flat, "attention_mask")}
     hidden_SD = backbone(
-        **{name: inputs[name][mask_BL][None] for name in flat},
+        **{name: inputs[name].flatten()[places_S][None] for name in flat},
         **pixels,
         position_ids=positions_4S[:, None],
         use_cache=False,

@@ -6,7 +6,7 @@ transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,15 @@ class DistillationForward:
         rows, columns = inputs.pop("answer_rows"), inputs.pop("answer_columns")
         states = (packed_states if self.padding_free else backbone_states)(self, inputs, rows, columns)
         settings = self.loss_settings
+        if settings.unshared_ids.device != states.device:  # once: a copy from the host waits for the backbone
+            settings = replace(settings, unshared_ids=settings.unshared_ids.to(states.device))
+            self.loss_settings = settings
         head: Any = self
         return distillation_loss(
             states,
             head.get_output_embeddings().weight,
             targets,
-            unshared_ids=settings.unshared_ids.to(states.device),
+            unshared_ids=settings.unshared_ids,
             temperature=settings.temperature,
             alpha=settings.alpha,
             num_items=num_items,
