@@ -23,16 +23,20 @@ class TokenWatch:
 
     def __init__(self) -> None:
         self._log_p: list[Tensor] = []
+        self._table: list[list[float]] | None = None
 
     def __call__(self, input_ids_BL: Tensor, scores_BV: Tensor) -> Tensor:
         """A logits processor that changes nothing."""
         scores = scores_BV.float()
+        self._table = None
         self._log_p.append(scores.amax(dim=-1) - scores.logsumexp(dim=-1))
         return scores_BV
 
     def log_probabilities(self, row: int, length: int) -> list[float]:
         """Natural log of the probability of each of the first `length` tokens of an answer; NaN where a logit was not finite."""
-        return [float(log_p_B[row]) for log_p_B in self._log_p[:length]]
+        if self._table is None:  # one copy from the device for all rows and tokens
+            self._table = torch.stack(self._log_p, dim=1).tolist() if self._log_p else [[]] * (row + 1)
+        return self._table[row][:length]
 
 
 def confidence(log_probabilities: Sequence[float]) -> float | None:

@@ -96,10 +96,22 @@ class DistillationTrainer(Trainer):
         """
         if not batch_samples:
             return None
-        count = torch.tensor(sum(_positions(batch) for batch in batch_samples), device=device)
+        positions = sum(_positions(batch) for batch in batch_samples)
+        count = torch.full((), positions, dtype=torch.int64, device=device)  # a copy would wait for the step before
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """The stock one; what the loader pinned is copied while the device still works on the batch before."""
+        if (
+            isinstance(data, Tensor)
+            and data.device.type == "cpu"
+            and data.is_pinned()
+            and not self.is_deepspeed_enabled
+        ):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def compute_loss(
         self,
@@ -155,16 +167,16 @@ class DistillationTrainer(Trainer):
         begin = time.perf_counter()
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
-        sums = torch.zeros(len(LossTerms._fields), dtype=torch.float64)
+        sums = torch.zeros(len(LossTerms._fields), dtype=torch.float64, device=self.args.device)
         positions = torch.zeros((), dtype=torch.float64)
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 _, terms = model(**inputs, num_items=1)
-            sums += torch.stack(list(terms)).double().cpu()
+            sums += torch.stack(list(terms))  # on the device: the host does not wait for each batch
             positions += _positions(batch)
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        sums, positions = self._reduced(sums), self._reduced(positions)
+        sums, positions = self._reduced(sums.cpu()), self._reduced(positions)
         settings = self._settings
         kd, ce = float(sums[0]), float(sums[1])
         loss = (settings.alpha * kd + (1 - settings.alpha) * ce) / max(1.0, float(positions))
