@@ -236,6 +236,13 @@ def weights_digest(directory: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; a GPU gets it through pinned memory, so that the host does not wait for what it is working on."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def backbone_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
     """Hidden states at the answer positions; no logits are made.
 

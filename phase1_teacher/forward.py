@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstsight.errors import AlignmentError, TargetError
-from firstsight.models import backbone_states, load_teacher
+from firstsight.models import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.answers import Answerer
 from phase1_teacher.batches import batch_by_tokens
@@ -147,6 +147,7 @@ class TeacherForward:
         chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
         rows, columns = rows[chosen], columns[chosen]
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
+        target_ids = to_device(target_ids, self.make_targets.device)
         states_ND = self._states(samples, rows, columns)
         measured = self._measured_rows(len(chosen))
         block = self.make_targets(states_ND, target_ids, measured)
@@ -174,18 +175,24 @@ class TeacherForward:
         inputs = collate([sample.encoded for sample in samples], self.vision.pad_id)
         device = self.reference.device
         reference_ND = backbone_states(self.reference, {k: v.to(device) for k, v in inputs.items()}, rows, columns)
-        kl, same = 0.0, 0
+        kl_nats, same_top = [], []  # read at the end: the host waits once
         chunk = self.make_targets.chunk
         for start in range(0, len(states_ND), chunk):
             # the head is not quantised: both go through the same one
             log_p = self.make_targets.log_probabilities(reference_ND[start : start + chunk])
             log_q = self.make_targets.log_probabilities(states_ND[start : start + chunk])
-            kl += float((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
-            same += int((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
-        return {"check_positions": float(len(states_ND)), "check_kl": kl, "check_same_top": float(same)}
+            kl_nats.append((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
+            same_top.append((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
+        return {
+            "check_positions": float(len(states_ND)),
+            "check_kl": sum(map(float, kl_nats), 0.0),
+            "check_same_top": float(sum(map(int, same_top))),
+        }
 
     def _states(self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor) -> Tensor:
         """[N, D] hidden states at the given places; no logits are made."""
+        # indices first: after the backbone their copies would wait for it
+        rows, columns = (to_device(index, self.make_targets.device) for index in (rows, columns))
         hidden_BLD = self.model.base_model(**self.vision.inputs(samples), use_cache=False).last_hidden_state
         states: Tensor = hidden_BLD[rows.to(hidden_BLD.device), columns.to(hidden_BLD.device)]
         return states

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstsight.models import to_device
 from firstsight.prompting import collate
 from phase1_teacher.unit_batches import EncodedSample
 
@@ -51,13 +52,13 @@ class VisionFeatures:
         device = self.model.device
         if not self.shared or not any(sample.images for sample in batch):
             self.encoded += sum(len(sample.images) for sample in batch)
-            return {k: v.to(device) for k, v in collate([s.encoded for s in batch], self.pad_id).items()}
+            return {k: to_device(v, device) for k, v in collate([s.encoded for s in batch], self.pad_id).items()}
         self._encode_new(batch)
         inputs: dict[str, Any] = collate([replace(s.encoded, pixel_values=None) for s in batch], self.pad_id)
         inputs["image_grid_thw"] = torch.cat(
             [s.encoded.image_grid_thw for s in batch if s.encoded.image_grid_thw is not None]
         )
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        inputs = {name: to_device(tensor, device) for name, tensor in inputs.items()}
         features = tuple(self._features[digest] for sample in batch for digest in sample.images)
         inputs["mm_encoder_outputs"] = {"image": _Features(features)}
         return inputs
@@ -78,7 +79,7 @@ class VisionFeatures:
         if digests:
             device = self.model.device
             features = self.model.base_model.get_image_features(
-                torch.cat(pixels).to(device), torch.stack(grids).to(device), return_dict=True
+                to_device(torch.cat(pixels), device), to_device(torch.stack(grids), device), return_dict=True
             )
             self._features.update(zip(digests, features.pooler_output, strict=True))
             self.encoded += len(digests)
