@@ -31,7 +31,9 @@ def _parse_parts(context: click.Context, parameter: click.Parameter, text: str |
 
 
 @click.command()
-@click.option("--only", "parts", callback=_parse_parts, help=f"Parts to run, with commas between; all: {','.join(PARTS)}.")
+@click.option(
+    "--only", "parts", callback=_parse_parts, help=f"Parts to run, with commas between; all: {','.join(PARTS)}."
+)
 @click.option("--budget", default=290.0, show_default=True, help="Seconds; what does not fit any more is skipped.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/gpu.json"), show_default=True)
 @click.option("--tiny", is_flag=True, help="Small shapes, on the CPU where there is no GPU.")

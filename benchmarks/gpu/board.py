@@ -22,6 +22,9 @@ import click
 
 Figures = dict[str, Any]
 
+_PATIENCE = 10.0
+"""Seconds beyond three times what a row is reckoned to take, after which it is given up."""
+
 
 class OutOfTime(BaseException):
     """The budget ran out within a measurement; no Exception, so that nothing on the way takes it for a failed sample."""
@@ -65,15 +68,16 @@ class Board:
         if self.left < about:
             self.skip(part, name, f"{self.left:.0f} s left, takes about {about:.0f} s")
             return None
+        most = min(self.left, _PATIENCE + 3 * about)  # one slow row must not take the time of all others
         try:
-            with _alarm(self.left):
+            with _alarm(most):
                 figures = work()
         except OutOfTime:
-            self.skip(part, name, "the budget ran out")
+            self.skip(part, name, f"given up after {most:.0f} s, was reckoned to take about {about:.0f} s")
         except Exception as error:  # noqa: BLE001 the next measurement still runs
             self.fail(part, name, error)
         else:
-            self._add(part, name, figures)
+            self.add(part, name, figures)
             return figures
         finally:
             free_memory()
@@ -83,11 +87,11 @@ class Board:
         """A row that says what a measurement, or a whole part, failed of."""
         lines = str(error).strip().splitlines() or [""]
         trace = "".join(traceback.format_exception(error))
-        self._add(part, name, {"failed": f"{type(error).__name__}: {lines[0]}"[:300], "trace": trace})
+        self.add(part, name, {"failed": f"{type(error).__name__}: {lines[0]}"[:300], "trace": trace})
 
     def skip(self, part: str, name: str, reason: str) -> None:
         """A row that says why something was not measured."""
-        self._add(part, name, {"skipped": reason})
+        self.add(part, name, {"skipped": reason})
 
     def find(self, part: str, name: str) -> Figures | None:
         """The figures of a row that was measured."""
@@ -110,7 +114,8 @@ class Board:
             lines.append(f"| {row['name']} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
-    def _add(self, part: str, name: str, figures: Figures) -> None:
+    def add(self, part: str, name: str, figures: Figures) -> None:
+        """A row: shown at once, and written."""
         at = round(self.budget - self.left, 1)
         self.rows.append({"part": part, "name": name, "at": at, **figures})
         shown = "  ".join(f"{key} {_text(value)}" for key, value in figures.items() if key != "trace")

@@ -72,7 +72,9 @@ def run(setting: Setting) -> None:
             ("error, fp32 head", torch.float32, False),
             ("error, fp32 head, TF32 matmul", torch.float32, True),
         ):
-            board.measure("loss", name, about=2, work=lambda d=dtype, f=fast: _errors(problem.cast(d, count), reference, f))
+            board.measure(
+                "loss", name, about=2, work=lambda d=dtype, f=fast: _errors(problem.cast(d, count), reference, f)
+            )
         reference.clear()
 
     def cross(upcast: bool) -> Callable[[], Tensor]:

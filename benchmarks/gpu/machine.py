@@ -59,7 +59,9 @@ def facts(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if device.type == "cuda":
         shape = torch.cuda.get_device_properties(device)
-        found["GPU"] = f"{shape.name}, {shape.total_memory / 1e9:.1f} GB, compute capability {shape.major}.{shape.minor}"
+        found["GPU"] = (
+            f"{shape.name}, {shape.total_memory / 1e9:.1f} GB, compute capability {shape.major}.{shape.minor}"
+        )
         found["driver"] = _driver()
         found["CUDA of torch"] = str(torch.version.cuda)
     else:

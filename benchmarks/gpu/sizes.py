@@ -38,9 +38,7 @@ class Sizes:
 
 FULL = Sizes(
     # Qwen2-VL-7B and Qwen2-VL-2B
-    teacher=ModelShape(
-        rows=152_064, hidden=3584, intermediate=18_944, layers=28, vision_width=1280, vision_depth=32
-    ),
+    teacher=ModelShape(rows=152_064, hidden=3584, intermediate=18_944, layers=28, vision_width=1280, vision_depth=32),
     student=ModelShape(
         rows=STUDENT_ROWS, hidden=1536, intermediate=8960, layers=28, vision_width=1280, vision_depth=32, tied=True
     ),
@@ -59,8 +57,8 @@ FULL = Sizes(
 )
 
 TINY = Sizes(
-    teacher=ModelShape(rows=1280, hidden=256, intermediate=256, layers=2, vision_width=160, vision_depth=1),
-    student=ModelShape(rows=1216, hidden=128, intermediate=128, layers=2, vision_width=160, vision_depth=1, tied=True),
+    teacher=ModelShape(rows=1280, hidden=256, intermediate=256, layers=2, vision_width=320, vision_depth=1),
+    student=ModelShape(rows=1216, hidden=128, intermediate=128, layers=2, vision_width=320, vision_depth=1, tied=True),
     whole_tokenizer=False,
     picture=(160, 120),
     max_pixels=112 * 112,

@@ -88,7 +88,10 @@ def run(setting: Setting) -> None:
     measure("step", ONLINE, about=35, work=lambda: _step(setting, encoded, online=True))
     inputs = setting.to_device(collate(encoded[:2], setting.pair.teacher.pad_id))
     measure(
-        "step", "outliers of the int8 teacher", about=5, work=lambda: outlier_columns(setting.model("teacher-int8"), inputs)
+        "step",
+        "outliers of the int8 teacher",
+        about=5,
+        work=lambda: outlier_columns(setting.model("teacher-int8"), inputs),
     )
     measure("step", CACHED_KAHAN, about=20, work=lambda: _step(setting, encoded, _KAHAN))
     flash = ("student.attn_implementation=flash_attention_2", "student.padding_free=true")
@@ -132,7 +135,9 @@ def _step(
         "callbacks": [times],
     }
     if stock:
-        trainer = Trainer(model=model, train_dataset=Listed(encoded, lengths), data_collator=_labelled(pad_id), **options)
+        trainer = Trainer(
+            model=model, train_dataset=Listed(encoded, lengths), data_collator=_labelled(pad_id), **options
+        )
     else:
         settings = LossSettings(
             temperature=recipe.loss.temperature,
