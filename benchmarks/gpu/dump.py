@@ -4,16 +4,15 @@
     dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing
     pictures alone    the dump's own reading and preparing of samples, without a teacher
 
-Reckoned for an H100: weights 10 GB (int8) and 17 GB (bf16), float32 head 2 GB; a pass of 65,536 tokens some 15 GB above that,
-with int8's int32 products 20 GB. A sample of 1,330 tokens and a picture of 4,888 patches is 28 TFLOP: 10 to 14 a second in
-bf16, perhaps half of that in int8. 320 samples in all: 60 s, with the bare passes 75 s.
+Reckoned for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
+with int8's int32 products 20 GB. A sample of 1,300 tokens and a picture of 4,888 patches is 28 TFLOP: 10 to 14 a second in
+bf16, perhaps half of that in int8. 282 samples of each teacher, bare passes included: 25 and 40 s.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 from unittest.mock import patch
@@ -34,13 +33,6 @@ KINDS = {"int8": "int8", "bf16": "none"}
 """Names of the rows, and what a recipe calls it."""
 
 
-@dataclass
-class Pace:
-    """What is known of the speed of a teacher before its next dump."""
-
-    seconds_per_sample: float
-
-
 def row_name(kind: str, tokens: int) -> str:
     """Of a dump."""
     return f"{kind} teacher, passes of {tokens:,} tokens"
@@ -52,24 +44,22 @@ def run(setting: Setting) -> None:
     job = dumping.prepare(setting.recipe("cache.path=all.zarr"), progress=False)
     longest = max(len(each.input_ids) for each in setting.encoded(4))
     dumps = [(tokens, passes * max(1, tokens // longest)) for tokens, passes in sizes.dumps]
-    main, *others = dumps
-    board.measure("dump", "pictures alone", about=5, work=lambda: _pictures(_part(job, setting, "int8", *main)))
-    # the recipe's own batches of both teachers first, each teacher being made once
+    pictures = _part(job, setting, "int8", *dumps[0])
+    board.measure("dump", "pictures alone", about=5, work=lambda: _pictures(pictures))
     for kind in KINDS:
+        setting.keep()  # so that the peaks are those of one teacher
         board.measure("dump", f"{kind} teacher made", about=8, work=lambda k=kind: _make(setting, k))
-        paces: list[Pace] = []
-        for tokens, samples in (main, *others):
-            about = 20.0 if not paces else 2 + 1.2 * samples * paces[-1].seconds_per_sample
-            part = _part(job, setting, kind, tokens, samples)
+        pace = 0.0  # seconds of a sample, as the dump before took them
+        for tokens, samples in dumps:
+            part, is_main = _part(job, setting, kind, tokens, samples), tokens == dumps[0][0]
             found = board.measure(
                 "dump",
                 row_name(kind, tokens),
-                about=about,
-                work=lambda p=part, k=kind, t=tokens: _dump(setting, p, k, t == main[0]),
+                about=2 + 1.2 * samples * pace if pace else 20.0,
+                work=lambda p=part, k=kind, m=is_main: _dump(setting, p, k, with_bare=m),
             )
-            if found is not None:
-                paces.append(Pace(1 / found["samples/s"]))
-        setting.drop("teacher-int8")
+            pace = 1 / found["samples/s"] if found else pace
+    setting.keep()
 
 
 def _part(job: Job, setting: Setting, kind: str, tokens: int, samples: int) -> Job:
@@ -105,10 +95,10 @@ def _pictures(job: Job) -> Figures:
     return {"samples": count, "s": seconds, "samples/s": count / seconds}
 
 
-def _dump(setting: Setting, job: Job, kind: str, with_bare: bool) -> Figures:
-    """A dump, after an untimed pass over its first batch; and the bare passes over all batches, where asked for."""
+def _dump(setting: Setting, job: Job, kind: str, *, with_bare: bool) -> Figures:
+    """A dump; before it, where asked for, the bare passes over the same batches, which warm up as well."""
     model = setting.model(f"teacher-{kind}")
-    bare = _bare(setting, job, model, all_batches=with_bare)
+    bare = _bare(setting, job, model) if with_bare else 0.0
     free_memory()
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -146,16 +136,12 @@ def _dump(setting: Setting, job: Job, kind: str, with_bare: bool) -> Figures:
 
 
 @torch.inference_mode()
-def _bare(setting: Setting, job: Job, model: Any, *, all_batches: bool) -> float:
-    """Seconds of backbone and head over all batches; else a pass over the first one, to warm up."""
-    batches: Sequence[UnitBatch] = (
-        _batches(job) if all_batches else list(islice(unit_batches(job, job.pending, is_done=lambda name: False), 1))
-    )
+def _bare(setting: Setting, job: Job, model: Any) -> float:
+    """Seconds of backbone and head over all batches, after an untimed pass over the first."""
+    batches = _batches(job)
     forward = TeacherForward(job, model)
     _pass(forward, batches[0])
     setting.synchronize()
-    if not all_batches:
-        return 0.0
     begin = time.perf_counter()
     for batch in batches:
         _pass(forward, batch)

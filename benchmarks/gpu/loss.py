@@ -1,7 +1,7 @@
 """Part (a): the fused loss, right and how fast, against plain cross-entropy over the same positions.
 
 Reckoned for an H100: the bf16 head is 0.47 GB, its fp32 copy and the fp32 gradient 0.93 GB each; a chunk of 256 positions
-0.16 GB, of 2,048 1.24 GB; plain cross-entropy about 4 GB; the float64 reference of 64 positions, with the head and its
+0.16 GB, of 2,048 1.24 GB; plain cross-entropy 4 GB; the float64 reference of 64 positions, with the head and its
 gradient in float64, 6 GB. Three projections of 2,048 positions are 2.9 TFLOP: some 60 ms on the fp32 units, 6 ms on the
 bf16 ones. 15 s in all.
 """

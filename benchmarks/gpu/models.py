@@ -3,10 +3,11 @@
     model = build(config, torch.bfloat16, device)
     quantize(model, "int8")
 
-Random activations hardly reach the threshold of LLM.int8's outlier path (6): behind a norm they are a normal distribution
-of width 1. `reach_outliers` gives the path what it has in a trained model: a few channels of every norm in the language
-model are 20 times as large, so their columns are outliers in every matrix behind a norm. Gate and up projections are
-scaled to a quarter, else nearly every column of the matrices behind them would be an outlier, too.
+The outlier path of LLM.int8 takes the columns of the activations that reach 6. Random weights give it either none or nearly
+all: behind a norm the activations are a normal distribution of width 1; in front of the down projection, a product of two
+such, three columns of four reach it (benchmarks/README.md). `reach_outliers` gives the path about what it has in a trained
+model: a few channels of every norm in the language model are 20 times as large, and gate and up projections a quarter of
+their size.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Setting:
         return [self.pair.student.encode(sample) for sample in self.samples[:count]]
 
     def model(self, name: str) -> Any:
-        """`teacher-int8`, `teacher-bf16`, `student-bf16`, `student-int8`, `student-nf4`; kept until it is dropped.
+        """`teacher-int8`, `teacher-bf16`, `student-bf16`, `student-int8`, `student-nf4`; kept in memory.
 
         What is trained is made by `student`, as the training changes it.
         """
@@ -96,9 +96,9 @@ class Setting:
         model.config.use_cache = False
         return model
 
-    def drop(self, *but: str) -> None:
-        """Forget the models, but for these."""
-        for name in [name for name in self._models if name not in but]:
+    def keep(self, *names: str) -> None:
+        """Forget all models but these."""
+        for name in [name for name in self._models if name not in names]:
             del self._models[name]
         free_memory()
 

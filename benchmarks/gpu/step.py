@@ -1,11 +1,12 @@
 """Part (b): an optimiser step of the reference recipe: plain fine-tuning, on a cache, with the int8 teacher in memory.
 
-Micro-batches of 2 samples of about 1,330 tokens, 4 to a step, gradient checkpointing, bf16 compute. The samples are encoded
+Micro-batches of 2 samples of about 1,300 tokens, 4 to a step, gradient checkpointing, bf16 compute. The samples are encoded
 before the clock starts, so what is timed is the trainer and the device; `benchmarks/gpu/dump.py` times the pictures.
 
-Reckoned for an H100: the student has 2.2 G weights, which take 35 GB with float32 masters, gradients and AdamW's state, 18 GB
-with Kahan's remainder and 8-bit state; the int8 teacher 10 GB and its float32 head 2 GB; the plain step's logits of a micro-batch
-4 GB. A step is 0.5 PFLOP for the student and 0.2 for the teacher: 1 to 3 s each. Five rows of 4 steps: 90 s.
+Reckoned for an H100: `fs-student plan` gives the cached step 42.7 GB with float32 masters and 22.6 GB with Kahan's remainder; it
+is the column `planned GB`. Online, the int8 teacher adds 9.4 GB, its float32 head 2.2 and a forward pass 3; the plain step's
+logits of a micro-batch are 5 GB. A step is 0.45 PFLOP for the student and 0.22 for the teacher: 1 to 3 s. Five rows of 4 steps and
+their models: 60 s.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -25,10 +27,13 @@ from transformers.utils import is_flash_attn_2_available
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.models import outlier_columns
 from benchmarks.gpu.setting import Setting
+from firstsight.models import load_config
 from firstsight.prompting import Encoded, collate
+from firstsight.recipe import Recipe
 from firstsight.teacher_head import TeacherHead
 from phase2_student.arguments import training_arguments
 from phase2_student.dataset import Collator, Item
+from phase2_student.footprint import footprint, student_shape
 from phase2_student.online import OnlineTeacher, OnlineTrainer
 from phase2_student.online_data import OnlineCollator, OnlineItem
 from phase2_student.student import LossSettings, with_distillation_forward
@@ -93,6 +98,10 @@ def run(setting: Setting) -> None:
         about=5,
         work=lambda: outlier_columns(setting.model("teacher-int8"), inputs),
     )
+    if not setting.on_gpu and version("bitsandbytes").startswith("0.49."):
+        for name in (CACHED_KAHAN, FLASH, ONLINE_KAHAN):
+            setting.board.skip("step", name, "bitsandbytes 0.49 has 8-bit AdamW on a GPU alone")
+        return
     measure("step", CACHED_KAHAN, about=20, work=lambda: _step(setting, encoded, _KAHAN))
     flash = ("student.attn_implementation=flash_attention_2", "student.padding_free=true")
     if setting.on_gpu and is_flash_attn_2_available():
@@ -124,6 +133,7 @@ def _step(
     recipe = recipe.model_copy(update={"training": training})
     arguments = training_arguments(recipe, progress=False)
     teacher = _online_teacher(setting) if online else None
+    free_memory()
     others = torch.cuda.memory_allocated() if setting.on_gpu and not online else 0
     model = setting.student(weights_dtype(recipe.student), recipe.student.attn_implementation)
     lengths = [len(each.input_ids) for each in encoded]
@@ -173,11 +183,28 @@ def _step(
     }
     if setting.on_gpu:
         figures["peak GB"] = (torch.cuda.max_memory_allocated() - others) / 1e9
+        if not stock and not online:
+            figures["planned GB"] = _planned(setting, recipe, encoded) / 1e9
     figures["loss"] = result.training_loss
     # what holds the optimiser's state in a circle would keep it until after the next model is made
     trainer.optimizer = trainer.model = trainer.model_wrapped = None
     trainer.accelerator.free_memory()
     return figures
+
+
+def _planned(setting: Setting, recipe: Recipe, encoded: Sequence[Encoded]) -> float:
+    """Bytes by `fs-student plan`'s own reckoning."""
+    size = int(recipe.training["per_device_train_batch_size"])
+    pixels = [len(each.pixel_values) for each in encoded if each.pixel_values is not None]
+    shape = student_shape(load_config(setting.directory / "student", recipe.student), recipe.student, wide=2)
+    found = footprint(
+        shape,
+        recipe.student.precision,
+        tokens=size * max(len(each.input_ids) for each in encoded),
+        patches=size * max(pixels),
+        gradient_checkpointing=True,
+    )
+    return found.total
 
 
 def stored_item(encoded: Encoded, setting: Setting) -> Item:
