@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 ARGS   ?=
 
-.PHONY: demo test check format teacher faults picture docs clean
+.PHONY: demo test check format teacher faults picture bench-gpu gpu-carry docs clean
 
 demo: $(VENV)/ready        ## distil the miniature teacher into the miniature student, end to end
 	$(BIN)/firstsight demo --dir demo
@@ -30,6 +30,12 @@ faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a 
 
 picture: demo              ## docs/report.png: the demo's report, by Chromium
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2258 --screenshot=docs/report.png docs/picture.html
+
+bench-gpu: $(VENV)/ready   ## both phases at full size on this GPU, in five minutes (benchmarks/README.md)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+gpu-carry:                 ## build/carry: what the same needs on a GPU box without a network, 64 MiB at most
+	$(PYTHON) -m benchmarks.gpu.carry make build/carry $(ARGS)
 
 docs: $(VENV)/ready        ## docs/cli.md from --help
 	$(BIN)/python docs/make_cli.py

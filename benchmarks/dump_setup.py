@@ -27,8 +27,8 @@ PIXELS = ((448, 448), (448, 336))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes of the teacher and the data."""
+class ModelShape:
+    """Sizes of a Qwen2-VL with heads of 128."""
 
     rows: int
     """Rows of the head, V."""
@@ -37,6 +37,14 @@ class Shape:
     layers: int
     vision_width: int
     vision_depth: int
+    tied: bool = False
+    """The head is the embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(ModelShape):
+    """Sizes of the teacher and the data."""
+
     samples: int
     questions: int
     """Questions per image."""
@@ -60,7 +68,7 @@ def full_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def model_config(tokenizer: Qwen2Tokenizer, shape: Shape, rows: int) -> Qwen2VLConfig:
+def model_config(tokenizer: Qwen2Tokenizer, shape: ModelShape, rows: int) -> Qwen2VLConfig:
     """Qwen2-VL with heads of 128 and six query heads to each key-value head, as in the 2B."""
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("endoftext", "im_end")}
     heads = shape.hidden // 128
@@ -94,7 +102,7 @@ def model_config(tokenizer: Qwen2Tokenizer, shape: Shape, rows: int) -> Qwen2VLC
                 ("vision_end", "vision_end"),
             )
         },
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.tied,
     )
 
 

@@ -1,0 +1,159 @@
+"""Part (c): the production dump, from picture files to committed units, against the bare forward pass of its teacher.
+
+    bare    backbone and float32 head at the answer positions of the same batches, encoded before the clock starts
+    dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing
+    pictures alone    the dump's own reading and preparing of samples, without a teacher
+
+Reckoned for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
+with int8's int32 products 20 GB. A sample of 1,300 tokens and a picture of 4,888 patches is 28 TFLOP: 10 to 14 a second in
+bf16, perhaps half of that in int8. 282 samples of each teacher, bare passes included: 25 and 40 s.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import phase1_teacher.dump as dumping
+from benchmarks.gpu.board import Figures, free_memory
+from benchmarks.gpu.setting import Setting
+from firstsight.prompting import answer_index
+from phase1_teacher.forward.teacher import TeacherForward
+from phase1_teacher.planning.job import Job
+from phase1_teacher.forward.prefetch import Prefetch
+from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
+from storage.writer import create_cache
+
+KINDS = {"int8": "int8", "bf16": "none"}
+"""Names of the rows, and what a recipe calls it."""
+
+
+def row_name(kind: str, tokens: int) -> str:
+    """Of a dump."""
+    return f"{kind} teacher, passes of {tokens:,} tokens"
+
+
+def run(setting: Setting) -> None:
+    """The rows of this part."""
+    board, sizes = setting.board, setting.sizes
+    job = dumping.prepare(setting.recipe("cache.path=all.zarr"), progress=False)
+    longest = max(len(each.input_ids) for each in setting.encoded(4))
+    dumps = [(tokens, passes * max(1, tokens // longest)) for tokens, passes in sizes.dumps]
+    pictures = _part(job, setting, "int8", *dumps[0])
+    board.measure("dump", "pictures alone", about=5, work=lambda: _pictures(pictures))
+    for kind in KINDS:
+        setting.keep()  # so that the peaks are those of one teacher
+        board.measure("dump", f"{kind} teacher made", about=8, work=lambda k=kind: _make(setting, k))
+        pace = 0.0  # seconds of a sample, as the dump before took them
+        for tokens, samples in dumps:
+            part, is_main = _part(job, setting, kind, tokens, samples), tokens == dumps[0][0]
+            found = board.measure(
+                "dump",
+                row_name(kind, tokens),
+                about=2 + 1.2 * samples * pace if pace else 20.0,
+                work=lambda p=part, k=kind, m=is_main: _dump(setting, p, k, with_bare=m),
+            )
+            pace = 1 / found["samples/s"] if found else pace
+    setting.keep()
+
+
+def _part(job: Job, setting: Setting, kind: str, tokens: int, samples: int) -> Job:
+    """The first samples of a job as a job of its own, with another budget of tokens, into a new cache."""
+    name = f"{kind}-{tokens}.zarr"
+    recipe = setting.recipe(
+        f"teacher.quantization={KINDS[kind]}", f"teacher.batch_tokens={tokens}", f"cache.path={name}"
+    )
+    teacher = job.writer.spec["teacher"] | {"quantization": KINDS[kind], "batch_tokens": tokens}
+    writer = create_cache(recipe.cache_location, {**job.writer.spec, "teacher": teacher})
+    planned = writer.plan(islice(job.samples.planned(), samples), unit_positions=recipe.cache.unit_positions)
+    return replace(job, recipe=recipe, writer=writer, planned=planned)
+
+
+def _make(setting: Setting, kind: str) -> Figures:
+    begin = time.perf_counter()
+    setting.model(f"teacher-{kind}")
+    setting.synchronize()
+    figures: Figures = {"s": time.perf_counter() - begin}
+    if setting.on_gpu:
+        figures["GB in memory"] = torch.cuda.memory_allocated() / 1e9
+    return figures
+
+
+def _batches(job: Job) -> list[UnitBatch]:
+    return list(unit_batches(job, job.pending, is_done=lambda name: False))
+
+
+def _pictures(job: Job) -> Figures:
+    begin = time.perf_counter()
+    count = sum(len(batch.samples) for batch in _batches(job))
+    seconds = time.perf_counter() - begin
+    return {"samples": count, "s": seconds, "samples/s": count / seconds}
+
+
+def _dump(setting: Setting, job: Job, kind: str, *, with_bare: bool) -> Figures:
+    """A dump; before it, where asked for, the bare passes over the same batches, which warm up as well."""
+    model = setting.model(f"teacher-{kind}")
+    bare = _bare(setting, job, model) if with_bare else 0.0
+    free_memory()
+    if setting.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    waits: list[float] = []
+
+    class Waiting(Prefetch[Any]):
+        """Keeps how long the loop had waited when it got each batch."""
+
+        def __iter__(self) -> Any:
+            for item in super().__iter__():
+                waits.append(self.waited)
+                yield item
+
+    begin = time.perf_counter()
+    with patch.object(dumping, "Prefetch", Waiting):
+        summary = dumping.dump(job, model=model, progress=False)
+    setting.synchronize()
+    seconds = time.perf_counter() - begin
+    figures: Figures = {
+        "samples": summary.samples,
+        "s": seconds,
+        "samples/s": summary.samples / seconds,
+        "positions/s": summary.positions / seconds,
+        "idle share": summary.idle_share,
+        "waited for the first batch, s": waits[0],
+        "for the others, s": waits[-1] - waits[0],
+    }
+    if summary.split_budget is not None:
+        figures["memory took passes of"] = summary.split_budget
+    if summary.peak_bytes is not None:
+        figures["peak GB"] = summary.peak_bytes / 1e9
+    if with_bare:
+        figures |= {"bare, s": bare, "dump / bare": seconds / bare}
+    return figures
+
+
+@torch.inference_mode()
+def _bare(setting: Setting, job: Job, model: Any) -> float:
+    """Seconds of backbone and head over all batches, after an untimed pass over the first."""
+    batches = _batches(job)
+    forward = TeacherForward(job, model)
+    _pass(forward, batches[0])
+    setting.synchronize()
+    begin = time.perf_counter()
+    for batch in batches:
+        _pass(forward, batch)
+    setting.synchronize()
+    return time.perf_counter() - begin
+
+
+def _pass(forward: TeacherForward, batch: UnitBatch) -> None:
+    rows, columns = (index.to(forward.model.device) for index in answer_index([each.encoded for each in batch.samples]))
+    inputs = forward.vision.inputs(batch.samples)
+    states_ND = forward.model.base_model(**inputs, use_cache=False).last_hidden_state[rows, columns]
+    head = forward.make_targets
+    for start in range(0, len(states_ND), head.chunk):
+        head.logits(states_ND[start : start + head.chunk])
+    forward.vision.forget()

@@ -1,0 +1,200 @@
+"""Part (a): the fused loss, right and how fast, against plain cross-entropy over the same positions.
+
+Reckoned for an H100: the bf16 head is 0.47 GB, its fp32 copy and the fp32 gradient 0.93 GB each; a chunk of 256 positions
+0.16 GB, of 2,048 1.24 GB; plain cross-entropy 4 GB; the float64 reference of 64 positions, with the head and its
+gradient in float64, 6 GB. Three projections of 2,048 positions are 2.9 TFLOP: some 60 ms on the fp32 units, 6 ms on the
+bf16 ones. 15 s in all.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from benchmarks.gpu.board import Figures
+from benchmarks.gpu.setting import Setting
+from firstsight.teacher_head import TeacherHead
+from phase2_student.loss.fused import AnswerTargets, LossTargets, TeacherTargets, distillation_loss
+from phase2_student.loss.reference import reference_loss
+from phase2_student.evaluation.memory import PeakMemory
+
+# N answer positions, K stored entries, D hidden size, V rows of the head
+
+TEMPERATURE, ALPHA = 2.0, 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Leaves and targets of a call."""
+
+    states_ND: Tensor
+    head_VD: Tensor
+    targets: LossTargets
+    unshared: Tensor
+
+    def loss(self, **changes: Any) -> Tensor:
+        """The fused loss of all positions."""
+        options: dict[str, Any] = {"temperature": TEMPERATURE, "alpha": ALPHA, **changes}
+        count = float(len(self.states_ND))
+        options |= {"unshared_ids": self.unshared, "num_items": count}
+        return distillation_loss(self.states_ND, self.head_VD, self.targets, **options)[0]
+
+    def cast(self, dtype: torch.dtype, count: int | None = None) -> Problem:
+        """Fresh leaves of another type, of the first `count` positions."""
+        targets = self.targets
+        if count is not None:
+            assert isinstance(targets, AnswerTargets)
+            targets = targets.chunk(slice(0, count), TEMPERATURE)
+        states, head = (part.detach().to(dtype).requires_grad_() for part in (self.states_ND[:count], self.head_VD))
+        return replace(self, states_ND=states, head_VD=head, targets=targets)
+
+
+def run(setting: Setting) -> None:
+    """The rows of this part."""
+    board, sizes = setting.board, setting.sizes
+    problem = make_problem(setting)
+    count = min(sizes.reference_positions, sizes.loss_positions)
+    reference: list[Any] = []
+    board.measure(
+        "loss", f"float64 reference, {count} positions", about=5, work=lambda: _exact(problem, count, reference)
+    )
+    if reference:
+        for name, dtype, fast in (
+            ("error, bf16 head", torch.bfloat16, False),
+            ("error, fp32 head", torch.float32, False),
+            ("error, fp32 head, TF32 matmul", torch.float32, True),
+        ):
+            board.measure(
+                "loss", name, about=2, work=lambda d=dtype, f=fast: _errors(problem.cast(d, count), reference, f)
+            )
+        reference.clear()
+
+    def cross(upcast: bool) -> Callable[[], Tensor]:
+        def work() -> Tensor:
+            logits = problem.states_ND @ problem.head_VD.T
+            assert isinstance(problem.targets, AnswerTargets)
+            return cross_entropy(logits.float() if upcast else logits, problem.targets.target_ids_N)
+
+        return work
+
+    variants: list[tuple[str, Callable[[], Tensor], bool]] = [
+        ("cross-entropy, bf16 logits made fp32", cross(upcast=True), False),
+        ("cross-entropy, bf16 logits", cross(upcast=False), False),
+        *((f"fused, chunk {chunk}", lambda c=chunk: problem.loss(chunk=c), False) for chunk in sizes.loss_chunks),
+        ("fused, chunk 256, hard labels alone", lambda: problem.loss(alpha=0.0), False),
+        ("fused, chunk 256, TF32 matmul", problem.loss, True),
+    ]
+    for name, work, fast in variants:
+        board.measure("loss", name, about=4, work=lambda w=work, f=fast: _time(setting, problem, w, f))
+    board.measure("loss", "fused, whole teacher distribution", about=6, work=lambda: _online(setting, problem))
+
+
+def make_problem(setting: Setting) -> Problem:
+    """Random bf16 states and head, and stored targets that decay like a language model's."""
+    sizes, device = setting.sizes, setting.device
+    N, D, V, K = sizes.loss_positions, sizes.student.hidden, sizes.student.rows, sizes.top_k
+    shared = V - V // 500
+    g = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {"device": device, "generator": g}
+    states_ND = torch.randn((N, D), **options).bfloat16().requires_grad_()
+    head_VD = (torch.randn((V, D), **options) * 0.02).bfloat16().requires_grad_()
+    first_N1 = torch.randint(0, shared, (N, 1), **options)
+    ids_NK = (first_N1 + torch.arange(K, device=device) * (shared // K)) % shared
+    decay_K = -1.2 * torch.arange(1, K + 1, device=device).float().log()
+    log_N = torch.cat([decay_K, decay_K.new_full((1,), -3.0)]).log_softmax(dim=0)
+    targets = AnswerTargets(
+        ids_NK=ids_NK,
+        log_p_NK=log_N[:K].expand(N, K).contiguous(),
+        log_r_N=log_N[K].expand(N).contiguous(),
+        target_ids_N=ids_NK[:, 0].contiguous(),
+        soft_N=torch.ones(N, dtype=torch.bool, device=device),
+        hard_N=torch.ones(N, dtype=torch.bool, device=device),
+    )
+    return Problem(
+        states_ND=states_ND, head_VD=head_VD, targets=targets, unshared=torch.arange(shared, V, device=device)
+    )
+
+
+def _exact(problem: Problem, count: int, kept: list[Any]) -> Figures:
+    """Value and gradients by autograd in float64, from the same bf16 numbers."""
+    part = problem.cast(torch.float64, count)
+    assert isinstance(part.targets, AnswerTargets)
+    with part.states_ND.device:  # where its helpers are made
+        loss = reference_loss(
+            part.states_ND, part.head_VD, part.targets, unshared_ids=part.unshared, temperature=TEMPERATURE,
+            alpha=ALPHA, num_items=float(count),
+        )  # fmt: skip
+    loss.backward()
+    kept.extend((float(loss), part.states_ND.grad, part.head_VD.grad))
+    return {"loss": float(loss)}
+
+
+def _errors(part: Problem, reference: list[Any], fast: bool) -> Figures:
+    value, states_grad, head_grad = reference
+    with _tf32(fast):
+        loss = part.loss()
+        loss.backward()
+    return {
+        "error of the loss": abs(float(loss) - value) / abs(value),
+        "error of d states": _relative(part.states_ND.grad, states_grad),
+        "error of d head": _relative(part.head_VD.grad, head_grad),
+    }
+
+
+def _relative(found: Tensor | None, exact: Tensor) -> float:
+    assert found is not None
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def _time(setting: Setting, problem: Problem, work: Callable[[], Tensor], fast: bool = False) -> Figures:
+    """Median of value and gradient, and the peak above states, head and targets."""
+    seconds = []
+    with PeakMemory() as memory, _tf32(fast):
+        for repeat in range(setting.sizes.repeats + 1):
+            problem.states_ND.grad = problem.head_VD.grad = None
+            setting.synchronize()
+            begin = time.perf_counter()
+            work().backward()
+            setting.synchronize()
+            if repeat:  # the first one warms up
+                seconds.append(time.perf_counter() - begin)
+    problem.states_ND.grad = problem.head_VD.grad = None
+    return {"ms": 1e3 * statistics.median(seconds), "peak GB": (memory.peak_bytes or 0) / 1e9}
+
+
+def _online(setting: Setting, problem: Problem) -> Figures:
+    """The teacher's states and head in place of stored entries, as in online training."""
+    sizes, device = setting.sizes, setting.device
+    assert isinstance(problem.targets, AnswerTargets)
+    weight = torch.randn((sizes.teacher.rows, sizes.teacher.hidden), device=device, dtype=torch.bfloat16) * 0.02
+    head = TeacherHead(weight, None, setting.pair.alignment)
+    stored = problem.targets
+    alignment = setting.pair.alignment
+    targets = TeacherTargets(
+        states_ND=torch.randn((sizes.loss_positions, sizes.teacher.hidden), device=device),
+        head=head,
+        target_ids_N=stored.target_ids_N,
+        soft_N=stored.soft_N,
+        hard_N=stored.hard_N,
+    )
+    unshared = torch.from_numpy((~alignment.shared).nonzero()[0]).to(device)
+    online = replace(problem, targets=targets, unshared=unshared)
+    return _time(setting, online, online.loss)
+
+
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,85 @@
+"""The GPU benchmark in small, on a CPU: every part runs, and what it quantises is what the project loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.board import Board
+from benchmarks.gpu.models import build, quantize
+from firstsight.models import load_config, load_teacher
+from firstsight.recipe import TeacherSection
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_whole_script_runs_in_small(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--out", str(tmp_path / "gpu.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"GPU", "torch", "transformers", "bitsandbytes"} <= set(found["facts"])
+    rows = found["rows"]
+    assert {row["part"] for row in rows} == {"loss", "step", "dump", "answers", "cost"}
+    skipped = [row["skipped"] for row in rows if "skipped" in row]
+    assert skipped == ([] if torch.cuda.is_available() else ["flash-attn is not installed"])
+    errors = {row["name"]: row for row in rows if row["name"].startswith("error")}
+    assert errors["error, fp32 head"]["error of d head"] < 1e-5
+    assert errors["error, bf16 head"]["error of d head"] < 1e-2
+    assert next(row for row in rows if row["name"].startswith("outliers"))["with outliers"] == 0.5
+    for row in rows:
+        assert row["name"] in done.stdout
+
+
+def test_a_part_that_is_not_known():
+    done = CliRunner().invoke(main, ["--tiny", "--only", "loss,lost"])
+    assert done.exit_code == 2
+    assert "'lost' is not a part; the parts are loss, step" in done.output
+
+
+def test_a_row_that_fails_is_a_row(tmp_path):
+    board = Board(60, tmp_path / "rows.json", {"GPU": "none"})
+    assert board.measure("loss", "broken", about=0, work=lambda: {"ms": 1 / 0}) is None
+    assert board.measure("loss", "whole", about=0, work=lambda: {"ms": 2.5}) == {"ms": 2.5}
+    assert board.measure("loss", "too long", about=100, work=lambda: {"ms": 1.0}) is None
+    assert board.failed == 1
+    assert board.find("loss", "broken") is None
+    assert board.find("loss", "whole")["ms"] == 2.5
+    first, second, third = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert first["failed"] == "ZeroDivisionError: division by zero"
+    assert second["ms"] == 2.5
+    assert third["skipped"].endswith("s left, takes about 100 s")
+    assert "| broken | failed: ZeroDivisionError: division by zero |" in board.table()
+
+
+def test_a_row_that_does_not_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.gpu.board._PATIENCE", 0.1)
+    board = Board(60, None, {})
+
+    def endless():
+        while True:
+            pass
+
+    assert board.measure("loss", "endless", about=0, work=endless) is None
+    assert board.rows[0]["skipped"].startswith("given up after 0 s")
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_as_the_project_loads_it(models, kind):
+    section = TeacherSection(model="teacher", quantization=kind, device_map="cpu")
+    loaded = load_teacher(models / "teacher", section)
+    made = build(load_config(models / "teacher", section), torch.bfloat16, torch.device("cpu"))
+    plain = load_teacher(models / "teacher", section.model_copy(update={"quantization": "none"}))
+    made.load_state_dict(plain.state_dict())
+    quantize(made, kind)
+    modules = [{name: type(part) for name, part in model.named_modules()} for model in (loaded, made)]
+    assert modules[0] == modules[1]
+    ids = torch.arange(5, 45)[None]
+    with torch.inference_mode():
+        expected, got = (model(input_ids=ids, use_cache=False).logits for model in (loaded, made))
+    assert torch.equal(expected, got)
