@@ -30,14 +30,14 @@ from storage.index import (
     save_index,
     state_of,
 )
-from storage.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
-from storage.mapped import map_unit
 from storage.plan import PlannedUnit, read_plans
 from storage.spec import ROOT_LIMIT, ROOT_PATH, parse_root
 from storage.store import open_store
 from storage.store.base import Location, Store
 from storage.targets import SampleTargets
-from storage.unit_reading import corrupt, load_unit
+from storage.units.loading import corrupt, load_unit
+from storage.units.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
+from storage.units.mapped import map_unit
 
 _Default = TypeVar("_Default")
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from storage.errors import CorruptIndex
 from storage.format.base import DecodedUnit
-from storage.manifest import Manifest
 from storage.targets import Targets
+from storage.units.manifest import Manifest
 
 
 def map_unit(scratch: Path, manifest: Manifest, kind: type[Targets], load: Callable[[], DecodedUnit]) -> DecodedUnit:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from storage.errors import CorruptObject, ObjectMissing, UnsafeObject
 from storage.format.base import DecodedUnit, DecodeError, FormatVersion
 from storage.format.chunks import ChunkError, decode_chunk
-from storage.manifest import Manifest, group_document
 from storage.store.base import Store
+from storage.units.manifest import Manifest, group_document
 
 
 def load_unit(store: Store, manifest: Manifest, version: FormatVersion) -> DecodedUnit:
