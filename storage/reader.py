@@ -37,7 +37,7 @@ from storage.store.base import Location, Store
 from storage.targets import SampleTargets
 from storage.units.loading import corrupt, load_unit
 from storage.units.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
-from storage.units.mapped import map_unit
+from storage.units.mapped import make_scratch, map_unit
 
 _Default = TypeVar("_Default")
 
@@ -255,7 +255,7 @@ class Cache(Mapping[str, SampleTargets]):
             return file
         if self._scratch is None:
             return None
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        make_scratch(self._scratch)
         return self._scratch / f"{self._version.spec_digest[:16]}.{INDEX_NAME}"
 
 

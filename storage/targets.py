@@ -46,6 +46,11 @@ class Targets:
     def __len__(self) -> int:
         return len(self.target_ids)
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of the fields."""
+        return tuple(item.name for item in fields(cls))
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by the names of their fields."""
         return dict(vars(self))
