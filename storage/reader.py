@@ -234,7 +234,7 @@ class Cache(Mapping[str, SampleTargets]):
         return unit
 
     def _open_index(self) -> Index:
-        """The index as it is, if it tells of all committed units; else a new one, saved where that is possible."""
+        """The index as it is, if it covers all committed units; else a new one, saved where that is possible."""
         file = self._index_file()
         index = Index.open(file) if file else None
         changed = self._store.changed(MANIFESTS)

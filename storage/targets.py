@@ -21,7 +21,7 @@ def per_position(dtype: DTypeLike, *axes: str, soft: bool = False) -> dict[str, 
     Args:
         dtype: of the array.
         axes: the names of its other axes; how long they are is a fact of the cache (`Layout.widths`).
-        soft: it tells something of soft positions alone and is zero elsewhere.
+        soft: it belongs to soft positions alone and is zero elsewhere.
     """
     return {"dtype": np.dtype(dtype), "axes": axes, "soft": soft}
 

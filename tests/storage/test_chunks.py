@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.format.chunks import ChunkError, array_document, chunk_paths, decode_chunk, encode_array
+from storage.format.chunks import ChunkError, array_document, chunk_paths, decode_chunk, encode_array, join_chunks
 from storage.format.table import Array, Axis, Counts, Table
 
 TABLE = Table[None](
@@ -43,10 +43,11 @@ def test_an_array_of_several_chunks(tmp_path, positions):
         (tmp_path / name).write_bytes(data)
     np.testing.assert_array_equal(zarr.open_array(tmp_path, mode="r")[...], state)
     parts = chunk_paths(state.shape, chunk_shape)
-    for name, part in parts.items():
-        chunk = decode_chunk(encoded[name], state.dtype, chunk_shape)
+    chunks = [(part, decode_chunk(encoded[name], state.dtype, chunk_shape)) for name, part in parts.items()]
+    for part, chunk in chunks:
         np.testing.assert_array_equal(chunk[: len(state[part])], state[part])
         assert not chunk[len(state[part]) :].any()  # padding
+    np.testing.assert_array_equal(join_chunks(chunks, state.dtype, state.shape), state)
 
 
 def test_a_chunk_of_another_size_is_refused():

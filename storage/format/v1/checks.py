@@ -45,7 +45,7 @@ class _UnitCheck:
             self._refuse("ids", foreign & targets.soft, "an id is not among the spec's shared_ids")
         ordered = np.sort(targets.ids, axis=1)
         twice = np.logical_or.reduce(ordered[:, 1:] == ordered[:, :-1], axis=1)
-        self._refuse("ids", twice & targets.soft, "an id stands twice")
+        self._refuse("ids", twice & targets.soft, "an id is given twice")
         absent = ~np.logical_or.reduce(targets.ids == targets.target_ids[:, None], axis=1)
         self._refuse("target_ids", absent & targets.soft, "the target of a soft position is not among its ids")
 
