@@ -134,7 +134,7 @@ class Index:
         magic, spec, state, content, changed, built, samples, skipped = _HEADER.unpack_from(data, 0)
         pages = 1 + -(-self._count // _ROWS)
         if magic != _MAGIC or len(data) != pages * PAGE:
-            raise self._corrupt(f"its header tells of {pages} pages, the file has {len(data):,} bytes")
+            raise self._corrupt(f"its header says {pages} pages, the file has {len(data):,} bytes")
         self.header = Header(
             spec_digest=spec.hex(),
             state=state.hex(),

@@ -30,14 +30,14 @@ from storage.index import (
     save_index,
     state_of,
 )
-from storage.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
-from storage.mapped import map_unit
 from storage.plan import PlannedUnit, read_plans
 from storage.spec import ROOT_LIMIT, ROOT_PATH, parse_root
 from storage.store import open_store
 from storage.store.base import Location, Store
 from storage.targets import SampleTargets
-from storage.unit_reading import corrupt, load_unit
+from storage.units.loading import corrupt, load_unit
+from storage.units.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
+from storage.units.mapped import make_scratch, map_unit
 
 _Default = TypeVar("_Default")
 
@@ -234,7 +234,7 @@ class Cache(Mapping[str, SampleTargets]):
         return unit
 
     def _open_index(self) -> Index:
-        """The index as it is, if it tells of all committed units; else a new one, saved where that is possible."""
+        """The index as it is, if it covers all committed units; else a new one, saved where that is possible."""
         file = self._index_file()
         index = Index.open(file) if file else None
         changed = self._store.changed(MANIFESTS)
@@ -255,7 +255,7 @@ class Cache(Mapping[str, SampleTargets]):
             return file
         if self._scratch is None:
             return None
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        make_scratch(self._scratch)
         return self._scratch / f"{self._version.spec_digest[:16]}.{INDEX_NAME}"
 
 

@@ -21,7 +21,7 @@ def per_position(dtype: DTypeLike, *axes: str, soft: bool = False) -> dict[str, 
     Args:
         dtype: of the array.
         axes: the names of its other axes; how long they are is a fact of the cache (`Layout.widths`).
-        soft: it tells something of soft positions alone and is zero elsewhere.
+        soft: it belongs to soft positions alone and is zero elsewhere.
     """
     return {"dtype": np.dtype(dtype), "axes": axes, "soft": soft}
 
@@ -45,6 +45,11 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.target_ids)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of the fields."""
+        return tuple(item.name for item in fields(cls))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by the names of their fields."""

@@ -25,7 +25,12 @@ from storage.format.base import MAX_UNIT_SAMPLES, MAX_UNIT_VALUES, FormatVersion
 from storage.format.chunks import encode_array
 from storage.format.layout import Layout
 from storage.index import INDEX
-from storage.manifest import (
+from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
+from storage.spec import ROOT_LIMIT, ROOT_PATH, complete_spec, parse_root, require_same, root_document
+from storage.store import open_store
+from storage.store.base import Location, Store
+from storage.targets import SampleTargets
+from storage.units.manifest import (
     MANIFESTS,
     UNITS,
     Manifest,
@@ -36,11 +41,6 @@ from storage.manifest import (
     manifest_path,
     read_manifest,
 )
-from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
-from storage.spec import ROOT_LIMIT, ROOT_PATH, complete_spec, parse_root, require_same, root_document
-from storage.store import open_store
-from storage.store.base import Location, Store
-from storage.targets import SampleTargets
 
 ATTEMPT_SECONDS = 6 * 24 * 3600  # a writer refuses to commit an older attempt; gc takes orphans after seven days
 MAX_REASON = 500  # characters; keeps a manifest small when every sample is skipped

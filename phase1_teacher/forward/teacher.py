@@ -87,7 +87,7 @@ class TeacherForward:
             top_k=job.recipe.cache.top_k,
             temperatures=job.recipe.cache.temperatures,
         )
-        self.vision = VisionFeatures(self.model, job.pair.teacher.pad_id)
+        self.vision = VisionFeatures(self.model, job.pair.teacher)
         self.answers = TeacherAnswers(self.model, job)
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
@@ -128,7 +128,7 @@ class TeacherForward:
         """Our logits of one sample against the stock model's, once. Raises ModelError."""
         sample = min(samples, key=lambda each: (not each.images, len(each.encoded.input_ids)))
         columns = checked_columns(len(sample.encoded.input_ids))
-        vision = VisionFeatures(self.model, self.vision.pad_id)
+        vision = VisionFeatures(self.model, self.job.pair.teacher)
         states_nD = backbone_states(self.model, vision.inputs([sample]), torch.zeros_like(columns), columns)
         inputs = collate([sample.encoded], self.vision.pad_id)
         on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}

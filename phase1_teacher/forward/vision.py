@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstsight.families import family_of
 from firstsight.models import to_device
-from firstsight.prompting import collate
+from firstsight.prompting import Prompter, collate
 from phase1_teacher.forward.unit_batches import EncodedSample
 
 # M patches of all images, C values of a patch, I images
@@ -27,14 +26,14 @@ class VisionFeatures:
 
     Args:
         model: the teacher.
-        pad_id: of the tokenizer.
+        prompter: the teacher's.
     """
 
-    def __init__(self, model: Any, pad_id: int) -> None:
+    def __init__(self, model: Any, prompter: Prompter) -> None:
         self.model = model
-        self.pad_id = pad_id
+        self.pad_id = prompter.pad_id
         accepted = inspect.signature(model.base_model.forward).parameters
-        self.shared = family_of(model.config).one_feature_per_image and "mm_encoder_outputs" in accepted
+        self.shared = prompter.family.one_feature_per_image and "mm_encoder_outputs" in accepted
         self.encoded = 0
         """Images that went through the vision tower."""
         self._features: dict[str, Tensor] = {}

@@ -33,7 +33,7 @@ class EncodedUnit:
 
     counts: Counts
     attributes: dict[str, Any]
-    """Of the unit's group: what decoding needs."""
+    """The attributes of the unit's group: what decoding needs."""
     arrays: dict[str, NDArray[Any]]
 
 
@@ -47,7 +47,7 @@ class DecodedUnit:
     hard: NDArray[np.bool_]
     """[S] whether the target ids are ground truth."""
     targets: Targets
-    """Of all positions of the unit."""
+    """The targets of all positions of the unit."""
 
     def sample(self, index: int) -> SampleTargets:
         """The targets of one sample, as views of the unit's arrays."""

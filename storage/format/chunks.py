@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
@@ -101,6 +102,18 @@ def encode_array(array: NDArray[Any], chunk_shape: tuple[int, ...]) -> dict[str,
             chunk = np.pad(chunk, missing)
         encoded[name] = encode_chunk(chunk)
     return encoded
+
+
+def join_chunks(
+    chunks: Sequence[tuple[tuple[slice, ...], NDArray[Any]]], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """The array of chunks, each with the part that it holds (`chunk_paths`); the padding of the last ones is cut off."""
+    if len(chunks) == 1 and chunks[0][1].shape == shape:
+        return chunks[0][1]
+    whole = np.empty(shape, dtype=dtype)
+    for part, chunk in chunks:
+        whole[part] = chunk[tuple(slice(edge.stop - edge.start) for edge in part)]
+    return whole
 
 
 def _codecs(dtype: np.dtype[Any]) -> list[dict[str, Any]]:

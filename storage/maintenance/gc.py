@@ -6,10 +6,10 @@ import datetime
 import time
 from dataclasses import dataclass, field
 
-from storage.manifest import UNITS, committed_units, read_manifest, split_attempt
 from storage.reader import read_root
 from storage.store import open_store
 from storage.store.base import Location
+from storage.units.manifest import UNITS, committed_units, read_manifest, split_attempt
 from storage.writer import ATTEMPT_SECONDS
 
 ORPHAN_SECONDS = ATTEMPT_SECONDS + 24 * 3600  # a day for clocks that differ

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from storage.manifest import committed_units, manifest_path, read_manifest
 from storage.plan import PLANS, read_plans
 from storage.reader import read_root
 from storage.store import open_store
 from storage.store.base import Location
+from storage.units.manifest import committed_units, manifest_path, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)

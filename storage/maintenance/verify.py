@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from storage.errors import CacheError, CorruptIndex, CorruptObject
 from storage.format.base import DecodeError, FormatVersion
 from storage.index import INDEX, INDEX_NAME, Index, build_index
-from storage.manifest import (
+from storage.plan import PLAN_NAME, PLANS, PlannedUnit, read_plans
+from storage.reader import index_rows, read_root
+from storage.spec import ROOT_LIMIT, ROOT_PATH
+from storage.store import open_store
+from storage.store.base import Location, Store
+from storage.units.loading import corrupt, decode_arrays, object_problem
+from storage.units.manifest import (
     MANIFESTS,
     UNIT_NAME,
     UNITS,
@@ -19,12 +25,6 @@ from storage.manifest import (
     manifest_path,
     read_manifest,
 )
-from storage.plan import PLAN_NAME, PLANS, PlannedUnit, read_plans
-from storage.reader import index_rows, read_root
-from storage.spec import ROOT_LIMIT, ROOT_PATH
-from storage.store import open_store
-from storage.store.base import Location, Store
-from storage.unit_reading import corrupt, decode_arrays, object_problem
 
 Progress = Callable[[int, int], None]
 """Called with (units checked, units in all)."""

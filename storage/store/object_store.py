@@ -72,7 +72,7 @@ class ObjectStore(Store):
             return None
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put an object on the condition that it is not there; see `Store.create`."""
+        """Put an object on the condition that it does not exist; see `Store.create`."""
         checked_path(path)
         failpoint("create:begin")
         with self._translated(path, "created"):

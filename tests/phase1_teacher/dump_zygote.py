@@ -19,7 +19,7 @@ from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.workers import Stopped, parse_shard, stop_on_signals
-from storage.manifest import manifest_path
+from storage.units.manifest import manifest_path
 
 
 def work(config: str, shard: str, log: str, model: object) -> int:

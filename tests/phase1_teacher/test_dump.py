@@ -80,7 +80,7 @@ def test_samples_without_answer_are_refused_or_answered_by_the_teacher(workshop)
         )
         job, _ = run(recipe)
         cache = open_cache(recipe.cache_location)
-        found = {key: cache[key] for key in cache.keys()}  # noqa: SIM118 a cache is no dict
+        found = {key: cache[key] for key in cache}
         own = {key: job.samples[key].answer is not None for key in found}
         assert {key: sample.hard for key, sample in found.items()} == own
         answers[len(answers)] = [
@@ -99,7 +99,7 @@ def test_a_generated_answer_is_the_teachers_first_choice(workshop):
     recipe = workshop.load(rows, cache={"generate_missing": True, "generate_max_tokens": 6})
     run(recipe)
     cache = open_cache(recipe.cache_location)
-    for key in cache.keys():  # noqa: SIM118
+    for key in cache:
         targets = cache[key].targets
         # control tokens are not generated, though the teacher may rank them first
         assert (targets.target_logprobs >= targets.logprobs[:, 8]).all()

@@ -102,7 +102,7 @@ def _set(index, value):
         ("ids", lambda a: a[:, :7], "ids must be uint32 of shape"),
         ("ids", lambda a: a.tolist(), "got list"),
         ("ids", _set((2, 1), 500), r"not below vocabulary_size 500 \(position 2 of 10\)"),
-        ("ids", lambda a: a[:, [0, 0, 2, 3, 4, 5, 6, 7]], "stands twice"),
+        ("ids", lambda a: a[:, [0, 0, 2, 3, 4, 5, 6, 7]], "is given twice"),
         ("logprobs", _set((3, 0), np.nan), r"not finite \(position 3"),
         ("logprobs", _set((3, 7), -np.inf), "not finite"),
         ("logprobs", _set((4, 0), 0.5), "above 0"),

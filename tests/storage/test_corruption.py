@@ -48,10 +48,7 @@ def location(original, tmp_path):
 
 def _content(location: Path) -> dict[str, list[bytes]]:
     cache = open_cache(location)
-    return {
-        key: [array.tobytes() for array in vars(cache[key].targets).values()]
-        for key in cache.keys()  # noqa: SIM118 - a cache is no dict
-    }
+    return {key: [array.tobytes() for array in vars(cache[key].targets).values()] for key in cache}
 
 
 def _problem_paths(location: Path) -> list[str]:

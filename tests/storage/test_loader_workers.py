@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,6 +14,8 @@ import time
 import pytest
 from storage_cases import assert_holds, assert_stored, key_of, sample_of, write_cache
 
+from storage.errors import CorruptIndex, StoreError
+from storage.format.base import DecodedUnit
 from storage.index import INDEX, INDEX_NAME
 from storage.reader import open_cache
 from storage.store.local import LocalStore
@@ -95,6 +98,31 @@ def test_scratch_decodes_each_unit_once(tmp_path, location, samples, monkeypatch
     assert len(files) == COUNT / 4
     monkeypatch.setattr("storage.reader.load_unit", None)
     assert_holds(open_cache(location, scratch=tmp_path / "scratch", memory_budget=0), samples.values())
+
+
+def test_a_scratch_directory_that_cannot_be_made(tmp_path, location):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"scratch directory .*file/scratch: Not a directory; choose another"):
+        open_cache(location, scratch=tmp_path / "file" / "scratch")[key_of(0)]
+
+
+def test_a_scratch_directory_without_room(tmp_path, location, monkeypatch):
+    def write_bytes(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = open_cache(location, scratch=tmp_path / "scratch")
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_bytes)
+    with pytest.raises(StoreError, match=r"no space left in the scratch directory .*scratch; free some or choose"):
+        cache[key_of(0)]
+    monkeypatch.undo()
+    assert_stored(sample_of(0), cache[key_of(0)])
+
+
+def test_a_unit_in_scratch_of_a_program_with_other_fields(tmp_path, location, monkeypatch):
+    cache = open_cache(location, scratch=tmp_path / "scratch")
+    monkeypatch.setattr(DecodedUnit, "arrays", lambda unit: {"offsets": unit.offsets, "hard": unit.hard})
+    with pytest.raises(CorruptIndex, match="another version of this program made it; delete it, it is made again"):
+        cache[key_of(0)]
 
 
 def _paths_read(monkeypatch):

@@ -128,7 +128,7 @@ class CacheMachine(RuleBasedStateMachine):
         report = verify_cache(self.location)
         assert not report.problems
         cache = open_cache(self.location)
-        assert {NUMBERS[key] for key in cache.keys()} == self.stored  # noqa: SIM118 - a cache is no dict
+        assert {NUMBERS[key] for key in cache} == self.stored
         assert {NUMBERS[key] for key in cache.skipped()} == self.skipped
         shutil.rmtree(self.directory)
 

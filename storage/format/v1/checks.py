@@ -14,7 +14,7 @@ from storage.format.v1.values import MAX_STEPS
 from storage.targets import SampleTargets, Targets
 
 _ROUNDING = 1e-3  # nats: a log-probability may exceed 0 by the rounding of the float32 that made it
-_LOWEST = -float(np.finfo(np.float16).max)
+LOWEST = -float(np.finfo(np.float16).max)
 
 
 def check_values(samples: Sequence[SampleTargets], targets: Targets, layout: Layout) -> None:
@@ -45,7 +45,7 @@ class _UnitCheck:
             self._refuse("ids", foreign & targets.soft, "an id is not among the spec's shared_ids")
         ordered = np.sort(targets.ids, axis=1)
         twice = np.logical_or.reduce(ordered[:, 1:] == ordered[:, :-1], axis=1)
-        self._refuse("ids", twice & targets.soft, "an id stands twice")
+        self._refuse("ids", twice & targets.soft, "an id is given twice")
         absent = ~np.logical_or.reduce(targets.ids == targets.target_ids[:, None], axis=1)
         self._refuse("target_ids", absent & targets.soft, "the target of a soft position is not among its ids")
 
@@ -60,7 +60,7 @@ class _UnitCheck:
         self._refuse("logprobs", values[:, -1] < -VALUE_STEP * MAX_STEPS / 2, "a value is too low to be stored")
         self._refuse("target_logprobs", ~np.isfinite(own), "a value is not finite")
         self._refuse("target_logprobs", own > _ROUNDING, "a log-probability is above 0")
-        self._refuse("target_logprobs", own < _LOWEST, f"a log-probability is below {_LOWEST:g}")
+        self._refuse("target_logprobs", own < LOWEST, f"a log-probability is below {LOWEST:g}")
         empty = np.isneginf(tail)
         self._refuse("tail", np.isnan(tail).any(axis=1), "a value is not a number")
         self._refuse("tail", tail.max(axis=1) > TAIL_ORIGIN, f"a log-mass is above {TAIL_ORIGIN:g}")

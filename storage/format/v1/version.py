@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -22,7 +22,7 @@ class Version1(FormatVersion):
 
     number = 1
     table = TABLE
-    targets = Targets
+    targets: ClassVar[type[Targets]] = Targets
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__(spec)

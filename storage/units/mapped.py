@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import CorruptIndex
+from storage.errors import CorruptIndex, StoreError
 from storage.format.base import DecodedUnit
-from storage.manifest import Manifest
 from storage.targets import Targets
+from storage.units.manifest import Manifest
 
 
 def map_unit(scratch: Path, manifest: Manifest, kind: type[Targets], load: Callable[[], DecodedUnit]) -> DecodedUnit:
@@ -29,9 +30,29 @@ def map_unit(scratch: Path, manifest: Manifest, kind: type[Targets], load: Calla
     """
     file = scratch / f"{manifest.content_digest}.unit"
     if not file.exists():
+        unit = load()
+        make_scratch(scratch)
+        with _translated(scratch):
+            _save(file, unit)
+    with _translated(scratch):
+        return _open(file, kind)
+
+
+def make_scratch(scratch: Path) -> None:
+    """Create the directory if there is none. StoreError."""
+    with _translated(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
-        _save(file, load())
-    return _open(file, kind)
+
+
+@contextlib.contextmanager
+def _translated(scratch: Path) -> Iterator[None]:
+    """Turn what the operating system raises into one line with the directory and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"no space left in the scratch directory {scratch}; free some or choose another") from None
+        raise StoreError(f"scratch directory {scratch}: {error.strerror or error}; choose another") from None
 
 
 def _save(file: Path, unit: DecodedUnit) -> None:
@@ -66,6 +87,10 @@ def _open(file: Path, kind: type[Targets]) -> DecodedUnit:
         head = json.loads(data[12 : 12 + length])
     except (ValueError, struct.error) as error:
         raise CorruptIndex(f"{file}: {error}; delete it, it is made again", object=str(file)) from None
+    if {"offsets", "hard", *kind.names()} != set(head["arrays"]):
+        raise CorruptIndex(
+            f"{file}: another version of this program made it; delete it, it is made again", object=str(file)
+        )
     start = 12 + length
     raw: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")
 

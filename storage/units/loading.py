@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from storage.errors import CorruptObject, ObjectMissing, UnsafeObject
 from storage.format.base import DecodedUnit, DecodeError, FormatVersion
-from storage.format.chunks import ChunkError, decode_chunk
-from storage.manifest import Manifest, group_document
+from storage.format.chunks import ChunkError, decode_chunk, join_chunks
 from storage.store.base import Store
+from storage.units.manifest import Manifest, group_document
 
 
 def load_unit(store: Store, manifest: Manifest, version: FormatVersion) -> DecodedUnit:
@@ -63,17 +63,13 @@ def decode_arrays(
     arrays: dict[str, NDArray[Any]] = {}
     for name, (dtype, shape) in manifest.arrays.items():
         chunk_shape = version.table.arrays[name].chunk_shape(shape)
+        chunks = []
         for path, part in version.table.chunks(name, shape).items():
             try:
-                chunk = decode_chunk(objects[path], np.dtype(dtype), chunk_shape)
+                chunks.append((part, decode_chunk(objects[path], np.dtype(dtype), chunk_shape)))
             except ChunkError as error:
                 raise corrupt(store, manifest, path, str(error)) from None
-            if chunk_shape == shape:
-                arrays[name] = chunk
-            else:
-                whole = arrays.setdefault(name, np.empty(shape, dtype=dtype))
-                whole[part] = chunk[tuple(slice(edge.stop - edge.start) for edge in part)]
-        arrays.setdefault(name, np.empty(shape, dtype=dtype))
+        arrays[name] = join_chunks(chunks, np.dtype(dtype), shape)
     return arrays
 
 
