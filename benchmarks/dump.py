@@ -27,7 +27,7 @@ import click
 import torch
 
 from benchmarks.dump_setup import Shape, write_data, write_pair, write_recipe
-from firstsight.models import load_teacher
+from firstsight.models.loading import load_teacher
 from firstsight.prompting import Encoded, answer_index, collate
 from firstsight.recipe import Recipe
 from phase1_teacher.dump import DumpSummary, dump, prepare_dump

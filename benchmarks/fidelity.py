@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.pair import Deadline, place_pair
-from firstsight.models import backbone_states, load_student
+from firstsight.models.loading import backbone_states, load_student
 from firstsight.recipe import Recipe, load_recipe
 from phase1_teacher.dump import dump, prepare_dump
 from phase2_student.data.batch import Batch

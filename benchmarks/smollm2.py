@@ -20,7 +20,7 @@ import click
 import torch
 import yaml
 
-from firstsight.models import save_weights
+from firstsight.models.loading import save_weights
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare
 from storage import at_temperature, open_cache

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer, TrainingArguments
 
+from firstsight.models.teacher_head import TeacherHead
 from firstsight.prompting import Encoded, collate
-from firstsight.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
 from phase2_student.data.batch import Collator, Item
 from phase2_student.data.cached import join_stored

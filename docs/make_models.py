@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "families")]
 from pairs import MIXED, SUITE  # noqa: E402
 
 from firstsight.families import FAMILIES  # noqa: E402
-from firstsight.gpus import bytes_text, count_text, model_size  # noqa: E402
+from firstsight.models.gpus import bytes_text, count_text, model_size  # noqa: E402
 from firstsight.recipe import StudentSection, TeacherSection  # noqa: E402
 from phase1_teacher.planning.gpus import memory  # noqa: E402
 from phase2_student.planning.footprint import footprint, student_shape  # noqa: E402

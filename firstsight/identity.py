@@ -12,7 +12,7 @@ from typing import Any
 from transformers.image_utils import SizeDict
 
 from firstsight.families.base import Family
-from firstsight.models import weights_digest
+from firstsight.models.loading import weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from firstsight.vocabulary import VocabularyAlignment, table_digest, token_table

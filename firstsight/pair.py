@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from firstsight.errors import DataError
 from firstsight.families import family_of
-from firstsight.models import head_rows, load_config, load_processor, max_positions, resolve_directory
+from firstsight.models.loading import head_rows, load_config, load_processor, max_positions, resolve_directory
 from firstsight.prompting import Prompter
 from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
 from firstsight.vocabulary import Token, VocabularyAlignment, align_answer, align_vocabularies, token_table
@@ -27,7 +27,7 @@ class Pair:
     """Teacher and student without their weights."""
 
     directory: Path
-    """Of the teacher."""
+    """Directory of the teacher."""
     teacher: Prompter
     student: Prompter
     teacher_tokens: dict[int, Token]

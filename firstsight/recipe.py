@@ -142,7 +142,7 @@ class CacheSection(Section):
     generate_temperature: Annotated[float, Field(ge=0)] = 0.0
     """0: greedy; else the answers are sampled at this temperature."""
     generate_seed: Annotated[int, Field(ge=0)] = 0
-    """Of sampled answers."""
+    """Seed of sampled answers."""
     memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] = 256 * 2**20
     """Bytes of decoded units that a training or an evaluation keeps in memory, in each of its processes: a whole number, or a
     size such as `512 MiB`."""
@@ -184,7 +184,7 @@ class Recipe(Section):
     training: dict[str, Any] = Field(default_factory=dict)
     """`transformers.TrainingArguments` by name."""
     directory: Path = Field(default=Path(), exclude=True)
-    """Of the recipe file."""
+    """Directory of the recipe file."""
 
     @model_validator(mode="after")
     def _temperature_within_nodes(self) -> Recipe:

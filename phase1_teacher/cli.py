@@ -63,7 +63,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
 
 
 def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, progress: bool) -> None:
-    from firstsight.models import hide_bars
+    from firstsight.models.loading import hide_bars
     from phase1_teacher.dump import dump as run
     from phase1_teacher.dump import prepare_dump
     from phase1_teacher.summary import summary_text

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from firstsight.models import load_teacher
+from firstsight.models.loading import load_teacher
 from phase1_teacher.forward.prefetch import Prefetch
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import unit_batches

@@ -14,7 +14,7 @@ from PIL import Image
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.errors import DataError
 from firstsight.identity import student_identity
-from firstsight.models import resolve_directory
+from firstsight.models.loading import resolve_directory
 from firstsight.page import picture, render
 from firstsight.pair import load_prompter
 from firstsight.recipe import Recipe

@@ -225,7 +225,7 @@ def evaluate(
     recipe = load_recipe(config, overrides)
     check_files([recipe.file("validation")], recipe.data_root)
 
-    from firstsight.models import hide_bars
+    from firstsight.models.loading import hide_bars
     from phase2_student.evaluation.candidates import default_names, parse_candidates
     from phase2_student.evaluation.evaluate import Settings
     from phase2_student.evaluation.evaluate import evaluate as run

@@ -43,7 +43,7 @@ def _no_weights(monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("firstsight.models._load", refuse)
+    monkeypatch.setattr("firstsight.models.loading._load", refuse)
 
 
 def refused(main, *arguments):

@@ -21,10 +21,10 @@ ALLOWED = {
 }
 # the folders of each package: each may import those before it
 ROOMS = {
-    "storage": ("store", "format", "maintenance"),
-    "firstsight": ("data", "families", "demo"),
+    "storage": ("store", "format", "units", "maintenance"),
+    "firstsight": ("data", "families", "models", "demo"),
     "phase1_teacher": ("planning", "forward", "writing"),
-    "phase2_student": ("runs", "data", "loss", "training", "planning", "evaluation", "report", "release"),
+    "phase2_student": ("runs", "loss", "data", "training", "planning", "evaluation", "report", "release"),
 }
 MODELS = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "peft"}
 HEAVY = {"torch", "transformers", "zarr", "matplotlib", "PIL"}

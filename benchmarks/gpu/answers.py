@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.gpu.board import Figures
 from benchmarks.gpu.setting import Setting
-from firstsight.generation import generate_answers
 from firstsight.data.samples import Sample
+from firstsight.generation import generate_answers
 from phase2_student.evaluation.timing import Stopwatch, Timing
 
 NEW_TOKENS = 40

@@ -23,10 +23,10 @@ import phase1_teacher.dump as dumping
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.setting import Setting
 from firstsight.prompting import answer_index
-from phase1_teacher.forward.teacher import TeacherForward
-from phase1_teacher.planning.job import Job
 from phase1_teacher.forward.prefetch import Prefetch
+from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
+from phase1_teacher.planning.job import Job
 from storage.writer import create_cache
 
 KINDS = {"int8": "int8", "bf16": "none"}

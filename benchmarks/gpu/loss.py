@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu.board import Figures
 from benchmarks.gpu.setting import Setting
-from firstsight.teacher_head import TeacherHead
+from firstsight.models.teacher_head import TeacherHead
+from phase2_student.evaluation.memory import PeakMemory
 from phase2_student.loss.fused import AnswerTargets, LossTargets, TeacherTargets, distillation_loss
 from phase2_student.loss.reference import reference_loss
-from phase2_student.evaluation.memory import PeakMemory
 
 # N answer positions, K stored entries, D hidden size, V rows of the head
 

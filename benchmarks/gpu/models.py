@@ -21,7 +21,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from firstsight.quantization import Quantization, quantization_config
+from firstsight.models.quantization import Quantization, quantization_config
 
 OUTLIER_CHANNELS = 6
 OUTLIER_SCALE = 20.0

@@ -21,13 +21,13 @@ from benchmarks.dump_setup import ModelShape, full_tokenizer, model_config
 from benchmarks.gpu.board import Board, free_memory
 from benchmarks.gpu.models import build, quantize, reach_outliers
 from benchmarks.gpu.sizes import Sizes
+from firstsight.data.samples import Sample, load_samples
 from firstsight.demo.miniature.build import IMAGE_MEAN, IMAGE_STD, build_tokenizer
 from firstsight.demo.miniature.words import WORDS
-from firstsight.models import load_config
+from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Encoded
 from firstsight.recipe import Recipe, load_recipe
-from firstsight.data.samples import Sample, load_samples
 
 REFERENCE = Path(__file__).parents[2] / "recipes" / "qwen2vl-7b-to-2b.yaml"
 _QUESTION_WORDS = 12

@@ -27,15 +27,15 @@ from transformers.utils import is_flash_attn_2_available
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.models import outlier_columns
 from benchmarks.gpu.setting import Setting
-from firstsight.models import load_config
+from firstsight.models.loading import load_config
+from firstsight.models.teacher_head import TeacherHead
 from firstsight.prompting import Encoded, collate
 from firstsight.recipe import Recipe
-from firstsight.teacher_head import TeacherHead
-from phase2_student.training.arguments import training_arguments
 from phase2_student.data.dataset import Collator, Item
-from phase2_student.planning.footprint import footprint, student_shape
-from phase2_student.training.online import OnlineTeacher, OnlineTrainer
 from phase2_student.data.online_data import OnlineCollator, OnlineItem
+from phase2_student.planning.footprint import footprint, student_shape
+from phase2_student.training.arguments import training_arguments
+from phase2_student.training.online import OnlineTeacher, OnlineTrainer
 from phase2_student.training.student import LossSettings, with_distillation_forward
 from phase2_student.training.trainer import DistillationTrainer
 from phase2_student.training.weights import optimizer_class, weights_dtype

@@ -55,7 +55,7 @@ class Sample:
     place: str
     """`file:line`, for messages."""
     options: tuple[str, ...] = ()
-    """Of a multiple choice, A first; no part of the key: what the model sees is in the messages."""
+    """Texts of a multiple choice, A first; no part of the key: what the model sees is in the messages."""
 
     @property
     def question(self) -> str:

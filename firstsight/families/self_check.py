@@ -24,7 +24,7 @@ POSITIONS = 8
 """Positions that are compared."""
 _PROBE = 50.0  # logits of this size show a soft-cap that those of a small or untrained model do not reach
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-"""Of the largest logit: a head in 16 bits rounds what ours, in float32, does not."""
+"""Allowed difference, as a share of the largest logit: a head in 16 bits rounds what ours, in float32, does not."""
 
 
 def checked_columns(length: int) -> Tensor:

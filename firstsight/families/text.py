@@ -36,13 +36,13 @@ class Text(Family):
         raise ModelError(f"{key}: {self.name} sees no images; remove the key")
 
     def image_inputs(self, processor: Any, images: Sequence[Image.Image]) -> Pictures:
-        """Of no images alone."""
+        """Empty: there is no image, or it is refused."""
         if images:
             raise ModelError(f"{self.name} sees no images, the sample has {len(images)}")
         return Pictures({}, ())
 
     def image_texts(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        """Of no images alone."""
+        """Empty: there is no image, or it is refused."""
         if sizes:
             raise ModelError(f"{self.name} sees no images, the sample has {len(sizes)}")
         return ()

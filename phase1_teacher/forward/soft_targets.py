@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from firstsight.teacher_head import TeacherHead
+from firstsight.models.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
 from phase1_teacher.forward.fidelity import full_moments, reported_temperatures
 

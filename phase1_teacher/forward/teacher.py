@@ -13,7 +13,7 @@ from torch import Tensor
 
 from firstsight.errors import AlignmentError, TargetError
 from firstsight.families.self_check import check_logits, checked_columns
-from firstsight.models import backbone_states, load_teacher, to_device
+from firstsight.models.loading import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.forward.answers import TeacherAnswers
 from phase1_teacher.forward.device_clock import DeviceClock

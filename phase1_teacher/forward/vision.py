@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstsight.models import to_device
+from firstsight.models.loading import to_device
 from firstsight.prompting import Prompter, collate
 from phase1_teacher.forward.unit_batches import EncodedSample
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firstsight.gpus import ModelSize
+from firstsight.models.gpus import ModelSize
 from firstsight.recipe import TeacherSection
 
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from tqdm import tqdm
 
 from firstsight.data.samples import iter_samples
-from firstsight.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
-from firstsight.models import load_config
+from firstsight.models.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
+from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops

@@ -14,7 +14,7 @@ from typing import Any
 from firstsight.errors import ModelError
 from firstsight.families import family_of
 from firstsight.identity import image_settings, model_name, student_identity
-from firstsight.models import load_config, load_processor
+from firstsight.models.loading import load_config, load_processor
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from storage.canonical import normalised

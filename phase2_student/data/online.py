@@ -25,11 +25,11 @@ from torch.utils.data import Dataset
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError, TargetError
 from firstsight.identity import cache_spec, image_settings, model_name
-from firstsight.models import backbone_states, load_teacher
+from firstsight.models.loading import backbone_states, load_teacher
+from firstsight.models.teacher_head import TeacherHead
 from firstsight.pair import Pair
 from firstsight.prompting import Encoded, answer_index, collate
 from firstsight.recipe import Recipe
-from firstsight.teacher_head import TeacherHead
 from phase2_student.data.batch import Batch, Collator, Item
 from phase2_student.loss.targets import PositionTargets, TeacherTargets
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from firstsight.data.samples import Sample
-from firstsight.models import head_rows, load_config
+from firstsight.models.loading import head_rows, load_config
 from firstsight.pair import load_pair, load_prompter
 from firstsight.prompting import Encoded, Prompter
 from firstsight.recipe import Recipe

@@ -9,7 +9,7 @@ from typing import Literal
 
 from firstsight.data.samples import file_digest
 from firstsight.errors import ModelError
-from firstsight.models import resolve_directory, weights_digest
+from firstsight.models.loading import resolve_directory, weights_digest
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from phase2_student.evaluation.results import Role
 from phase2_student.runs.exports import check_export, export_directory

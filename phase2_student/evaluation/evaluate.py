@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from firstsight.data.samples import Sample, load_samples
 from firstsight.errors import DataError, ModelError
 from firstsight.generation import generate_answers
-from firstsight.models import weights_digest
+from firstsight.models.loading import weights_digest
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe

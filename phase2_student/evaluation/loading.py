@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from firstsight.models import default_device, load_quantized, load_student, load_teacher
-from firstsight.quantization import stored_quantization
+from firstsight.models.loading import default_device, load_quantized, load_student, load_teacher
+from firstsight.models.quantization import stored_quantization
 from firstsight.recipe import StudentSection, TeacherSection
 from phase2_student.evaluation.candidates import Candidate
 

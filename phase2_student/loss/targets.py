@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from firstsight.teacher_head import TeacherHead
+from firstsight.models.teacher_head import TeacherHead
 
 # N answer positions, K stored entries, S shared ids in the order of the student's ids, D hidden size of the teacher
 

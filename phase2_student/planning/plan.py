@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from firstsight.data.samples import Sample, iter_samples
-from firstsight.gpus import GPUS, bytes_text, count_text
-from firstsight.models import load_config, resolve_directory
+from firstsight.models.gpus import GPUS, bytes_text, count_text
+from firstsight.models.loading import load_config, resolve_directory
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe

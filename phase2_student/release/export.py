@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstsight.errors import ModelError
-from firstsight.models import load_config, quantize, weights_digest
-from firstsight.quantization import Quantization, stored_quantization, weight_bytes
+from firstsight.models.loading import load_config, quantize, weights_digest
+from firstsight.models.quantization import Quantization, stored_quantization, weight_bytes
 from firstsight.recipe import StudentSection
 from phase2_student.runs.exports import EXPORT
 from phase2_student.runs.files import replace_directory, write_json

@@ -155,7 +155,7 @@ def _evaluation(run: Run, given: Path | None) -> tuple[Evaluation, ModelResult]:
             f"{run.directory / 'evaluation'}: the student was not evaluated; run fs-student eval, name an evaluation with --evaluation, "
             "or publish without figures by --no-evaluation"
         )
-    from firstsight.models import weights_digest
+    from firstsight.models.loading import weights_digest
 
     best = run.directory / "best"
     weights = weights_digest(best)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from firstsight.errors import ModelError
-from firstsight.models import weights_digest
-from firstsight.quantization import Quantization
+from firstsight.models.loading import weights_digest
+from firstsight.models.quantization import Quantization
 from firstsight.recipe import Recipe
 
 EXPORT = "export.json"

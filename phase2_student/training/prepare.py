@@ -12,7 +12,7 @@ from typing import Any
 
 from firstsight.data.samples import load_samples
 from firstsight.identity import model_name
-from firstsight.models import load_config, resolve_directory
+from firstsight.models.loading import load_config, resolve_directory
 from firstsight.recipe import Recipe
 from phase2_student.data.source import SampleDataset, TargetSource, open_source
 from phase2_student.runs.run_directory import check_run, run_identity

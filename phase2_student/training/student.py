@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstsight.models import backbone_states, save_weights
+from firstsight.models.loading import backbone_states, save_weights
 from phase2_student.data.batch import Batch
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from firstsight.families.self_check import check_logits, checked_columns
-from firstsight.models import backbone_states, gather_weights, load_student
+from firstsight.models.loading import backbone_states, gather_weights, load_student
 from firstsight.prompting import collate
 from phase2_student.loss.objective import Objective
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory
 from phase2_student.runs.run_directory import begin_run, check_run
-from phase2_student.training.history import HistoryCallback
+from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.prepare import Plan
 from phase2_student.training.student import LossSettings, save_student, with_distillation_forward
 from phase2_student.training.weights import optimizer_class, prepare_weights, weights_dtype
@@ -60,9 +60,9 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+    from phase2_student.training.callbacks.progress import Bar, ValidationLines
+    from phase2_student.training.callbacks.signals import StopOnSignal
     from phase2_student.training.checkpointing import checkpoint_to_resume
-    from phase2_student.training.progress import Bar, ValidationLines
-    from phase2_student.training.signals import StopOnSignal
     from phase2_student.training.trainer import DistillationTrainer
 
     recipe, arguments, prompter = plan.recipe, plan.arguments, plan.source.prompter

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.board import Board
 from benchmarks.gpu.models import build, quantize
-from firstsight.models import load_config, load_teacher
+from firstsight.models.loading import load_config, load_teacher
 from firstsight.recipe import TeacherSection
 
 ROOT = Path(__file__).parents[2]

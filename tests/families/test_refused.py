@@ -13,7 +13,7 @@ from world import fs_student, fs_teacher, make_world, passes, run
 from firstsight.errors import DataError, ModelError, RecipeError
 from firstsight.families.parts import language_modules, meta_model
 from firstsight.generation import generate_answers, left_out
-from firstsight.models import load_config, load_teacher
+from firstsight.models.loading import load_config, load_teacher
 from firstsight.pair import load_prompter
 from firstsight.recipe import StudentSection, TeacherSection
 

@@ -11,7 +11,7 @@ from firstsight.data.samples import load_samples
 from firstsight.errors import DataError, ModelError
 from firstsight.families import family_of
 from firstsight.generation import generate_answers
-from firstsight.models import backbone_states, load_config, load_processor, load_student
+from firstsight.models.loading import backbone_states, load_config, load_processor, load_student
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter, answer_index, collate
 from firstsight.recipe import StudentSection

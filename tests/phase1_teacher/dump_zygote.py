@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from firstsight.models import load_teacher
+from firstsight.models.loading import load_teacher
 from firstsight.pair import load_pair
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare_dump

@@ -9,7 +9,7 @@ import torch
 
 from firstsight.data.samples import Sample
 from firstsight.errors import DataError, TargetError
-from firstsight.models import load_teacher
+from firstsight.models.loading import load_teacher
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from firstsight.models import weights_digest
+from firstsight.models.loading import weights_digest
 from firstsight.recipe import Recipe
 from phase2_student.evaluation.results import ModelResult
 

@@ -21,7 +21,7 @@ from firstsight.demo.miniature.words import WORDS
 from firstsight.demo.synth.captions import caption
 from firstsight.demo.synth.questions import ask
 from firstsight.demo.synth.scenes import CATEGORIES, ENVIRONMENTS, sample_clip
-from firstsight.models import save_weights
+from firstsight.models.loading import save_weights
 
 # Tokens without the padding rows, special ones included. The demo stores k = 64 of them per position.
 VOCABULARY = 1152

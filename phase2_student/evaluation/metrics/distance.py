@@ -13,7 +13,7 @@ import torch
 
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError
-from firstsight.models import backbone_states
+from firstsight.models.loading import backbone_states
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.cached import CachedDataset, CacheSource, open_recipe_cache

@@ -9,7 +9,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from firstsight.demo.miniature.build import build_tokenizer, save_pair_member
 from firstsight.errors import ModelError
-from firstsight.models import load_teacher
+from firstsight.models.loading import load_teacher
 from phase1_teacher.dump import dump, prepare_dump
 from storage.reader import open_cache
 

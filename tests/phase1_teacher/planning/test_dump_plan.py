@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig
 
-from firstsight.gpus import GPUS, model_size
+from firstsight.models.gpus import GPUS, model_size
 from phase1_teacher.cli import main
 from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops

@@ -22,7 +22,7 @@ from storage.targets import SampleTargets, Targets
 
 @pytest.fixture(autouse=True)
 def _no_weights(monkeypatch):
-    monkeypatch.setattr("firstsight.models._load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("firstsight.models.loading._load", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
 def refused(world, *more):

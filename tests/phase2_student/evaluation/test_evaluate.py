@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from firstsight.data.samples import load_samples
 from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
-from firstsight.models import weights_digest
+from firstsight.models.loading import weights_digest
 from firstsight.pair import load_prompter
 from firstsight.recipe import load_recipe
 from phase2_student.evaluation import answers as answers_module

@@ -6,7 +6,7 @@ import torch
 from test_loss import D, N, V, make_case
 from torch.nn.functional import cross_entropy, kl_div
 
-from firstsight.teacher_head import TeacherHead
+from firstsight.models.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
 from phase2_student.loss.divergences import DIVERGENCES
 from phase2_student.loss.fused import distillation_loss

@@ -8,7 +8,7 @@ import torch
 from run_cases import run
 from transformers import Qwen2VLConfig
 
-from firstsight.models import load_student
+from firstsight.models.loading import load_student
 from firstsight.recipe import StudentSection, load_recipe
 from phase2_student.planning.footprint import MODES, footprint, student_shape
 from phase2_student.planning.plan import padding_share, plan_training

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from firstsight.errors import ModelError
-from firstsight.quantization import stored_quantization, weight_bytes
+from firstsight.models.quantization import stored_quantization, weight_bytes
 from firstsight.recipe import StudentSection
 from phase2_student.cli import main
 from phase2_student.release.export import export, plan_export

@@ -15,7 +15,7 @@ from phase2_student.report.run_table import comparison
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.records import read_runs
 from phase2_student.training.arguments import training_arguments
-from phase2_student.training.history import HistoryCallback
+from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.train import _finished
 
 

@@ -8,7 +8,7 @@ from run_cases import run
 from torch.nn.functional import scaled_dot_product_attention
 
 from firstsight.data.samples import load_samples
-from firstsight.models import backbone_states, load_student
+from firstsight.models.loading import backbone_states, load_student
 from firstsight.pair import load_prompter
 from firstsight.prompting import answer_index, collate
 from firstsight.recipe import load_recipe

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from run_cases import run
 
-from firstsight.models import load_processor
+from firstsight.models.loading import load_processor
 from firstsight.recipe import StudentSection
 
 

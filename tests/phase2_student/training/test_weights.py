@@ -155,7 +155,7 @@ def test_the_way_is_part_of_what_a_run_is(world):
     ],
 )
 def test_what_does_not_go_together_is_refused_before_weights_are_loaded(world, monkeypatch, settings, message):
-    monkeypatch.setattr("firstsight.models._load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("firstsight.models.loading._load", lambda *_, **__: pytest.fail("weights were loaded"))
     result = train(world, "runs/a", *(word for setting in settings for word in ("--set", setting)))
     assert result.exit_code == 2, (result.output, result.exception)
     assert message in result.output

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from firstsight.data.samples import file_digest
 from firstsight.errors import ModelError
 from firstsight.families import family_of
-from firstsight.quantization import Quantization, quantization_config, silence
+from firstsight.models.quantization import Quantization, quantization_config, silence
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]

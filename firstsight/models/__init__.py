@@ -1,0 +1,1 @@
+"""Loading models and what is computed with them: weights, quantisation, heads, sizes."""
