@@ -40,7 +40,7 @@ def as_rows(data: bytes | bytearray) -> NDArray[np.bytes_]:
     return np.frombuffer(data, dtype=f"S{KEY_BYTES}") if data else np.empty(0, dtype=f"S{KEY_BYTES}")
 
 
-def repeated(keys: NDArray[np.bytes_], order: NDArray[np.int64]) -> NDArray[np.bool_]:
+def repeated(keys: NDArray[np.bytes_], order: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     """[n] for each place in an order that sorts keys: whether its key equals that of the place before."""
     found = np.zeros(len(order), dtype=np.bool_)
     for start in range(1, len(order), _PART):

@@ -125,14 +125,14 @@ class _Wanted:
     """Samples that may have to be planned, in their order, each key once; some 50 bytes for each."""
 
     def __init__(self, samples: Iterable[PlannedSample]) -> None:
-        keys, positions = bytearray(), array("q")
+        keys, positions = bytearray(), array("I")
         for sample in samples:
             keys += bytes.fromhex(check_key(sample.key))
             positions.append(_checked_positions(sample))
         self._packed = keys
         self._positions = positions
         self._keys = as_rows(keys)
-        self._sorted = np.argsort(self._keys, kind="stable")
+        self._sorted = np.argsort(self._keys, kind="stable").astype(np.uint32)
         self._left = np.ones(len(self._keys), dtype=np.bool_)
         self._left[self._sorted[repeated(self._keys, self._sorted)]] = False
 
