@@ -23,7 +23,7 @@ from pairs import MIXED, SUITE  # noqa: E402
 from firstsight.families import FAMILIES  # noqa: E402
 from firstsight.models.gpus import bytes_text, count_text, model_size  # noqa: E402
 from firstsight.recipe import StudentSection, TeacherSection  # noqa: E402
-from phase1_teacher.planning.gpus import memory  # noqa: E402
+from phase1_teacher.planning.cost import device_bytes  # noqa: E402
 from phase2_student.planning.footprint import footprint, student_shape  # noqa: E402
 
 # the student's micro-batch of the estimate: two samples of 1,400 tokens, each with an image of 1,003,520 pixels
@@ -165,7 +165,7 @@ def page() -> str:
     ]
     for teacher, student in PAIRS:
         size = model_size(MODELS[teacher])
-        shape = student_shape(MODELS[student], StudentSection(), wide=2)
+        shape = student_shape(MODELS[student], StudentSection(), activation_bytes=2)
         ways = [
             footprint(
                 shape, mode, tokens=TOKENS, patches=PATCHES if shape.vision_layers else 0, gradient_checkpointing=True
@@ -173,7 +173,7 @@ def page() -> str:
             for mode in ("fp32_master", "bf16_kahan", "lora")
         ]
         lines.append(
-            f"| {teacher} | {count_text(size.total)} | {bytes_text(memory(size, TeacherSection()))} | {student} | "
+            f"| {teacher} | {count_text(size.total)} | {bytes_text(device_bytes(size, TeacherSection()))} | {student} | "
             f"{count_text(shape.trained)} | " + " | ".join(bytes_text(way.total) for way in ways) + " |"
         )
     return "\n".join(lines) + "\n"
