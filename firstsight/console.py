@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,6 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (FirstSightError, CacheError) as error:
             raise _fail(str(error), 2) from error
-        except sqlite3.OperationalError as error:
-            if not error.sqlite_errorname.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")):
-                raise
-            raise _fail(f"temporary file: {error}; point TMPDIR to a directory with room", 1) from error
         except OSError as error:
             if error.errno not in _FILE_TROUBLE:
                 raise
