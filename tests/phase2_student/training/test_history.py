@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from firstsight.errors import RecipeError
 from firstsight.recipe import load_recipe
 from phase2_student.loss.objective import LossTerms, Objective
-from phase2_student.report.run_table import comparison
+from phase2_student.report.run_table import run_rows
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.records import read_runs
 from phase2_student.training.arguments import training_arguments
@@ -63,8 +63,8 @@ def test_a_run_has_one_best_loss_wherever_it_is_shown(tmp_path, losses, best):
     (tmp_path / "run.json").write_text('{"identity": {}}')
     (run,) = read_runs([tmp_path])
     assert run.best_validation_loss == best
-    (row,) = comparison([run])
-    assert row["best_validation_loss"] == best
+    (row,) = run_rows([run])
+    assert row.best_validation_loss == best
     result = _finished(tmp_path)
     assert result.best_validation_loss == best
     assert result.best_text == ("no validation loss" if best is None else f"best validation loss {best:.4f}")
