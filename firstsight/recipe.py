@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from firstsight.data.source import COLUMNS, FORMATS, DataSource
 from firstsight.errors import ModelError, RecipeError
 
 
@@ -93,15 +94,50 @@ class DataSection(Section):
     """Where the samples are."""
 
     root: Path = Path("data")
-    """Image paths of the rows are relative to it and stay under it."""
-    train: Path = Path("train.jsonl")
-    """Relative to `root`."""
-    validation: Path = Path("validation.jsonl")
-    """Relative to `root`."""
+    """Directory of the data files."""
+    train: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("train.jsonl")
+    """A file, or a list of files, relative to `root`: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory."""
+    validation: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("validation.jsonl")
+    """As `train`; or a share of the training rows such as `5%`, chosen by their content."""
+    image_root: Path | None = None
+    """Image paths of the rows are relative to it and stay under it; null: `root`."""
+    format: Literal[FORMATS] | None = None  # type: ignore[valid-type]
+    """The form of the rows (docs/data.md); null: found by looking at each row."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name of a column -> its name in the files, such as `{question: query, answer: label}`."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns of the rows that are of no use; any other column that nothing is done with is an error."""
     max_length: Annotated[int, Field(gt=0)] = 4096
     """Longest sequence in tokens, images and answer included; a longer sample is refused."""
     system_prompt: str | None = None
     """Put before the messages of samples that have no system message; null: the chat template's default."""
+
+    @property
+    def share(self) -> float:
+        """The part of the training rows that is for validation; 0: validation has files of its own."""
+        text = str(self.validation)
+        return float(text[:-1]) / 100 if _SHARE.fullmatch(text) else 0.0
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_of_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in COLUMNS:
+                raise ValueError(f"has no column {name!r}{_nearest(name, sorted(COLUMNS))}")
+        if len(set(value.values())) < len(value):
+            raise ValueError("must take each column of ours from another one of the files")
+        return value
+
+    @field_validator("validation")
+    @classmethod
+    def _share_within(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        text = str(value)
+        if text.endswith("%") and not (_SHARE.fullmatch(text) and 0 < float(text[:-1]) < 100):
+            raise ValueError("must be a file or a share above 0% and below 100%, such as 5%")
+        return value
+
+
+_SHARE = re.compile(r"\d+(\.\d+)?%")
 
 
 _UNITS = {
@@ -197,34 +233,53 @@ class Recipe(Section):
             )
         return self
 
-    def file(self, split: Literal["train", "validation"]) -> Path:
-        """The JSONL file of a split."""
-        return self.data_root / (self.data.train if split == "train" else self.data.validation)
+    def source(self, split: Literal["train", "validation"]) -> DataSource:
+        """The files of a split and how their rows are to be understood."""
+        data = self.data
+        given = data.train if split == "train" or data.share else data.validation
+        return DataSource(
+            files=tuple(self.data_root / path.expanduser() for path in (given if isinstance(given, tuple) else (given,))),
+            root=self.image_root,
+            format=data.format,
+            columns=data.columns,
+            ignore_columns=frozenset(data.ignore_columns),
+            share=data.share,
+            part=split,
+        )
 
-    def data_files(self) -> list[Path]:
-        """The JSONL files of both splits, training first."""
-        return [self.file("train"), self.file("validation")]
+    def sources(self) -> list[DataSource]:
+        """Both splits, training first."""
+        return [self.source("train"), self.source("validation")]
 
     @property
     def data_root(self) -> Path:
+        """Directory of the data files."""
+        return self._path(self.data.root)
+
+    @property
+    def image_root(self) -> Path:
         """Directory that the rows' image paths are relative to."""
-        return self.directory / self.data.root
+        return self.data_root if self.data.image_root is None else self._path(self.data.image_root)
+
+    def _path(self, path: Path) -> Path:
+        """A path of the recipe: relative to its directory, `~` expanded."""
+        return self.directory / path.expanduser()
 
     @property
     def cache_location(self) -> str:
         """Directory or URL of the cache."""
-        return self.cache.path if "://" in self.cache.path else str(self.directory / self.cache.path)
+        return self.cache.path if "://" in self.cache.path else str(self._path(Path(self.cache.path)))
 
     @property
     def cache_scratch(self) -> Path | None:
         """Directory for decoded units of the cache."""
         scratch = self.cache.scratch
-        return None if scratch is None else self.directory / scratch.expanduser()
+        return None if scratch is None else self._path(scratch)
 
     @property
     def output_dir(self) -> Path:
         """Directory of the training run."""
-        return self.directory / str(self.training.get("output_dir", "runs/student"))
+        return self._path(Path(str(self.training.get("output_dir", "runs/student"))))
 
     @model_validator(mode="after")
     def _one_way_to_train(self) -> Recipe:

@@ -55,7 +55,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
     check_training(recipe.training)
     try:
         with stop_on_signals():
-            rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
+            rows = check_files(recipe.sources(), progress=progress)
             _dump(recipe, rows, worker, check_quantization, progress)
     except Stopped as stopped:
         click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)

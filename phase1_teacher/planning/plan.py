@@ -107,7 +107,7 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
     per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
     work = dict.fromkeys((f.name for f in fields(TeacherWork)), 0)
     seen: set[int] = set()
-    rows = (sample for path in recipe.data_files() for sample in iter_samples(path, recipe.data_root))
+    rows = (sample for source in recipe.sources() for sample in iter_samples(source))
     for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
         positions = answer_positions(recipe, pair.student, sample)
         length, image_tokens = pair.teacher.prompt_tokens(sample)
@@ -121,7 +121,7 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
         other = 0 if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
         counts["too_long"] += total > pair.teacher.longest or max(total, other) > pair.student.longest
         counts["present"] += cache is not None and sample.key in cache
-        new = {hash(path) for path in sample.images} - seen
+        new = {hash(image) for image in sample.images} - seen
         seen |= new
         counts["images"] += len(new)
         work["patches"] += image_tokens * per_token * len(new) // max(1, len(sample.images))

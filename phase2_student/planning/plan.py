@@ -124,7 +124,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_per_epoch * arguments.num_train_epochs)
     return Work(
         samples=len(lengths),
-        validation_samples=sum(1 for _ in iter_samples(recipe.file("validation"), recipe.data_root)),
+        validation_samples=sum(1 for _ in iter_samples(recipe.source("validation"))),
         tokens=sum(lengths),
         positions=positions,
         padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
@@ -141,7 +141,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
 
 
 def _rows(recipe: Recipe) -> Iterator[Sample]:
-    return iter_samples(recipe.file("train"), recipe.data_root)
+    return iter_samples(recipe.source("train"))
 
 
 def padding_share(lengths: list[int], batches: GlobalBatches) -> float:

@@ -33,7 +33,7 @@ def test_overrides_and_relative_paths(write, tmp_path):
     assert recipe.teacher.max_pixels == 12544
     assert recipe.cache_location == str(tmp_path / "c.zarr")
     assert recipe.output_dir == tmp_path / "runs/a"
-    assert recipe.file("train") == tmp_path / "data/train.jsonl"
+    assert recipe.source("train").files == (tmp_path / "data/train.jsonl",)
 
 
 def test_urls_stay_urls(write):
