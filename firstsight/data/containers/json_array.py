@@ -68,9 +68,10 @@ class _Elements:
             raise DataError(f"{place}: the file ends inside the array; make it again")
         while True:
             try:
-                value, self._at = DECODER.raw_decode(self._text, self._at)
+                value, end = DECODER.raw_decode(self._text, self._at)
                 # a number could go on in what is not read yet
-                if self._at < len(self._text) or self._ended:
+                if end < len(self._text) or self._ended:
+                    self._at = end
                     return value
                 raise ValueError("not whole")
             except RecursionError as error:
