@@ -183,7 +183,7 @@ class Prompter:
         Raises:
             DataError: an image that cannot be read, special tokens in the text, or more than `max_length` tokens.
         """
-        self._refuse_control_tokens(sample)
+        self.check_text(sample)
         self._refuse_images(sample)
         if pictures is None and sample.images:
             images = sample.open_images()
@@ -297,8 +297,8 @@ class Prompter:
                 return found[0]
         return None
 
-    def _refuse_control_tokens(self, sample: Sample) -> None:
-        """A control token in a user's text would be read as structure: shifted rows, or an image that is not there."""
+    def check_text(self, sample: Sample) -> None:
+        """Raise DataError for a control token in a user's text: it would be read as structure, or as an image that is not there."""
         texts = [part["text"] for message in sample.prompt for part in message["content"] if part["type"] == "text"]
         if token := self._control_token([*texts, sample.answer or ""]):
             raise DataError(

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from firstsight.data.source import COLUMNS, FORMATS, DataSource
 from firstsight.errors import ModelError, RecipeError
+from firstsight.recipe_yaml import RecipeLoader, apply_override
 
 
 class Section(BaseModel):
@@ -238,7 +239,9 @@ class Recipe(Section):
         data = self.data
         given = data.train if split == "train" or data.share else data.validation
         return DataSource(
-            files=tuple(self.data_root / path.expanduser() for path in (given if isinstance(given, tuple) else (given,))),
+            files=tuple(
+                self.data_root / path.expanduser() for path in (given if isinstance(given, tuple) else (given,))
+            ),
             root=self.image_root,
             format=data.format,
             columns=data.columns,
@@ -312,22 +315,6 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (1e-5), and no key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `section.key=value` overrides, check it.
 
@@ -337,19 +324,33 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"recipe {path} is not there")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected sections such as `teacher:`, got {type(content).__name__}")
     for override in overrides:
-        _apply(content, override)
-    content.pop("directory", None)
+        apply_override(content, override)
+    return load_recipe_content(content, directory=path.resolve().parent, name=str(path))
+
+
+def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) -> Recipe:
+    """Check a recipe that is no file.
+
+    Args:
+        content: sections by name.
+        directory: relative paths are relative to it.
+        name: for messages.
+
+    Raises:
+        RecipeError: names the key, what was expected and what was found.
+    """
+    content = {key: value for key, value in content.items() if key != "directory"}
     try:
-        return Recipe.model_validate({**content, "directory": path.resolve().parent})
+        return Recipe.model_validate({**content, "directory": directory})
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_first_error(error)}") from None
+        raise RecipeError(f"{name}: {_first_error(error)}") from None
 
 
 def check_training(training: dict[str, Any]) -> None:
@@ -366,25 +367,6 @@ def check_training(training: dict[str, Any]) -> None:
     for name in training:
         if name not in known:
             raise RecipeError(f"training.{name}: no such key in TrainingArguments{_nearest(name, known)}")
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    parts = name.strip().split(".")
-    if not equals or len(parts) < 2:
-        raise RecipeError(f"--set {override}: expected section.key=value, such as loss.alpha=0.5")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
-    section = content
-    for depth, part in enumerate(parts[:-1], start=1):
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
-            raise RecipeError(f"--set {override}: {'.'.join(parts[:depth])!r} is not a section")
-    section[parts[-1]] = value
 
 
 def _first_error(error: ValidationError) -> str:

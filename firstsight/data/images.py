@@ -121,7 +121,9 @@ def image_source(value: Any, root: Path, place: str, number: int) -> ImageSource
     if isinstance(value, str) and value[:5].lower() == "data:":
         head, comma, text = value.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise DataError(f"{place}: image {number} is a data: URL that is not base64; expected data:image/...;base64,...")
+            raise DataError(
+                f"{place}: image {number} is a data: URL that is not base64; expected data:image/...;base64,..."
+            )
         return InlineImage(name, from_base64(text, place, number))
     if isinstance(value, str) and "://" in value:
         scheme, _, rest = value.partition("://")

@@ -10,10 +10,11 @@ from typing import Literal
 FORMATS = ("messages", "trl", "conversations", "prompt_completion", "instruction", "query", "flat")
 """Forms of rows by name; `firstsight.data.forms` has the module of each."""
 
-COLUMNS = frozenset(
-    "id images image frames times category environment options messages conversations system prompt completion instruction input "
-    "output history query response question answer".split()
-)
+COLUMNS = frozenset([
+    "id", "images", "image", "frames", "times", "category", "environment", "options", "messages",
+    "conversations", "system", "prompt", "completion", "instruction", "input", "output",
+    "history", "query", "response", "question", "answer",
+])  # fmt: skip
 """Names of columns that `data.columns` can map to."""
 
 

@@ -64,7 +64,9 @@ class DataSummary:
         lines = []
         for split, count in self.repeated.items():
             use = "trained on" if split == "train" else "measured"
-            lines.append(f"{count:,} of {self.rows[split]:,} {split} rows repeat an earlier one: each is {use}, their targets are shared")
+            lines.append(
+                f"{count:,} of {self.rows[split]:,} {split} rows repeat an earlier one: each is {use}, their targets are shared"
+            )
         if self.leaked:
             lines.append(
                 f"{self.leaked:,} validation rows are in the training data as well ({', '.join(self.first_leaks)}"

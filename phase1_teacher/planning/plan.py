@@ -31,7 +31,7 @@ class Demand:
     """What the data ask for."""
 
     rows: int
-    """Of both splits, those of equal content included."""
+    """Both splits, rows of equal content included."""
     samples: int
     """Rows of different content: what the teacher sees and the cache holds."""
     unreadable: int
@@ -175,7 +175,9 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
             f"{plan.longest_student:,} (data.max_length, max_position_embeddings)"
         )
     if demand.unreadable:
-        lines.append(f"            {demand.unreadable:,} samples cannot be used and are skipped: firstsight data check names each")
+        lines.append(
+            f"            {demand.unreadable:,} samples cannot be used and are skipped: firstsight data check names each"
+        )
     lines += [f"            {note}" for note in demand.notes]
     lines += [
         "",

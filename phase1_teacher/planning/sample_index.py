@@ -96,7 +96,9 @@ class SampleIndex:
         try:
             sample = files.sample(self._file[row], self._locator[row], self._line[row])
         except DataError as error:  # it was right when the index was built
-            raise DataError(f"{place}: the row or its images were changed while the dump ran ({error}); start it again") from None
+            raise DataError(
+                f"{place}: the row or its images were changed while the dump ran ({error}); start it again"
+            ) from None
         if sample.key != key:
             raise DataError(f"{place}: the row or its images were changed while the dump ran; start it again")
         return sample
@@ -125,4 +127,3 @@ class SampleIndex:
 def _image_digests(sample: Sample) -> list[str]:
     # a sample without images is a group of its own
     return [image_digest(image) for image in sample.images] or [sample.key]
-

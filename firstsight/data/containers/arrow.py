@@ -85,7 +85,9 @@ class ArrowDirectory(Container):
             state = json.loads((self.path / "state.json").read_bytes())
             files = [self.path / entry["filename"] for entry in state["_data_files"]]
             if state.get("_indices_data_files"):
-                raise DataError(f"{self.name}: has an index of chosen rows; call flatten_indices() and save_to_disk again")
+                raise DataError(
+                    f"{self.name}: has an index of chosen rows; call flatten_indices() and save_to_disk again"
+                )
             tables = [arrow.ipc.open_stream(arrow.memory_map(str(file))).read_all() for file in files]
             return arrow.concat_tables(tables)
         except (arrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

@@ -63,7 +63,7 @@ class Spooled(Container):
             if self._spool is None:
                 self._copy()
         begin, end = self._ends[locator], self._ends[locator + 1]
-        value = pickle.loads(os.pread(self._spool.fileno(), end - begin, begin))  # noqa: S301 our own, without a name
+        value = pickle.loads(os.pread(self._spool.fileno(), end - begin, begin))  # our own file, without a name
         if isinstance(value, DataError):
             raise value
         return value

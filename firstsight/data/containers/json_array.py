@@ -56,7 +56,9 @@ class _Elements:
                 break
             if mark != ",":
                 found = repr(mark) if mark else "the end of the file"
-                raise DataError(f"{self._owner.place(number)}: expected ',' or ']' after it, got {found}; repair the file")
+                raise DataError(
+                    f"{self._owner.place(number)}: expected ',' or ']' after it, got {found}; repair the file"
+                )
             if self._next() == "]":
                 raise DataError(f"{self._owner.place(number)}: a ',' after the last row; remove it")
         if self._next():

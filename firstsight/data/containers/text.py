@@ -1,6 +1,6 @@
-"""Text files as bytes, lines and JSON: one way to split, decode and parse, with memory bounded for any content.
+r"""Text files as bytes, lines and JSON: one way to split, decode and parse, with memory bounded for any content.
 
-Lines end with `\\n`, `\\r\\n` or `\\r`, also mixed in one file. The encoding is UTF-8, with or without a byte order mark.
+Lines end with `\n`, `\r\n` or `\r`, also mixed in one file. The encoding is UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
     places = [part for message in messages for part in message["content"] if part["type"] == "image"]
     marks = sum("mark" in part for part in places)
     if 0 < marks < len(places):
-        raise DataError(f"{place}: the messages have {marks} <image> marks and {len(places) - marks} image parts; keep one kind")
+        raise DataError(
+            f"{place}: the messages have {marks} <image> marks and {len(places) - marks} image parts; keep one kind"
+        )
     own = sum("image" in part for part in places)
     if not places and listed:
         first = next((message for message in messages if message["role"] == "user"), None)

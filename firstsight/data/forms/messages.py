@@ -19,9 +19,7 @@ def _messages(row: dict[str, Any], place: str) -> Messages:
     return [{"role": "system", "content": row["system"]}, *messages]
 
 
-MESSAGES = Form(
-    name="messages", signs=("messages",), columns=frozenset({"messages", "system"}), messages=_messages
-)
+MESSAGES = Form(name="messages", signs=("messages",), columns=frozenset({"messages", "system"}), messages=_messages)
 TRL = Form(
     name="trl", signs=(), columns=frozenset({"messages", "system"}), messages=_messages, marks=False
 )  # by name alone: `<image>` in a text is text

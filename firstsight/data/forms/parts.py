@@ -10,7 +10,8 @@ from firstsight.data.strict import clean_text, known_only
 from firstsight.errors import DataError
 
 _PICTURES = ("image", "path", "url", "base64")  # keys of an image part that hold its picture
-_MARK = re.compile(r"<(image|video|audio)>")
+MARK = re.compile(r"<(image|video|audio)>")
+"""The place of a picture in a text, and of what is not read."""
 
 
 def content_parts(content: Any, place: str, *, marks: bool) -> list[dict[str, Any]]:
@@ -61,7 +62,9 @@ def _part(part: Any, place: str) -> dict[str, Any]:
         return {"type": "image", "image": picture}
     if kind in ("video", "audio", "input_audio", "video_url"):
         raise DataError(f"{place}: a part is of type {kind!r}: only text and images are read; list frames as images")
-    raise DataError(f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r:.120}")
+    raise DataError(
+        f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r:.120}"
+    )
 
 
 def _at_marks(parts: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
@@ -71,7 +74,7 @@ def _at_marks(parts: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
             made.append(part)
             continue
         text, end = part["text"], 0
-        for mark in _MARK.finditer(text):
+        for mark in MARK.finditer(text):
             if mark[1] != "image":
                 raise DataError(
                     f"{place}: a text has the mark {mark[0]}, which nothing is read for; list frames as images, "

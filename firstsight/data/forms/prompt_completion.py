@@ -9,7 +9,9 @@ from firstsight.errors import DataError
 
 
 def _messages(row: dict[str, Any], place: str) -> Messages:
-    return _side(row, "prompt", "user", place) + (_side(row, "completion", "assistant", place) if "completion" in row else [])
+    return _side(row, "prompt", "user", place) + (
+        _side(row, "completion", "assistant", place) if "completion" in row else []
+    )
 
 
 def _side(row: dict[str, Any], column: str, role: str, place: str) -> Messages:

@@ -38,7 +38,9 @@ def test_lines_of_any_end_and_mark(tmp_path, end, mark, packed):
 
 def test_a_file_that_mixes_line_ends(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_bytes(b"".join(line.encode() + end for line, end in zip(LINES, (b"\n", b"\r", b"\r\n", b"\n", b"\r"), strict=True)))
+    path.write_bytes(
+        b"".join(line.encode() + end for line, end in zip(LINES, (b"\n", b"\r", b"\r\n", b"\n", b"\r"), strict=True))
+    )
     assert read(path) == EXPECTED
 
 
@@ -77,7 +79,10 @@ def test_tables(tmp_path, name, delimiter):
 
 GOOD = LINES[0].encode()
 BAD = {
-    "latin-1": (LINES[0].encode("latin-1", "replace"), r"t\.jsonl:1: byte \d+ \(0xf6\) is not UTF-8; .* iconv -f LATIN1"),
+    "latin-1": (
+        LINES[0].encode("latin-1", "replace"),
+        r"t\.jsonl:1: byte \d+ \(0xf6\) is not UTF-8; .* iconv -f LATIN1",
+    ),
     "utf-16": (LINES[0].encode("utf-16"), r"t\.jsonl: the encoding is UTF-16, expected UTF-8; .*iconv -f UTF-16"),
     "utf-32": (LINES[0].encode("utf-32"), r"the encoding is UTF-32"),
     "utf-16 without a mark": (GOOD + b"\n" + LINES[1].encode("utf-16-le"), r"t\.jsonl:2: has a NUL byte"),
@@ -175,9 +180,9 @@ def test_a_share_for_validation_is_stable_while_data_grow(tmp_path):
     assert not train & validation
     assert 35 <= len(validation) <= 85
     path.write_text('{"question": "a"}')
+    none = DataSource(files=(path,), root=tmp_path, share=1e-9, part="validation")
     with pytest.raises(DataError, match=r"none of the 1 rows falls into this split"):
-        splits_of_one = DataSource(files=(path,), root=tmp_path, share=1e-9, part="validation")
-        load_samples(splits_of_one)
+        load_samples(none)
 
 
 @given(st.binary(max_size=60).map(lambda data: data.replace(b"\x00", b"\r").replace(b"\x01", b"\n")), st.integers(1, 9))

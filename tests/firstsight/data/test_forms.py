@@ -48,7 +48,8 @@ def shown(sample):
     lines = []
     for message in sample.prompt:
         parts = [
-            names[next(images).getpixel((0, 0))] if part == {"type": "image"} else part["text"] for part in message["content"]
+            names[next(images).getpixel((0, 0))] if part == {"type": "image"} else part["text"]
+            for part in message["content"]
         ]
         lines.append(f"{message['role']}: {''.join(parts)}")
     assert next(images, None) is None
@@ -81,7 +82,10 @@ FORMS = {
     "qwen parts": (
         {
             "messages": [
-                {"role": "user", "content": [TEXT, {"type": "image", "image": "b.png"}, {"type": "image", "image": "a.png"}]},
+                {
+                    "role": "user",
+                    "content": [TEXT, {"type": "image", "image": "b.png"}, {"type": "image", "image": "a.png"}],
+                },
                 CUP,
             ]
         },
@@ -136,7 +140,13 @@ FORMS = {
         "system: Be brief. | user: [red]What? -> A cup.",
     ),
     "llama-factory alpaca": (
-        {"instruction": "Answer.", "input": "What?", "output": "A cup.", "system": "Be brief.", "history": [["Hi", "Yes?"]]},
+        {
+            "instruction": "Answer.",
+            "input": "What?",
+            "output": "A cup.",
+            "system": "Be brief.",
+            "history": [["Hi", "Yes?"]],
+        },
         "system: Be brief. | user: Hi | assistant: Yes? | user: Answer.\nWhat? -> A cup.",
     ),
     "ms-swift": (
@@ -184,12 +194,17 @@ def test_the_model_gets_each_form_as_written_by_hand(read, models, name):
     (sample,) = read(row)
     prompter = load_prompter(models / "student", StudentSection(model=str(models / "student")), max_length=400)
     prompt, _, answer = expected.partition(" -> ")
-    text = "".join(f"<|im_start|>{role}\n{words}<|im_end|>\n" for role, words in (m.split(": ", 1) for m in prompt.split(" | ")))
+    text = "".join(
+        f"<|im_start|>{role}\n{words}<|im_end|>\n" for role, words in (m.split(": ", 1) for m in prompt.split(" | "))
+    )
     colors = re.findall(r"\[(red|blue)\]", text)
     text = re.sub(r"\[(red|blue)\]", "<|vision_start|><|image_pad|><|vision_end|>", text)
     rendered = prompter.prompt_text(sample)
     assert rendered.endswith(text + "<|im_start|>assistant\n")
-    assert rendered.removesuffix(text + "<|im_start|>assistant\n") in ("", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+    assert rendered.removesuffix(text + "<|im_start|>assistant\n") in (
+        "",
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    )
     inputs = prompter.encode(sample)
     if answer != "None":
         assert prompter.answer_text(inputs.target_ids.tolist()) == answer
@@ -198,7 +213,9 @@ def test_the_model_gets_each_form_as_written_by_hand(read, models, name):
         return
     pixels, grids = inputs.images["pixel_values"], inputs.images["image_grid_thw"]
     firsts = torch.cumsum(torch.cat([torch.zeros(1, dtype=torch.int64), grids.prod(-1)]), 0)[:-1]
-    channels = [pixels[int(first)].view(3, -1).mean(1) for first in firsts]  # red, green, blue of each picture's first patch
+    channels = [
+        pixels[int(first)].view(3, -1).mean(1) for first in firsts
+    ]  # red, green, blue of each picture's first patch
     assert ["red" if each[0] > each[2] else "blue" for each in channels] == colors
 
 
@@ -207,7 +224,9 @@ def test_columns_by_other_names(read):
     columns = {"question": "query", "answer": "label", "image": "file", "id": "uid"}
     (sample,) = read(row, columns=columns, ignore_columns=frozenset({"source"}))
     assert (shown(sample), sample.id) == ("user: [red]What? -> A cup.", "7")
-    with pytest.raises(DataError, match=r"data\.columns takes 'answer' from 'label', and the row has a column 'answer'"):
+    with pytest.raises(
+        DataError, match=r"data\.columns takes 'answer' from 'label', and the row has a column 'answer'"
+    ):
         read({**row, "answer": "x"}, columns=columns, ignore_columns=frozenset({"source"}))
 
 
@@ -249,22 +268,40 @@ BAD = [
         r"have places for 2 images, the row lists 1; make them equal",
     ),
     (
-        {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image>"}]}], "images": ["a.png"] * 2},
+        {
+            "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image>"}]}],
+            "images": ["a.png"] * 2,
+        },
         r"1 <image> marks and 1 image parts; keep one kind",
     ),
-    ({"messages": [{"role": "user", "content": "<video>x"}]}, r"a text has the mark <video>, which nothing is read for"),
-    ({"messages": [USER, {"role": "assistant", "content": "<image>"}], "images": ["a.png"]}, r"an answer cannot hold an image"),
-    ({"messages": [USER, {"role": "tool", "content": "x"}]}, r"role must be one of system, user, assistant, got 'tool'"),
+    (
+        {"messages": [{"role": "user", "content": "<video>x"}]},
+        r"a text has the mark <video>, which nothing is read for",
+    ),
+    (
+        {"messages": [USER, {"role": "assistant", "content": "<image>"}], "images": ["a.png"]},
+        r"an answer cannot hold an image",
+    ),
+    (
+        {"messages": [USER, {"role": "tool", "content": "x"}]},
+        r"role must be one of system, user, assistant, got 'tool'",
+    ),
     ({"conversations": [{"from": "function_call", "value": "x"}]}, r"'from' must be one of human, user, gpt"),
     ({"conversations": [{"from": "human", "text": "x"}]}, r"a turn has the unknown key 'text'"),
-    ({"messages": [USER], "conversations": [{"from": "human", "value": "x"}]}, r"'messages' and 'conversations': which of them"),
+    (
+        {"messages": [USER], "conversations": [{"from": "human", "value": "x"}]},
+        r"'messages' and 'conversations': which of them",
+    ),
     ({"prompt": "x", "completion": [USER]}, r"'completion' must hold assistant messages alone"),
     ({"instruction": "x", "history": [["a"]]}, r"'history' must list pairs"),
     ({"question": ["x"]}, r"'question' must be a text"),
     ({"text": "x"}, r"the row has 'text': expected one of messages, conversations.*data\.columns"),
     ({}, r"the row has no columns"),
     ({"messages": [USER], "times": [float("1e308") * 10], "frames": ["a.png"]}, r"Infinity is not JSON"),
-    ({"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]}, r"of type 'video': only text and images"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]},
+        r"of type 'video': only text and images",
+    ),
     ({"messages": [USER], "system": 5}, r"content must be a string or a list of parts, got 5"),
     ({"messages": [USER], "category": ["a"]}, r"'category' must be a name"),
 ]

@@ -104,7 +104,10 @@ def test_key_follows_content_not_place(load, tmp_path):
         (row(id=["a"]), r"train\.jsonl:2: key 'id' must be a string, got \['a'\]"),
         (row(id="\ud800"), r"train\.jsonl:2: the id has half a surrogate pair \(\\ud800\) at character 0"),
         (row(category="\udfff"), r"the category has half a surrogate pair"),
-        (row(messages=[{"role": "user", "content": "a\0b"}], images=[]), r"a message has a NUL character at character 1"),
+        (
+            row(messages=[{"role": "user", "content": "a\0b"}], images=[]),
+            r"a message has a NUL character at character 1",
+        ),
         (row(id="b", images=["three.png"]), r"train\.jsonl:2: image .*three\.png is not there"),
         (row(id="b", images=["../one.png"]), r"train\.jsonl:2: image '\.\./one\.png' lies outside data\.root"),
         (row(id="b", images=["/etc/hostname"]), r"lies outside data\.root"),

@@ -66,7 +66,9 @@ def test_rows_of_every_text_container_are_found_again(workshop, kind):
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["id", "messages", "images"])
             writer.writeheader()
-            writer.writerows({**row, "messages": json.dumps(row["messages"])} | {"images": json.dumps(row["images"])} for row in rows)
+            writer.writerows(
+                {**row, "messages": json.dumps(row["messages"])} | {"images": json.dumps(row["images"])} for row in rows
+            )
     else:
         path.write_bytes("\r".join([*lines[:3], "\n" + lines[3], *lines[4:]]).encode())
     source = DataSource(files=(path,), root=root)

@@ -1,0 +1,46 @@
+"""How a recipe's YAML is read, and how `--set section.key=value` changes it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from firstsight.errors import RecipeError
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML 1.2 floats (1e-5), and no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in a recipe's content; RecipeError."""
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or len(parts) < 2:
+        raise RecipeError(f"--set {override}: expected section.key=value, such as loss.alpha=0.5")
+    try:
+        value = yaml.load(text, Loader=RecipeLoader)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
+    section = content
+    for depth, part in enumerate(parts[:-1], start=1):
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override}: {'.'.join(parts[:depth])!r} is not a section")
+    section[parts[-1]] = value
