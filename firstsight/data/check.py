@@ -7,7 +7,7 @@ report.faults, report.summary.rows, report.lost
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -53,9 +53,8 @@ class DataReport:
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain types."""
-        content = asdict(self)
-        content["summary"].pop("_seen")
-        return {**content, "notes": self.summary.notes(), "lost": self.lost}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "summary"}
+        return {**self.summary.as_json(), **own, "lost": self.lost}
 
 
 def check_data(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from firstsight.data.sample import Sample
 
@@ -58,6 +59,14 @@ class DataSummary:
                 self.first_leaks.append(sample.place)
             return False
         return new
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts as plain types, with the notes."""
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        return {
+            **{name: dict(value) if isinstance(value, Counter) else value for name, value in counts.items()},
+            "notes": self.notes(),
+        }
 
     def notes(self) -> list[str]:
         """What a user should know before a dump or a training, a line each."""
