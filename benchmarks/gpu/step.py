@@ -79,7 +79,7 @@ class InMemory(Dataset[Any]):
         return self._items[index]
 
 
-class StepTimes(TrainerCallback):  # type: ignore[misc]
+class StepTimes(TrainerCallback):
     """The wall clock at the end of every step, when the device is done."""
 
     def __init__(self, setting: Setting) -> None:
