@@ -100,7 +100,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         progress: show a bar while the targets are compared.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run.
+        DataError: samples that the cache does not hold: how many, which, and what to run; one that is too long.
         AlignmentError: target ids that differ from the student's own tokens of the answer, with the position.
         TemperatureOutOfRange: the cache has no tail mass for this temperature.
     """
@@ -122,13 +122,16 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature
-        self._lengths: list[int] | None = None
+        self._lengths: list[int] = []
         # what stands in a hard-only row, whose stored ids are all zero: the loss takes distinct shared ids
         self._any_ids = cache.shared_mask().nonzero()[0][: cache.top_k].astype(np.int64)
         for key, sample in tqdm(
             self.samples, desc="checking targets", unit=" sample", disable=not progress, leave=False
         ):
-            self._check(sample, cache[key])
+            targets = cache[key]
+            self._check(sample, targets)
+            self._lengths.append(prompter.prompt_tokens(sample)[0] + len(targets.targets))
+            prompter.check_length(sample, self._lengths[-1])
         if self.samples:
             self._at_temperature(cache[self.samples[0][0]].targets)
 
@@ -162,7 +165,6 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         Raises:
             TemperatureOutOfRange: the cache has no tail mass for it.
         """
-        self.lengths()  # both then have them
         other = copy.copy(self)
         other.temperature = temperature
         if other.samples:
@@ -171,10 +173,6 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
 
     def lengths(self) -> list[int]:
         """Tokens of every sample, prompt, images and answer; no image is decoded."""
-        if self._lengths is None:
-            self._lengths = [
-                self.prompter.prompt_tokens(sample)[0] + len(self.cache[key].targets) for key, sample in self.samples
-            ]
         return self._lengths
 
     def _at_temperature(self, targets: Targets) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
