@@ -22,7 +22,6 @@ from firstsight.data.samples import Sample
 from firstsight.generation import generate_answers
 from phase2_student.evaluation.measure.timing import Stopwatch, Timing
 
-NEW_TOKENS = 40
 MODELS = {"teacher-int8": 30.0, "student-bf16": 15.0, "student-int8": 20.0, "student-nf4": 15.0}
 """Seconds that each takes, making it included, as reckoned."""
 
@@ -50,7 +49,7 @@ def _answers(setting: Setting, name: str) -> Figures:
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     timing = Timing(timed=setting.sizes.answers, warm_up=1)
-    seconds = Stopwatch(answer, setting.samples, timing, NEW_TOKENS).latencies
+    seconds = Stopwatch(answer, setting.samples, timing, setting.sizes.new_tokens).latencies
     figures: Figures = {
         "p50 s": statistics.median(seconds),
         "answers/s": len(seconds) / sum(seconds),

@@ -1,7 +1,8 @@
 """Part (c): the production dump, from picture files to committed units, against the bare forward pass of its teacher.
 
     bare    backbone and float32 head at the answer positions of the same batches, encoded before the clock starts
-    dump    `phase1_teacher.dump` on a new cache, its self-check included; one unit, so encoding and commit at its end overlap with nothing
+    dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing. Its self-check,
+            which a dump of any size has once, is a column of its own and in none of the others
     pictures alone    the dump's own reading and preparing of samples, without a teacher
 
 Reckoned for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
@@ -122,10 +123,10 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
                 yield item
 
     begin = time.perf_counter()
-    with patch.object(dumping, "Prefetch", Waiting):
+    with patch.object(dumping, "Prefetch", Waiting), setting.timed(TeacherForward, "_self_check") as checks:
         summary = dumping.dump(job, model=model, progress=False)
     setting.synchronize()
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin - sum(checks)
     figures: Figures = {
         "samples": summary.samples,
         "s": seconds,
@@ -134,6 +135,7 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
         "idle share": summary.idle_share,
         "waited for the first batch, s": waits[0],
         "for the others, s": sum(waits[1:]),
+        "self-check, s": sum(checks),
     }
     if summary.split_budget is not None:
         figures["memory took passes of"] = summary.split_budget

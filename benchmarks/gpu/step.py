@@ -151,6 +151,7 @@ def _step(setting: Setting, name: str, *changes: str, online: bool = False) -> F
         patch.object(training, "load_student", make_student),
         patch.object(training, "save_student", _save_nothing),
         patch.object(online_data, "load_teacher", lambda *_: setting.model("teacher-int8")),
+        setting.timed(training, "_self_check") as checks,
     ):
         training.train(plan)
     # a step is an epoch here: the file has the samples of one
@@ -158,6 +159,7 @@ def _step(setting: Setting, name: str, *changes: str, online: bool = False) -> F
     figures = _speed(setting, [row["seconds"] for row in history[1:]], plan.train.lengths(), others)
     if not online:
         figures["planned GB"] = _planned(plan.recipe) / 1e9
+    figures["self-check, s"] = sum(checks)
     return figures | {name: history[-1]["train"][name] for name in ("loss", "kd", "ce")}
 
 
