@@ -110,7 +110,7 @@ def stored_mass(location: str, temperatures: tuple[float, ...] = (1.0, 1.5, 2.0,
 @click.option("--steps", default=50, show_default=True, type=click.IntRange(min=1), help="Steps of the student.")
 def main(out: Path, answers: int, steps: int) -> None:
     """Dump the teacher's answers and soft targets, train a student on them, and print what came out."""
-    from phase2_student.training.prepare import prepare as prepare_training
+    from phase2_student.training.prepare import prepare
     from phase2_student.training.train import train
 
     teacher = teacher_directory(out / "teacher")
@@ -139,7 +139,7 @@ def main(out: Path, answers: int, steps: int) -> None:
     click.echo(f"dump: {summary.samples} answers, {summary.positions} positions, {time.perf_counter() - begin:.0f} s")
     masses = ", ".join(f"T = {T:g}: {mass:.3f}" for T, mass in stored_mass(loaded.cache_location).items())
     click.echo(f"mass of the 64 stored entries: {masses}")
-    result = train(prepare_training(loaded))
+    result = train(prepare(loaded))
     log = json.loads((out / "run" / "training_history.json").read_text(encoding="utf-8"))
     click.echo(f"train: {result.steps} steps, {result.seconds:.0f} s; {log[-1]['train']}")
 
