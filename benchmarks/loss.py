@@ -93,7 +93,7 @@ def measure(variant: str, N: int, D: int, V: int, K: int, threads: int) -> dict[
     with PeakMemory() as memory:
         begin = time.perf_counter()
         loss = losses[variant]()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         seconds = time.perf_counter() - begin
     return {"seconds": seconds, "bytes": float(memory.peak_bytes or 0), "loss": loss.item()}
 
