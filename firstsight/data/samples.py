@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from firstsight.data.compact import NumberSet, text_mark
 from firstsight.data.containers import open_container
 from firstsight.data.row import parse_row
 from firstsight.data.sample import Sample as Sample
@@ -61,7 +62,7 @@ class SampleFiles:
         """
         self.repeated_ids = 0
         rows = taken = 0
-        seen: set[int] = set()  # hashes: an id may be long
+        seen = NumberSet()
         repeated: dict[str, int] = {}
         for file, container in enumerate(self.containers):
             try:
@@ -78,10 +79,9 @@ class SampleFiles:
                             raise
                         fault(error)
                         continue
-                    if hash(sample.id) in seen:
+                    if not seen.add(text_mark(sample.id)):
                         self.repeated_ids += 1
                         sample = replace(sample, id=_next_id(sample.id, seen, repeated))
-                    seen.add(hash(sample.id))
                     taken += 1
                     yield Located(file=file, locator=locator, number=number, sample=sample)
             except DataError as error:
@@ -107,9 +107,9 @@ class SampleFiles:
         return self.containers[file].place(number)
 
 
-def _next_id(name: str, seen: set[int], repeated: dict[str, int]) -> str:
+def _next_id(name: str, seen: NumberSet, repeated: dict[str, int]) -> str:
     count = repeated.get(name, 1) + 1
-    while hash(f"{name}#{count}") in seen:
+    while not seen.add(text_mark(f"{name}#{count}")):
         count += 1
     repeated[name] = count
     return f"{name}#{count}"

@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from firstsight.data.compact import NumberSet
 from firstsight.data.sample import Sample
 
 
 @dataclass(kw_only=True)
 class DataSummary:
-    """Counts over the samples of both splits; some 100 bytes a sample are held."""
+    """Counts over the samples of both splits; some 10 bytes a sample are held."""
 
     rows: Counter[str] = field(default_factory=Counter)
     """By split."""
@@ -30,7 +31,9 @@ class DataSummary:
     """Validation rows whose content a training row has."""
     first_leaks: list[str] = field(default_factory=list)
     """Places of the first of them."""
-    _seen: dict[str, set[int]] = field(default_factory=lambda: {"train": set(), "validation": set()}, repr=False)
+    _seen: dict[str, NumberSet] = field(
+        default_factory=lambda: {"train": NumberSet(), "validation": NumberSet()}, repr=False
+    )
 
     def add(self, split: str, sample: Sample) -> bool:
         """Count a sample; whether no row before it has its content. Training rows come first.
@@ -48,12 +51,10 @@ class DataSummary:
         self.earlier_answers += earlier
         self.with_earlier_answers += earlier > 0
         mark = int(sample.key[:16], 16)
-        own, trained = self._seen[split], self._seen["train"]
-        new = mark not in own
+        new = self._seen[split].add(mark)
         if not new:
             self.repeated[split] += 1
-        own.add(mark)
-        if split == "validation" and mark in trained:
+        if split == "validation" and mark in self._seen["train"]:
             self.leaked += 1
             if len(self.first_leaks) < 5:
                 self.first_leaks.append(sample.place)
