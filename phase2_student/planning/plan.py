@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from firstsight.data.samples import iter_samples
 from firstsight.data.summary import DataSummary
+from firstsight.errors import DataError
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.pair import load_prompter
@@ -19,6 +20,8 @@ from phase2_student.data.order import GlobalBatches
 from phase2_student.planning.footprint import MODES, Footprint, Mode, Shape, footprint, student_shape
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.weights import check_weights
+
+_UNREADABLE = "{:,} samples cannot be used and are skipped: firstsight data check names each"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +109,19 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = most_patches = too_long = 0
+    positions = most_patches = too_long = unreadable = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
     summary = DataSummary()
     rows = iter_samples(recipe.source("train"))
     for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
         summary.add("train", sample)
-        prompt, image_tokens = prompter.prompt_tokens(sample)
+        try:
+            prompt, image_tokens = prompter.prompt_tokens(sample)
+        except DataError:
+            if recipe.cache.on_error == "stop":
+                raise
+            unreadable += 1
+            continue
         # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
         lengths.append(prompt + answer)
@@ -137,7 +146,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         longest=max(lengths, default=0),
         most_patches=most_patches,
         too_long=too_long,
-        notes=tuple(summary.notes()),
+        notes=tuple(summary.notes() + ([_UNREADABLE.format(unreadable)] if unreadable else [])),
         micro_batch=size,
         global_batch=size * accumulation * processes,
         processes=processes,
