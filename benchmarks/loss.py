@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from phase2_student.evaluation.measure.memory import PeakMemory
+from phase2_student.loss.divergences import DIVERGENCES
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective
 from phase2_student.loss.targets import StoredTargets
@@ -30,6 +31,10 @@ from phase2_student.loss.targets import StoredTargets
 
 SMALL_CHUNK = 64
 VARIANTS = ("cross-entropy", "unfused", "fused", "fused-small", "fused-hard", "fused-soft")
+OTHERS = tuple(name for name in DIVERGENCES if name != "forward_kl")
+"""Variants that are the fused loss with another divergence; forward KL's is `fused`."""
+WHOLE = "whole "
+"""Begins the name of a variant on whole distributions, in place of stored entries."""
 
 
 def make_inputs(N: int, D: int, V: int, K: int) -> tuple[Tensor, Tensor, StoredTargets, Tensor]:

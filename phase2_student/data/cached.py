@@ -50,6 +50,7 @@ class CacheSource:
         self.prompter = prompter
         self.temperature = temperature
         self.progress = progress
+        self.entries: int | None = cache.spec["top_k"]
 
     def at(self, recipe: Recipe) -> CacheSource:
         """The same cache for a recipe with another loss."""

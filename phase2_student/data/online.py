@@ -66,6 +66,7 @@ class TeacherSource:
     """
 
     note = "the teacher in memory"
+    entries: int | None = None
 
     def __init__(self, recipe: Recipe, pair: Pair) -> None:
         self.recipe = recipe

@@ -53,6 +53,8 @@ class TargetSource(Protocol):
     """The student's."""
     note: str
     """For the terminal; empty for the usual source."""
+    entries: int | None
+    """Stored per position, beside the mass of the rest; None: whole distributions."""
 
     def at(self, recipe: Recipe) -> TargetSource:
         """The same targets for a recipe that differs in its loss, training or weights."""

@@ -15,6 +15,7 @@ from firstsight.identity import model_name
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.recipe import Recipe
 from phase2_student.data.source import SampleDataset, TargetSource, open_source
+from phase2_student.loss.objective import Objective
 from phase2_student.runs.run_directory import check_run, run_identity
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.weights import check_weights, precision_text
@@ -41,6 +42,11 @@ class Plan:
         """Which arithmetic the run uses, in words."""
         return precision_text(self.recipe.student, self.arguments)
 
+    @property
+    def objective_text(self) -> str:
+        """What is minimised, in words."""
+        return Objective.of_recipe(self.recipe.loss).text(self.source.entries)
+
     def identity(self) -> dict[str, Any]:
         """What the weights of the run depend on, by dotted names."""
         arguments = self.arguments
@@ -60,6 +66,7 @@ class Plan:
             "student": model_name(self.recipe, self.recipe.student),
             **self.source.facts(),
             "data_root": str(self.recipe.data_root),
+            "objective": self.objective_text,
             "precision": self.precision,
             "seed": self.arguments.seed,
             "processes": self.arguments.world_size,

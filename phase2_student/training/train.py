@@ -91,7 +91,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             train_dataset=plan.train,
             eval_dataset=plan.validation,
             optimizer_cls_and_kwargs=optimizer_class(recipe.student, arguments),
-            callbacks=[HistoryCallback(output_dir, save), stop, ValidationLines()],
+            callbacks=[HistoryCallback(output_dir, save, plan.objective_text), stop, ValidationLines()],
         )
         trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
         if not arguments.disable_tqdm:
