@@ -4,7 +4,7 @@
     python -m benchmarks.loss --positions 512 --divergences      # each beside forward KL, on stored entries and on whole distributions
 
 Every measurement is a process of its own, so that peaks are honest, and the variants take turns, so that a machine that
-slows down slows them all. Memory is the peak of the resident set above the inputs (states, head, targets). Printed are the
+slows down slows them all; processor time is printed beside the clock's. Memory is the peak of the resident set above the inputs (states, head, targets). Printed are the
 medians and their ratios to plain cross-entropy (with --divergences: to forward KL on the same targets) of the same run.
 """
 
@@ -116,11 +116,11 @@ def measure(variant: str, N: int, D: int, V: int, K: int, threads: int) -> dict[
         losses[name] = partial(fused, 0.7, kind=kind, divergence=divergence)
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # threads and libraries are up
     with PeakMemory() as memory:
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         loss = losses[variant]()
         loss.backward()
-        seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "bytes": float(memory.peak_bytes or 0), "loss": loss.item()}
+        seconds, processor = time.perf_counter() - begin, time.process_time() - processor
+    return {"seconds": seconds, "processor": processor, "bytes": float(memory.peak_bytes or 0), "loss": loss.item()}
 
 
 @click.command()
@@ -162,15 +162,18 @@ def main(
             command = [sys.executable, "-m", "benchmarks.loss", *map(str, sizes), "--one", name]
             runs[name].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     medians = {
-        name: {field: statistics.median(run[field] for run in runs[name]) for field in ("seconds", "bytes")}
+        name: {
+            field: statistics.median(run[field] for run in runs[name]) for field in ("seconds", "processor", "bytes")
+        }
         for name in variants
     }
     click.echo(f"N = {N:,}, D = {D:,}, V = {V:,}, k = {K}, fp32, {threads} threads, median of {repeats}")
-    click.echo(f"{'':18}{'s':>8}{'x':>7}{'MB':>9}{'x':>7}")
+    click.echo(f"{'':18}{'s':>8}{'x':>7}{'cpu s':>8}{'x':>7}{'MB':>9}{'x':>7}")
     for name, median in medians.items():
         base = medians[f"{name.partition(' ')[0]} forward_kl" if divergences else "cross-entropy"]
         click.echo(
             f"{name:18}{median['seconds']:8.2f}{median['seconds'] / base['seconds']:7.2f}"
+            f"{median['processor']:8.2f}{median['processor'] / base['processor']:7.2f}"
             f"{median['bytes'] / 1e6:9,.0f}{median['bytes'] / base['bytes']:7.2f}"
         )
 

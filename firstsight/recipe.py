@@ -16,10 +16,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from firstsight.errors import ModelError, RecipeError
+from firstsight.secrets import secret_places
 
 
 class Section(BaseModel):
@@ -312,6 +322,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(content, override)
     content.pop("directory", None)
+    if secret := next(secret_places(content), None):
+        raise RecipeError(
+            f"{path}: {secret}: looks like a secret, and a recipe is written into runs, reports and published folders; remove it, and "
+            "give it to the program that needs it by the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...)"
+        )
     try:
         return Recipe.model_validate({**content, "directory": path.resolve().parent})
     except ValidationError as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.runs.records import Run
 
-_HIDDEN = {"cache digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
+_HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
 """Digests: shown as A, B, ..., since only whether they differ is of interest."""
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from firstsight.errors import DataError
 from firstsight.recipe import LossSection
+from firstsight.secrets import masked
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.run_directory import RUN
 
@@ -168,4 +169,4 @@ def _recipe(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not YAML ({' '.join(str(error).split())[:160]}); train again or repair it") from None
-    return content if isinstance(content, dict) else {}
+    return masked(content) if isinstance(content, dict) else {}  # older recipes may hold a token

@@ -54,8 +54,7 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
             raise RecipeError(f"training.{name}: {reason}{'' if name == 'hub_token' else f', got {value!r}'}")
     if recipe.training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise RecipeError("training.ddp_backend: is for several processes, started by torchrun or accelerate launch")
-    stock = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
-    if reason := lacking(recipe.training, {**stock, **_DEFAULTS}):
+    if reason := lacking(recipe.training, training_defaults()):
         raise RecipeError(reason)
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
     values = {
@@ -86,18 +85,27 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     return arguments
 
 
+def training_defaults() -> dict[str, Any]:
+    """What applies where a recipe's `training` section says nothing, by name."""
+    from transformers import TrainingArguments
+
+    return {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | _DEFAULTS
+
+
 def _check_trackers(names: list[str]) -> None:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
 
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise RecipeError(f"training.report_to: transformers knows no tracker {name!r}; none, all, or some of: {known}")
-        if name in _TRACKERS:
-            installed = importlib.util.find_spec(name) is not None
-        else:
-            installed = name in get_available_reporting_integrations()
-        if not installed:
+            raise RecipeError(
+                f"training.report_to: transformers knows no tracker {name!r}; none, all, or some of: {known}"
+            )
+        ours = name in _TRACKERS  # as it is found by `training_arguments`
+        if not (importlib.util.find_spec(name) if ours else name in get_available_reporting_integrations()):
             raise RecipeError(f"training.report_to: {name} is not installed; pip install {name}, or remove it")
 
 

@@ -64,7 +64,10 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "eval_accumulation_steps": ((None,), _LOOP),
     "include_for_metrics": (([],), _LOOP),
     "batch_eval_metrics": ((False,), _LOOP),
-    "save_only_model": ((False,), "without optimiser and schedule a run cannot be continued; final/ is the model alone"),
+    "save_only_model": (
+        (False,),
+        "without optimiser and schedule a run cannot be continued; final/ is the model alone",
+    ),
     "save_on_each_node": ((False,), "a run has one directory, which all its nodes see"),
     "enable_jit_checkpoint": ((False,), "SIGTERM saves a checkpoint anyway"),
     "push_to_hub": ((False,), _PUSH),
@@ -80,7 +83,10 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "ignore_data_skip": ((False,), "a run continues with the sample that comes next"),
     "restore_callback_states_from_checkpoint": ((False,), "a run has no callbacks but its own, which keep no state"),
     "accelerator_config": ((None,), _DEAL),
-    "parallelism_config": ((None,), "DDP and FSDP2 (examples/accelerate) are what was tried; no other way to split a model"),
+    "parallelism_config": (
+        (None,),
+        "DDP and FSDP2 (examples/accelerate) are what was tried; no other way to split a model",
+    ),
     "dataloader_drop_last": ((False,), "every sample is seen in every epoch, the last batch is smaller"),
     "remove_unused_columns": ((False,), "samples have no columns"),
     "label_names": ((None, []), "samples have no columns"),

@@ -17,7 +17,7 @@ from firstsight.recipe import Recipe
 from phase2_student.data.source import SampleDataset, TargetSource, open_source
 from phase2_student.loss.objective import Objective
 from phase2_student.runs.run_directory import check_run, run_identity
-from phase2_student.training.arguments import training_arguments
+from phase2_student.training.arguments import training_arguments, training_defaults
 from phase2_student.training.weights import check_weights, precision_text
 
 
@@ -52,12 +52,24 @@ class Plan:
         arguments = self.arguments
         return run_identity(
             self.recipe,
-            targets=self.source.identity(),
+            targets=self.source.identity([key for key, _ in (*self.train.samples, *self.validation.samples)]),
+            defaults=training_defaults(),
             sample_keys=[key for key, _ in self.train.samples],
             global_batch=arguments.per_device_train_batch_size
             * arguments.gradient_accumulation_steps
             * arguments.world_size,
             seed=arguments.seed,
+        )
+
+    def check_run(self, *, overwrite: bool) -> bool:
+        """Whether the run is finished already; see `run_directory.check_run`."""
+        return check_run(
+            self.recipe.output_dir,
+            self.identity(),
+            defaults=training_defaults(),
+            cache_digest=self.source.facts()["cache_digest"],
+            recipe_directory=self.recipe.directory,
+            overwrite=overwrite,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -119,7 +131,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
 
 def is_finished(plan: Plan) -> bool:
     """Whether nothing is left to do; refuses an output directory that holds the run of another recipe."""
-    return check_run(plan.recipe.output_dir, plan.identity(), overwrite=False)
+    return plan.check_run(overwrite=False)
 
 
 def _same_samples(recipe: Recipe, other: Recipe) -> bool:

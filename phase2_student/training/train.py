@@ -19,7 +19,7 @@ from firstsight.prompting import collate
 from phase2_student.loss.objective import Objective
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory
-from phase2_student.runs.run_directory import begin_run, check_run
+from phase2_student.runs.run_directory import begin_run
 from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.prepare import Plan
 from phase2_student.training.student import LossSettings, save_student, with_distillation_forward
@@ -69,7 +69,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     output_dir, identity = recipe.output_dir, plan.identity()
     with arguments.main_process_first(desc="run directory"):
         main = arguments.process_index == 0
-        if check_run(output_dir, identity, overwrite=overwrite and main):
+        if plan.check_run(overwrite=overwrite and main):
             return _finished(output_dir)
         if main:
             begin_run(output_dir, recipe, identity, plan.facts())

@@ -67,7 +67,11 @@ def test_urls_stay_urls(write):
         ("los: {alpha: 0.5}", [], r"los: no such key; did you mean 'loss'\?"),
         ("{}", ["loss.alpha=1.7"], r"loss\.alpha: input should be less than or equal to 1, got 1\.7"),
         ("{}", ["loss.divergence=kl"], r"loss\.divergence: input should be 'forward_kl', 'reverse_kl', .* got 'kl'"),
-        ("{}", ["loss.beta=0.3"], r"loss\.beta: forward_kl has no beta; remove the key, or take .* skewed_kl, js, got 0\.3"),
+        (
+            "{}",
+            ["loss.beta=0.3"],
+            r"loss\.beta: forward_kl has no beta; remove the key, or take .* skewed_kl, js, got 0\.3",
+        ),
         ("loss: {divergence: tv, beta: 0.3}", [], r"loss\.beta: tv has no beta"),
         ("loss: {beta: 0.3, divergence: reverse_kl}", [], r"loss\.beta: reverse_kl has no beta"),
         ("loss: {divergence: js, beta: 0}", [], r"loss\.beta: must lie between 0 and 1, both excluded .*, got 0"),

@@ -1,6 +1,7 @@
 """Every divergence against autograd of its textbook form, from logits to the gradient of states and head; where it has no bound."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -94,9 +95,7 @@ def test_the_fused_loss_is_autograd_of_the_textbook_form(name, temperature, kind
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert terms.kd.item() == pytest.approx(kd.item(), rel=1e-5)
-    for got, want in zip(
-        torch.autograd.grad(loss, [states, head]), torch.autograd.grad(expected, plain), strict=True
-    ):
+    for got, want in zip(torch.autograd.grad(loss, [states, head]), torch.autograd.grad(expected, plain), strict=True):
         assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
 
 
@@ -133,7 +132,7 @@ def test_merged_outcomes_give_a_lower_bound(name):
         objective = Objective(temperature=2.0, alpha=1.0, divergence=divergence(name))
         _, terms = distillation_loss(states, head, targets, objective, unshared_ids=unshared, num_items=1.0)
         values.append(terms.kd.item())
-    assert all(0 < less <= more * (1 + 1e-6) for less, more in zip(values, values[1:], strict=False)), values
+    assert all(0 < less <= more * (1 + 1e-6) for less, more in pairwise(values)), values
 
 
 def extreme_targets(log_p, log_r):
@@ -202,9 +201,7 @@ def test_whole_distributions_with_vanishing_entries(name):
     states = torch.ones(2, 1, requires_grad=True)
     head = torch.linspace(5e3, 0, V)[:, None].requires_grad_()
     objective = Objective(temperature=1.0, alpha=0.5, divergence=divergence(name))
-    loss, _ = distillation_loss(
-        states, head, targets, objective, unshared_ids=torch.arange(V - 5, V), num_items=2.0
-    )
+    loss, _ = distillation_loss(states, head, targets, objective, unshared_ids=torch.arange(V - 5, V), num_items=2.0)
     assert math.isfinite(loss.item())
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, [states, head]))
 

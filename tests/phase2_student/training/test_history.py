@@ -77,7 +77,10 @@ def test_a_run_has_one_best_loss_wherever_it_is_shown(tmp_path, losses, best):
 
 def test_the_best_student_is_not_put_in_place_of_the_last(world):
     recipe = load_recipe(world / "recipe.yaml", ["training.load_best_model_at_end=true"])
-    with pytest.raises(RecipeError, match=r"training\.load_best_model_at_end: is not a setting .*best/ holds the best student.*, got True"):
+    with pytest.raises(
+        RecipeError,
+        match=r"training\.load_best_model_at_end: is not a setting .*best/ holds the best student.*, got True",
+    ):
         training_arguments(recipe)
 
 

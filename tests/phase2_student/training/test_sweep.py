@@ -162,7 +162,9 @@ def test_a_sweep_over_divergences_and_what_compare_shows_of_it(world):
 def test_a_run_of_before_there_were_divergences_is_continued_and_compared(world):
     short = ["--config", world / "recipe.yaml", *SHORT, "--set", "training.max_steps=3"]
     assert run("train", *short, "--set", "training.output_dir=runs/two/old").exit_code == 0
-    assert run("train", *short, "--set", "training.output_dir=runs/two/new", "--set", "loss.divergence=tv").exit_code == 0
+    assert (
+        run("train", *short, "--set", "training.output_dir=runs/two/new", "--set", "loss.divergence=tv").exit_code == 0
+    )
     old = world / "runs" / "two" / "old"
     facts = json.loads((old / "run.json").read_text())
     assert not {"loss.divergence", "loss.beta"} & facts["identity"].keys()
