@@ -1,7 +1,7 @@
 """Time and peak memory of the fused distillation loss against plain cross-entropy, forward and backward.
 
     python -m benchmarks.loss [--positions 2048 --hidden 1536 --vocabulary 151936 --top-k 64 --repeats 3 --threads 2]
-    python -m benchmarks.loss --positions 512 --divergences      # each beside forward KL, on stored entries and on whole distributions
+    python -m benchmarks.loss --positions 512 --divergences     # each beside forward KL, on both kinds of targets
 
 Every measurement is a process of its own, so that peaks are honest, and the variants take turns, so that a machine that
 slows down slows them all; processor time is printed beside the clock's. Memory is the peak of the resident set above the inputs (states, head, targets). Printed are the
@@ -118,7 +118,7 @@ def measure(variant: str, N: int, D: int, V: int, K: int, threads: int) -> dict[
     with PeakMemory() as memory:
         begin, processor = time.perf_counter(), time.process_time()
         loss = losses[variant]()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         seconds, processor = time.perf_counter() - begin, time.process_time() - processor
     return {"seconds": seconds, "processor": processor, "bytes": float(memory.peak_bytes or 0), "loss": loss.item()}
 
