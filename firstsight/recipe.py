@@ -9,25 +9,27 @@ by name and is checked by `check_training`, which imports them.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from firstsight.data.source import COLUMNS, FORMATS, DataSource
+from firstsight.data.section import DataSection as DataSection
+from firstsight.data.source import DataSource
 from firstsight.errors import ModelError, RecipeError
-from firstsight.recipe_yaml import RecipeLoader, apply_override
-
-
-class Section(BaseModel):
-    """A section of a recipe: keyword-only, immutable, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from firstsight.recipe_yaml import RecipeLoader, Section, apply_override, nearest
+from firstsight.secrets import secret_places
 
 
 class TeacherSection(Section):
@@ -91,56 +93,6 @@ class StudentSection(Section):
     trust_remote_code: bool = False
 
 
-class DataSection(Section):
-    """Where the samples are."""
-
-    root: Path = Path("data")
-    """Directory of the data files."""
-    train: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("train.jsonl")
-    """A file, or a list of files, relative to `root`: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory."""
-    validation: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("validation.jsonl")
-    """As `train`; or a share of the training rows such as `5%`, chosen by their content."""
-    image_root: Path | None = None
-    """Image paths of the rows are relative to it and stay under it; null: `root`."""
-    format: Literal[FORMATS] | None = None  # type: ignore[valid-type]
-    """The form of the rows (docs/data.md); null: found by looking at each row."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Our name of a column -> its name in the files, such as `{question: query, answer: label}`."""
-    ignore_columns: tuple[str, ...] = ()
-    """Columns of the rows that are of no use; any other column that nothing is done with is an error."""
-    max_length: Annotated[int, Field(gt=0)] = 4096
-    """Longest sequence in tokens, images and answer included; a longer sample is refused."""
-    system_prompt: str | None = None
-    """Put before the messages of samples that have no system message; null: the chat template's default."""
-
-    @property
-    def share(self) -> float:
-        """The part of the training rows that is for validation; 0: validation has files of its own."""
-        text = str(self.validation)
-        return float(text[:-1]) / 100 if _SHARE.fullmatch(text) else 0.0
-
-    @field_validator("columns")
-    @classmethod
-    def _columns_of_ours(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if name not in COLUMNS:
-                raise ValueError(f"has no column {name!r}{_nearest(name, sorted(COLUMNS))}")
-        if len(set(value.values())) < len(value):
-            raise ValueError("must take each column of ours from another one of the files")
-        return value
-
-    @field_validator("validation")
-    @classmethod
-    def _share_within(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
-        text = str(value)
-        if text.endswith("%") and not (_SHARE.fullmatch(text) and 0 < float(text[:-1]) < 100):
-            raise ValueError("must be a file or a share above 0% and below 100%, such as 5%")
-        return value
-
-
-_SHARE = re.compile(r"\d+(\.\d+)?%")
-
-
 _UNITS = {
     "": 1,
     "b": 1,
@@ -197,17 +149,38 @@ class CacheSection(Section):
         return value
 
 
+_BETAS = {"skewed_kl": 0.1, "js": 0.5}
+"""Divergences that have a `loss.beta`, and its default."""
+
+
 class LossSection(Section):
-    """The distillation loss: alpha * KL at a temperature + (1 - alpha) * cross-entropy."""
+    """The distillation loss: alpha * divergence at a temperature + (1 - alpha) * cross-entropy."""
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Within the range of cache.temperatures."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Weight of the KL; 0: hard labels only."""
-    divergence: Literal["forward_kl"] = "forward_kl"
-    """What is minimised between teacher and student. `forward_kl`: KL(teacher || student)."""
+    """Weight of the divergence; 0: hard labels only."""
+    divergence: Literal["forward_kl", "reverse_kl", "skewed_kl", "js", "tv"] = "forward_kl"
+    """What is minimised between teacher p and student q. `forward_kl`: KL(p || q); `reverse_kl`: KL(q || p); `skewed_kl`:
+    KL(p || beta p + (1 - beta) q); `js`: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; `tv`: half the
+    sum of |p - q|. On a top_k cache that of the stored entries and the rest as one outcome, a lower bound."""
+    beta: Annotated[float | None, Field(validate_default=True)] = None
+    """Between 0 and 1, of `skewed_kl` (default 0.1) and `js` (default 0.5); the others have none."""
     tail: Literal["bucket", "renormalize", "none"] = "bucket"
     """What stands for the entries that are not stored."""
+
+    @field_validator("beta")
+    @classmethod
+    def _beta_of_the_divergence(cls, value: float | None, info: ValidationInfo) -> float | None:
+        divergence = info.data.get("divergence")
+        if value is None or divergence is None:  # a divergence that does not exist is reported by its own field
+            return _BETAS.get(str(divergence))
+        if divergence not in _BETAS:
+            raise ValueError(f"{divergence} has no beta; remove the key, or take one that has it: {', '.join(_BETAS)}")
+        if not 0 < value < 1:
+            ends = {"skewed_kl": "forward_kl is its limit at 0", "js": "forward_kl and reverse_kl stand for 0 and 1"}
+            raise ValueError(f"must lie between 0 and 1, both excluded ({ends[divergence]})")
+        return value
 
 
 class Recipe(Section):
@@ -347,6 +320,11 @@ def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) 
         RecipeError: names the key, what was expected and what was found.
     """
     content = {key: value for key, value in content.items() if key != "directory"}
+    if secret := next(secret_places(content), None):
+        raise RecipeError(
+            f"{name}: {secret}: looks like a secret, and a recipe is written into runs, reports and published folders; remove it, and "
+            "give it to the program that needs it by the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...)"
+        )
     try:
         return Recipe.model_validate({**content, "directory": directory})
     except ValidationError as error:
@@ -366,7 +344,7 @@ def check_training(training: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for name in training:
         if name not in known:
-            raise RecipeError(f"training.{name}: no such key in TrainingArguments{_nearest(name, known)}")
+            raise RecipeError(f"training.{name}: no such key in TrainingArguments{nearest(name, known)}")
 
 
 def _first_error(error: ValidationError) -> str:
@@ -378,7 +356,7 @@ def _first_error(error: ValidationError) -> str:
         for part in place[:-1]:
             owner = _section(owner.model_fields[part].annotation)
         known = [name for name in owner.model_fields if name != "directory"]
-        return f"{dotted}: no such key{_nearest(place[-1], known)}"
+        return f"{dotted}: no such key{nearest(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if not place:
         return message
@@ -388,8 +366,3 @@ def _first_error(error: ValidationError) -> str:
 def _section(annotation: Any) -> Any:
     """The section class of a field that holds one, or one or nothing."""
     return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else f"; known keys: {', '.join(sorted(known))}"

@@ -1,13 +1,22 @@
-"""How a recipe's YAML is read, and how `--set section.key=value` changes it."""
+"""What a recipe is read with: its YAML, the kind of its sections, `--set section.key=value`, the nearest known key."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from firstsight.errors import RecipeError
+
+
+class Section(BaseModel):
+    """A section of a recipe: keyword-only, immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -44,3 +53,9 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise RecipeError(f"--set {override}: {'.'.join(parts[:depth])!r} is not a section")
     section[parts[-1]] = value
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What a message says of a name that is not known."""
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; known keys: {', '.join(sorted(known))}"
