@@ -115,6 +115,10 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         too_long += prompt + answer > prompter.longest
         positions += answer
         most_patches = max(most_patches, image_tokens * per_token)
+    validation_samples = 0
+    for sample in iter_samples(recipe.file("validation"), recipe.data_root):
+        validation_samples += 1
+        too_long += prompter.sample_tokens(sample) > prompter.longest
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     batches = GlobalBatches(
@@ -124,7 +128,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_per_epoch * arguments.num_train_epochs)
     return Work(
         samples=len(lengths),
-        validation_samples=sum(1 for _ in iter_samples(recipe.file("validation"), recipe.data_root)),
+        validation_samples=validation_samples,
         tokens=sum(lengths),
         positions=positions,
         padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
