@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -148,7 +149,9 @@ class Prompter:
         """
         self._refuse_control_tokens(sample)
         self._refuse_images(sample)
-        texts = self.family.image_texts(self.processor, sample.image_sizes()) if sample.images else ()
+        sizes = sample.image_sizes()
+        with _named(sample, sizes):
+            texts = self.family.image_texts(self.processor, sizes) if sample.images else ()
         expanded = self._with_images(self.prompt_text(sample), texts)
         if not sample.images:
             return len(self.family.tokenize_prompt(self.processor, expanded)), 0
@@ -167,6 +170,9 @@ class Prompter:
         """All images of a sample, RGB, as model inputs.
 
         Threads may call this at the same time, unlike everything with a tokenizer in it.
+
+        Raises:
+            ValueError: the processor refuses an image; `encode` says whose it is.
         """
         return self.family.image_inputs(self.processor, images)
 
@@ -184,10 +190,12 @@ class Prompter:
         Raises:
             DataError: an image that cannot be read, special tokens in the text, or more than `max_length` tokens.
         """
-        self._refuse_control_tokens(sample)
+        self.check_text(sample)
         self._refuse_images(sample)
         if pictures is None and sample.images:
-            pictures = self.pictures(sample.open_images())
+            images = sample.open_images()
+            with _named(sample, [image.size for image in images]):
+                pictures = self.pictures(images)
         if answer_ids is None:
             answer_ids = self.answer_ids(sample.answer) if sample.answer is not None else []
         encoded = self._encode(self.prompt_text(sample), pictures).with_answer(answer_ids)
@@ -296,8 +304,8 @@ class Prompter:
                 return found[0]
         return None
 
-    def _refuse_control_tokens(self, sample: Sample) -> None:
-        """A control token in a user's text would be read as structure: shifted rows, or an image that is not there."""
+    def check_text(self, sample: Sample) -> None:
+        """Raise DataError for a control token in a user's text: it would be read as structure, or as an image that is not there."""
         texts = [part["text"] for message in sample.prompt for part in message["content"] if part["type"] == "text"]
         if token := self._control_token([*texts, sample.answer or ""]):
             raise DataError(
@@ -310,6 +318,21 @@ class Prompter:
                 f"{sample.place}: sample {sample.id!r} has {len(sample.images)} images, and {self.family.name} sees none; "
                 "use a vision-language model, or rows of text"
             )
+
+
+@contextmanager
+def _named(sample: Sample, sizes: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """What a processor refuses about a sample's images, such as an aspect ratio, as a DataError that names the sample."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        shown = ", ".join(f"{width} x {height}" for width, height in sizes)
+        raise DataError(
+            f"{sample.place}: sample {sample.id!r}: the model's image processor refuses its images of {shown} pixels "
+            f"({' '.join(str(error).split())}); cut or replace them"
+        ) from None
 
 
 def collate(

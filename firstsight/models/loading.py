@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from firstsight.data.samples import file_digest
+from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
 from firstsight.families import family_of, known_families
 from firstsight.models.quantization import Quantization, quantization_config, silence

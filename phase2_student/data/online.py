@@ -198,7 +198,7 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
                 f"{len(unanswered)} samples have no answer ({', '.join(unanswered[:5])}): online training cannot let the teacher "
                 "answer; add answers, or dump with cache.generate_missing: true and train on the cache"
             )
-        self.samples = list({sample.key: sample for sample in samples}.items())
+        self.samples = [(sample.key, sample) for sample in samples]
         self.pair = pair
         for _, sample in self.samples:
             pair.check(sample)
