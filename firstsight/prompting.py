@@ -31,6 +31,8 @@ from firstsight.vocabulary import spelling
 # texts are tokenised one by one, beside a model that wants the cores: the tokenizers' own threads only take them away
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_OR_SMALLER = ", or lower max_pixels"
+
 # B samples, L tokens of the longest, N answer positions of a batch, P of a sample
 
 
@@ -140,7 +142,12 @@ class Prompter:
         return text.removeprefix(self.answer_prefix)
 
     def prompt_tokens(self, sample: Sample) -> tuple[int, int]:
-        """Tokens of the prompt and how many of them are image tokens, without decoding an image."""
+        """Tokens of the prompt and how many of them are image tokens, without decoding an image.
+
+        Raises:
+            DataError: a control token in the text, or images where the model sees none.
+        """
+        self.check_text(sample)
         self._refuse_images(sample)
         sizes = sample.image_sizes()
         with _named(sample, sizes):
@@ -205,12 +212,12 @@ class Prompter:
         if length > self.max_length:
             raise DataError(
                 f"{sample.place}: sample {sample.id!r} has {length} tokens, more than data.max_length = {self.max_length}; "
-                "raise it, or lower max_pixels"
+                f"raise it{_OR_SMALLER if sample.images else ' or shorten it'}"
             )
         if self.max_positions is not None and length > self.max_positions:
             raise DataError(
                 f"{sample.place}: sample {sample.id!r} has {length} tokens, more than the {self.max_positions} positions of "
-                f"{self.family.name} (max_position_embeddings); lower max_pixels or shorten it"
+                f"{self.family.name} (max_position_embeddings); shorten it{_OR_SMALLER if sample.images else ''}"
             )
 
     def blank(self) -> Encoded | None:

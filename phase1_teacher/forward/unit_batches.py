@@ -76,9 +76,11 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
                     "cache.on_error: skip, or use another cache.path"
                 )
             sample = job.samples[key]
+            if skip:  # else everything was checked before the dump began
+                job.pair.check(sample, generated=job.recipe.cache.generate_max_tokens)
+            digests[key] = tuple(image_digest(image) for image in sample.images)
             lengths.append(_length(job, sample))
             samples[key] = sample
-            digests[key] = tuple(image_digest(image) for image in sample.images)
         except DataError as error:
             if not skip:
                 raise

@@ -48,13 +48,13 @@ def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = Tr
         progress: show a bar.
 
     Raises:
-        DataError: a row without an answer where the recipe does not let the teacher answer; a sample that is too long for
-            teacher or student, unless the recipe skips it.
+        DataError: a row without an answer where the recipe does not let the teacher answer; a sample that teacher or
+            student cannot take (`Pair.check`), unless the recipe skips it.
     """
 
     def positions(sample: Sample) -> int:
         if recipe.cache.on_error == "stop":
-            pair.check_length(sample)
+            pair.check(sample, generated=recipe.cache.generate_max_tokens)
         return answer_positions(recipe, pair.student, sample)
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:

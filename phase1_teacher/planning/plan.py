@@ -137,8 +137,8 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
         counts["prompt_tokens"] += length - image_tokens
         counts["image_tokens"] += image_tokens
         counts["longest"] = max(counts["longest"], total)
-        other = 0 if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
-        counts["too_long"] += total > pair.teacher.longest or max(total, other) > pair.student.longest
+        other = total if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
+        counts["too_long"] += total > pair.teacher.longest or other > pair.student.longest
         counts["present"] += cache is not None and sample.key in cache
         new = {hash(image) for image in sample.images} - seen
         seen |= new

@@ -244,8 +244,7 @@ def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tok
     """Answer a batch, from the samples' files to the texts."""
     prompts = [prompter.encode(sample, []) for sample in batch]
     ids = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens)
-    texts: list[str] = prompter.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
+    return [prompter.answer_text(each) for each in ids]
 
 
 def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settings) -> dict[str, object]:

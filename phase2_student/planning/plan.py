@@ -130,6 +130,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         most_patches = max(most_patches, image_tokens * per_token)
     for sample in iter_samples(recipe.source("validation")):
         summary.add("validation", sample)
+        too_long += prompter.sample_tokens(sample) > prompter.longest
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     batches = GlobalBatches(
