@@ -127,7 +127,8 @@ def main(out: Path, answers: int, steps: int) -> None:
             "per_device_train_batch_size": 8,
             "learning_rate": 1e-3,
             "save_strategy": "no",
-            "eval_strategy": "no",
+            "eval_strategy": "steps",
+            "eval_steps": 10**6,  # never
             "logging_steps": 10,
             "report_to": "none",
         },

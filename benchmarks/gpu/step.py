@@ -123,7 +123,8 @@ def _recipe(setting: Setting, name: str, *changes: str) -> Recipe:
         "max_steps": 1 + setting.sizes.steps,
         "logging_steps": 1,
         "save_strategy": "no",
-        "eval_strategy": "no",
+        "eval_strategy": "steps",
+        "eval_steps": 10**6,  # never
         "report_to": "none",
         "dataloader_num_workers": 0,  # the items are in memory
         "output_dir": str(setting.directory / "runs" / name),
