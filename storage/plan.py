@@ -101,7 +101,7 @@ def add_plan(
     store: Store,
     samples: Iterable[PlannedSample],
     unit_positions: int,
-    skipped_by: Callable[[PlannedUnit], Collection[str]] = lambda unit: (),
+    skipped_by: Callable[[PlannedUnit], Collection[str]] | None = None,
 ) -> int:
     """Plan the samples that no plan has yet; how many this call added.
 
@@ -117,7 +117,7 @@ def add_plan(
     while True:
         for units in read_plans(store, seen):
             for unit in units:
-                wanted.discard(unit, skipped_by(unit))
+                wanted.discard(unit, skipped_by(unit) if skipped_by else ())
             seen += 1
         batch = wanted.first(PLAN_SAMPLES)
         if not batch:

@@ -1,6 +1,6 @@
 """The chunks of a Zarr v3 array: its metadata document and its encoded bytes, within known bounds.
 
-Every chunk goes through one of two codec chains, with blosc or plain, which end in crc32c. Decoding here never trusts a length that the bytes
+Every chunk goes through one of two codec chains, blosc or plain; both end in crc32c. Decoding here never trusts a length that the bytes
 claim: the caller says how many bytes the chunk has, and anything else is an error.
 `zarr` reads the same objects; this module exists because it checks before it allocates, and is faster.
 """

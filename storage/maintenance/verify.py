@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from storage.errors import CacheError, CorruptIndex, CorruptObject, ObjectMissing
 from storage.format.base import DecodeError, FormatVersion
-from storage.head.document import HEAD, HEAD_PATH
+from storage.head.document import HEAD_PATH
 from storage.head.reading import Head
 from storage.index import INDEX, INDEX_NAME, Index, build_index
 from storage.plan import PLAN_NAME, PLANS, PlannedUnit, read_plans
@@ -129,10 +129,10 @@ def _check_head(store: Store, version: FormatVersion, report: VerifyReport) -> N
         with contextlib.suppress(CacheError):  # named already
             manifest = read_manifest(store, name, version)
             if manifest.head != head.digest:
-                error = corrupt(
-                    store, manifest, "zarr.json", f"it was made with the head {manifest.head}, not {head.digest}"
+                message = (
+                    f"{store.location}/{manifest_path(name)}: made with the head {manifest.head}, not {head.digest}"
                 )
-                problems.append(Problem(name, None, manifest_path(name), str(error)))
+                problems.append(Problem(name, None, manifest_path(name), message))
 
 
 def _is_manifest(name: str) -> bool:

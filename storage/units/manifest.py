@@ -149,7 +149,7 @@ def _problem(document: dict[str, Any], unit: str, version: FormatVersion) -> str
         if type(size) is not int or not 0 < size < 2**31 or not _DIGEST.fullmatch(digest):
             return f"its entry for {path} is impossible"
     head = document.get("head")
-    if head is not None if version.head is None else not _DIGEST.fullmatch(head):
+    if (version.head is None) != (head is None) or (head is not None and not _DIGEST.fullmatch(head)):
         return f"the head that it names is {head!r}"
     if any(type(value) not in (int, float) for value in document["statistics"].values()):
         return "a statistic is no number"

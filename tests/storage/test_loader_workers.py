@@ -120,7 +120,7 @@ def test_a_scratch_directory_without_room(tmp_path, location, monkeypatch):
 
 def test_a_unit_in_scratch_of_a_program_with_other_fields(tmp_path, location, monkeypatch):
     cache = open_cache(location, scratch=tmp_path / "scratch")
-    monkeypatch.setattr(DecodedUnit, "arrays", lambda unit: {"offsets": unit.offsets, "hard": unit.hard})
+    monkeypatch.setattr(DecodedUnit, "arrays", lambda unit: {"offsets": unit.offsets, "turns": unit.turns})
     with pytest.raises(CorruptIndex, match="another version of this program made it; delete it, it is made again"):
         cache[key_of(0)]
 
