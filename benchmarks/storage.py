@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from storage.format.base import FormatVersion
 from storage.format.chunks import decode_chunk, encode_chunk
-from storage.format.v1.arrays import VALUE_STEP
 from storage.format.samples import encode_samples
+from storage.format.v1.arrays import VALUE_STEP
 from storage.format.v1.encoding import encode_targets
 from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample

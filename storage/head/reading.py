@@ -35,6 +35,11 @@ class Head:
         return self._document.digest
 
     @property
+    def prefix(self) -> str:
+        """Where its arrays lie."""
+        return self._document.prefix
+
+    @property
     def scale(self) -> float:
         """What the logits are multiplied by."""
         return self._document.scale

@@ -14,16 +14,16 @@ class Held:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._parts: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._bytes = 0
+        self.parts: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self.bytes = 0
 
     def get(self, name: Hashable, load: Callable[[], tuple[_Part, int]]) -> _Part:
         """The part of a name; where it is not held, what `load` returns with its bytes."""
-        found: tuple[_Part, int] | None = self._parts.pop(name, None)
+        found: tuple[_Part, int] | None = self.parts.pop(name, None)
         if found is None:
             found = load()
-            self._bytes += found[1]
-        self._parts[name] = found
-        while self._bytes > self._budget and self._parts:
-            self._bytes -= self._parts.popitem(last=False)[1][1]
+            self.bytes += found[1]
+        self.parts[name] = found
+        while self.bytes > self._budget and self.parts:
+            self.bytes -= self.parts.popitem(last=False)[1][1]
         return found[0]

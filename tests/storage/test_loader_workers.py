@@ -83,7 +83,7 @@ def test_memory_stays_within_the_budget(location, samples, budget):
     cache = open_cache(location, memory_budget=budget)
     for _ in range(2):
         assert_holds(cache, samples.values())
-        assert sum(unit.nbytes() for unit in cache._decoded.values()) == cache._held <= budget
+        assert sum(size for _, size in cache._held.parts.values()) == cache._held.bytes <= budget
 
 
 def test_samples_own_their_arrays(location):

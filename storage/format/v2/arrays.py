@@ -12,7 +12,6 @@ from storage.format.table import Array, Axis, Table
 from storage.format.v1 import arrays as v1
 from storage.format.v2.layout import STATE_CHUNK, ExactLayout
 
-
 SAMPLE = Axis[Any]("sample", "S", lambda counts, _: counts.samples)
 FIELD = Axis[Any]("field", "2", lambda *_: 2)
 TURN = Axis[Any]("turn", "A", lambda counts, _: counts.samples + counts.positions, own=True)
