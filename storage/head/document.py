@@ -16,6 +16,8 @@ from storage.store.base import Store
 
 HEAD = "head"
 HEAD_PATH = f"{HEAD}/head.json"
+FIXED = f"{HEAD}/arrays"
+"""Below which the arrays of a head lie that needs no attempts."""
 HEAD_LIMIT = 8 * 2**20
 ATTEMPT = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -114,8 +116,8 @@ def _problem(document: dict[str, Any], version: FormatVersion) -> str | None:
         return f"the fields {sorted(names ^ set(document))} are missing or not of this format"
     if (document["format_version"], document["spec_digest"]) != (version.number, version.spec_digest):
         return "it belongs to another cache or format version"
-    parent, _, attempt = document["prefix"].partition("/")
-    if parent != HEAD or (not ATTEMPT.fullmatch(attempt) if sizes.attempts else document["prefix"] != HEAD):
+    parent, _, name = document["prefix"].partition("/")
+    if parent != HEAD or (not ATTEMPT.fullmatch(name) if sizes.attempts else document["prefix"] != FIXED):
         return f"its prefix is {document['prefix']!r}"
     if problem := scalar_problem(document["scale"], document["softcap"]):
         return problem

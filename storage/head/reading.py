@@ -35,11 +35,6 @@ class Head:
         return self._document.digest
 
     @property
-    def prefix(self) -> str:
-        """Where its arrays lie."""
-        return self._document.prefix
-
-    @property
     def scale(self) -> float:
         """What the logits are multiplied by."""
         return self._document.scale
@@ -103,7 +98,7 @@ class Head:
 
     def unlisted(self) -> set[str]:
         """The paths of objects below the head's prefix that its document does not list."""
-        found = set(self._store.tree(self._document.prefix)) - set(self._document.objects) - {"head.json"}
+        found = set(self._store.tree(self._document.prefix)) - set(self._document.objects)
         return {f"{self._document.prefix}/{path}" for path in found}
 
     def _chunk(self, name: str, path: str) -> NDArray[Any]:

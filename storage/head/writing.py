@@ -12,7 +12,7 @@ from storage.format.base import FormatVersion
 from storage.format.chunks import encode_plain
 from storage.format.head_table import HeadSizes
 from storage.head.content import HeadContent
-from storage.head.document import GROUP, HEAD, HEAD_PATH, head_bytes, read_head_document, sizes_of
+from storage.head.document import FIXED, GROUP, HEAD, HEAD_PATH, head_bytes, read_head_document, sizes_of
 from storage.store.base import Store
 from storage.units.attempts import SECONDS, attempt_name
 
@@ -32,18 +32,19 @@ def write_head(store: Store, version: FormatVersion, content: HeadContent, *, fi
     """
     sizes = sizes_of(version)
     content.checked(sizes)
+    store.create(f"{HEAD}/zarr.json", GROUP)
     if sizes.attempts:
         return _write_attempt(store, version, content)
     objects = {}
     complete = store.size(HEAD_PATH) is not None
     for path, data in _objects(sizes, content, first):
         objects[path] = (len(data), hashlib.sha256(data).hexdigest())
-        if not complete and not store.create(f"{HEAD}/{path}", data):
-            _require_same(store, f"{HEAD}/{path}", objects[path])
+        if not complete and not store.create(f"{FIXED}/{path}", data):
+            _require_same(store, f"{FIXED}/{path}", objects[path])
     failpoint("head:objects")
     shapes = {name: array.shape for name, array in content.arrays.items()}
     document, digest = head_bytes(
-        version, prefix=HEAD, scale=content.scale, softcap=content.softcap, shapes=shapes, objects=objects
+        version, prefix=FIXED, scale=content.scale, softcap=content.softcap, shapes=shapes, objects=objects
     )
     if not complete:
         store.create(HEAD_PATH, document)
@@ -90,7 +91,6 @@ def _write_attempt(store: Store, version: FormatVersion, content: HeadContent) -
     except ObjectMissing:
         pass
     sizes = sizes_of(version)
-    store.create(f"{HEAD}/zarr.json", GROUP)
     prefix, began = f"{HEAD}/{attempt_name()}", time.time()
     files = dict(_objects(sizes, content))
     store.write_tree(prefix, files)

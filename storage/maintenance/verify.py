@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from storage.errors import CacheError, CorruptIndex, CorruptObject, ObjectMissing
 from storage.format.base import DecodeError, FormatVersion
-from storage.head.document import HEAD, HEAD_PATH
+from storage.head.document import ATTEMPT, FIXED, HEAD, HEAD_PATH
 from storage.head.reading import Head
 from storage.index import INDEX, INDEX_NAME, Index, build_index
 from storage.plan import PLAN_NAME, PLANS, PlannedUnit, read_plans
@@ -122,11 +122,16 @@ def _check_head(store: Store, version: FormatVersion, report: VerifyReport) -> N
             problems.append(Problem(None, None, HEAD_PATH, str(error)))
         return
     report.bytes += head.nbytes
-    if head.prefix != HEAD:
-        _check_group(store, f"{HEAD}/{ROOT_PATH}", report)
+    _check_group(store, f"{HEAD}/{ROOT_PATH}", report)
     problems += [Problem(None, error.array, error.object, str(error)) for error in head.verify()]
     for path in sorted(head.unlisted()):
         problems.append(Problem(None, None, path, f"{store.location}/{path}: head.json does not list this object"))
+    for name in store.names(HEAD):
+        path = f"{HEAD}/{name}"
+        if path not in (f"{HEAD}/{ROOT_PATH}", HEAD_PATH, FIXED) and not ATTEMPT.fullmatch(name):
+            problems.append(
+                Problem(None, None, path, f"{store.location}/{path}: not an object of this format; remove it")
+            )
     for name in committed_units(store):
         with contextlib.suppress(CacheError):  # named already
             manifest = read_manifest(store, name, version)

@@ -120,7 +120,7 @@ class StoreSuite:
         assert verify_cache(store).ok()
         assert cache_status(store).committed == 2
         assert collect_garbage(store).removed == []
-        with pytest.raises(SpecMismatch, match="teacher: the cache has .*, requested is 4"):
+        with pytest.raises(SpecMismatch, match=r"teacher: the cache has .*, requested is 4"):
             create_cache(store, {**spec, "teacher": 4})
 
     @pytest.mark.parametrize("kind", ["exact", "tail"])
@@ -161,7 +161,7 @@ class StoreSuite:
         writer.write_head(head_of(spec))
         other = create_cache(store, spec)
         other.head = "0" * 64
-        with pytest.raises(InvalidTargets, match="the cache's head is .*, this writer's is 000000000000; nothing"):
+        with pytest.raises(InvalidTargets, match=r"the cache's head is .*, this writer's is 000000000000; nothing"):
             write_unit(other, unit, {sample.key: sample})
         assert write_unit(writer, unit, {sample.key: sample}) is True
         assert verify_cache(store).ok()

@@ -197,7 +197,8 @@ def test_an_object_that_no_manifest_lists(location):
     if (location / "head").is_dir():
         name = read_head_document(open_store(location), open_kind(location)._version).prefix
         (location / name / "more").write_bytes(b"more")
-        extra.add(f"{name}/more")
+        extra |= {f"{name}/more", "head/more"}
+        (location / "head" / "more").write_bytes(b"more")
     assert set(_problem_paths(location)) == extra
 
 

@@ -286,7 +286,7 @@ def test_a_head_of_several_chunks(tmp_path, monkeypatch):
     content = head_of(SPEC)
     digests = {writer.write_head(content, first=worker) for worker in range(7)}
     assert len(digests) == 1
-    chunks = sorted((tmp_path / "cache" / "head" / "weight").glob("c.*"))
+    chunks = sorted((tmp_path / "cache" / "head" / "arrays" / "weight").glob("c.*"))
     assert len(chunks) == 5
     cache = open_exact_cache(tmp_path / "cache")
     np.testing.assert_array_equal(cache.head().array("weight"), content.arrays["weight"])
