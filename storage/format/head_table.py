@@ -81,7 +81,7 @@ class HeadSizes:
 
     arrays: tuple[HeadArray, ...]
     dtypes: Mapping[str, np.dtype[Any]]
-    """Of every array that this head has."""
+    """The dtype of every array that this head has."""
     lengths: Mapping[str, int]
     """Symbol of an axis -> its length."""
     attempts: bool

@@ -137,11 +137,11 @@ def test_arrays_of_version_2():
 
 def test_arrays_of_the_head():
     rows = []
-    for kind, arrays in (("exact", EXACT_ARRAYS), ("tail", TAIL_ARRAYS)):
-        for array in arrays:
+    for kind, table in (("exact", EXACT_ARRAYS), ("tail", TAIL_ARRAYS)):
+        for array in table:
             axes = ", ".join(f"{name} {symbol}".strip() for name, symbol in array.axes)
             rows.append([f"`{array.name}`", kind, " or ".join(array.dtypes), axes, array.meaning])
-    assert rows_of("Head of a cache") == rows
+    assert rows_of("Head of a cache")[: len(rows)] == rows
     text = section("Head of a cache").replace("\n", " ")
     assert f"keeps a chunk within {CHUNK_BYTES // 2**20} MiB" in text
     assert f"`{FIXED}` for kind exact" in text

@@ -29,7 +29,7 @@ class ExactLayout:
     head_rows: int
     """H, rows of the teacher's head; every target id is smaller."""
     head_dtype: str
-    """Of the head's weight and bias."""
+    """The dtype of the head's weight and bias, as `state_dtype`."""
     head_bias: bool
     """Whether the head has a bias."""
 
