@@ -132,7 +132,7 @@ def train(mode: Mode, steps: int, noise: float, accumulation: int) -> tuple[dict
             x = torch.randn(BATCH // accumulation, INPUTS, generator=generator)
             y = goal(x).detach() + noise * torch.randn(x.shape, generator=generator)
             loss = nn.functional.mse_loss(net(x.bfloat16()).float(), y)
-            (loss / accumulation).backward()
+            (loss / accumulation).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     seconds = time.perf_counter() - started
     ways = {}

@@ -127,7 +127,7 @@ def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vo
     Example: python -m benchmarks.dump --repeats 5
     """
     torch.set_num_threads(threads)
-    shape = Shape(rows=vocabulary, **sizes)
+    shape = Shape(rows=vocabulary, tied=False, **sizes)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         write_pair(directory, shape)

@@ -128,16 +128,15 @@ class Measured:
                     num_items=len(rows),
                 )
                 grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-                flat = torch.cat([grad.flatten() for grad in grads if grad is not None])
-                found.setdefault(name, []).append(flat)
+                found.setdefault(name, []).append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
                 losses.setdefault(name, []).append(loss.item())
         g = {name: torch.stack(grads).mean(dim=0) for name, grads in found.items()}
-        loss = {name: float(np.mean(values)) for name, values in losses.items()}
+        mean = {name: float(np.mean(values)) for name, values in losses.items()}
         apart = float((g["cached"] - g["full"]).norm())
         return {
-            "loss_full": loss["full"],
-            "loss_cached": loss["cached"],
-            "loss_flat": loss["flat"],
+            "loss_full": mean["full"],
+            "loss_cached": mean["cached"],
+            "loss_flat": mean["flat"],
             "gradient_difference": apart / float(g["full"].norm()),
             "gradient_cosine": float(torch.cosine_similarity(g["cached"].double(), g["full"].double(), dim=0)),
             "quantisation_difference": float((g["cached"] - g["flat"]).norm()) / float(g["full"].norm()),

@@ -22,7 +22,7 @@ import yaml
 
 from firstsight.models.loading import save_weights
 from firstsight.recipe import load_recipe
-from phase1_teacher.dump import dump, prepare
+from phase1_teacher.dump import dump, prepare_dump
 from storage import at_temperature, open_cache
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -110,7 +110,7 @@ def stored_mass(location: str, temperatures: tuple[float, ...] = (1.0, 1.5, 2.0,
 @click.option("--steps", default=50, show_default=True, type=click.IntRange(min=1), help="Steps of the student.")
 def main(out: Path, answers: int, steps: int) -> None:
     """Dump the teacher's answers and soft targets, train a student on them, and print what came out."""
-    from phase2_student.training.train import prepare as prepare_training
+    from phase2_student.training.prepare import prepare
     from phase2_student.training.train import train
 
     teacher = teacher_directory(out / "teacher")
@@ -135,11 +135,11 @@ def main(out: Path, answers: int, steps: int) -> None:
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     loaded = load_recipe(out / "recipe.yaml")
     begin = time.perf_counter()
-    summary = dump(prepare(loaded))
+    summary = dump(prepare_dump(loaded))
     click.echo(f"dump: {summary.samples} answers, {summary.positions} positions, {time.perf_counter() - begin:.0f} s")
     masses = ", ".join(f"T = {T:g}: {mass:.3f}" for T, mass in stored_mass(loaded.cache_location).items())
     click.echo(f"mass of the 64 stored entries: {masses}")
-    result = train(prepare_training(loaded))
+    result = train(prepare(loaded))
     log = json.loads((out / "run" / "training_history.json").read_text(encoding="utf-8"))
     click.echo(f"train: {result.steps} steps, {result.seconds:.0f} s; {log[-1]['train']}")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import click
 
 from firstsight.errors import FirstSightError
+from firstsight.secrets import masked_text
 from storage.errors import CacheError
 
 
@@ -24,10 +24,6 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (FirstSightError, CacheError) as error:
             raise _fail(str(error), 2) from error
-        except sqlite3.OperationalError as error:
-            if not error.sqlite_errorname.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")):
-                raise
-            raise _fail(f"temporary file: {error}; point TMPDIR to a directory with room", 1) from error
         except OSError as error:
             if error.errno not in _FILE_TROUBLE:
                 raise
@@ -51,7 +47,7 @@ _FILE_TROUBLE = {
 
 def _fail(message: str, code: int) -> click.exceptions.Exit:
     click.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    click.echo(message, err=True)
+    click.echo(masked_text(message), err=True)
     return click.exceptions.Exit(code)
 
 

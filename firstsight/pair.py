@@ -7,13 +7,17 @@ rows = pair.answer_rows(teacher_ids, student_ids)     # the teacher's position f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from firstsight.data.samples import Sample
 from firstsight.errors import DataError
 from firstsight.families import family_of
+from firstsight.identity import image_settings
 from firstsight.models.loading import head_rows, load_config, load_processor, max_positions, resolve_directory
 from firstsight.prompting import Prompter
 from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
@@ -61,6 +65,25 @@ class Pair:
                 student_offset=self.student.answer_offset,
             )
         return np.where(self.alignment.shared[student_ids], rows, -1)
+
+    @cached_property
+    def same_inputs(self) -> bool:
+        """Both models get the same ids and pixels for a sample, so that it is encoded once for both."""
+        teacher, student = self.teacher, self.student
+        backends: list[Any] = [getattr(each.tokenizer, "backend_tokenizer", None) for each in (teacher, student)]
+        return (
+            all(backend is not None for backend in backends)
+            and backends[0].to_str() == backends[1].to_str()
+            and teacher.processor.chat_template == student.processor.chat_template
+            and teacher.family.token_types == student.family.token_types
+            and image_settings(teacher.processor, teacher.family) == image_settings(student.processor, student.family)
+        )
+
+    def check_length(self, sample: Sample) -> None:
+        """Raise DataError for a sample that is too long for either model; no image is decoded."""
+        for prompter in (self.teacher, self.student):
+            if prompter is self.teacher or not self.same_inputs or prompter.longest != self.teacher.longest:
+                prompter.check_length(sample, prompter.sample_tokens(sample))
 
 
 def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:

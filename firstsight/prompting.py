@@ -151,6 +151,11 @@ class Prompter:
         total, kept = expanded.count(token), short.count(token)
         return len(self.family.tokenize_prompt(self.processor, short)) + total - kept, total
 
+    def sample_tokens(self, sample: Sample) -> int:
+        """Tokens of the prompt and of the answer where there is one, without decoding an image."""
+        answer = 0 if sample.answer is None else len(self.answer_ids(sample.answer))
+        return self.prompt_tokens(sample)[0] + answer
+
     def pictures(self, images: Sequence[Image.Image]) -> Pictures:
         """All images of a sample, RGB, as model inputs.
 
@@ -181,6 +186,11 @@ class Prompter:
         encoded = self._encode(self.prompt_text(sample), pictures).with_answer(answer_ids)
         self.check_length(sample, len(encoded.input_ids))
         return encoded
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample that recipe and model allow."""
+        return self.max_length if self.max_positions is None else min(self.max_length, self.max_positions)
 
     def check_length(self, sample: Sample, length: int) -> None:
         """Raise DataError for a sample of more tokens than the recipe or the model allows."""

@@ -43,7 +43,7 @@ class DumpSummary:
     split_budget: int | None = None
     """Tokens per forward pass where memory did not take the recipe's `teacher.batch_tokens`."""
     peak_bytes: int | None = None
-    """Largest device memory in use; None on a CPU."""
+    """Largest device memory in use during this dump; None on a CPU."""
 
 
 def dump(
@@ -72,6 +72,8 @@ def dump(
     pending = work_order(job.pending, shard or Shard())
     if not pending:
         return DumpSummary()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.reset_peak_memory_stats()  # what this process did before is not this dump's
     reference = None
     if check_quantization:
         unquantised = job.recipe.teacher.model_copy(update={"quantization": "none"})

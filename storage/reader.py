@@ -7,7 +7,7 @@ targets = cache[key].targets
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -103,6 +103,7 @@ class CommittedCache(Mapping[str, SampleT]):
         self._scratch = scratch
         self._head: Head | None = None
         self._held = Held(memory_budget)
+        self._contents: dict[str, Any] = {}  # what identifies each unit, of the manifests read so far
         self._index = self._open_index()
 
     def __getstate__(self) -> tuple[str, int, Path | None]:
@@ -128,6 +129,17 @@ class CommittedCache(Mapping[str, SampleT]):
         """The identity of specification and committed content: 64 hex digits, whoever committed it when."""
         return self._index.header.content
 
+    def digest_of_samples(self, keys: Iterable[str]) -> str:
+        """The identity of specification and of the units that hold some samples: units that others commit leave it as it is.
+
+        Args:
+            keys: of samples in the cache; MissingSample for another one.
+        """
+        units = {self._entry(key).unit for key in keys}
+        for name in units - self._contents.keys():
+            self._manifest(name)
+        return digest_of([self._version.spec_digest, {name: self._contents[name] for name in sorted(units)}])
+
     def __len__(self) -> int:
         return self._index.header.samples
 
@@ -139,14 +151,19 @@ class CommittedCache(Mapping[str, SampleT]):
         """The keys of all samples that have targets, in ascending order."""
         return (key for key, entry in self._index.entries() if entry.sample != SKIPPED)
 
-    def _place(self, key: str) -> Entry:
-        """Where a sample lies. MissingSample, SkippedSample."""
+    def _entry(self, key: str) -> Entry:
+        """Where a sample lies, or that it was skipped. MissingSample."""
         entry = self._index.find(key)
         if entry is None:
             raise MissingSample(
                 f"{self.location} has no targets of sample {key}: it was edited since, is not planned, or its unit is "
                 "not committed; run fs-teacher dump on these data"
             )
+        return entry
+
+    def _place(self, key: str) -> Entry:
+        """Where a sample lies. MissingSample, SkippedSample."""
+        entry = self._entry(key)
         if entry.sample == SKIPPED:
             reason = self._manifest(entry.unit).skipped.get(key, "no reason given")
             raise SkippedSample(f"sample {key} was skipped by the dump: {reason}")
@@ -227,9 +244,12 @@ class CommittedCache(Mapping[str, SampleT]):
         if not UNIT_NAME.fullmatch(name):
             raise UnknownUnit(f"{self.location} has no unit {name!r}")
         try:
-            return read_manifest(self._store, name, self._version)
+            manifest = read_manifest(self._store, name, self._version)
         except ObjectMissing:
             raise UnknownUnit(f"{self.location} has no committed unit {name}; see fs-teacher status") from None
+        content = manifest.content_digest
+        self._contents[name] = [content, manifest.head] if self._version.names_head else content
+        return manifest
 
     def _open_index(self) -> Index:
         """The index as it is, if it covers all committed units; else a new one, saved where that is possible."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -268,7 +268,7 @@ class UnitWriter:
 
 
 def encode_files(
-    samples: list[StoredSample],
+    samples: Sequence[StoredSample],
     version: FormatVersion,
     *,
     unit: str,

@@ -22,7 +22,7 @@ PARTS = ("loss", "step", "dump", "answers", "cost")
 """In order of value. Each is a module beside this one."""
 
 
-def _parse_parts(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+def _parse_parts(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     names = tuple(text.split(",")) if text else PARTS
     for name in names:
         if name not in PARTS:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -19,9 +20,8 @@ from benchmarks.gpu.board import Figures
 from benchmarks.gpu.setting import Setting
 from firstsight.data.samples import Sample
 from firstsight.generation import generate_answers
-from phase2_student.evaluation.timing import Stopwatch, Timing
+from phase2_student.evaluation.measure.timing import Stopwatch, Timing
 
-NEW_TOKENS = 40
 MODELS = {"teacher-int8": 30.0, "student-bf16": 15.0, "student-int8": 20.0, "student-nf4": 15.0}
 """Seconds that each takes, making it included, as reckoned."""
 
@@ -30,7 +30,7 @@ def run(setting: Setting) -> None:
     """The rows of this part."""
     for name, about in MODELS.items():
         setting.keep(name)
-        setting.board.measure("answers", name.replace("-", " "), about=about, work=lambda n=name: _answers(setting, n))
+        setting.board.measure("answers", name.replace("-", " "), about=about, work=partial(_answers, setting, name))
     setting.keep()
 
 
@@ -43,13 +43,13 @@ def _answers(setting: Setting, name: str) -> Figures:
         prompts = [prompter.encode(sample, []) for sample in samples]
         ids = generate_answers(model, prompter, prompts, max_new_tokens=most)
         tokens.append(len(ids[0]))
-        return [prompter.tokenizer.decode(each, skip_special_tokens=True) for each in ids]
+        return [prompter.answer_text(each) for each in ids]
 
     weights = torch.cuda.memory_allocated() if setting.on_gpu else 0  # no other model is in memory
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     timing = Timing(timed=setting.sizes.answers, warm_up=1)
-    seconds = Stopwatch(answer, setting.samples, timing, NEW_TOKENS).latencies
+    seconds = Stopwatch(answer, setting.samples, timing, setting.sizes.new_tokens).latencies
     figures: Figures = {
         "p50 s": statistics.median(seconds),
         "answers/s": len(seconds) / sum(seconds),

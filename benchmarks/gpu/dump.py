@@ -1,7 +1,8 @@
 """Part (c): the production dump, from picture files to committed units, against the bare forward pass of its teacher.
 
     bare    backbone and float32 head at the answer positions of the same batches, encoded before the clock starts
-    dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing
+    dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing. Its self-check,
+            which a dump of any size has once, is a column of its own and in none of the others
     pictures alone    the dump's own reading and preparing of samples, without a teacher
 
 Reckoned for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
@@ -12,7 +13,9 @@ bf16, perhaps half of that in int8. 282 samples of each teacher, bare passes inc
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 from unittest.mock import patch
@@ -22,11 +25,12 @@ import torch
 import phase1_teacher.dump as dumping
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.setting import Setting
+from firstsight.models.loading import backbone_states, to_device
 from firstsight.prompting import answer_index
 from phase1_teacher.forward.prefetch import Prefetch
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
-from phase1_teacher.planning.job import Job
+from phase1_teacher.planning.job import DumpJob
 from storage.writer import create_cache
 
 KINDS = {"int8": "int8", "bf16": "none"}
@@ -41,14 +45,14 @@ def row_name(kind: str, tokens: int) -> str:
 def run(setting: Setting) -> None:
     """The rows of this part."""
     board, sizes = setting.board, setting.sizes
-    job = dumping.prepare(setting.recipe("cache.path=all.zarr"), progress=False)
+    job = dumping.prepare_dump(setting.recipe("cache.path=all.zarr"), progress=False)
     longest = max(len(each.input_ids) for each in setting.encoded(4))
     dumps = [(tokens, passes * max(1, tokens // longest)) for tokens, passes in sizes.dumps]
     pictures = _part(job, setting, "int8", *dumps[0])
-    board.measure("dump", "pictures alone", about=5, work=lambda: _pictures(pictures))
+    board.measure("dump", "pictures alone", about=5, work=partial(_pictures, pictures))
     for kind in KINDS:
         setting.keep()  # so that the peaks are those of one teacher
-        board.measure("dump", f"{kind} teacher made", about=8, work=lambda k=kind: _make(setting, k))
+        board.measure("dump", f"{kind} teacher made", about=8, work=partial(_make, setting, kind))
         pace = 0.0  # seconds of a sample, as the dump before took them
         for tokens, samples in dumps:
             part, is_main = _part(job, setting, kind, tokens, samples), tokens == dumps[0][0]
@@ -56,13 +60,13 @@ def run(setting: Setting) -> None:
                 "dump",
                 row_name(kind, tokens),
                 about=2 + 1.2 * samples * pace if pace else 20.0,
-                work=lambda p=part, k=kind, m=is_main: _dump(setting, p, k, with_bare=m),
+                work=partial(_dump, setting, part, kind, with_bare=is_main),
             )
             pace = 1 / found["samples/s"] if found else pace
     setting.keep()
 
 
-def _part(job: Job, setting: Setting, kind: str, tokens: int, samples: int) -> Job:
+def _part(job: DumpJob, setting: Setting, kind: str, tokens: int, samples: int) -> DumpJob:
     """The first samples of a job as a job of its own, with another budget of tokens, into a new cache."""
     name = f"{kind}-{tokens}.zarr"
     recipe = setting.recipe(
@@ -84,18 +88,18 @@ def _make(setting: Setting, kind: str) -> Figures:
     return figures
 
 
-def _batches(job: Job) -> list[UnitBatch]:
-    return list(unit_batches(job, job.pending, is_done=lambda name: False))
+def _batches(job: DumpJob) -> list[UnitBatch]:
+    return list(unit_batches(job, job.pending, is_done=lambda _: False))
 
 
-def _pictures(job: Job) -> Figures:
+def _pictures(job: DumpJob) -> Figures:
     begin = time.perf_counter()
     count = sum(len(batch.samples) for batch in _batches(job))
     seconds = time.perf_counter() - begin
     return {"samples": count, "s": seconds, "samples/s": count / seconds}
 
 
-def _dump(setting: Setting, job: Job, kind: str, *, with_bare: bool) -> Figures:
+def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figures:
     """A dump; before it, where asked for, the bare passes over the same batches, which warm up as well."""
     model = setting.model(f"teacher-{kind}")
     bare = _bare(setting, job, model) if with_bare else 0.0
@@ -105,18 +109,24 @@ def _dump(setting: Setting, job: Job, kind: str, *, with_bare: bool) -> Figures:
     waits: list[float] = []
 
     class Waiting(Prefetch[Any]):
-        """Keeps how long the loop had waited when it got each batch."""
+        """Keeps how long the loop waits for each batch."""
 
-        def __iter__(self) -> Any:
-            for item in super().__iter__():
-                waits.append(self.waited)
+        def __iter__(self) -> Iterator[Any]:
+            source = super().__iter__()
+            while True:
+                begin = time.perf_counter()
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+                waits.append(time.perf_counter() - begin)
                 yield item
 
     begin = time.perf_counter()
-    with patch.object(dumping, "Prefetch", Waiting):
+    with patch.object(dumping, "Prefetch", Waiting), setting.timed(TeacherForward, "_self_check") as checks:
         summary = dumping.dump(job, model=model, progress=False)
     setting.synchronize()
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin - sum(checks)
     figures: Figures = {
         "samples": summary.samples,
         "s": seconds,
@@ -124,7 +134,8 @@ def _dump(setting: Setting, job: Job, kind: str, *, with_bare: bool) -> Figures:
         "positions/s": summary.positions / seconds,
         "idle share": summary.idle_share,
         "waited for the first batch, s": waits[0],
-        "for the others, s": waits[-1] - waits[0],
+        "for the others, s": sum(waits[1:]),
+        "self-check, s": sum(checks),
     }
     if summary.split_budget is not None:
         figures["memory took passes of"] = summary.split_budget
@@ -136,7 +147,7 @@ def _dump(setting: Setting, job: Job, kind: str, *, with_bare: bool) -> Figures:
 
 
 @torch.inference_mode()
-def _bare(setting: Setting, job: Job, model: Any) -> float:
+def _bare(setting: Setting, job: DumpJob, model: Any) -> float:
     """Seconds of backbone and head over all batches, after an untimed pass over the first."""
     batches = _batches(job)
     forward = TeacherForward(job, model)
@@ -150,10 +161,11 @@ def _bare(setting: Setting, job: Job, model: Any) -> float:
 
 
 def _pass(forward: TeacherForward, batch: UnitBatch) -> None:
-    rows, columns = (index.to(forward.model.device) for index in answer_index([each.encoded for each in batch.samples]))
-    inputs = forward.vision.inputs(batch.samples)
-    states_ND = forward.model.base_model(**inputs, use_cache=False).last_hidden_state[rows, columns]
-    head = forward.make_targets
+    rows, columns = (
+        to_device(index, forward.head.device) for index in answer_index([each.encoded for each in batch.samples])
+    )
+    states_ND = backbone_states(forward.model, forward.vision.inputs(batch.samples), rows, columns)
+    head = forward.head
     for start in range(0, len(states_ND), head.chunk):
         head.logits(states_ND[start : start + head.chunk])
     forward.vision.forget()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +23,15 @@ from torch.nn.functional import cross_entropy
 from benchmarks.gpu.board import Figures
 from benchmarks.gpu.setting import Setting
 from firstsight.models.teacher_head import TeacherHead
-from phase2_student.evaluation.memory import PeakMemory
-from phase2_student.loss.fused import AnswerTargets, LossTargets, TeacherTargets, distillation_loss
+from phase2_student.evaluation.measure.memory import PeakMemory
+from phase2_student.loss.fused import CHUNK, distillation_loss
+from phase2_student.loss.objective import Objective
 from phase2_student.loss.reference import reference_loss
+from phase2_student.loss.targets import LossTargets, StoredTargets, TeacherTargets
 
 # N answer positions, K stored entries, D hidden size, V rows of the head
 
-TEMPERATURE, ALPHA = 2.0, 0.7
+OBJECTIVE = Objective(temperature=2.0, alpha=0.7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +43,25 @@ class Problem:
     targets: LossTargets
     unshared: Tensor
 
-    def loss(self, **changes: Any) -> Tensor:
+    def loss(self, objective: Objective = OBJECTIVE, chunk: int = CHUNK) -> Tensor:
         """The fused loss of all positions."""
-        options: dict[str, Any] = {"temperature": TEMPERATURE, "alpha": ALPHA, **changes}
-        count = float(len(self.states_ND))
-        options |= {"unshared_ids": self.unshared, "num_items": count}
-        return distillation_loss(self.states_ND, self.head_VD, self.targets, **options)[0]
+        loss, _ = distillation_loss(
+            self.states_ND,
+            self.head_VD,
+            self.targets,
+            objective,
+            unshared_ids=self.unshared,
+            num_items=float(len(self.states_ND)),
+            chunk=chunk,
+        )
+        return loss
 
     def cast(self, dtype: torch.dtype, count: int | None = None) -> Problem:
         """Fresh leaves of another type, of the first `count` positions."""
         targets = self.targets
         if count is not None:
-            assert isinstance(targets, AnswerTargets)
-            targets = targets.chunk(slice(0, count), TEMPERATURE)
+            assert isinstance(targets, StoredTargets)
+            targets = targets.chunk(slice(0, count))
         states, head = (part.detach().to(dtype).requires_grad_() for part in (self.states_ND[:count], self.head_VD))
         return replace(self, states_ND=states, head_VD=head, targets=targets)
 
@@ -64,7 +73,7 @@ def run(setting: Setting) -> None:
     count = min(sizes.reference_positions, sizes.loss_positions)
     reference: list[Any] = []
     board.measure(
-        "loss", f"float64 reference, {count} positions", about=5, work=lambda: _exact(problem, count, reference)
+        "loss", f"float64 reference, {count} positions", about=5, work=partial(_exact, problem, count, reference)
     )
     if reference:
         for name, dtype, fast in (
@@ -72,15 +81,13 @@ def run(setting: Setting) -> None:
             ("error, fp32 head", torch.float32, False),
             ("error, fp32 head, TF32 matmul", torch.float32, True),
         ):
-            board.measure(
-                "loss", name, about=2, work=lambda d=dtype, f=fast: _errors(problem.cast(d, count), reference, f)
-            )
+            board.measure("loss", name, about=2, work=partial(_errors, problem, dtype, count, reference, fast))
         reference.clear()
 
     def cross(upcast: bool) -> Callable[[], Tensor]:
         def work() -> Tensor:
             logits = problem.states_ND @ problem.head_VD.T
-            assert isinstance(problem.targets, AnswerTargets)
+            assert isinstance(problem.targets, StoredTargets)
             return cross_entropy(logits.float() if upcast else logits, problem.targets.target_ids_N)
 
         return work
@@ -88,13 +95,13 @@ def run(setting: Setting) -> None:
     variants: list[tuple[str, Callable[[], Tensor], bool]] = [
         ("cross-entropy, bf16 logits made fp32", cross(upcast=True), False),
         ("cross-entropy, bf16 logits", cross(upcast=False), False),
-        *((f"fused, chunk {chunk}", lambda c=chunk: problem.loss(chunk=c), False) for chunk in sizes.loss_chunks),
-        ("fused, chunk 256, hard labels alone", lambda: problem.loss(alpha=0.0), False),
-        ("fused, chunk 256, TF32 matmul", problem.loss, True),
+        *((f"fused, chunk {chunk}", partial(problem.loss, chunk=chunk), False) for chunk in sizes.loss_chunks),
+        (f"fused, chunk {CHUNK}, hard labels alone", partial(problem.loss, replace(OBJECTIVE, alpha=0.0)), False),
+        (f"fused, chunk {CHUNK}, TF32 matmul", problem.loss, True),
     ]
     for name, work, fast in variants:
-        board.measure("loss", name, about=4, work=lambda w=work, f=fast: _time(setting, problem, w, f))
-    board.measure("loss", "fused, whole teacher distribution", about=6, work=lambda: _online(setting, problem))
+        board.measure("loss", name, about=4, work=partial(_time, setting, problem, work, fast))
+    board.measure("loss", "fused, whole teacher distribution", about=6, work=partial(_online, setting, problem))
 
 
 def make_problem(setting: Setting) -> Problem:
@@ -110,7 +117,7 @@ def make_problem(setting: Setting) -> Problem:
     ids_NK = (first_N1 + torch.arange(K, device=device) * (shared // K)) % shared
     decay_K = -1.2 * torch.arange(1, K + 1, device=device).float().log()
     log_N = torch.cat([decay_K, decay_K.new_full((1,), -3.0)]).log_softmax(dim=0)
-    targets = AnswerTargets(
+    targets = StoredTargets(
         ids_NK=ids_NK,
         log_p_NK=log_N[:K].expand(N, K).contiguous(),
         log_r_N=log_N[K].expand(N).contiguous(),
@@ -126,27 +133,37 @@ def make_problem(setting: Setting) -> Problem:
 def _exact(problem: Problem, count: int, kept: list[Any]) -> Figures:
     """Value and gradients by autograd in float64, from the same bf16 numbers."""
     part = problem.cast(torch.float64, count)
-    assert isinstance(part.targets, AnswerTargets)
+    assert isinstance(part.targets, StoredTargets)
     with part.states_ND.device:  # where its helpers are made
         loss = reference_loss(
-            part.states_ND, part.head_VD, part.targets, unshared_ids=part.unshared, temperature=TEMPERATURE,
-            alpha=ALPHA, num_items=float(count),
-        )  # fmt: skip
-    loss.backward()
+            part.states_ND,
+            part.head_VD,
+            part.targets,
+            OBJECTIVE,
+            unshared_ids=part.unshared,
+            num_items=float(count),
+        )
+    backward(loss)
     kept.extend((float(loss), part.states_ND.grad, part.head_VD.grad))
     return {"loss": float(loss)}
 
 
-def _errors(part: Problem, reference: list[Any], fast: bool) -> Figures:
+def _errors(problem: Problem, dtype: torch.dtype, count: int, reference: list[Any], fast: bool) -> Figures:
     value, states_grad, head_grad = reference
+    part = problem.cast(dtype, count)
     with _tf32(fast):
         loss = part.loss()
-        loss.backward()
+        backward(loss)
     return {
         "error of the loss": abs(float(loss) - value) / abs(value),
         "error of d states": _relative(part.states_ND.grad, states_grad),
         "error of d head": _relative(part.head_VD.grad, head_grad),
     }
+
+
+def backward(loss: Tensor) -> None:
+    """The gradients of a loss."""
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _relative(found: Tensor | None, exact: Tensor) -> float:
@@ -162,7 +179,7 @@ def _time(setting: Setting, problem: Problem, work: Callable[[], Tensor], fast: 
             problem.states_ND.grad = problem.head_VD.grad = None
             setting.synchronize()
             begin = time.perf_counter()
-            work().backward()
+            backward(work())
             setting.synchronize()
             if repeat:  # the first one warms up
                 seconds.append(time.perf_counter() - begin)
@@ -173,7 +190,7 @@ def _time(setting: Setting, problem: Problem, work: Callable[[], Tensor], fast: 
 def _online(setting: Setting, problem: Problem) -> Figures:
     """The teacher's states and head in place of stored entries, as in online training."""
     sizes, device = setting.sizes, setting.device
-    assert isinstance(problem.targets, AnswerTargets)
+    assert isinstance(problem.targets, StoredTargets)
     weight = torch.randn((sizes.teacher.rows, sizes.teacher.hidden), device=device, dtype=torch.bfloat16) * 0.02
     head = TeacherHead(weight, None, setting.pair.alignment)
     stored = problem.targets
@@ -181,6 +198,7 @@ def _online(setting: Setting, problem: Problem) -> Figures:
     targets = TeacherTargets(
         states_ND=torch.randn((sizes.loss_positions, sizes.teacher.hidden), device=device),
         head=head,
+        temperature=OBJECTIVE.temperature,
         target_ids_N=stored.target_ids_N,
         soft_N=stored.soft_N,
         hard_N=stored.hard_N,

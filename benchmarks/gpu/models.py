@@ -60,7 +60,7 @@ def quantize(model: Any, kind: Quantization) -> None:
         new.weight = _int8(old.weight) if kind == "int8" else _nf4(old.weight, new)
         if old.bias is not None:
             new.bias = nn.Parameter(old.bias.data, requires_grad=False)
-        old.weight = None  # before the next one is made
+        del old.weight  # before the next one is made
     model.requires_grad_(False)
     model.eval()
 

@@ -34,6 +34,8 @@ class Sizes:
     """Tokens of a forward pass, and how many of them a dump takes; the first is the recipe's own."""
     answers: int
     """Timed answers, after an untimed one."""
+    new_tokens: int
+    """Longest answer."""
 
 
 FULL = Sizes(
@@ -54,6 +56,7 @@ FULL = Sizes(
     steps=3,
     dumps=((16_384, 4), (65_536, 2), (8192, 4), (32_768, 2)),
     answers=5,
+    new_tokens=40,
 )
 
 TINY = Sizes(
@@ -70,5 +73,6 @@ TINY = Sizes(
     repeats=2,
     steps=1,
     dumps=((512, 2), (256, 2)),
-    answers=2,
+    answers=1,
+    new_tokens=4,
 )

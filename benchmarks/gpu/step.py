@@ -1,7 +1,9 @@
 """Part (b): an optimiser step of the reference recipe: plain fine-tuning, on a cache, with the int8 teacher in memory.
 
-Micro-batches of 2 samples of about 1,300 tokens, 4 to a step, gradient checkpointing, bf16 compute. The samples are encoded
-before the clock starts, so what is timed is the trainer and the device; `benchmarks/gpu/dump.py` times the pictures.
+Micro-batches of 2 samples of about 1,300 tokens, 4 to a step, gradient checkpointing, bf16 compute. Distillation is `prepare`
+and `train` of `phase2_student.training`, self-check included, on a cache of made-up targets; models are made on the device in the
+place of loading, items are made before the clock starts, and the student is not saved. So what is timed is the trainer and the
+device; `benchmarks/gpu/dump.py` times the pictures.
 
 Reckoned for an H100: `fs-student plan` gives the cached step 42.7 GB with float32 masters and 22.6 GB with Kahan's remainder; it
 is the column `planned GB`. Online, the int8 teacher adds 9.4 GB, its float32 head 2.2 and a forward pass 3; the plain step's
@@ -11,12 +13,18 @@ their models: 60 s.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,23 +32,21 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import is_flash_attn_2_available
 
+import phase2_student.data.online as online_data
+import phase2_student.training.train as training
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.models import outlier_columns
 from benchmarks.gpu.setting import Setting
-from firstsight.models.loading import load_config
-from firstsight.models.teacher_head import TeacherHead
 from firstsight.prompting import Encoded, collate
 from firstsight.recipe import Recipe
-from phase2_student.data.dataset import Collator, Item
-from phase2_student.data.online_data import OnlineCollator, OnlineItem
-from phase2_student.planning.footprint import footprint, student_shape
+from phase1_teacher.planning.job import DumpJob, prepare_dump
+from phase2_student.data.source import SampleDataset
+from phase2_student.planning.plan import plan_training
 from phase2_student.training.arguments import training_arguments
-from phase2_student.training.online import OnlineTeacher, OnlineTrainer
-from phase2_student.training.student import LossSettings, with_distillation_forward
-from phase2_student.training.trainer import DistillationTrainer
-from phase2_student.training.weights import optimizer_class, weights_dtype
+from phase2_student.training.prepare import prepare
+from storage.targets import SampleTargets, Targets
 
-# P answer positions of a sample, K stored entries
+# P answer positions of a sample, K stored entries, n node temperatures
 
 STOCK = "cross-entropy, stock Trainer, fp32 masters"
 CACHED = "cached, fp32 masters"
@@ -51,22 +57,26 @@ FLASH = "cached, bf16 Kahan, padding-free flash attention"
 _KAHAN = "student.precision=bf16_kahan"
 
 
-class Listed(Dataset[Any]):
-    """Items that are in memory already."""
+_CACHED = ("data.train=step.jsonl", "cache.path=step.zarr")
+"""What the recipes of distillation have in common."""
 
-    def __init__(self, items: Sequence[Any], lengths: Sequence[int]) -> None:
-        self.items = items
-        self._lengths = list(lengths)
+
+class InMemory(Dataset[Any]):
+    """Items made once.
+
+    Args:
+        data: makes them.
+    """
+
+    def __init__(self, data: SampleDataset) -> None:
+        self.samples, self.skipped, self.lengths = data.samples, data.skipped, data.lengths
+        self._items = [data[index] for index in range(len(data))]
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self._items)
 
     def __getitem__(self, index: int) -> Any:
-        return self.items[index]
-
-    def lengths(self) -> list[int]:
-        """Tokens of each."""
-        return self._lengths
+        return self._items[index]
 
 
 class StepTimes(TrainerCallback):
@@ -76,7 +86,7 @@ class StepTimes(TrainerCallback):
         self.setting = setting
         self.ends: list[float] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """One more."""
         self.setting.synchronize()
         self.ends.append(time.perf_counter())
@@ -88,140 +98,164 @@ def run(setting: Setting) -> None:
     recipe = setting.recipe()
     batch = int(recipe.training["per_device_train_batch_size"]) * int(recipe.training["gradient_accumulation_steps"])
     encoded = setting.encoded(batch)
-    measure("step", STOCK, about=25, work=lambda: _step(setting, encoded, stock=True))
-    measure("step", CACHED, about=20, work=lambda: _step(setting, encoded))
-    measure("step", ONLINE, about=35, work=lambda: _step(setting, encoded, online=True))
-    inputs = setting.to_device(collate(encoded[:2], setting.pair.teacher.pad_id))
-    measure(
-        "step",
-        "outliers of the int8 teacher",
-        about=5,
-        work=lambda: outlier_columns(setting.model("teacher-int8"), inputs),
-    )
+    measure("step", STOCK, about=25, work=partial(_stock_step, setting, encoded))
+    measure("step", "cache of made-up targets", about=8, work=partial(_made_up_cache, setting, batch))
+    measure("step", CACHED, about=20, work=partial(_step, setting, CACHED))
+    measure("step", ONLINE, about=40, work=partial(_step, setting, ONLINE, online=True))
+    measure("step", "outliers of the int8 teacher", about=5, work=partial(_outliers, setting, encoded[:2]))
     if not setting.on_gpu and version("bitsandbytes").startswith("0.49."):
         for name in (CACHED_KAHAN, FLASH, ONLINE_KAHAN):
             setting.board.skip("step", name, "bitsandbytes 0.49 has 8-bit AdamW on a GPU alone")
         return
-    measure("step", CACHED_KAHAN, about=20, work=lambda: _step(setting, encoded, _KAHAN))
+    measure("step", CACHED_KAHAN, about=20, work=partial(_step, setting, CACHED_KAHAN, _KAHAN))
     flash = ("student.attn_implementation=flash_attention_2", "student.padding_free=true")
     if setting.on_gpu and is_flash_attn_2_available():
-        measure("step", FLASH, about=20, work=lambda: _step(setting, encoded, _KAHAN, *flash))
+        measure("step", FLASH, about=20, work=partial(_step, setting, FLASH, _KAHAN, *flash))
     else:
         setting.board.skip("step", FLASH, "flash-attn is not installed")
-    measure("step", ONLINE_KAHAN, about=35, work=lambda: _step(setting, encoded, _KAHAN, online=True))
+    measure("step", ONLINE_KAHAN, about=40, work=partial(_step, setting, ONLINE_KAHAN, _KAHAN, online=True))
 
 
-def _step(
-    setting: Setting, encoded: list[Encoded], *changes: str, stock: bool = False, online: bool = False
-) -> Figures:
-    """Trains for a few steps as `fs-student train` does, less reading and saving."""
-    steps = 1 + setting.sizes.steps
+def _recipe(setting: Setting, name: str, *changes: str) -> Recipe:
+    """The reference recipe for a few steps, each logged, without saving and validation."""
     recipe = setting.recipe(*changes)
-    training = recipe.training | {
-        "max_steps": steps,
+    settings = recipe.training | {
+        "max_steps": 1 + setting.sizes.steps,
+        "logging_steps": 1,
         "save_strategy": "no",
         "eval_strategy": "no",
-        "logging_strategy": "no",
         "report_to": "none",
         "dataloader_num_workers": 0,  # the items are in memory
-        "output_dir": str(setting.directory / "run"),
+        "output_dir": str(setting.directory / "runs" / name),
     }
-    if stock:
-        training["train_sampling_strategy"] = "random"
     if not setting.on_gpu:
-        training["use_cpu"] = True
-    recipe = recipe.model_copy(update={"training": training})
-    arguments = training_arguments(recipe, progress=False)
-    teacher = _online_teacher(setting) if online else None
+        settings["use_cpu"] = True
+    return recipe.model_copy(update={"training": settings})
+
+
+def _step(setting: Setting, name: str, *changes: str, online: bool = False) -> Figures:
+    """Trains for a few steps as `fs-student train` does, less reading and saving."""
+    plan = prepare(_recipe(setting, name, *_CACHED, *changes), online=online, progress=False)
+    plan = replace(plan, train=InMemory(plan.train))
+    if online:
+        setting.model("teacher-int8")
     free_memory()
-    others = torch.cuda.memory_allocated() if setting.on_gpu and not online else 0
-    model = setting.student(weights_dtype(recipe.student), recipe.student.attn_implementation)
-    lengths = [len(each.input_ids) for each in encoded]
-    pad_id = setting.pair.student.pad_id
+    others = 0 if online else _allocated(setting)
+
+    def make_student(_directory: Path, section: Any, *, dtype: torch.dtype) -> Any:
+        return setting.student(dtype, section.attn_implementation)
+
+    if setting.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with (
+        patch.object(training, "load_student", make_student),
+        patch.object(training, "save_student", _save_nothing),
+        patch.object(online_data, "load_teacher", lambda *_: setting.model("teacher-int8")),
+        setting.timed(training, "_self_check") as checks,
+    ):
+        training.train(plan)
+    # a step is an epoch here: the file has the samples of one
+    history = json.loads((plan.recipe.output_dir / "training_history.json").read_text(encoding="utf-8"))
+    figures = _speed(setting, [row["seconds"] for row in history[1:]], plan.train.lengths(), others)
+    if not online:
+        figures["planned GB"] = _planned(plan.recipe) / 1e9
+    figures["self-check, s"] = sum(checks)
+    return figures | {name: history[-1]["train"][name] for name in ("loss", "kd", "ce")}
+
+
+def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
+    """The same steps of stock `transformers.Trainer` on labels alone."""
+    recipe = _recipe(setting, "stock")
+    arguments = training_arguments(
+        recipe.model_copy(update={"training": recipe.training | {"train_sampling_strategy": "random"}}), progress=False
+    )
+    free_memory()
+    others = _allocated(setting)
     times = StepTimes(setting)
-    options: dict[str, Any] = {
-        "args": arguments,
-        "optimizer_cls_and_kwargs": optimizer_class(recipe.student, arguments),
-        "callbacks": [times],
-    }
-    if stock:
-        trainer = Trainer(
-            model=model, train_dataset=Listed(encoded, lengths), data_collator=_labelled(pad_id), **options
-        )
-    else:
-        settings = LossSettings(
-            temperature=recipe.loss.temperature,
-            alpha=recipe.loss.alpha,
-            tail=recipe.loss.tail,
-            unshared_ids=torch.from_numpy((~setting.pair.alignment.shared).nonzero()[0]),
-            teacher_head=None if teacher is None else teacher.head,
-        )
-        options["model"] = with_distillation_forward(model, settings, padding_free=recipe.student.padding_free)
-        if teacher is None:
-            items: list[Any] = [stored_item(each, setting) for each in encoded]
-            trainer = DistillationTrainer(
-                train_dataset=Listed(items, lengths), data_collator=Collator(pad_id), **options
-            )
-        else:
-            items = [OnlineItem(student=each, teacher=each, rows=torch.arange(each.positions)) for each in encoded]
-            trainer = OnlineTrainer(
-                train_dataset=Listed(items, lengths),
-                data_collator=OnlineCollator(pad_id, setting.pair.teacher.pad_id),
-                teacher=teacher,
-                **options,
-            )
+    trainer = Trainer(
+        model=setting.student(torch.float32),
+        args=arguments,
+        train_dataset=encoded,
+        data_collator=_labelled(setting.pair.student.pad_id),
+        callbacks=[times],
+    )
     trainer.remove_callback(PrinterCallback)
-    free_memory()
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     result = trainer.train()
     seconds = [end - begin for begin, end in zip(times.ends, times.ends[1:], strict=False)]
-    figures: Figures = {
-        "s per step": statistics.median(seconds),
-        "samples/s": len(encoded) / statistics.median(seconds),
-        "tokens/s": sum(lengths) / statistics.median(seconds),
-    }
-    if setting.on_gpu:
-        figures["peak GB"] = (torch.cuda.max_memory_allocated() - others) / 1e9
-        if not stock and not online:
-            figures["planned GB"] = _planned(setting, recipe, encoded) / 1e9
-    figures["loss"] = result.training_loss
+    figures = _speed(setting, seconds, [len(each.input_ids) for each in encoded], others)
     # what holds the optimiser's state in a circle would keep it until after the next model is made
     trainer.optimizer = trainer.model = trainer.model_wrapped = None
     trainer.accelerator.free_memory()
+    return figures | {"loss": result.training_loss}
+
+
+def _speed(setting: Setting, seconds: Sequence[float], lengths: Sequence[int], others: int) -> Figures:
+    """Median step, and the peak since it was set back, less the bytes of other models."""
+    step = statistics.median(seconds)
+    figures: Figures = {"s per step": step, "samples/s": len(lengths) / step, "tokens/s": sum(lengths) / step}
+    if setting.on_gpu:
+        figures["peak GB"] = (torch.cuda.max_memory_allocated() - others) / 1e9
     return figures
 
 
-def _planned(setting: Setting, recipe: Recipe, encoded: Sequence[Encoded]) -> float:
+def _allocated(setting: Setting) -> int:
+    return torch.cuda.memory_allocated() if setting.on_gpu else 0
+
+
+def _save_nothing(*_: Any) -> None:
+    """In the place of `save_student`: 4.4 GB on a disk that is not measured."""
+
+
+def _planned(recipe: Recipe) -> float:
     """Bytes by `fs-student plan`'s own reckoning."""
-    size = int(recipe.training["per_device_train_batch_size"])
-    pixels = [len(each.pixel_values) for each in encoded if each.pixel_values is not None]
-    shape = student_shape(load_config(setting.directory / "student", recipe.student), recipe.student, wide=2)
-    found = footprint(
-        shape,
-        recipe.student.precision,
-        tokens=size * max(len(each.input_ids) for each in encoded),
-        patches=size * max(pixels),
-        gradient_checkpointing=True,
-    )
-    return found.total
+    plan = plan_training(recipe, progress=False)
+    wanted = (plan.mode, plan.gradient_checkpointing)
+    return next(way.total for way in plan.footprints if (way.mode, way.gradient_checkpointing) == wanted)
 
 
-def stored_item(encoded: Encoded, setting: Setting) -> Item:
-    """Targets that decay like a language model's, the answer's own token first, in the shapes that a cache gives back."""
-    P, K = encoded.positions, setting.sizes.top_k
-    shared = torch.from_numpy(setting.pair.alignment.shared.nonzero()[0])
-    places_PK = torch.searchsorted(shared, encoded.target_ids)[:, None] + torch.arange(K) * (len(shared) // K)
-    decay_K = -1.2 * torch.arange(1, K + 1).float().log()
-    log_N = torch.cat([decay_K, torch.tensor([-3.0])]).log_softmax(dim=0)
-    return Item(
-        encoded=encoded,
-        ids=shared[places_PK % len(shared)],
-        log_p=log_N[:K].expand(P, K).clone(),
-        log_r=log_N[K].expand(P).clone(),
-        soft=torch.ones(P, dtype=torch.bool),
-        hard=True,
+def _outliers(setting: Setting, encoded: Sequence[Encoded]) -> Figures:
+    inputs = setting.to_device(collate(encoded, setting.pair.teacher.pad_id))
+    return outlier_columns(setting.model("teacher-int8"), inputs)
+
+
+def _made_up_cache(setting: Setting, samples: int) -> Figures:
+    """The cache that the steps train on; no teacher makes it, so a teacher that fails takes no cached step with it."""
+    recipe = setting.recipe(*_CACHED)
+    rows = recipe.data_root / "train.jsonl"
+    kept = rows.read_text(encoding="utf-8").splitlines(keepends=True)[:samples]
+    recipe.file("train").write_text("".join(kept), encoding="utf-8")
+    job = prepare_dump(recipe, progress=False)
+    positions = 0
+    for unit in job.pending:
+        with job.writer.unit(unit) as out:
+            for key in unit.keys:
+                sample = made_up_targets(job, key)
+                positions += len(sample.targets)
+                out.append(sample)
+    return {"samples": len(job.samples), "positions": positions}
+
+
+def made_up_targets(job: DumpJob, key: str) -> SampleTargets:
+    """Targets that decay like a language model's, the answer's own token first."""
+    shared_S, layout = job.pair.alignment.shared.nonzero()[0], job.writer.layout
+    target_ids_P = np.array(job.pair.student.answer_ids(job.samples[key].answer or ""))
+    P, K, S = len(target_ids_P), layout.top_k, len(shared_S)
+    places_PK = np.searchsorted(shared_S, target_ids_P)[:, None] + np.arange(K) * (S // K)
+    decay_O = np.append(-1.2 * np.log(np.arange(1, K + 1)), -3.0)
+    log_O = decay_O - np.logaddexp.reduce(decay_O)
+    each = log_O[K] - np.log(S - K)  # the tail is flat
+    tail_n = np.log(S - K) + each / np.array(layout.temperatures)
+    targets = Targets(
+        ids=shared_S[places_PK % S].astype(np.uint32),
+        logprobs=np.tile(log_O[:K], (P, 1)).astype(np.float32),
+        tail=np.tile(tail_n, (P, 1)).astype(np.float32),
+        target_ids=target_ids_P.astype(np.uint32),
+        target_logprobs=np.full(P, log_O[0], dtype=np.float32),
+        soft=np.ones(P, dtype=np.bool_),
     )
+    return SampleTargets(key=key, hard=True, targets=targets)
 
 
 def _labelled(pad_id: int) -> Callable[[Sequence[Encoded]], dict[str, Tensor]]:
@@ -231,14 +265,7 @@ def _labelled(pad_id: int) -> Callable[[Sequence[Encoded]], dict[str, Tensor]]:
         inputs = collate(batch, pad_id)
         labels = torch.full_like(inputs["input_ids"], -100)
         for row, each in enumerate(batch):
-            labels[row, each.prompt_length : len(each.input_ids)] = each.target_ids
+            labels[row, each.answer_columns + 1] = each.target_ids
         return inputs | {"labels": labels}
 
     return collator
-
-
-def _online_teacher(setting: Setting) -> OnlineTeacher:
-    teacher = OnlineTeacher.__new__(OnlineTeacher)  # its model is in memory, so there is nothing to load
-    teacher.model = setting.model("teacher-int8")
-    teacher.head = TeacherHead(teacher.model.get_output_embeddings().weight, None, setting.pair.alignment)
-    return teacher

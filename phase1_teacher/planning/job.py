@@ -38,21 +38,24 @@ class DumpJob:
         return self.writer.pending()
 
 
-def index_samples(recipe: Recipe, student: Prompter, *, total: int, progress: bool = True) -> SampleIndex:
+def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = True) -> SampleIndex:
     """All samples of the recipe by key, with their answer positions.
 
     Args:
         recipe: its data checked by `samples.check_files`.
-        student: counts the positions.
+        pair: counts the positions; both models must take the samples' lengths.
         total: rows.
         progress: show a bar.
 
     Raises:
-        DataError: a row without an answer where the recipe does not let the teacher answer.
+        DataError: a row without an answer where the recipe does not let the teacher answer; a sample that is too long for
+            teacher or student, unless the recipe skips it.
     """
 
     def positions(sample: Sample) -> int:
-        return answer_positions(recipe, student, sample)
+        if recipe.cache.on_error == "stop":
+            pair.check_length(sample)
+        return answer_positions(recipe, pair.student, sample)
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
         return SampleIndex.build(recipe.data_files(), recipe.data_root, positions, progress=bar.update)
@@ -89,7 +92,7 @@ def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = Tr
     if rows is None:
         rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
     pair = load_pair(recipe)
-    samples = index_samples(recipe, pair.student, total=rows, progress=progress)
+    samples = index_samples(recipe, pair, total=rows, progress=progress)
     spec = cache_spec(
         recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
     )

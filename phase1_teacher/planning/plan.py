@@ -38,7 +38,7 @@ class Demand:
     longest: int
     """Tokens of the longest sample."""
     too_long: int
-    """Samples longer than `data.max_length`: the dump refuses or skips them."""
+    """Samples longer than `data.max_length` or the positions of a model: the dump refuses or skips them."""
     images: int
     """Distinct files."""
     work: TeacherWork
@@ -55,6 +55,9 @@ class DumpPlan:
     bytes_per_position: float
     measured: bool
     """`bytes_per_position` comes from this cache; else from another material at k = 64."""
+    longest_teacher: int
+    """Tokens of the longest sample that the teacher takes."""
+    longest_student: int
     device_bytes: float
     utilization: float
 
@@ -92,6 +95,8 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
         size=size,
         bytes_per_position=per_position,
         measured=measured is not None,
+        longest_teacher=pair.teacher.longest,
+        longest_student=pair.student.longest,
         device_bytes=device_bytes(size, recipe.teacher),
         utilization=utilization,
     )
@@ -113,7 +118,8 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
         counts["prompt_tokens"] += length - image_tokens
         counts["image_tokens"] += image_tokens
         counts["longest"] = max(counts["longest"], total)
-        counts["too_long"] += total > recipe.data.max_length
+        other = 0 if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
+        counts["too_long"] += total > pair.teacher.longest or max(total, other) > pair.student.longest
         counts["present"] += cache is not None and sample.key in cache
         new = {hash(path) for path in sample.images} - seen
         seen |= new
@@ -146,7 +152,8 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         )
     if demand.too_long:
         lines.append(
-            f"            {demand.too_long:,} samples are longer than data.max_length = {recipe.data.max_length:,}"
+            f"            {demand.too_long:,} samples are too long: the teacher takes {plan.longest_teacher:,} tokens, the student "
+            f"{plan.longest_student:,} (data.max_length, max_position_embeddings)"
         )
     lines += [
         "",

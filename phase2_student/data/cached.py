@@ -50,6 +50,7 @@ class CacheSource:
         self.prompter = prompter
         self.temperature = temperature
         self.progress = progress
+        self.entries: int | None = cache.spec["top_k"]
 
     def at(self, recipe: Recipe) -> CacheSource:
         """The same cache for a recipe with another loss."""
@@ -71,9 +72,9 @@ class CacheSource:
         """Items of the dataset to batches."""
         return Collator(join=join_stored, pad_id=self.prompter.pad_id, blank=blank)
 
-    def identity(self) -> dict[str, Any]:
-        """What a run on these targets is bound to."""
-        return {"targets": "cache", "cache digest": self.cache.digest}
+    def identity(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What a run on these samples is bound to; the cache may grow."""
+        return {"targets": "cache", "targets digest": self.cache.digest_of_samples(keys)}
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` tells of the targets."""
@@ -100,7 +101,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         progress: show a bar while the targets are compared.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run.
+        DataError: samples that the cache does not hold: how many, which, and what to run; one that is too long.
         AlignmentError: target ids that differ from the student's own tokens of the answer, with the position.
         TemperatureOutOfRange: the cache has no tail mass for this temperature.
     """
@@ -122,13 +123,16 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature
-        self._lengths: list[int] | None = None
+        self._lengths: list[int] = []
         # what stands in a hard-only row, whose stored ids are all zero: the loss takes distinct shared ids
         self._any_ids = cache.shared_mask().nonzero()[0][: cache.top_k].astype(np.int64)
         for key, sample in tqdm(
             self.samples, desc="checking targets", unit=" sample", disable=not progress, leave=False
         ):
-            self._check(sample, cache[key])
+            targets = cache[key]
+            self._check(sample, targets)
+            self._lengths.append(prompter.prompt_tokens(sample)[0] + len(targets.targets))
+            prompter.check_length(sample, self._lengths[-1])
         if self.samples:
             self._at_temperature(cache[self.samples[0][0]].targets)
 
@@ -162,7 +166,6 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         Raises:
             TemperatureOutOfRange: the cache has no tail mass for it.
         """
-        self.lengths()  # both then have them
         other = copy.copy(self)
         other.temperature = temperature
         if other.samples:
@@ -171,10 +174,6 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
 
     def lengths(self) -> list[int]:
         """Tokens of every sample, prompt, images and answer; no image is decoded."""
-        if self._lengths is None:
-            self._lengths = [
-                self.prompter.prompt_tokens(sample)[0] + len(self.cache[key].targets) for key, sample in self.samples
-            ]
         return self._lengths
 
     def _at_temperature(self, targets: Targets) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError, TargetError
-from firstsight.identity import cache_spec, image_settings, model_name
+from firstsight.identity import cache_spec, model_name
 from firstsight.models.loading import backbone_states, load_teacher
 from firstsight.models.teacher_head import TeacherHead
 from firstsight.pair import Pair
@@ -66,6 +66,7 @@ class TeacherSource:
     """
 
     note = "the teacher in memory"
+    entries: int | None = None
 
     def __init__(self, recipe: Recipe, pair: Pair) -> None:
         self.recipe = recipe
@@ -92,8 +93,9 @@ class TeacherSource:
         """Items of the dataset to batches."""
         return Collator(join=partial(join_inputs, self.pair.teacher.pad_id), pad_id=self.prompter.pad_id, blank=blank)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, keys: Sequence[str]) -> dict[str, Any]:
         """What a run on these targets is bound to: what a cache of the teacher would be."""
+        del keys  # the teacher answers for all of them
         pair = self.pair
         spec = cache_spec(
             self.recipe,
@@ -174,7 +176,7 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
         pair: of teacher and student.
 
     Raises:
-        DataError: samples without an answer.
+        DataError: samples without an answer, or too long for one of the models.
     """
 
     skipped = 0
@@ -188,8 +190,9 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
             )
         self.samples = list({sample.key: sample for sample in samples}.items())
         self.pair = pair
-        self._same_inputs = _prompts_alike(pair)
-        self._lengths: list[int] | None = None
+        for _, sample in self.samples:
+            pair.check_length(sample)
+        self._lengths = [pair.student.sample_tokens(sample) for _, sample in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -199,7 +202,7 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
         _, sample = self.samples[index if index >= 0 else ~index]
         answer: list[int] | None = None if index >= 0 else []
         student = self.pair.student.encode(sample, answer)
-        teacher = student if self._same_inputs else self.pair.teacher.encode(sample, answer)
+        teacher = student if self.pair.same_inputs else self.pair.teacher.encode(sample, answer)
         try:
             rows = self.pair.answer_rows(teacher.target_ids.numpy(), student.target_ids.numpy())
         except AlignmentError as error:
@@ -209,12 +212,6 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
 
     def lengths(self) -> list[int]:
         """Tokens of every sample for the student, prompt, images and answer; no image is decoded."""
-        if self._lengths is None:
-            student = self.pair.student
-            self._lengths = [
-                student.prompt_tokens(sample)[0] + len(student.answer_ids(sample.answer or ""))
-                for _, sample in self.samples
-            ]
         return self._lengths
 
 
@@ -238,16 +235,4 @@ def join_inputs(pad_id: int, items: Sequence[Item[TeacherView]]) -> TeacherInput
         inputs=collate(teacher, pad_id),
         rows_M=rows[chosen],
         columns_M=columns[chosen],
-    )
-
-
-def _prompts_alike(pair: Pair) -> bool:
-    """Both processors make the same inputs, so that each image is opened once."""
-    teacher, student = pair.teacher, pair.student
-    backends: list[Any] = [getattr(each.tokenizer, "backend_tokenizer", None) for each in (teacher, student)]
-    return (
-        all(backend is not None for backend in backends)
-        and backends[0].to_str() == backends[1].to_str()
-        and teacher.processor.chat_template == student.processor.chat_template
-        and image_settings(teacher.processor, teacher.family) == image_settings(student.processor, student.family)
     )

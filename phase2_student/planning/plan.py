@@ -37,6 +37,8 @@ class Work:
     """Tokens of the longest sample."""
     most_patches: int
     """Image patches of the sample that has most."""
+    too_long: int
+    """Samples longer than `data.max_length` or the student's positions: training refuses them."""
     micro_batch: int
     global_batch: int
     processes: int
@@ -102,7 +104,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = most_patches = 0
+    positions = most_patches = too_long = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
     rows = _rows(recipe)
     for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
@@ -110,6 +112,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
         lengths.append(prompt + answer)
+        too_long += prompt + answer > prompter.longest
         positions += answer
         most_patches = max(most_patches, image_tokens * per_token)
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
@@ -127,6 +130,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
         longest=max(lengths, default=0),
         most_patches=most_patches,
+        too_long=too_long,
         micro_batch=size,
         global_batch=size * accumulation * processes,
         processes=processes,
@@ -157,7 +161,7 @@ def plan_text(plan: TrainingPlan) -> str:
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them answer positions; padding adds {work.padding:.1%}; "
-        f"longest sample {work.longest:,}",
+        f"longest sample {work.longest:,}" + (f"; {work.too_long:,} are too long" if work.too_long else ""),
         f"Steps       {work.steps_per_epoch:,} per epoch, {work.steps:,} in {work.epochs:g} epochs, of {work.global_batch} "
         f"samples: micro-batches of {work.micro_batch}{on}",
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "

@@ -7,6 +7,7 @@ result = train(plan)
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from firstsight.prompting import collate
 from phase2_student.loss.objective import Objective
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory
-from phase2_student.runs.run_directory import begin_run, check_run
+from phase2_student.runs.run_directory import begin_run
 from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.prepare import Plan
 from phase2_student.training.student import LossSettings, save_student, with_distillation_forward
@@ -69,7 +70,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     output_dir, identity = recipe.output_dir, plan.identity()
     with arguments.main_process_first(desc="run directory"):
         main = arguments.process_index == 0
-        if check_run(output_dir, identity, overwrite=overwrite and main):
+        if plan.check_run(overwrite=overwrite and main):
             return _finished(output_dir)
         if main:
             begin_run(output_dir, recipe, identity, plan.facts())
@@ -91,7 +92,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             train_dataset=plan.train,
             eval_dataset=plan.validation,
             optimizer_cls_and_kwargs=optimizer_class(recipe.student, arguments),
-            callbacks=[HistoryCallback(output_dir, save), stop, ValidationLines()],
+            callbacks=[HistoryCallback(output_dir, save, plan.objective_text), stop, ValidationLines()],
         )
         trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
         if not arguments.disable_tqdm:
@@ -124,7 +125,8 @@ def _student(plan: Plan) -> Any:
 
 def _self_check(model: Any, plan: Plan) -> None:
     """Our logits of a training sample against the stock student's. Raises ModelError."""
-    if not plan.arguments.fsdp:
+    sharded = plan.arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not sharded:  # the trainer places it there anyway; what is to be sharded may be too large for one GPU
         model.to(plan.arguments.device)
     prompter = plan.source.prompter
     _, sample = plan.train.samples[0]

@@ -1,13 +1,12 @@
 """The GPU benchmark in small, on a CPU: every part runs, and what it quantises is what the project loads."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import logging
 
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers.utils import is_flash_attn_2_available
 
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.board import Board
@@ -15,13 +14,20 @@ from benchmarks.gpu.models import build, quantize
 from firstsight.models.loading import load_config, load_teacher
 from firstsight.recipe import TeacherSection
 
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture
+def _libraries_are_quiet():
+    """The script silences libraries for good: here until the test ends."""
+    levels = {name: logging.getLogger(name).level for name in ("bitsandbytes", "transformers")}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
+@pytest.mark.usefixtures("_libraries_are_quiet")
 def test_the_whole_script_runs_in_small(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--out", str(tmp_path / "gpu.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = CliRunner().invoke(main, ["--tiny", "--out", str(tmp_path / "gpu.json")])
+    assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert {"GPU", "torch", "transformers", "bitsandbytes"} <= set(found["facts"])
     rows = found["rows"]
@@ -32,6 +38,11 @@ def test_the_whole_script_runs_in_small(tmp_path):
     assert errors["error, fp32 head"]["error of d head"] < 1e-5
     assert errors["error, bf16 head"]["error of d head"] < 1e-2
     assert next(row for row in rows if row["name"].startswith("outliers"))["with outliers"] == 0.5
+    steps = [row for row in rows if row["part"] == "step" and "kd" in row]
+    dumps = [row for row in rows if "idle share" in row]
+    assert (len(steps), len(dumps)) == (4 + torch.cuda.is_available() * is_flash_attn_2_available(), 4)
+    for row in [*steps, *dumps]:
+        assert row["self-check, s"] > 0
     for row in rows:
         assert row["name"] in done.stdout
 
@@ -57,7 +68,7 @@ def test_a_row_that_fails_is_a_row(tmp_path):
     assert "| broken | failed: ZeroDivisionError: division by zero |" in board.table()
 
 
-def test_a_row_that_does_not_end_is_given_up(tmp_path, monkeypatch):
+def test_a_row_that_does_not_end_is_given_up(monkeypatch):
     monkeypatch.setattr("benchmarks.gpu.board._PATIENCE", 0.1)
     board = Board(60, None, {})
 

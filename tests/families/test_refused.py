@@ -87,7 +87,7 @@ def test_one_beginning_of_sequence_whoever_adds_it(checkpoint, rows):
     assert ids.count(prompter.tokenizer.bos_token_id) == 1
 
 
-def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows, tmp_path):
+def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows, tmp_path, caplog):
     directory = tmp_path / "model"
     shutil.copytree(checkpoint("qwen2_vl"), directory)
     section = TeacherSection(quantization="none", dtype="float32", device_map="cpu")
@@ -102,6 +102,11 @@ def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows
     model = load_teacher(directory, section)
     assert left_out(model) == {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1}
     assert generate_answers(model, prompter, prompts, max_new_tokens=12) == plain
+    assert generate_answers(model, prompter, prompts, max_new_tokens=12) == plain
+    (line,) = caplog.messages
+    assert (
+        line == "the model's own generation settings are left out: no_repeat_ngram_size = 1, repetition_penalty = 3.0"
+    )
     assert model.generation_config.repetition_penalty == 3.0
 
 
@@ -157,3 +162,30 @@ def test_a_sample_longer_than_the_models_positions_is_refused(rows, tmp_path):
     (sample,) = rows(([], "What is it? " * 20, "A mug."))
     with pytest.raises(DataError, match=r"more than the 64 positions of Llama.*max_position_embeddings"):
         prompter.encode(sample)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_both_models_lengths_are_checked_before_a_dump(role, tmp_path):
+    recipe = make_world(tmp_path, "qwen2", "llama")
+    shutil.rmtree(tmp_path / role)
+    kind = "qwen2" if role == "teacher" else "llama"
+    build(kind, tmp_path / role, max_position_embeddings=16)
+    config = ("--config", recipe, "--no-progress")
+    planned = passes(fs_teacher, "plan", *config)
+    assert "12 samples are too long" in planned
+    assert f"the {role} {'takes ' if role == 'teacher' else ''}16" in planned
+    result = run(fs_teacher, "dump", *config)
+    assert result.exit_code == 2
+    assert "more than the 16 positions of" in result.output
+    assert not (tmp_path / "cache.zarr").exists()
+    if role == "student":
+        assert "8 are too long" in passes(fs_student, "plan", *config)
+
+
+def test_the_students_length_is_checked_before_a_training(tmp_path):
+    recipe = make_world(tmp_path, "qwen2", "qwen2")
+    passes(fs_teacher, "dump", "--config", recipe, "--no-progress")
+    result = run(fs_student, "train", "--config", recipe, "--no-progress", "--set", "data.max_length=30")
+    assert result.exit_code == 2
+    assert "more than data.max_length = 30" in result.output
+    assert not (tmp_path / "run").exists()

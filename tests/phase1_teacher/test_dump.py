@@ -181,6 +181,17 @@ def test_little_memory_halves_the_batches_and_is_noted(workshop, monkeypatch):
         run(workshop.load(rows, cache={"path": "none"}))
 
 
+def test_the_peak_of_memory_is_set_back_before_each_dump(workshop, monkeypatch):
+    events = []
+    run_batch = TeacherForward.run
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: events.append("reset"))
+    monkeypatch.setattr(TeacherForward, "run", lambda *args: events.append("forward") or run_batch(*args))
+    for path in ("first", "second"):
+        run(workshop.load(workshop.rows(2), cache={"path": path}))
+    assert events == ["reset", "forward"] * 2
+
+
 def test_padding_stays_below_five_percent(workshop):
     recipe = workshop.load(workshop.rows(40), cache={"unit_positions": 10_000}, teacher={"batch_tokens": 512})
     run(recipe)

@@ -42,7 +42,7 @@ def spec_of_kind(kind: str, **more: Any) -> dict[str, Any]:
     if kind == "v1":
         return spec_of(**more)
     if kind in ("v2", "tail"):
-        tail = {"tail_rank": 3, "hidden_size": 12} if kind == "tail" else {}
+        tail: dict[str, Any] = {"tail_rank": 3, "hidden_size": 12} if kind == "tail" else {}
         return spec_of(format_version=2, turns="all", **tail, **more)
     return {
         "format_version": 2,
