@@ -16,9 +16,11 @@ from storage_cases import (
 )
 
 from storage.errors import SkippedSample, SpecMismatch, UnsupportedFormat
+from storage.maintenance.gc import collect_garbage
 from storage.maintenance.status import cache_status
 from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
+from storage.units.attempts import attempt_name
 from storage.writer import create_cache
 
 PLANNED = [PlannedSample(key_of(number), 10) for number in range(6)]
@@ -92,3 +94,18 @@ def test_a_cache_of_version_1_is_not_written_as_version_2(tmp_path):
     with pytest.raises(SpecMismatch) as caught:
         create_cache(tmp_path / "cache", spec_of(format_version=2, top_k=4))
     assert caught.value.differences == [("top_k", 8, 4)]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_attempts_at_the_head_of_a_tail_are_garbage(tmp_path, complete):
+    writer = create_cache(tmp_path / "cache", spec_of_kind("tail"))
+    if complete:
+        writer.write_head(head_of(writer.spec))
+    for name in ("20200101T000000Z-0123456789abcdef", attempt_name()):
+        writer.store.write_tree(f"head/{name}", {"zarr.json": b"{}"})
+    dry = collect_garbage(tmp_path / "cache", dry_run=True)
+    assert (len(dry.removed), len(dry.young)) == ((2, 0) if complete else (1, 1))
+    collect_garbage(tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "head").glob("2*"))) == 1  # the head, or the young one
+    assert collect_garbage(tmp_path / "cache").removed == []
+    assert verify_cache(tmp_path / "cache").ok()
