@@ -97,9 +97,10 @@ class Head:
                 yield error
 
     def unlisted(self) -> set[str]:
-        """The paths of objects below the head's prefix that its document does not list."""
-        found = set(self._store.tree(self._document.prefix)) - set(self._document.objects)
-        return {f"{self._document.prefix}/{path}" for path in found}
+        """The paths of objects below the head's prefix that its document does not list, but for unfinished creations."""
+        prefix = self._document.prefix
+        found = {f"{prefix}/{path}" for path in self._store.tree(prefix).keys() - self._document.objects.keys()}
+        return found - self._store.temporaries().keys()
 
     def _chunk(self, name: str, path: str) -> NDArray[Any]:
         try:
