@@ -173,6 +173,7 @@ def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
     free_memory()
     others = _allocated(setting)
     times = StepTimes(setting)
+    arguments.eval_strategy = "no"  # the stock trainer has no validation set here
     trainer = Trainer(
         model=setting.student(torch.float32),
         args=arguments,
