@@ -128,7 +128,7 @@ def main(out: Path, answers: int, steps: int) -> None:
             "learning_rate": 1e-3,
             "save_strategy": "no",
             "eval_strategy": "no",
-            "logging_steps": 10,
+            "logging_steps": min(10, steps),
             "report_to": "none",
         },
     }

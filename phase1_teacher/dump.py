@@ -72,7 +72,7 @@ def dump(
     pending = work_order(job.pending, shard or Shard())
     if not pending:
         return DumpSummary()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()  # what this process did before is not this dump's
     reference = None
     if check_quantization:

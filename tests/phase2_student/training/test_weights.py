@@ -147,7 +147,10 @@ def test_the_way_is_part_of_what_a_run_is(world):
         (["student.lora.rank=4"], "student.lora.rank: no such key"),
         (["student.lora.r=0"], "student.lora.r: "),
         (["student.freeze=[sight]"], "student.freeze"),
-        (["student.lora.target_modules=[q_prj]"], "the student's language model has no module 'q_prj'; its linear layers are down_proj"),
+        (
+            ["student.lora.target_modules=[q_prj]"],
+            "the student's language model has no module 'q_prj'; its linear layers are down_proj",
+        ),
         (["student.lora.target_modules=[lm_head]"], "'lm_head' is the embedding or the head"),
         (["student.lora.target_modules=[mlp]"], "student.lora: "),
         (["student.precision=bf16_kahan", "training.optim=adafactor"], "training.optim: does not go with"),
