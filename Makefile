@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 ARGS   ?=
 
-.PHONY: demo test check format teacher faults picture bench-gpu gpu-carry docs clean
+.PHONY: demo test check format teacher faults families picture bench-gpu gpu-carry docs clean
 
 demo: $(VENV)/ready        ## distil the miniature teacher into the miniature student, end to end
 	$(BIN)/firstsight demo --dir demo
@@ -28,6 +28,9 @@ teacher: $(VENV)/ready     ## train the miniature teacher and student base again
 faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a minute of each
 	FIRSTSIGHT_FAULTS=long $(BIN)/python -m pytest -m faults --timeout=7200 $(ARGS)
 
+families: $(VENV)/ready    ## both phases for every model family and for mixed pairs; the suite runs two of them
+	FIRSTSIGHT_FAMILIES=all $(BIN)/python -m pytest tests/families $(ARGS)
+
 picture: demo              ## docs/report.png: the demo's report, by Chromium
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2258 --screenshot=docs/report.png docs/picture.html
 
@@ -37,8 +40,9 @@ bench-gpu: $(VENV)/ready   ## both phases at full size on this GPU, in five minu
 gpu-carry:                 ## build/carry: what the same needs on a GPU box without a network, 64 MiB at most
 	$(PYTHON) -m benchmarks.gpu.carry make build/carry $(ARGS)
 
-docs: $(VENV)/ready        ## docs/cli.md from --help
+docs: $(VENV)/ready        ## docs/cli.md from --help, docs/models.md from the families
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_models.py
 
 clean:
 	rm -rf $(VENV) build demo runs .pytest_cache .mypy_cache .ruff_cache

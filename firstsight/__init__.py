@@ -36,6 +36,7 @@ _SOURCES = {
     "Targets": "storage",
     "TemperatureOutOfRange": "storage",
     "TrainResult": "phase2_student.training.train",
+    "TrainingError": "firstsight.errors",
     "at_temperature": "storage",
     "dump": "phase1_teacher.dump",
     "load_recipe": "firstsight.recipe",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds both lists e
     from firstsight.errors import ModelError as ModelError
     from firstsight.errors import RecipeError as RecipeError
     from firstsight.errors import TargetError as TargetError
+    from firstsight.errors import TrainingError as TrainingError
     from firstsight.recipe import Recipe as Recipe
     from firstsight.recipe import load_recipe as load_recipe
     from phase1_teacher.dump import DumpSummary as DumpSummary

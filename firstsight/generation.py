@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +80,11 @@ def generate_answers(
     inputs = {name: tensor.to(model.device) for name, tensor in collate(prompts, prompter.pad_id, left=True).items()}
     length = inputs["input_ids"].shape[1]
     # a configuration of our own: a model's may hold a repetition penalty and more, and then greedy is not greedy
+    if model not in _told:
+        _told.add(model)
+        if fields := left_out(model):
+            named = ", ".join(f"{name} = {value}" for name, value in sorted(fields.items()))
+            _logger.warning("the model's own generation settings are left out: %s", named)
     ours = GenerationConfig(
         max_new_tokens=max_new_tokens, num_beams=1, do_sample=False, eos_token_id=end, pad_token_id=prompter.pad_id
     )
@@ -106,6 +113,11 @@ def _cut(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
+_logger = logging.getLogger(__name__)
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models whose own settings were named, once for each."""
+
+
 def left_out(model: Any) -> dict[str, Any]:
     """Fields of the model's own generation configuration that would change its answers, and that we leave out."""
     found: dict[str, Any] = model.generation_config.to_diff_dict()
@@ -115,6 +127,7 @@ def left_out(model: Any) -> dict[str, Any]:
 _OURS = {
     "do_sample", "temperature", "top_p", "top_k", "max_length", "max_new_tokens", "use_cache", "cache_implementation",
     "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
 }  # fmt: skip
 """Fields that a recipe decides, or that change no answer."""
 

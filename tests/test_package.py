@@ -29,11 +29,12 @@ EXTRAS = {
 IMPORTED_BY_OTHERS = {
     "torchvision": "transformers, for the processors of videos",
     "nvidia-ml-py": "torch.cuda.power_draw",
+    "num2words": "transformers, for the processor of SmolVLM",
     "zarr": "whoever opens a cache without this project",
 }
 PUBLIC = """
 AlignmentError Cache CacheError DataError DumpJob DumpSummary FirstSightError MissingSample ModelError Recipe RecipeError
-Sample SampleTargets SkippedSample SpecMismatch TargetError Targets TemperatureOutOfRange TrainResult at_temperature dump
+Sample SampleTargets SkippedSample SpecMismatch TargetError Targets TemperatureOutOfRange TrainResult TrainingError at_temperature dump
 load_recipe load_samples open_cache prepare_dump prepare_training train
 """
 

@@ -7,6 +7,7 @@ result = train(plan)
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def _student(plan: Plan) -> Any:
 
 def _self_check(model: Any, plan: Plan) -> None:
     """Our logits of a training sample against the stock student's. Raises ModelError."""
-    if not plan.arguments.fsdp:
+    sharded = plan.arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not sharded:  # the trainer places it there anyway; what is to be sharded may be too large for one GPU
         model.to(plan.arguments.device)
     prompter = plan.source.prompter
     _, sample = plan.train.samples[0]

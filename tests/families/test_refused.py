@@ -87,7 +87,7 @@ def test_one_beginning_of_sequence_whoever_adds_it(checkpoint, rows):
     assert ids.count(prompter.tokenizer.bos_token_id) == 1
 
 
-def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows, tmp_path):
+def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows, tmp_path, caplog):
     directory = tmp_path / "model"
     shutil.copytree(checkpoint("qwen2_vl"), directory)
     section = TeacherSection(quantization="none", dtype="float32", device_map="cpu")
@@ -102,6 +102,11 @@ def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows
     model = load_teacher(directory, section)
     assert left_out(model) == {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1}
     assert generate_answers(model, prompter, prompts, max_new_tokens=12) == plain
+    assert generate_answers(model, prompter, prompts, max_new_tokens=12) == plain
+    (line,) = caplog.messages
+    assert (
+        line == "the model's own generation settings are left out: no_repeat_ngram_size = 1, repetition_penalty = 3.0"
+    )
     assert model.generation_config.repetition_penalty == 3.0
 
 
