@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,13 +121,13 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
     assert (sums["images_encoded"], sums["images_used"]) == (4, 24)
     assert sums["seconds"] > 0
 
-    from phase1_teacher.forward import vision
-
-    monkeypatch.setattr(vision, "_ONE_OUTPUT", ())
     plain = workshop.load(rows, cache={"unit_positions": 10_000, "path": "plain"})
+    job = prepare_dump(plain, progress=False)
+    without = replace(job.pair.teacher.family, one_feature_per_image=False)
+    monkeypatch.setattr(job.pair.teacher, "family", without)
     seen.clear()
-    dump(prepare_dump(plain, progress=False), model=forward.model, progress=False)
-    assert sum(seen) == 24
+    dump(job, model=forward.model, progress=False)
+    assert sum(seen) == 24 + 3
     a, b = open_cache(recipe.cache_location), open_cache(plain.cache_location)
     for key in a.keys():  # noqa: SIM118
         np.testing.assert_allclose(a[key].targets.logprobs, b[key].targets.logprobs, atol=VALUE_STEP + 1e-4)
