@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from firstsight.errors import FirstSightError
+from firstsight.secrets import masked_text
 from storage.errors import CacheError
 
 
@@ -46,7 +47,7 @@ _FILE_TROUBLE = {
 
 def _fail(message: str, code: int) -> click.exceptions.Exit:
     click.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    click.echo(message, err=True)
+    click.echo(masked_text(message), err=True)
     return click.exceptions.Exit(code)
 
 

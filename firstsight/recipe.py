@@ -16,10 +16,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from firstsight.errors import ModelError, RecipeError
+from firstsight.secrets import secret_places
 
 
 class Section(BaseModel):
@@ -160,17 +170,38 @@ class CacheSection(Section):
         return value
 
 
+_BETAS = {"skewed_kl": 0.1, "js": 0.5}
+"""Divergences that have a `loss.beta`, and its default."""
+
+
 class LossSection(Section):
-    """The distillation loss: alpha * KL at a temperature + (1 - alpha) * cross-entropy."""
+    """The distillation loss: alpha * divergence at a temperature + (1 - alpha) * cross-entropy."""
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Within the range of cache.temperatures."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Weight of the KL; 0: hard labels only."""
-    divergence: Literal["forward_kl"] = "forward_kl"
-    """What is minimised between teacher and student. `forward_kl`: KL(teacher || student)."""
+    """Weight of the divergence; 0: hard labels only."""
+    divergence: Literal["forward_kl", "reverse_kl", "skewed_kl", "js", "tv"] = "forward_kl"
+    """What is minimised between teacher p and student q. `forward_kl`: KL(p || q); `reverse_kl`: KL(q || p); `skewed_kl`:
+    KL(p || beta p + (1 - beta) q); `js`: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; `tv`: half the
+    sum of |p - q|. On a top_k cache that of the stored entries and the rest as one outcome, a lower bound."""
+    beta: Annotated[float | None, Field(validate_default=True)] = None
+    """Between 0 and 1, of `skewed_kl` (default 0.1) and `js` (default 0.5); the others have none."""
     tail: Literal["bucket", "renormalize", "none"] = "bucket"
     """What stands for the entries that are not stored."""
+
+    @field_validator("beta")
+    @classmethod
+    def _beta_of_the_divergence(cls, value: float | None, info: ValidationInfo) -> float | None:
+        divergence = info.data.get("divergence")
+        if value is None or divergence is None:  # a divergence that does not exist is reported by its own field
+            return _BETAS.get(str(divergence))
+        if divergence not in _BETAS:
+            raise ValueError(f"{divergence} has no beta; remove the key, or take one that has it: {', '.join(_BETAS)}")
+        if not 0 < value < 1:
+            ends = {"skewed_kl": "forward_kl is its limit at 0", "js": "forward_kl and reverse_kl stand for 0 and 1"}
+            raise ValueError(f"must lie between 0 and 1, both excluded ({ends[divergence]})")
+        return value
 
 
 class Recipe(Section):
@@ -291,6 +322,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(content, override)
     content.pop("directory", None)
+    if secret := next(secret_places(content), None):
+        raise RecipeError(
+            f"{path}: {secret}: looks like a secret, and a recipe is written into runs, reports and published folders; remove it, and "
+            "give it to the program that needs it by the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...)"
+        )
     try:
         return Recipe.model_validate({**content, "directory": path.resolve().parent})
     except ValidationError as error:

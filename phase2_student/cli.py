@@ -51,8 +51,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     main_process = plan.arguments.process_index == 0
     if main_process:
         click.echo(
-            f"Student {recipe.student.model}, {len(plan.train):,} samples, T = {recipe.loss.temperature:g}, "
-            f"alpha = {recipe.loss.alpha:g}{plan.source.note and f', {plan.source.note}'}; {plan.precision}"
+            f"Student {recipe.student.model}, {len(plan.train):,} samples{plan.source.note and f', {plan.source.note}'}; "
+            f"{plan.objective_text}; {plan.precision}"
         )
     result = run(plan, overwrite=overwrite)
     if not result.finished:
@@ -88,6 +88,8 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 
     Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
+
+    Example: fs-student sweep --config recipe.yaml --grid divergence=skewed_kl,js --grid beta=0.1,0.5
     """
     recipe = _checked_recipe(config, overrides)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -22,6 +22,7 @@ from storage.index import (
     INDEX,
     INDEX_NAME,
     SKIPPED,
+    Entry,
     Header,
     Index,
     IndexRows,
@@ -87,6 +88,7 @@ class Cache(Mapping[str, SampleTargets]):
         self._scratch = scratch
         self._decoded: OrderedDict[str, DecodedUnit] = OrderedDict()
         self._held = 0
+        self._contents: dict[str, str] = {}  # content digests by unit, of the manifests read so far
         self._index = self._open_index()
 
     def __getstate__(self) -> tuple[str, int, Path | None]:
@@ -122,6 +124,17 @@ class Cache(Mapping[str, SampleTargets]):
         """The identity of specification and committed content: 64 hex digits, whoever committed it when."""
         return self._index.header.content
 
+    def digest_of_samples(self, keys: Iterable[str]) -> str:
+        """The identity of specification and of the units that hold some samples: units that others commit leave it as it is.
+
+        Args:
+            keys: of samples in the cache; MissingSample for another one.
+        """
+        units = {self._entry(key).unit for key in keys}
+        for name in units - self._contents.keys():
+            self._contents[name] = self._manifest(name).content_digest
+        return digest_of([self._version.spec_digest, {name: self._contents[name] for name in sorted(units)}])
+
     def shared_mask(self) -> NDArray[np.bool_]:
         """[vocabulary_size] True where both vocabularies have the student id."""
         return self._version.layout.shared_mask()
@@ -139,12 +152,7 @@ class Cache(Mapping[str, SampleTargets]):
 
     def __getitem__(self, key: str) -> SampleTargets:
         """The targets of a sample, in arrays of its own. MissingSample, SkippedSample."""
-        entry = self._index.find(key)
-        if entry is None:
-            raise MissingSample(
-                f"{self.location} has no targets of sample {key}: it was edited since, is not planned, or its unit is "
-                "not committed; run fs-teacher dump on these data"
-            )
+        entry = self._entry(key)
         if entry.sample == SKIPPED:
             reason = self._manifest(entry.unit).skipped.get(key, "no reason given")
             raise SkippedSample(f"sample {key} was skipped by the dump: {reason}")
@@ -201,6 +209,15 @@ class Cache(Mapping[str, SampleTargets]):
         unit = self._unit(name)
         return [unit.sample(index) for index in range(len(unit.keys))]
 
+    def _entry(self, key: str) -> Entry:
+        entry = self._index.find(key)
+        if entry is None:
+            raise MissingSample(
+                f"{self.location} has no targets of sample {key}: it was edited since, is not planned, or its unit is "
+                "not committed; run fs-teacher dump on these data"
+            )
+        return entry
+
     def _manifest(self, name: str) -> Manifest:
         if not UNIT_NAME.fullmatch(name):
             raise UnknownUnit(f"{self.location} has no unit {name!r}")
@@ -214,6 +231,7 @@ class Cache(Mapping[str, SampleTargets]):
         unit = self._decoded.pop(name, None)
         if unit is None:
             manifest = self._manifest(name)
+            self._contents[name] = manifest.content_digest
             if self._scratch is None:
                 unit = load_unit(self._store, manifest, self._version)
             else:

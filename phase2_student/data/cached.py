@@ -50,6 +50,7 @@ class CacheSource:
         self.prompter = prompter
         self.temperature = temperature
         self.progress = progress
+        self.entries: int | None = cache.spec["top_k"]
 
     def at(self, recipe: Recipe) -> CacheSource:
         """The same cache for a recipe with another loss."""
@@ -71,9 +72,9 @@ class CacheSource:
         """Items of the dataset to batches."""
         return Collator(join=join_stored, pad_id=self.prompter.pad_id, blank=blank)
 
-    def identity(self) -> dict[str, Any]:
-        """What a run on these targets is bound to."""
-        return {"targets": "cache", "cache digest": self.cache.digest}
+    def identity(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What a run on these samples is bound to; the cache may grow."""
+        return {"targets": "cache", "targets digest": self.cache.digest_of_samples(keys)}
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` tells of the targets."""

@@ -66,6 +66,7 @@ class TeacherSource:
     """
 
     note = "the teacher in memory"
+    entries: int | None = None
 
     def __init__(self, recipe: Recipe, pair: Pair) -> None:
         self.recipe = recipe
@@ -92,8 +93,9 @@ class TeacherSource:
         """Items of the dataset to batches."""
         return Collator(join=partial(join_inputs, self.pair.teacher.pad_id), pad_id=self.prompter.pad_id, blank=blank)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, keys: Sequence[str]) -> dict[str, Any]:
         """What a run on these targets is bound to: what a cache of the teacher would be."""
+        del keys  # the teacher answers for all of them
         pair = self.pair
         spec = cache_spec(
             self.recipe,

@@ -53,6 +53,8 @@ class TargetSource(Protocol):
     """The student's."""
     note: str
     """For the terminal; empty for the usual source."""
+    entries: int | None
+    """Stored per position, beside the mass of the rest; None: whole distributions."""
 
     def at(self, recipe: Recipe) -> TargetSource:
         """The same targets for a recipe that differs in its loss, training or weights."""
@@ -77,8 +79,12 @@ class TargetSource(Protocol):
             blank: of `Prompter.blank`, for several processes.
         """
 
-    def identity(self) -> dict[str, Any]:
-        """What a run on these targets is bound to."""
+    def identity(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What a run is bound to that trains and validates on the targets of some samples.
+
+        Args:
+            keys: of the samples.
+        """
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` tells of the targets."""

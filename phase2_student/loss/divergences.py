@@ -2,24 +2,40 @@
 
 A divergence sees a few outcomes per answer position (the stored ids and one bucket for the rest, or all shared ids) and
 knows nothing of logits, temperature or vocabulary. A new one is a class here, in `DIVERGENCES`, and its name in
-`firstsight.recipe.LossSection.divergence`.
+`firstsight.recipe.LossSection.divergence`. All of them are f-divergences: merging outcomes never makes one larger, so
+the divergence of stored entries and bucket is a lower bound of the whole one.
+
+Everything is computed from log p and log q: neither may be 0 in float32, and nothing here becomes NaN when they are.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from firstsight.recipe import LossSection
 
 # b answer positions, O outcomes of each
 
+_LEAST = -1e4
+"""Stands for -inf among differences of logs: times a probability of 0 it is 0."""
+_LOG_SMALLEST = -103.3
+"""log of the smallest positive float32."""
+
 
 @dataclass(frozen=True)
 class Divergence(ABC):
     """D(p, q) of distributions over the same outcomes; its fields are keys of the recipe's `loss` by their names."""
+
+    @property
+    def text(self) -> str:
+        """Its name in the recipe with its own keys, such as `skewed_kl, beta = 0.1`."""
+        name = next(name for name, kind in DIVERGENCES.items() if kind is type(self))
+        return ", ".join([name, *(f"{field.name} = {getattr(self, field.name):g}" for field in fields(self))])
 
     @abstractmethod
     def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +61,79 @@ class ForwardKL(Divergence):
         return (log_q_bO - log_p_bO).mul_(slope_bO).sum(dim=1), slope_bO
 
 
-DIVERGENCES: dict[str, type[Divergence]] = {"forward_kl": ForwardKL}
+@dataclass(frozen=True)
+class ReverseKL(Divergence):
+    """KL(q || p) = sum q log(q / p); an outcome to which the teacher gives nothing counts as float32's smallest number."""
+
+    def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Divergence`; the slope is q (log(q / p) + 1)."""
+        q_bO = log_q_bO.exp()
+        ratio_bO = log_p_bO.clamp(min=_LOG_SMALLEST).neg_().add_(log_q_bO).clamp_(min=_LEAST)
+        part_bO = ratio_bO.mul_(q_bO)
+        value_b = part_bO.sum(dim=1)
+        return value_b, part_bO.add_(q_bO)
+
+
+@dataclass(frozen=True)
+class SkewedKL(Divergence):
+    """KL(p || m) with m = beta p + (1 - beta) q: at most -log beta, wherever the student is.
+
+    Source: Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models (2024), their alpha.
+    """
+
+    beta: float = 0.1
+
+    def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Divergence`; with x = log((1 - beta) q / (beta p)): m / p = beta (1 + e^x), and the slope is -p sigmoid(x)."""
+        x_bO = _log_odds(log_p_bO, log_q_bO, self.beta)
+        slope_bO = log_p_bO.exp().neg_()
+        value_b = softplus(x_bO).add_(math.log(self.beta)).mul_(slope_bO).sum(dim=1)
+        return value_b, x_bO.detach().sigmoid().mul_(slope_bO)
+
+
+@dataclass(frozen=True)
+class JensenShannon(Divergence):
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, as TRL's GKDTrainer defines it.
+
+    Source: Agarwal et al., On-Policy Distillation of Language Models (2023), equation 1.
+    """
+
+    beta: float = 0.5
+
+    def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Divergence`; with x as in `SkewedKL`, q / m = 1 / ((1 - beta) (1 + e^-x)): slope (1 - beta) q log(q / m)."""
+        x_bO = _log_odds(log_p_bO, log_q_bO, self.beta)
+        teacher_bO = softplus(x_bO).add_(math.log(self.beta)).mul_(log_p_bO.exp())
+        value_b = teacher_bO.sum(dim=1).mul_(-self.beta)
+        del teacher_bO
+        slope_bO = softplus(-x_bO).add_(math.log1p(-self.beta)).mul_(log_q_bO.exp()).mul_(self.beta - 1)
+        return value_b.add_(slope_bO.sum(dim=1)), slope_bO
+
+
+@dataclass(frozen=True)
+class TotalVariation(Divergence):
+    """Half the sum of |p - q|, between 0 and 1; not in nats."""
+
+    def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Divergence`; the slope is q / 2 where q is above p, -q / 2 below, 0 where they meet."""
+        q_bO = log_q_bO.exp()
+        over_bO = q_bO - log_p_bO.exp()
+        value_b = over_bO.abs().sum(dim=1).mul_(0.5)
+        return value_b, over_bO.detach().sign().mul_(q_bO.detach()).mul_(0.5)
+
+
+def _log_odds(log_p_bO: Tensor, log_q_bO: Tensor, beta: float) -> Tensor:
+    """log((1 - beta) q / (beta p)), finite."""
+    return (log_q_bO - log_p_bO).add_(math.log1p(-beta) - math.log(beta)).clamp_(min=_LEAST)
+
+
+DIVERGENCES: dict[str, type[Divergence]] = {
+    "forward_kl": ForwardKL,
+    "reverse_kl": ReverseKL,
+    "skewed_kl": SkewedKL,
+    "js": JensenShannon,
+    "tv": TotalVariation,
+}
 """By the names of the recipe."""
 
 

@@ -60,6 +60,22 @@ class Objective:
             tail=section.tail,
         )
 
+    def text(self, entries: int | None) -> str:
+        """In words, for the log.
+
+        Args:
+            entries: stored per position; None: the targets are whole distributions.
+        """
+        if self.alpha == 0:
+            return "cross-entropy alone (alpha = 0)"
+        of = {
+            "bucket": ", a lower bound: on {k} stored entries and the rest as one outcome",
+            "renormalize": ", on {k} stored entries, renormalised",
+            "none": ", the sum over {k} stored entries alone",
+        }[self.tail]
+        where = "" if entries is None else of.format(k=entries)
+        return f"T = {self.temperature:g}, alpha = {self.alpha:g}, {self.divergence.text}{where}"
+
     def takes_soft(self, *, training: bool) -> bool:
         """Whether soft targets are looked at: training on hard labels alone pays nothing for them, a validation shows both."""
         return not training or self.alpha > 0

@@ -26,12 +26,13 @@ GALLERY = 90
 """Samples in the gallery by default."""
 
 _CURVES = {
-    "kd": "KD, nats per token",
+    "kd": "KD per token",
     "ce": "CE, nats per token",
     "loss": "loss",
     "agreement": "agreement with the teacher",
 }
 _RUN_KEYS = {
+    "loss.divergence": "divergence",
     "loss.temperature": "T",
     "loss.alpha": "alpha",
     "training.learning_rate": "learning rate",
@@ -154,7 +155,7 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
     differing = {
         name: name
         for name in sorted(names)
-        if len({str(run.key(name)) for run in runs}) > 1 and name != "training.output_dir"
+        if len({str(run.setting(name)) for run in runs}) > 1 and name != "training.output_dir"
     }
     return {**_RUN_KEYS, **{name: label for name, label in differing.items() if name not in _RUN_KEYS}}
 
@@ -164,7 +165,7 @@ def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, ob
     return {
         "name": run.name,
         "series": series[run.name],
-        "values": ["-" if run.key(key) is None else str(run.key(key)) for key in keys],
+        "values": ["-" if run.setting(key) is None else str(run.setting(key)) for key in keys],
         "losses": "-" if best is None else f"{best:.4f}",
         "precision": run.facts.get("precision", "-"),
         "seed": run.facts.get("seed", "-"),

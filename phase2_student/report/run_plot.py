@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phase2_student.runs.records import Run
 
-_PANELS = {"loss": "Loss on validation", "kd": "KD on validation, nats", "ce": "CE on validation, nats"}
+_PANELS = {"loss": "Loss on validation", "kd": "KD on validation", "ce": "CE on validation, nats"}
 
 
 def plot_runs(runs: Sequence[Run], path: Path) -> None:

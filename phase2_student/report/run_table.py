@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.runs.records import Run
 
-_HIDDEN = {"cache digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
+_HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
 """Digests: shown as A, B, ..., since only whether they differ is of interest."""
 
 
@@ -34,7 +34,7 @@ def exact_match(run: Run) -> float | None:
 def differing_settings(runs: Sequence[Run]) -> list[str]:
     """Dotted names of the settings that the runs were begun with and in which they differ."""
     names = sorted({name for run in runs for name in run.identity})
-    return [name for name in names if len({json.dumps(run.identity.get(name), sort_keys=True) for run in runs}) > 1]
+    return [name for name in names if len({json.dumps(run.setting(name), sort_keys=True) for run in runs}) > 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def run_rows(runs: Sequence[Run]) -> list[RunRow]:
                 name=run.name,
                 directory=str(run.directory),
                 finished=run.finished,
-                settings={name: run.identity.get(name) for name in names},
+                settings={name: run.setting(name) for name in names},
                 steps=run.history[-1]["step"] if run.history else 0,
                 best_validation_loss=run.best_validation_loss,
                 validation_loss=final.get("loss"),
@@ -103,7 +103,7 @@ def run_table(runs: Sequence[Run]) -> str:
     digests = {
         name: {
             json.dumps(value): chr(ord("A") + n)
-            for n, value in enumerate(dict.fromkeys(run.identity.get(name) for run in runs))
+            for n, value in enumerate(dict.fromkeys(run.setting(name) for run in runs))
         }
         for name in names
         if name in _HIDDEN

@@ -55,6 +55,23 @@ def fault(directory: Path) -> str | None:
     return f"{changed[0]} was changed" if changed else None
 
 
+def lacking(directory: Path) -> str | None:
+    """What a whole checkpoint does not have and a run needs to go on as if nothing had happened, or None.
+
+    Sharded runs keep the optimiser's state in directories, DeepSpeed all of it in one of its own.
+    """
+    if any(directory.glob("global_step*")):
+        return None
+    needed = {
+        "trainer_state.json": "the number of its step",
+        "optimizer*": "the state of the optimiser",
+        "scheduler.pt": "the state of the schedule",
+        "rng_state*.pth": "the state of the random numbers",
+    }
+    missing = [words for pattern, words in needed.items() if not any(directory.glob(pattern))]
+    return f"it lacks {', '.join(missing)}" if missing else None
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoint directories of a run, newest first."""
     found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
@@ -62,14 +79,14 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def newest_whole(output_dir: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint to resume from, or None.
+    """The newest checkpoint that is whole and holds all that a run needs, or None.
 
     Args:
         output_dir: of the run.
         report: is told of every checkpoint that is passed over, and why.
     """
     for directory in checkpoints(output_dir):
-        reason = fault(directory)
+        reason = fault(directory) or lacking(directory)
         if reason is None:
             return directory
         report(f"{directory} is passed over: {reason}")

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from firstsight.errors import DataError
+from firstsight.recipe import LossSection
+from firstsight.secrets import masked
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.run_directory import RUN
 
@@ -62,6 +64,19 @@ class Run:
         if not self.history or not all(row.get("seconds") for row in self.history):
             return None
         return float(sum(row["seconds"] for row in self.history))
+
+    def setting(self, dotted: str) -> Any:
+        """A value that the run was begun with, defaults of the recipe included; None where there is none.
+
+        The identity leaves out keys that are younger than the oldest runs where they have their default.
+        """
+        if dotted in self.identity:
+            return self.identity[dotted]
+        section, _, name = dotted.partition(".")
+        found = self.key(dotted)
+        if found is None and section == "loss" and name in LossSection.model_fields:
+            return LossSection.model_fields[name].default
+        return found
 
     def key(self, dotted: str) -> Any:
         """A value of the recipe by its dotted name; None where there is none."""
@@ -154,4 +169,4 @@ def _recipe(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not YAML ({' '.join(str(error).split())[:160]}); train again or repair it") from None
-    return content if isinstance(content, dict) else {}
+    return masked(content) if isinstance(content, dict) else {}  # older recipes may hold a token

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,37 +22,36 @@ import yaml
 import firstsight
 from firstsight.errors import RecipeError
 from firstsight.recipe import LossSection, Recipe
+from firstsight.secrets import masked
 from phase2_student.runs.checkpoints import checkpoints
 from phase2_student.runs.files import write_json
+from phase2_student.runs.ownership import check_apart, check_new, remove_run
 
 RUN = "run.json"
-_OWN = (
-    "recipe.yaml",
-    RUN,
-    "training_history.json",
-    "best",
-    "best-int8",
-    "best-nf4",
-    "final",
-    "evaluation",
-    "error.txt",
-    "report.html",
-    "publish",
-)
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "torch-optimi", "zarr", "numpy")
 
 _WITHOUT_EFFECT = {
     "output_dir", "report_to", "run_name", "project", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit",
     "do_train", "do_eval", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "torch_empty_cache_steps", "full_determinism", "include_num_input_tokens_seen", "metric_for_best_model", "greater_is_better",
 }  # fmt: skip
-"""Keys of `training` that leave the weights as they are; the product of batch sizes is compared instead."""
+"""Keys of `training` that leave the weights as they are, but for rounding; the product of batch sizes is compared instead."""
 _FIRST_LOSS_KEYS = ("temperature", "alpha", "tail")
 """Keys of `loss` that every run states; younger ones are left out at their defaults, so that older runs are continued."""
-_PREFIXES_WITHOUT_EFFECT = ("logging_", "dataloader_", "log_", "hub_", "push_", "eval_", "trackio_")
+_PREFIXES_WITHOUT_EFFECT = ("logging_", "dataloader_", "log_", "hub_", "push_", "eval_", "trackio_", "ddp_")
+_REFUSES_ONLY = {"data.max_length"}
+"""Settings that older runs were bound to: they refuse samples, and change none."""
 
 
 def run_identity(
-    recipe: Recipe, *, targets: dict[str, Any], sample_keys: Sequence[str], global_batch: int, seed: int
+    recipe: Recipe,
+    *,
+    targets: dict[str, Any],
+    sample_keys: Sequence[str],
+    global_batch: int,
+    seed: int,
+    defaults: dict[str, Any],
 ) -> dict[str, Any]:
     """What the weights of a run depend on, by dotted names; paths and machine settings are left out.
 
@@ -62,61 +61,93 @@ def run_identity(
         sample_keys: of the training samples, in the order of the data file.
         global_batch: samples per optimiser step over all processes.
         seed: of the order of samples.
+        defaults: of the `training` section.
     """
     dumped = recipe.dump()
-    training = {
-        name: value
-        for name, value in dumped["training"].items()
-        if name not in _WITHOUT_EFFECT and not name.startswith(_PREFIXES_WITHOUT_EFFECT)
-    }
     sections = {
         "student": {
             k: v
             for k, v in dumped["student"].items()
             if k not in ("trust_remote_code", "attn_implementation", "padding_free")
         },
-        "data": {k: v for k, v in dumped["data"].items() if k in ("max_length", "system_prompt")},
+        "data": {k: v for k, v in dumped["data"].items() if k in ("system_prompt",)},
         "loss": {
             k: v for k, v in dumped["loss"].items() if k in _FIRST_LOSS_KEYS or v != LossSection.model_fields[k].default
         },
-        "training": {**training, "seed": seed},
+        "training": {**dumped["training"], "seed": seed},
     }
     identity = {f"{section}.{k}": v for section, values in sections.items() for k, v in values.items()}
     identity["global batch"] = global_batch
     identity.update(targets)
     identity["training samples"] = hashlib.sha256("\n".join(sample_keys).encode()).hexdigest()
-    return identity
+    return _effective(identity, defaults)
 
 
-def check_run(output_dir: Path, identity: dict[str, Any], *, overwrite: bool) -> bool:
+def _effective(identity: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """An identity without settings that change no weights, and without defaults that are spelt out."""
+    kept = {}
+    for dotted, value in identity.items():
+        section, _, name = dotted.partition(".")
+        if section == "training" and name != "seed":
+            without_effect = name in _WITHOUT_EFFECT or name.startswith(_PREFIXES_WITHOUT_EFFECT)
+            default = identity.get("training.seed") if name == "data_seed" else defaults.get(name)
+            if without_effect or value == default or value is None:
+                continue
+        if dotted not in _REFUSES_ONLY:
+            kept[dotted] = value
+    return kept
+
+
+def check_run(
+    output_dir: Path,
+    identity: dict[str, Any],
+    *,
+    defaults: dict[str, Any],
+    cache_digest: str | None,
+    recipe_directory: Path,
+    overwrite: bool,
+) -> bool:
     """Whether the run in `output_dir` is finished already.
 
     Args:
         output_dir: of the run; need not exist.
         identity: of the run that is asked for.
-        overwrite: delete what another or the same run left there.
+        defaults: of the `training` section.
+        cache_digest: of the whole cache as it is now, to which older runs were bound; None: there is none.
+        recipe_directory: of the recipe, in which no run is begun.
+        overwrite: delete what another or the same run left there, and nothing else.
 
     Raises:
         RecipeError: the directory holds the run of another recipe, with the differences; or files that are no run.
     """
-    if overwrite:
-        for path in [*checkpoints(output_dir), *(output_dir / name for name in _OWN)]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    check_apart(output_dir, recipe_directory)
+    was_run = (output_dir / RUN).exists()
+    if overwrite and (kept := remove_run(output_dir)):
+        print(f"{output_dir}: kept, since no run made it: {', '.join(kept)}", file=sys.stderr)
     path = output_dir / RUN
     if not path.exists():
         if checkpoints(output_dir) or (output_dir / "final").exists():
             raise RecipeError(
                 f"training.output_dir: {output_dir} holds checkpoints without a {RUN}, so they cannot be told to be of this "
-                "recipe; choose another directory, or pass --overwrite"
+                "recipe; choose another directory"
             )
+        if not was_run:
+            check_new(output_dir, recipe_directory)
         return False
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["identity"]
     except (ValueError, KeyError, TypeError):
         raise RecipeError(f"training.output_dir: {path} cannot be read; pass --overwrite to begin anew") from None
+    found = _effective(found, defaults)
+    if "cache digest" in found and "targets digest" in identity:
+        if found["cache digest"] != cache_digest:
+            raise RecipeError(
+                f"training.output_dir: the run in {output_dir} was begun by a FirstSight that bound it to the whole cache, "
+                "and samples were added to the cache since, so its own targets cannot be told to be the same; choose another "
+                "training.output_dir, or pass --overwrite"
+            )
+        del found["cache digest"]
+        found["targets digest"] = identity["targets digest"]
     differences = [
         f"  {name}: the run has {_shown(found.get(name))}, the recipe {_shown(identity.get(name))}"
         for name in sorted(found.keys() | identity.keys())
@@ -134,7 +165,7 @@ def check_run(output_dir: Path, identity: dict[str, Any], *, overwrite: bool) ->
 def begin_run(output_dir: Path, recipe: Recipe, identity: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write what the run is: the recipe with its defaults, its identity, and where it was made."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf-8")
+    (output_dir / "recipe.yaml").write_text(yaml.safe_dump(masked(recipe.dump()), sort_keys=False), encoding="utf-8")
     write_json(output_dir / RUN, {"identity": identity, **facts, **_provenance()})
 
 

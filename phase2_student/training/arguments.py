@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import os
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from firstsight.errors import RecipeError
 from firstsight.recipe import Recipe, check_training
+from phase2_student.training.known_arguments import lacking, refusal
 
 _DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
@@ -46,8 +49,13 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
             TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise RecipeError(f"training.{name}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
-        if name in _FIXED and value != _FIXED[name]:
-            raise RecipeError(f"training.{name}: must be {_FIXED[name]!r} here, got {value!r}; remove the key")
+        if reason := refusal(name, value):
+            # a token is not shown
+            raise RecipeError(f"training.{name}: {reason}{'' if name == 'hub_token' else f', got {value!r}'}")
+    if recipe.training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise RecipeError("training.ddp_backend: is for several processes, started by torchrun or accelerate launch")
+    if reason := lacking(recipe.training, training_defaults()):
+        raise RecipeError(reason)
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
     values = {
         **_DEFAULTS,
@@ -72,7 +80,50 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
             f"One of {arguments.n_gpu} GPUs is used; accelerate launch or torchrun trains on all of them.", err=True
         )
         arguments._n_gpu = 1
-    for name in _TRACKERS.intersection(arguments.report_to):
-        if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"training.report_to: {name} is not installed; pip install {name}, or remove it")
+    _check_trackers(arguments.report_to)
+    _check_schedule(arguments)
     return arguments
+
+
+def training_defaults() -> dict[str, Any]:
+    """What applies where a recipe's `training` section says nothing, by name."""
+    from transformers import TrainingArguments
+
+    return {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | _DEFAULTS
+
+
+def _check_trackers(names: list[str]) -> None:
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise RecipeError(
+                f"training.report_to: transformers knows no tracker {name!r}; none, all, or some of: {known}"
+            )
+        ours = name in _TRACKERS  # as it is found by `training_arguments`
+        if not (importlib.util.find_spec(name) if ours else name in get_available_reporting_integrations()):
+            raise RecipeError(f"training.report_to: {name} is not installed; pip install {name}, or remove it")
+
+
+def _check_schedule(arguments: Any) -> None:
+    """A schedule that cannot be made is an error now, not once the student is loaded."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}),
+        )
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"training.lr_scheduler_kwargs: do not fit {arguments.lr_scheduler_type.value}: {' '.join(str(error).split())[:200]}"
+        ) from None

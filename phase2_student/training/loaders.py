@@ -52,6 +52,9 @@ def data_loader(dataset: Any, batches: GlobalBatches, collate: Any, args: Any) -
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
+        # not in every transformers that is supported
+        multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+        in_order=getattr(args, "dataloader_in_order", True),
     )
 
 

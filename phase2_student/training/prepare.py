@@ -15,8 +15,9 @@ from firstsight.identity import model_name
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.recipe import Recipe
 from phase2_student.data.source import SampleDataset, TargetSource, open_source
+from phase2_student.loss.objective import Objective
 from phase2_student.runs.run_directory import check_run, run_identity
-from phase2_student.training.arguments import training_arguments
+from phase2_student.training.arguments import training_arguments, training_defaults
 from phase2_student.training.weights import check_weights, precision_text
 
 
@@ -41,17 +42,34 @@ class Plan:
         """Which arithmetic the run uses, in words."""
         return precision_text(self.recipe.student, self.arguments)
 
+    @property
+    def objective_text(self) -> str:
+        """What is minimised, in words."""
+        return Objective.of_recipe(self.recipe.loss).text(self.source.entries)
+
     def identity(self) -> dict[str, Any]:
         """What the weights of the run depend on, by dotted names."""
         arguments = self.arguments
         return run_identity(
             self.recipe,
-            targets=self.source.identity(),
+            targets=self.source.identity([key for key, _ in (*self.train.samples, *self.validation.samples)]),
+            defaults=training_defaults(),
             sample_keys=[key for key, _ in self.train.samples],
             global_batch=arguments.per_device_train_batch_size
             * arguments.gradient_accumulation_steps
             * arguments.world_size,
             seed=arguments.seed,
+        )
+
+    def check_run(self, *, overwrite: bool) -> bool:
+        """Whether the run is finished already; see `run_directory.check_run`."""
+        return check_run(
+            self.recipe.output_dir,
+            self.identity(),
+            defaults=training_defaults(),
+            cache_digest=self.source.facts()["cache_digest"],
+            recipe_directory=self.recipe.directory,
+            overwrite=overwrite,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -60,6 +78,7 @@ class Plan:
             "student": model_name(self.recipe, self.recipe.student),
             **self.source.facts(),
             "data_root": str(self.recipe.data_root),
+            "objective": self.objective_text,
             "precision": self.precision,
             "seed": self.arguments.seed,
             "processes": self.arguments.world_size,
@@ -112,7 +131,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
 
 def is_finished(plan: Plan) -> bool:
     """Whether nothing is left to do; refuses an output directory that holds the run of another recipe."""
-    return check_run(plan.recipe.output_dir, plan.identity(), overwrite=False)
+    return plan.check_run(overwrite=False)
 
 
 def _same_samples(recipe: Recipe, other: Recipe) -> bool:

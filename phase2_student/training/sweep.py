@@ -79,8 +79,11 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
     runs: dict[str, SweepRun] = {}
     for values in itertools.product(*(values for _, values in axes)):
         settings = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        recipe = load_recipe(config, [*overrides, *settings])
         name = ",".join(f"{label}={value.replace('/', '-')}" for label, value in zip(labels, values, strict=True))
+        try:
+            recipe = load_recipe(config, [*overrides, *settings])
+        except RecipeError as error:
+            raise RecipeError(f"{error} (in the run {name} of the grid)") from None
         if name in runs:
             raise RecipeError(f"--grid: two runs are named {name}; give each value once")
         training = {**recipe.training, "output_dir": str((root / name).resolve())}

@@ -20,7 +20,7 @@ from firstsight.prompting import collate
 from phase2_student.loss.objective import Objective
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory
-from phase2_student.runs.run_directory import begin_run, check_run
+from phase2_student.runs.run_directory import begin_run
 from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.prepare import Plan
 from phase2_student.training.student import LossSettings, save_student, with_distillation_forward
@@ -70,7 +70,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     output_dir, identity = recipe.output_dir, plan.identity()
     with arguments.main_process_first(desc="run directory"):
         main = arguments.process_index == 0
-        if check_run(output_dir, identity, overwrite=overwrite and main):
+        if plan.check_run(overwrite=overwrite and main):
             return _finished(output_dir)
         if main:
             begin_run(output_dir, recipe, identity, plan.facts())
@@ -92,7 +92,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             train_dataset=plan.train,
             eval_dataset=plan.validation,
             optimizer_cls_and_kwargs=optimizer_class(recipe.student, arguments),
-            callbacks=[HistoryCallback(output_dir, save), stop, ValidationLines()],
+            callbacks=[HistoryCallback(output_dir, save, plan.objective_text), stop, ValidationLines()],
         )
         trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
         if not arguments.disable_tqdm:

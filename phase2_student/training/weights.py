@@ -45,7 +45,9 @@ def check_weights(recipe: Recipe, config: Any) -> None:
     """
     section = recipe.student
     if section.precision == "bf16_kahan":
-        _refuse_keys(recipe.training, "student.precision: bf16_kahan", ("optim", "fp16", "deepspeed", "fsdp"))
+        _refuse_keys(
+            recipe.training, "student.precision: bf16_kahan", ("optim", "optim_args", "fp16", "deepspeed", "fsdp")
+        )
     elif section.lora is not None:
         _refuse_keys(recipe.training, "student.lora", ("fp16", "deepspeed", "fsdp"))
     if section.freeze or section.lora is not None or section.padding_free:

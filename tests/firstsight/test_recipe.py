@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from firstsight.errors import ModelError, RecipeError
 from firstsight.recipe import Recipe, check_training, load_recipe
@@ -36,6 +37,25 @@ def test_overrides_and_relative_paths(write, tmp_path):
     assert recipe.file("train") == tmp_path / "data/train.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("loss", "beta"),
+    [
+        ("{}", None),
+        ("{divergence: reverse_kl}", None),
+        ("{divergence: tv, beta: null}", None),
+        ("{divergence: skewed_kl}", 0.1),
+        ("{divergence: js}", 0.5),
+        ("{divergence: js, beta: null}", 0.5),
+        ("{divergence: js, beta: 0.1}", 0.1),
+        ("{beta: 0.9, divergence: skewed_kl}", 0.9),
+    ],
+)
+def test_beta_is_the_one_that_is_used(write, loss, beta):
+    recipe = load_recipe(write(f"loss: {loss}"))
+    assert recipe.loss.beta == beta
+    assert load_recipe(write(yaml.safe_dump(recipe.dump()))).loss == recipe.loss
+
+
 def test_urls_stay_urls(write):
     assert load_recipe(write("cache: {path: s3://bucket/cache}")).cache_location == "s3://bucket/cache"
 
@@ -46,6 +66,18 @@ def test_urls_stay_urls(write):
         ("loss: {alpa: 0.5}", [], r"loss\.alpa: no such key; did you mean 'alpha'\?"),
         ("los: {alpha: 0.5}", [], r"los: no such key; did you mean 'loss'\?"),
         ("{}", ["loss.alpha=1.7"], r"loss\.alpha: input should be less than or equal to 1, got 1\.7"),
+        ("{}", ["loss.divergence=kl"], r"loss\.divergence: input should be 'forward_kl', 'reverse_kl', .* got 'kl'"),
+        (
+            "{}",
+            ["loss.beta=0.3"],
+            r"loss\.beta: forward_kl has no beta; remove the key, or take .* skewed_kl, js, got 0\.3",
+        ),
+        ("loss: {divergence: tv, beta: 0.3}", [], r"loss\.beta: tv has no beta"),
+        ("loss: {beta: 0.3, divergence: reverse_kl}", [], r"loss\.beta: reverse_kl has no beta"),
+        ("loss: {divergence: js, beta: 0}", [], r"loss\.beta: must lie between 0 and 1, both excluded .*, got 0"),
+        ("loss: {divergence: skewed_kl, beta: 1}", [], r"loss\.beta: must lie between 0 and 1, both excluded"),
+        ("loss: {divergence: js, beta: .nan}", [], r"loss\.beta: input should be a finite number"),
+        ("loss: {divergence: js, beta: half}", [], r"loss\.beta: input should be a valid number.*, got 'half'"),
         ("{}", ["loss.temperature=0"], r"loss\.temperature: input should be greater than 0, got 0"),
         ("{}", ["loss.temperature=.nan"], r"loss\.temperature: input should be a finite number"),
         ("{}", ["loss.temperature=5"], r"loss\.temperature: must lie within cache\.temperatures, 1 to 4, got 5"),

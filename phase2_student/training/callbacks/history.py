@@ -16,15 +16,16 @@ _TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second", "da
 _VALIDATION = ("loss", "kd", "ce", "agreement")
 
 
-def epoch_history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def epoch_history(log: Sequence[dict[str, Any]], objective: str) -> list[dict[str, Any]]:
     """One row per epoch from the trainer's log: training means of the epoch, validation at its end.
 
     Args:
         log: `TrainerState.log_history`.
+        objective: what the `loss` and `kd` of the rows are of, in words.
 
     Returns:
-        Rows `{"epoch", "step", "seconds", "learning_rate", "train": {...}, "validation": {...}}`; validation None before it
-        was run. The seconds are those of training, validation and saving; steps that were lost to a kill are not counted.
+        Rows `{"epoch", "step", "seconds", "learning_rate", "objective", "train": {...}, "validation": {...}}`; validation None
+        before it was run. The seconds are those of training, validation and saving; steps that were lost to a kill are not counted.
     """
     epochs: dict[int, list[dict[str, Any]]] = {}
     for entry in log:
@@ -39,6 +40,7 @@ def epoch_history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "step": entries[-1]["step"],
                 "seconds": sum(entry.get("seconds", 0.0) for entry in entries),
                 "learning_rate": train[-1]["learning_rate"] if train else None,
+                "objective": objective,
                 "train": {
                     name: sum(entry[name] for entry in train) / len(train)
                     for name in _TRAIN
@@ -56,11 +58,13 @@ class HistoryCallback(TrainerCallback):
     Args:
         output_dir: of the run.
         save: writes the current student into a directory; called by every process, see `replace_directory`.
+        objective: what is minimised, in words.
     """
 
-    def __init__(self, output_dir: Path, save: Callable[[Path | None], None]) -> None:
+    def __init__(self, output_dir: Path, save: Callable[[Path | None], None], objective: str) -> None:
         self.output_dir = output_dir
         self.save = save
+        self.objective = objective
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """After a validation."""
@@ -77,4 +81,4 @@ class HistoryCallback(TrainerCallback):
 
     def _write(self, state: Any) -> None:
         log = [entry for entry in state.log_history if "epoch" in entry]
-        write_json(self.output_dir / "training_history.json", epoch_history(log))
+        write_json(self.output_dir / "training_history.json", epoch_history(log, self.objective))

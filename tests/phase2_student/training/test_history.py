@@ -31,7 +31,11 @@ from phase2_student.training.train import _finished
 )
 def test_a_run_that_diverges_keeps_its_history_and_its_best_student(tmp_path, losses, best):
     log, objective = [], Objective(temperature=2.0, alpha=0.7)
-    callback = HistoryCallback(tmp_path, lambda directory: (directory / "loss").write_text(str(log[-1]["eval_loss"])))
+
+    def save(directory):
+        (directory / "loss").write_text(str(log[-1]["eval_loss"]))
+
+    callback = HistoryCallback(tmp_path, save, objective.text(8))
     for epoch, loss in enumerate(losses, start=1):
         means = objective.means(LossTerms(*torch.tensor([loss, loss, 1.0, 1.0, 1.0, 1.0])), training=False)
         log.append({"epoch": epoch, "step": epoch, "learning_rate": 1e-3, **means})
@@ -40,6 +44,7 @@ def test_a_run_that_diverges_keeps_its_history_and_its_best_student(tmp_path, lo
     assert float((tmp_path / "best" / "loss").read_text()) == pytest.approx(best, nan_ok=True)
     rows = json.loads((tmp_path / "training_history.json").read_text())
     assert [row["validation"]["kd"] for row in rows] == pytest.approx(losses, nan_ok=True)
+    assert all("T = 2, alpha = 0.7, forward_kl, a lower bound: on 8 stored entries" in row["objective"] for row in rows)
     assert [row["train"]["ce"] for row in rows] == pytest.approx(losses, nan_ok=True)
 
 
@@ -72,7 +77,10 @@ def test_a_run_has_one_best_loss_wherever_it_is_shown(tmp_path, losses, best):
 
 def test_the_best_student_is_not_put_in_place_of_the_last(world):
     recipe = load_recipe(world / "recipe.yaml", ["training.load_best_model_at_end=true"])
-    with pytest.raises(RecipeError, match=r"training\.load_best_model_at_end: must be False here, got True"):
+    with pytest.raises(
+        RecipeError,
+        match=r"training\.load_best_model_at_end: is not a setting .*best/ holds the best student.*, got True",
+    ):
         training_arguments(recipe)
 
 

@@ -65,7 +65,12 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 
 def test_two_processes_under_torchrun(place):
-    options = [*OVERRIDES, "training.output_dir=runs/two", "training.gradient_accumulation_steps=1"]
+    options = [
+        *OVERRIDES,
+        "training.output_dir=runs/two",
+        "training.gradient_accumulation_steps=1",
+        "training.ddp_backend=gloo",
+    ]
     command = ["train", "--config", str(place / "recipe.yaml"), "--no-progress"]
     for text in options:
         command += ["--set", text]

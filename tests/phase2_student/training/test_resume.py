@@ -143,3 +143,140 @@ def test_a_full_disk_is_said_and_the_run_goes_on_after_space_is_freed(world):
     assert "no space left" in done.stderr
     assert train(world, f"{world}/undisturbed", "--set", "training.num_train_epochs=1").exit_code == 0
     assert_same_weights(world / "survivor", world / "undisturbed" / "final")
+
+
+def interrupted(world, name):
+    """A copy of the finished run `whole` as it was when it was killed after step 12 of 14."""
+    source, copy = world / "runs" / "whole", world / "runs" / name
+    if not source.exists():
+        done = train(world, "runs/whole")
+        assert done.exit_code == 0, done.output
+    shutil.copytree(source, copy)
+    for part in ("final", "best", "checkpoint-14"):
+        shutil.rmtree(copy / part)
+    return copy
+
+
+def rewrite_identity(directory, change):
+    facts = json.loads((directory / "run.json").read_text())
+    change(facts["identity"])
+    (directory / "run.json").write_text(json.dumps(facts))
+
+
+def assert_near_weights(one, two):
+    a, b = (load_file(directory / "final" / "model.safetensors") for directory in (one, two))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("removed", "words"),
+    [
+        (["optimizer.pt"], "the state of the optimiser"),
+        (["scheduler.pt"], "the state of the schedule"),
+        (["rng_state.pth"], "the state of the random numbers"),
+        (["trainer_state.json"], "the number of its step"),
+        # what training.save_only_model leaves, which older versions took
+        (
+            ["optimizer.pt", "scheduler.pt", "rng_state.pth"],
+            "the state of the optimiser, the state of the schedule, the",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_enough_is_passed_over(world, removed, words):
+    hurt = interrupted(world, "hurt")
+    kept = hurt / "checkpoint-12"
+    shutil.copytree(kept, hurt / "checkpoint-13")
+    for name in removed:
+        (hurt / "checkpoint-13" / name).unlink()
+    seal(hurt / "checkpoint-13")
+    again = train(world, "runs/hurt")
+    assert again.exit_code == 0, again.output
+    assert f"checkpoint-13 is passed over: it lacks {words}" in again.stderr
+    assert_same_weights(world / "runs" / "whole" / "final", hurt / "final")
+
+
+def test_a_run_goes_on_though_others_add_samples_to_the_cache(world, made_world):
+    """It is bound to the targets of its own samples; another target of one of them is another run."""
+    from firstsight.demo.synth.writing import write_dataset
+    from firstsight.recipe import load_recipe
+    from phase1_teacher.dump import dump, prepare_dump
+
+    (world / "cache.zarr").unlink()
+    shutil.copytree(made_world / "cache.zarr", world / "cache.zarr")
+    run_directory = interrupted(world, "grown")
+    old = interrupted(world, "old")
+    digest = json.loads((old / "run.json").read_text())["cache_digest"]
+    write_dataset(world / "more", train=5, validation=2, seed=9, progress=False)
+    dump(prepare_dump(load_recipe(world / "recipe.yaml", ["data.root=more"])), progress=False)
+    again = train(world, "runs/grown")
+    assert again.exit_code == 0, again.output
+    assert json.loads((run_directory / "run.json").read_text())["cache_digest"] != digest
+    assert_same_weights(world / "runs" / "whole" / "final", run_directory / "final")
+
+    def as_before(identity):
+        del identity["targets digest"]
+        identity["cache digest"] = digest
+
+    rewrite_identity(old, as_before)
+    refused = train(world, "runs/old")
+    assert refused.exit_code == 2
+    assert "bound it to the whole cache, and samples were added to the cache since" in refused.output
+    rewrite_identity(run_directory, lambda identity: identity.update({"targets digest": "0" * 64}))
+    other = train(world, "runs/grown")
+    assert other.exit_code == 2
+    assert "targets digest: the run has '0000" in other.output
+
+
+def test_a_run_of_an_older_version_goes_on(world):
+    old = interrupted(world, "old")
+    digest = json.loads((old / "run.json").read_text())["cache_digest"]
+
+    def as_before(identity):
+        del identity["targets digest"]
+        identity.update({"cache digest": digest, "data.max_length": 512, "training.use_cpu": True})
+
+    rewrite_identity(old, as_before)
+    again = train(world, "runs/old")
+    assert again.exit_code == 0, again.output
+    assert_same_weights(world / "runs" / "whole" / "final", old / "final")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ["training.weight_decay=0.0", "training.adam_beta2=0.999", "training.lr_scheduler_type=linear"],
+        ["training.train_sampling_strategy=group_by_length", "training.data_seed=42", "training.max_steps=-1"],
+        ["training.logging_first_step=true", "training.dataloader_num_workers=1", "training.save_total_limit=5"],
+        ["data.max_length=2000", "cache.memory=1000000"],
+        ["loss.divergence=forward_kl", "loss.beta=null"],
+    ],
+)
+def test_what_says_the_same_may_change_at_resume(world, changed):
+    run_directory = interrupted(world, "changed")
+    again = train(world, "runs/changed", *[part for text in changed for part in ("--set", text)])
+    assert again.exit_code == 0, again.output
+    assert_same_weights(world / "runs" / "whole" / "final", run_directory / "final")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ["training.gradient_checkpointing=true"],
+        ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=4"],
+        ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"],
+    ],
+)
+def test_what_changes_the_order_of_sums_may_change_at_resume(world, changed):
+    run_directory = interrupted(world, "changed")
+    again = train(world, "runs/changed", *[part for text in changed for part in ("--set", text)])
+    assert again.exit_code == 0, again.output
+    assert_near_weights(world / "runs" / "whole", run_directory)
+
+
+@pytest.mark.parametrize("changed", ["training.weight_decay=0.1", "training.data_seed=7", "training.warmup_steps=3"])
+def test_what_changes_the_result_may_not(world, changed):
+    interrupted(world, "changed")
+    refused = train(world, "runs/changed", "--set", changed)
+    assert refused.exit_code == 2
+    assert f"  {changed.partition('=')[0]}: the run has" in refused.output

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from run_cases import run
 from safetensors.torch import load_file
 
@@ -85,6 +86,11 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
         (["alpha"], "expected key=value,value"),
         (["cache.top_k=8,16"], "a grid varies keys of loss, training, student"),
         (["alpha=0.5,0.5"], "two runs are named alpha=0.5"),
+        (
+            ["divergence=js,forward_kl", "beta=0.1,0.5"],
+            r"loss.beta: forward_kl has no beta; .* \(in the run divergence=forward_kl,beta=0.1 of the grid\)",
+        ),
+        (["divergence=js,kl"], "loss.divergence: input should be 'forward_kl'"),
         (["alpha=0.5", "loss.alpha=0.7"], "loss.alpha: is given twice"),
         (["training.output_dir=a,b"], "each run gets a directory"),
     ],
@@ -108,6 +114,69 @@ def test_the_last_key_varies_fastest_and_short_names_do_not_clash(world):
     ]
     assert runs[3].recipe.training["learning_rate"] == 3e-5
     assert runs[3].recipe.output_dir == (world / "runs" / "a" / runs[3].name).resolve()
+
+
+def test_a_sweep_over_divergences_and_what_compare_shows_of_it(world):
+    """Runs of every divergence train, are told apart, name what they minimise, and a spelt-out default is the default."""
+    command = ["sweep", "--config", world / "recipe.yaml", *SHORT, "--set", "training.max_steps=3"]
+    swept = run(*command, "--grid", "divergence=forward_kl,reverse_kl,skewed_kl,js,tv")
+    assert swept.exit_code == 0, swept.output
+    betas = run(*command, "--grid", "divergence=skewed_kl,js", "--grid", "beta=0.3")
+    assert betas.exit_code == 0, betas.output
+    grid = world / "runs" / "grid"
+    rows = {row["name"]: row for row in json.loads(run("compare", grid, "--json").stdout)}
+    shown = {name: tuple(row["settings"].values()) for name, row in rows.items()}
+    assert all(list(row["settings"]) == ["loss.beta", "loss.divergence"] for row in rows.values())
+    assert shown == {
+        "divergence=forward_kl": (None, "forward_kl"),
+        "divergence=reverse_kl": (None, "reverse_kl"),
+        "divergence=skewed_kl": (0.1, "skewed_kl"),
+        "divergence=js": (0.5, "js"),
+        "divergence=tv": (None, "tv"),
+        "divergence=skewed_kl,beta=0.3": (0.3, "skewed_kl"),
+        "divergence=js,beta=0.3": (0.3, "js"),
+    }
+    assert len({row["validation_kd"] for row in rows.values()}) == len(rows)
+    assert len({row["validation_ce"] for row in rows.values()}) == len(rows)
+    directory = grid / "divergence=js,beta=0.3"
+    for text in (
+        json.loads((directory / "run.json").read_text())["objective"],
+        json.loads((directory / "training_history.json").read_text())[-1]["objective"],
+    ):
+        assert re.search(r"js, beta = 0.3, a lower bound: on \d+ stored entries and the rest as one outcome", text)
+    page = world / "report.html"
+    assert run("report", grid, "--output", page).exit_code == 0
+    assert {"skewed_kl", "reverse_kl", "divergence"} <= set(re.findall(r">(\w+)<", page.read_text()))
+
+    train = ["train", "--config", world / "recipe.yaml", *SHORT, "--set", "training.max_steps=3"]
+    spelt = ["--set", "loss.divergence=js", "--set", "loss.beta=0.5"]
+    same = run(*train, *spelt, "--set", "training.output_dir=runs/grid/divergence=js")
+    assert same.exit_code == 0, same.output
+    assert "is finished" in same.output
+    assert re.search(r"T = \d.*, js, beta = 0.5, a lower bound", same.output)
+    other = run(*train, *spelt[:2], "--set", "loss.beta=0.4", "--set", "training.output_dir=runs/grid/divergence=js")
+    assert other.exit_code == 2
+    assert "loss.beta: the run has 0.5, the recipe 0.4" in other.output
+
+
+def test_a_run_of_before_there_were_divergences_is_continued_and_compared(world):
+    short = ["--config", world / "recipe.yaml", *SHORT, "--set", "training.max_steps=3"]
+    assert run("train", *short, "--set", "training.output_dir=runs/two/old").exit_code == 0
+    assert (
+        run("train", *short, "--set", "training.output_dir=runs/two/new", "--set", "loss.divergence=tv").exit_code == 0
+    )
+    old = world / "runs" / "two" / "old"
+    facts = json.loads((old / "run.json").read_text())
+    assert not {"loss.divergence", "loss.beta"} & facts["identity"].keys()
+    recipe = yaml.safe_load((old / "recipe.yaml").read_text())
+    del recipe["loss"]["divergence"], recipe["loss"]["beta"], facts["objective"]
+    (old / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (old / "run.json").write_text(json.dumps(facts))
+    rows = json.loads(run("compare", world / "runs" / "two", "--json").stdout)
+    assert [row["settings"] for row in rows] == [{"loss.divergence": "tv"}, {"loss.divergence": "forward_kl"}]
+    again = run("train", *short, "--set", "training.output_dir=runs/two/old", "--set", "loss.divergence=forward_kl")
+    assert again.exit_code == 0
+    assert "is finished" in again.output
 
 
 def test_comparing_what_is_no_run_is_refused(tmp_path):

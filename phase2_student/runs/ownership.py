@@ -1,0 +1,109 @@
+"""Which files in the directory of a run a run of ours made: nothing else is ever removed, and none is begun on top of others'.
+
+kept = remove_run(directory)                # for --overwrite
+check_new(directory, recipe.directory)      # refuses others' files
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from firstsight.errors import RecipeError
+from phase2_student.runs.checkpoints import SEAL, checkpoints
+
+_FILES = {
+    "recipe.yaml",
+    "run.json",
+    "run.log",
+    "training_history.json",
+    ".training_history.json.tmp",
+    ".run.json.tmp",
+    "report.html",
+    "error.txt",
+}
+_MODELS = {"best", "final", "best-int8", "best-nf4"}
+_MODELS |= {f".{name}.{kind}" for name in ("best", "final", "publish") for kind in ("tmp", "old")}
+_EVALUATION = re.compile(
+    r"evaluation_\d{8}T\d{6}\.json|evaluation_summary\.txt|measured/[0-9a-f]{16}\.json|(measured/)?\.\S*\.json\.tmp"
+)
+_OF_OTHERS = {"evaluation", "publish", "runs", "report.html", "error.txt"}
+"""Made beside a run, some before it begins: by eval, publish, a tracker, report and sweep."""
+
+
+def made_by_a_run(directory: Path) -> list[Path]:
+    """What a run and the commands about it have left in its directory; only their own files of a directory that others may use."""
+    if not (directory / "run.json").is_file():
+        return [path for path in checkpoints(directory) if (path / SEAL).is_file()]  # nothing else can be told
+    made = checkpoints(directory)
+    made += [directory / name for name in sorted(_FILES) if (directory / name).is_file()]
+    made += [
+        directory / name
+        for name in sorted(_MODELS)
+        if name.startswith(".") or _is_model(directory / name)
+        if (directory / name).is_dir()
+    ]
+    if _is_model(directory / "publish") and (directory / "publish" / "README.md").is_file():
+        made.append(directory / "publish")
+    return made + _of_evaluations(directory / "evaluation")
+
+
+def _of_evaluations(directory: Path) -> list[Path]:
+    """The directory if everything in it was written by evaluations, else what was."""
+    files = sorted(path for path in directory.rglob("*") if not path.is_dir() or path.is_symlink())
+    mine = [path for path in files if _EVALUATION.fullmatch(str(path.relative_to(directory)))]
+    return [directory] if files and mine == files else mine
+
+
+def remove_run(directory: Path) -> list[str]:
+    """Remove what a run made; returns the names of what was left."""
+    for path in made_by_a_run(directory):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+
+
+def check_new(directory: Path, recipe_directory: Path) -> None:
+    """Whether a run may begin in a directory, which need not exist.
+
+    Args:
+        directory: of the run.
+        recipe_directory: of the recipe.
+
+    Raises:
+        RecipeError: it is the recipe's own, or holds what no run made.
+    """
+    check_apart(directory, recipe_directory)
+    if directory.exists() and not directory.is_dir():
+        raise RecipeError(f"training.output_dir: {directory} is a file; give a directory of its own for the run")
+    foreign = sorted(path.name for path in directory.iterdir() if _is_foreign(path)) if directory.is_dir() else []
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise RecipeError(
+            f"training.output_dir: {directory} holds {foreign[0]}{more}, which no run made; give a new directory, such as "
+            f"{directory / 'run'}"
+        )
+
+
+def check_apart(directory: Path, recipe_directory: Path) -> None:
+    """Refuse the recipe's own directory: a run writes its recipe.yaml. RecipeError."""
+    if directory.resolve() == recipe_directory.resolve():
+        raise RecipeError(
+            f"training.output_dir: {directory} is the directory of the recipe, which the run would overwrite; give a directory of "
+            "its own, such as runs/student"
+        )
+
+
+def _is_foreign(path: Path) -> bool:
+    if path.name in _OF_OTHERS or path.name.startswith("."):
+        return False
+    if path.is_dir():  # of a sweep, or of a run that lost its run.json
+        return not ((path / "run.json").is_file() or (path / "error.txt").is_file())
+    return True
+
+
+def _is_model(directory: Path) -> bool:
+    return (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
