@@ -53,7 +53,8 @@ def place_pair(
                 "lr_scheduler_type": "cosine",
                 "warmup_steps": 20,
                 "save_strategy": "no",
-                "eval_strategy": "no",
+                "eval_strategy": "steps",
+                "eval_steps": 1_000_000,  # none is timed
                 "report_to": "none",
             },
         }

@@ -124,7 +124,8 @@ def _recipe(setting: Setting, name: str, *changes: str) -> Recipe:
         "max_steps": 1 + setting.sizes.steps,
         "logging_steps": 1,
         "save_strategy": "no",
-        "eval_strategy": "no",
+        "eval_strategy": "steps",
+        "eval_steps": 1_000_000,  # none
         "report_to": "none",
         "dataloader_num_workers": 0,  # the items are in memory
         "output_dir": str(setting.directory / "runs" / name),
@@ -177,6 +178,7 @@ def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
         model=setting.student(torch.float32),
         args=arguments,
         train_dataset=encoded,
+        eval_dataset=encoded,  # asked for; no step validates
         data_collator=_labelled(setting.pair.student.pad_id),
         callbacks=[times],
     )
