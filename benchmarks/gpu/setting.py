@@ -68,7 +68,7 @@ class Setting:
     def samples(self) -> list[Sample]:
         """Of the training file."""
         recipe = self.recipe()
-        return load_samples(recipe.file("train"), recipe.data_root)
+        return load_samples(recipe.source("train"))
 
     def encoded(self, count: int) -> list[Encoded]:
         """The first samples as inputs of both models, which see the same pixels."""
