@@ -136,9 +136,7 @@ def _judge(recipe: Any) -> Callable[[Any], None]:
                 f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
                 "cache.generate_missing: true"
             )
-        for prompter in (pair.teacher, pair.student):
-            prompter.check_text(sample)
-        pair.check_length(sample)
+        pair.check(sample, generated=recipe.cache.generate_max_tokens)
 
     return judge
 

@@ -147,7 +147,7 @@ class Prompter:
         Raises:
             DataError: a control token in the text, or images where the model sees none.
         """
-        self._refuse_control_tokens(sample)
+        self.check_text(sample)
         self._refuse_images(sample)
         sizes = sample.image_sizes()
         with _named(sample, sizes):
