@@ -189,7 +189,7 @@ def test_the_peak_of_memory_is_set_back_before_each_dump(workshop, monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: events.append("reset"))
     monkeypatch.setattr(TeacherForward, "run", lambda *args: events.append("forward") or run_batch(*args))
     for path in ("first", "second"):
-        run(workshop.load(workshop.rows(2), cache={"path": path}))
+        run(workshop.load(workshop.rows(4), cache={"path": path}))
     assert events == ["reset", "forward"] * 2
 
 
