@@ -54,7 +54,7 @@ def place_pair(
                 "warmup_steps": 20,
                 "save_strategy": "no",
                 "eval_strategy": "steps",
-                "eval_steps": 1_000_000,  # none is timed
+                "eval_steps": 10**6,  # never
                 "report_to": "none",
             },
         }
