@@ -139,25 +139,7 @@ def main(out: Path, answers: int, steps: int) -> None:
     teacher = teacher_directory(out / "teacher")
     student_directory(out / "student", teacher)
     write_questions(out / "data", answers, validation=20)
-    recipe: dict[str, Any] = {
-        "teacher": {"model": "teacher", "quantization": "none", "dtype": "float32", "batch_tokens": 2048},
-        "student": {"model": "student", "dtype": "float32"},
-        "data": {"root": "data", "max_length": 1024},
-        "cache": {"path": "cache.zarr", "generate_missing": True, "generate_max_tokens": 48},
-        "training": {
-            "output_dir": "run",
-            "max_steps": steps,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "save_strategy": "no",
-            "eval_strategy": "steps",
-            "eval_steps": 10**6,  # never
-            "logging_steps": 10,
-            "report_to": "none",
-        },
-    }
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    loaded = load_recipe(out / "recipe.yaml")
+    loaded = write_recipe(out, steps)
     begin = time.perf_counter()
     summary = dump(prepare_dump(loaded))
     click.echo(f"dump: {summary.samples} answers, {summary.positions} positions, {time.perf_counter() - begin:.0f} s")

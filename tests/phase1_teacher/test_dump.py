@@ -3,7 +3,6 @@
 import errno
 import itertools
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,9 +130,6 @@ def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monke
 
     monkeypatch.setattr(VisionFeatures, "__init__", unshared)
     plain = workshop.load(rows, cache={"unit_positions": 10_000, "path": "plain"})
-    job = prepare_dump(plain, progress=False)
-    without = replace(job.pair.teacher.family, one_feature_per_image=False)
-    monkeypatch.setattr(job.pair.teacher, "family", without)
     seen.clear()
     dump(prepare_dump(plain, progress=False), model=forward.model, progress=False)
     assert sum(seen) == 24 + 3
