@@ -37,6 +37,7 @@ import phase2_student.training.train as training
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.models import outlier_columns
 from benchmarks.gpu.setting import Setting
+from benchmarks.timed_calls import timed_calls
 from firstsight.prompting import Encoded, collate
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.job import DumpJob, prepare_dump
@@ -152,7 +153,7 @@ def _step(setting: Setting, name: str, *changes: str, online: bool = False) -> F
         patch.object(training, "load_student", make_student),
         patch.object(training, "save_student", _save_nothing),
         patch.object(online_data, "load_teacher", lambda *_: setting.model("teacher-int8")),
-        setting.timed(training, "_self_check") as checks,
+        timed_calls(training, "_self_check", setting.synchronize) as checks,
     ):
         training.train(plan)
     # a step is an epoch here: the file has the samples of one
@@ -178,6 +179,7 @@ def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
         model=setting.student(torch.float32),
         args=arguments,
         train_dataset=encoded,
+        eval_dataset=encoded,  # asked for; no step validates
         data_collator=_labelled(setting.pair.student.pad_id),
         callbacks=[times],
     )
