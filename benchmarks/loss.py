@@ -4,8 +4,9 @@
     python -m benchmarks.loss --positions 512 --divergences     # each beside forward KL, on both kinds of targets
 
 Every measurement is a process of its own, so that peaks are honest, and the variants take turns, so that a machine that
-slows down slows them all; processor time is printed beside the clock's. Memory is the peak of the resident set above the inputs (states, head, targets). Printed are the
-medians and their ratios to plain cross-entropy (with --divergences: to forward KL on the same targets) of the same run.
+slows down slows them all; processor time is printed beside the clock's. Memory is the peak of the resident set above the
+inputs (states, head, targets). Printed are the medians, and their ratios to plain cross-entropy (with --divergences: to
+forward KL on the same targets) of the same run.
 """
 
 from __future__ import annotations
