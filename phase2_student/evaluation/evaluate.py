@@ -188,6 +188,7 @@ def _measure(
             "empty": sum(record.empty for record in records),
             "nonfinite": sum(record.nonfinite for record in records),
             "cut": sum(record.cut for record in records),
+            "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
         scores=grouped_scores(records),
