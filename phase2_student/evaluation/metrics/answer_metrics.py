@@ -1,8 +1,8 @@
 """How right an answer is: exact match, token F1, ANLS, and the chosen option of a multiple choice.
 
-Exact match compares the texts as they are, spaces at the ends and the form of Unicode aside. Token F1 is SQuAD's (Rajpurkar et
-al. 2016, official evaluation script): lower case, without punctuation and articles, but numbers keep sign and decimal point. ANLS is Biten et al.'s (2019): 1 minus the edit distance
-over the longer length, 0 from half of it on.
+Exact match compares the texts as they are, spaces at the ends and the form of Unicode aside. Token F1 is SQuAD's (Rajpurkar
+et al. 2016, official evaluation script): lower case, without punctuation and articles, but numbers keep sign and decimal
+point. ANLS is Biten et al.'s (2019): 1 minus the edit distance over the longer length, 0 from half of it on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which option of a multiple choice an answer means: the rules that public harnesses agree on, and no guessing.
+r"""Which option of a multiple choice an answer means: the rules that public harnesses agree on, and no guessing.
 
-In this order: what stands in `<answer>` tags or `\\\\boxed{}`; the text of an option; a letter at the beginning (`B`, `(B)`, `[B]`, `B.`,
+In this order: what stands in `<answer>` tags or `\boxed{}`; the text of an option; a letter at the beginning (`B`, `(B)`, `[B]`, `B.`,
 `**B**`) or named (`the answer is B`); the only option whose text it holds. An answer that negates an option, or names two, is undecided.
 """
 
@@ -20,7 +20,7 @@ _LETTER = re.compile(rf"{_OPEN}([A-Za-z]){_CLOSE}(?:[.):,](?!\w)|\s*$|\s*\n|\s+[
 _ENCLOSED = re.compile(r"[(\[{]([A-Z])[)\]}](?!\w)")
 _NAMED = re.compile(
     rf"\b(?i:answer|option|choice)(?P<between>(?i:\s+is|\s+would\s+be|\s+should\s+be)?(?i:\s+not)?(?i:\s+(?:option|choice))?)\s*[:=]?\s*"
-    rf"{_OPEN}(?P<letter>[A-Z])\b{_CLOSE}(?P<rest>[^\n]*)"
+    rf"{_OPEN}(?P<letter>[A-Z])\b{_CLOSE}(?=(?P<rest>[^\n]*))"
 )
 _ANOTHER = re.compile(r"\s*(?:,|/|or\b|and\b)\s*(?:or\b|and\b)?\s*[(\[]?[A-Z]\b")
 _CLAUSES = re.compile(r"[;!?\n]|[.,:](?!\d)|\bbut\b", re.IGNORECASE)
