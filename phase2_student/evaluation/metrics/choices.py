@@ -67,7 +67,7 @@ def _by_letter(letter: str, options: Sequence[str]) -> int | None:
 
 
 def _named(found: list[re.Match[str]], texts: list[tuple[str, ...]], options: Sequence[str]) -> int | None:
-    meant = set()
+    meant: set[int | None] = set()
     for match in found:
         after = tuple(words_of(match["letter"] + match["rest"]))
         if "not" in match["between"].lower().split() or _ANOTHER.match(match["rest"]):

@@ -18,7 +18,7 @@ HEARTBEAT = 60.0
 _SHOWN = ("loss", "kd", "ce", "agreement", "learning_rate", "grad_norm", "data_wait")
 
 
-class RunLog(TrainerCallback):
+class RunLog(TrainerCallback):  # type: ignore[misc]
     """Adds lines to `run.log`: begin and end of every call, steps that are logged, validations, checkpoints, heartbeats.
 
     Args:
