@@ -24,6 +24,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (FirstSightError, CacheError) as error:
             raise _fail(str(error), 2) from error
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            raise click.exceptions.Exit(130) from None
         except OSError as error:
             if error.errno not in _FILE_TROUBLE:
                 raise

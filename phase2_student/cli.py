@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from signal import SIGTERM
 from typing import Literal
 
 import click
@@ -37,8 +38,9 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
 
     Continues from the newest whole checkpoint in training.output_dir where there is one; checkpoints that were
     interrupted or damaged are passed over. A finished run is left alone; the run of another recipe is refused. Leaves
-    there best/ (by validation loss), final/, training_history.json, recipe.yaml and run.json. SIGTERM saves a
-    checkpoint and stops; a loss or a gradient that is not finite stops before it is trained on.
+    there best/ (by validation loss), final/, training_history.json, recipe.yaml, run.json and run.log. SIGTERM and
+    Ctrl-C save a checkpoint and stop, a second Ctrl-C stops at once; where there is no terminal, a line a minute says how far it
+    is. A loss or a gradient that is not finite stops before it is trained on.
 
     Example: fs-student train --config recipe.yaml --set loss.temperature=3 --set training.output_dir=runs/t3
     """
@@ -56,10 +58,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         )
     result = run(plan, overwrite=overwrite)
     if not result.finished:
-        click.echo(
-            f"Stopped by SIGTERM after step {result.steps:,}, with a checkpoint; the same command continues.", err=True
-        )
-        raise click.exceptions.Exit(143)
+        click.echo(f"{result.stopped_text[0].upper()}{result.stopped_text[1:]}.", err=True)
+        raise click.exceptions.Exit(128 + (result.signal or SIGTERM))
     if main_process and result.seconds == 0:
         click.echo(f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew")
     elif main_process:
@@ -111,8 +111,9 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     done = [outcome.run.recipe.output_dir for outcome in outcomes if outcome.result is not None]
     if main_process and done:
         click.echo(f"\n{run_table(read_runs(done))}")
-    if outcomes[-1].result is not None and not outcomes[-1].result.finished:
-        raise click.exceptions.Exit(143)
+    last = outcomes[-1].result
+    if last is not None and not last.finished:
+        raise click.exceptions.Exit(128 + (last.signal or SIGTERM))
     if len(done) < len(outcomes):
         raise click.exceptions.Exit(1)
 

@@ -15,7 +15,14 @@ from firstsight.data.images import image_name
 from firstsight.data.samples import Sample
 from firstsight.generation import TokenWatch, confidence, generate_answers
 from firstsight.prompting import Prompter
-from phase2_student.evaluation.metrics.answer_metrics import anls, choice_match, choice_options, exact_match, token_f1
+from phase2_student.evaluation.metrics.answer_metrics import (
+    anls,
+    choice_match,
+    choice_options,
+    choice_undecided,
+    exact_match,
+    token_f1,
+)
 from phase2_student.evaluation.results import AnswerRecord
 
 
@@ -79,6 +86,7 @@ def answer_record(
         cut: whether it reached the longest length without an end of turn.
     """
     truth = sample.answer or ""
+    options = choice_options(sample.question, sample.options)
     return AnswerRecord(
         id=sample.id,
         category=sample.category,
@@ -90,7 +98,8 @@ def answer_record(
         exact=exact_match(answer, truth),
         f1=token_f1(answer, truth),
         anls=anls(answer, truth),
-        choice=choice_match(answer, truth, choice_options(sample.question, sample.options)),
+        choice=choice_match(answer, truth, options),
+        undecided=choice_undecided(answer, truth, options),
         empty=not answer.strip(),
         tokens=tokens,
         confidence=sure,

@@ -50,7 +50,7 @@ from phase2_student.evaluation.results import (
 from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 
-_VERSION = 2
+_VERSION = 3
 """Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
 """Answers at batch 1 while the peak of the memory is measured."""
@@ -188,6 +188,7 @@ def _measure(
             "empty": sum(record.empty for record in records),
             "nonfinite": sum(record.nonfinite for record in records),
             "cut": sum(record.cut for record in records),
+            "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
         scores=grouped_scores(records),

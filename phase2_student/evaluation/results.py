@@ -37,6 +37,8 @@ class AnswerRecord(_Part):
     anls: float | None = None
     choice: bool | None = None
     """None where the question is no multiple choice."""
+    undecided: bool | None = None
+    """Whether the answer to a multiple choice means none of the options, or more than one; `choice` is False then."""
     empty: bool
     tokens: int
     """End of turn included."""

@@ -39,6 +39,7 @@ class Figures:
     empty: int
     nonfinite: int
     cut: int
+    undecided: int | None
     kl: float | None
     agreement: float | None
 
@@ -67,6 +68,9 @@ def model_figures(model: ModelResult) -> Figures:
         empty=sum(record.empty for record in records),
         nonfinite=sum(record.nonfinite for record in records),
         cut=sum(record.cut for record in records),
+        undecided=sum(bool(record.undecided) for record in records)
+        if any(record.undecided is not None for record in records)
+        else None,
         kl=kl_per_token(records),
         agreement=agreement(records),
     )
@@ -89,6 +93,7 @@ _ROWS = {
     "empty": ("empty answers", "{:.0f}"),
     "nonfinite": ("answers with NaN", "{:.0f}"),
     "cut": ("answers cut", "{:.0f}"),
+    "undecided": ("choices undecided", "{:.0f}"),
     "kl": ("KL to the teacher, nats/token", "{:.4f}"),
     "agreement": ("agreement with the teacher", "{:.1%}"),
 }
@@ -107,7 +112,7 @@ def summary_table(evaluation: Evaluation) -> list[list[str]]:
     table = [["", *(f"{model.name} ({model.dtype})" for model in models)]]
     for name, (label, form) in _ROWS.items():
         values = [getattr(each, name) for each in figures]
-        if name != "joules" or any(value is not None for value in values):
+        if name not in ("joules", "undecided") or any(value is not None for value in values):
             table.append([label, *("-" if value is None else form.format(value) for value in values)])
     table += _users_lines(models) + _goal_lines(evaluation)
     table += [_score_line(models, label, metric) for metric, label in _METRICS.items() if _has(models, metric)]

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from phase2_student.data.order import GlobalBatches
+from phase2_student.training.callbacks.signals import leave_interrupts_to_the_main_process
 
 
 def train_batches(dataset: Any, args: Any) -> GlobalBatches:
@@ -49,6 +50,7 @@ def data_loader(dataset: Any, batches: GlobalBatches, collate: Any, args: Any) -
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=args.dataloader_num_workers,
+        worker_init_fn=leave_interrupts_to_the_main_process,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,

@@ -52,7 +52,7 @@ class Outcome:
         if self.result is None:
             return f"failed: {self.error}"
         if not self.result.finished:
-            return f"stopped by SIGTERM after step {self.result.steps:,}, with a checkpoint; the same command continues"
+            return self.result.stopped_text
         time = f"in {self.result.seconds:.0f} s" if self.result.seconds else "finished before"
         return f"{self.result.steps:,} steps {time}, {self.result.best_text}"
 
@@ -121,7 +121,7 @@ def sweep(
         report: is given the number of each run and how it ended.
 
     Returns:
-        One outcome per run; fewer where SIGTERM stopped the last of them.
+        One outcome per run; fewer where a signal stopped the last of them.
 
     Raises:
         FirstSightError: what any of the runs would refuse, before the first one begins.

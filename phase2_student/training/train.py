@@ -11,10 +11,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import torch
 
+import firstsight
 from firstsight.families.self_check import check_logits, checked_columns
 from firstsight.models.loading import backbone_states, gather_weights, load_student
 from firstsight.prompting import collate
@@ -40,7 +42,15 @@ class TrainResult:
     best_validation_loss: float | None
     """None: no validation has given a finite one."""
     finished: bool
-    """False: stopped by SIGTERM after a checkpoint; the same call continues from there."""
+    """False: stopped by a signal after a checkpoint; the same call continues from there."""
+    signal: int | None = None
+    """The one that stopped it."""
+
+    @property
+    def stopped_text(self) -> str:
+        """How it was stopped, and how to continue."""
+        by = "Ctrl-C" if self.signal == SIGINT else "SIGTERM"
+        return f"stopped by {by} after step {self.steps:,}, with a checkpoint; the same command continues"
 
     @property
     def best_text(self) -> str:
@@ -64,6 +74,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from phase2_student.training.callbacks.progress import Bar, ValidationLines
+    from phase2_student.training.callbacks.run_log import RunLog
     from phase2_student.training.callbacks.signals import StopOnSignal
     from phase2_student.training.checkpointing import checkpoint_to_resume
     from phase2_student.training.trainer import DistillationTrainer
@@ -85,7 +96,8 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         else:
             save_student(model, prompter.processor, directory, getattr(torch, recipe.student.dtype))
 
-    with StopOnSignal(processes=arguments.world_size) as stop:
+    first = f"FirstSight {firstsight.__version__}, {plan.objective_text}; {plan.precision}"
+    with RunLog(output_dir, first, main=main) as log, StopOnSignal(processes=arguments.world_size) as stop:
         trainer = DistillationTrainer(
             model=model,
             args=arguments,
@@ -94,20 +106,21 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             train_dataset=plan.train,
             eval_dataset=plan.validation,
             optimizer_cls_and_kwargs=optimizer_class(recipe.student, arguments),
-            callbacks=[HistoryCallback(output_dir, save, plan.objective_text), stop, ValidationLines()],
+            callbacks=[HistoryCallback(output_dir, save, plan.objective_text), stop, ValidationLines(), log],
         )
         trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
         if not arguments.disable_tqdm:
             trainer.add_callback(Bar())
         outcome = trainer.train(resume_from_checkpoint=checkpoint_to_resume(output_dir, main=main))
-    if not stop.received:
+    if stop.received is None:
         replace_directory(output_dir / "final", save, main=main)
     return TrainResult(
         output_dir=output_dir,
         steps=trainer.state.global_step,
         seconds=outcome.metrics["train_runtime"],
         best_validation_loss=best_loss(row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row),
-        finished=not stop.received,
+        finished=stop.received is None,
+        signal=stop.received,
     )
 
 

@@ -1,6 +1,6 @@
 """How right, how sure and how far from the teacher answers are.
 
-answer_metrics  one answer against its truth
+answer_metrics  one answer against its truth;  choices  the option that it means;  text_forms  what is compared
 scores          means over samples and groups of them
 bootstrap       intervals of means and of paired differences
 distance        KL to the teacher, from the cache

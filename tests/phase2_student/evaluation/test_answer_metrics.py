@@ -11,6 +11,7 @@ from phase2_student.evaluation.metrics.answer_metrics import (
     anls,
     choice_match,
     choice_options,
+    choice_undecided,
     chosen,
     exact_match,
     token_f1,
@@ -133,3 +134,158 @@ def test_choice_match():
     assert choice_match("no idea", "B", options) is False
     assert choice_match("B", "neither", options) is None
     assert choice_match("a bottle", "a bottle", ()) is None
+
+
+# ---- Unicode, numbers, forms of a choice ----
+
+COMPOSED, DECOMPOSED = "caf\u00e9 \u304c", "cafe\u0301 \u304b\u3099"
+
+
+def test_both_forms_of_unicode_are_one_text():
+    assert COMPOSED != DECOMPOSED
+    assert exact_match(DECOMPOSED, COMPOSED)
+    assert exact_match(COMPOSED, DECOMPOSED)
+    assert token_f1(DECOMPOSED, COMPOSED) == 1.0
+    assert anls(DECOMPOSED, COMPOSED) == 1.0
+    assert chosen(DECOMPOSED, ("tea", COMPOSED)) == 1
+    assert not exact_match("cafe", COMPOSED)
+    assert not exact_match("m2", "m\u00b2")  # compatibility forms are other answers
+    assert not exact_match("\u2460", "1")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1.5", "15"),
+        ("-5", "5"),
+        ("0.5", "05"),
+        ("10:30", "1030"),
+        ("1/2", "12"),
+        ("3-4", "34"),
+        ("1,5", "15"),
+        ("-0.5 m", "0.5 m"),
+        ("2.50", "250"),
+        ("at -3 degrees", "at 3 degrees"),
+    ],
+)
+def test_different_numbers_are_different_words(one, other):
+    assert token_f1(one, other) < 1
+    assert chosen(one, (other, one)) == 1
+    assert chosen(other, (other, one)) == 0
+    assert chosen(f"It is {one}.", (other, one)) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1,000", "1000"),
+        ("1,234,567.5 m", "1234567.5 m"),
+        ("$5.", "5"),
+        ("+5", "5"),
+        ("\u22125", "-5"),
+        ("room-5", "room5"),
+        ("(-5)", "-5"),
+        ("5, 6.", "5 6"),
+        ("It\u2019s red", "It's red"),
+    ],
+)
+def test_equal_numbers_are_equal_words(one, other):
+    assert token_f1(one, other) == 1.0
+
+
+LENGTHS = ("1.5 m", "15 m", "150 m")
+
+
+@pytest.mark.parametrize(
+    ("answer", "index"), [("1.5 m", 0), ("15 m", 1), ("150 m.", 2), ("It is 1.5 m long", 0), ("5 m", None)]
+)
+def test_lengths_are_told_apart(answer, index):
+    assert chosen(answer, LENGTHS) == index
+    assert choice_match(answer, "1.5 m", LENGTHS) is (index == 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "**B**",
+        "[B]",
+        "\\boxed{B}",
+        "<answer>B</answer>",
+        "(B)",
+        "(B) a bottle",
+        "[B] a bottle",
+        "**B.** a bottle",
+        "B - a bottle",
+        "B\n\nIt is made of glass, unlike a mug.",
+        "`B`",
+        "$B$",
+        "$\\boxed{\\text{B}}$",
+        "So the answer is \\boxed{\\mathrm{B}}.",
+        "The mug is red. <answer>(B) a bottle</answer>",
+        "<think>A mug? No.</think> <answer> b </answer>",
+        "The answer is **B**.",
+        "**Answer:** B",
+        "Answer: (B)",
+        "The correct option is B, not A.",
+        "It stands on the table. The answer is B",
+        "The answer would be option B",
+        "Answer: A bottle",
+        "\\boxed{a bottle}",
+        "I see a bottle; nothing else.",
+        '"B"',
+        "Option B",
+    ],
+)
+def test_the_forms_that_harnesses_take(answer):
+    assert chosen(answer, ("a mug", "a bottle", "a key")) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "not a bottle",
+        "It is not a bottle.",
+        "It isn't a bottle",
+        "It isn\u2019t a bottle",
+        "There is no bottle here",
+        "never the bottle",
+        "not a bottle, a mug",
+        "neither a bottle nor a key",
+        "The answer is not B",
+        "The answer isn't B",
+        "Not B",
+        "The answer is B or C",
+        "The answer is A. No, the answer is B.",
+        "<answer></answer>",
+        "\\boxed{}",
+        "\\boxed{B",
+        "e.g. something",
+        "D",
+        "[Z]",
+        "\\boxed{D}",
+    ],
+)
+def test_what_is_negated_or_ambiguous_is_undecided(answer):
+    options = ("a mug", "a bottle", "a key")
+    assert chosen(answer, options) is None
+    assert choice_match(answer, "a bottle", options) is False
+    assert choice_undecided(answer, "a bottle", options) is True
+
+
+def test_options_that_negate_are_options():
+    options = ("visible", "not visible")
+    assert chosen("not visible", options) == 1
+    assert chosen("It is not visible.", options) == 1
+    assert chosen("It is visible.", options) == 0
+    assert chosen("No, it is red", ("yes", "no")) == 1
+    assert chosen("no", ("yes", "no")) == 1
+    assert chosen("No. It is red.", ("red", "blue")) == 0
+    assert chosen("not red but blue", ("red", "blue")) is None
+    assert chosen("dark red", ("red", "dark red")) == 1
+    assert chosen("It is dark red", ("red", "dark red")) == 1
+
+
+def test_undecided_is_counted_only_for_multiple_choices():
+    assert choice_undecided("B", "A", ("a mug", "a bottle")) is False
+    assert choice_undecided("both", "A", ("a mug", "a bottle")) is True
+    assert choice_undecided("both", "a mug", ()) is None

@@ -1,0 +1,111 @@
+"""`run.log` in the directory of a run, one line per event; and where there is no terminal, a line a minute that it is alive."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from firstsight.secrets import masked_text
+
+HEARTBEAT = 60.0
+"""Seconds between two signs of life."""
+_SHOWN = ("loss", "kd", "ce", "agreement", "learning_rate", "grad_norm", "data_wait")
+
+
+class RunLog(TrainerCallback):  # type: ignore[misc]
+    """Adds lines to `run.log`: begin and end of every call, steps that are logged, validations, checkpoints, heartbeats.
+
+    Args:
+        output_dir: of the run.
+        first: what the call is about.
+        main: this process writes.
+    """
+
+    def __init__(self, output_dir: Path, first: str, *, main: bool) -> None:
+        self._path = output_dir / "run.log"
+        self._first = first
+        self._main = main
+        self._terminal = sys.stderr.isatty()
+        self._last: dict[str, float] = {}
+        self._beat, self._beat_step = time.monotonic(), 0
+
+    def __enter__(self) -> RunLog:
+        self.write(self._first)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and kind is not None:
+            self.write(f"failed: {kind.__name__}: {' '.join(str(error).split())}")
+
+    def write(self, line: str) -> None:
+        """Add a line with the time in front of it."""
+        if self._main:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}  {masked_text(line)}\n")
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The first step, or the one that a checkpoint leads to."""
+        done = state.global_step
+        self.write(
+            f"{'continues after step ' + format(done, ',') if done else 'begins'}, {state.max_steps:,} steps in all"
+        )
+        self._beat, self._beat_step = time.monotonic(), done
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """A sign of life, if it is time."""
+        now = time.monotonic()
+        if not self._main or now - self._beat < HEARTBEAT:
+            return
+        rate = (state.global_step - self._beat_step) / (now - self._beat)
+        self._beat, self._beat_step = now, state.global_step
+        line = heartbeat(state.global_step, state.max_steps, rate, self._last)
+        self.write(line)
+        if not self._terminal:
+            print(line, file=sys.stderr, flush=True)
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Steps that are logged; validations have their own line."""
+        if logs and "loss" in logs:
+            self._last = {name: float(logs[name]) for name in _SHOWN if name in logs}
+            self.write(
+                f"step {state.global_step:,}: " + ", ".join(f"{name} {each:.5g}" for name, each in self._last.items())
+            )
+
+    def on_evaluate(
+        self, _args: Any, state: Any, _control: Any, metrics: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """A validation."""
+        shown = [f"{name} {metrics[f'eval_{name}']:.5g}" for name in _SHOWN if metrics and f"eval_{name}" in metrics]
+        self.write(f"step {state.global_step:,}: validation {', '.join(shown)}")
+
+    def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """A checkpoint."""
+        self.write(f"step {state.global_step:,}: checkpoint saved")
+
+    def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The last step of this call."""
+        self.write(f"{'ends' if state.global_step >= state.max_steps else 'stops'} after step {state.global_step:,}")
+
+
+def heartbeat(step: int, steps: int, rate: float, last: dict[str, float]) -> str:
+    """A sign of life in one line.
+
+    Args:
+        step: the last one done.
+        steps: in all.
+        rate: steps per second.
+        last: figures of the last log, by name.
+    """
+    left = str(timedelta(seconds=round((steps - step) / rate))) if rate > 0 else "unknown"
+    parts = [f"step {step:,} of {steps:,} ({step / steps:.0%})", f"{rate:.3g} steps/s", f"ETA {left}"]
+    if "loss" in last:
+        parts.append(f"loss {last['loss']:.4g}")
+    if "data_wait" in last:
+        parts.append(f"waiting for data {last['data_wait']:.0%}")
+    return ", ".join(parts)
