@@ -53,7 +53,8 @@ def place_pair(
                 "lr_scheduler_type": "cosine",
                 "warmup_steps": 20,
                 "save_strategy": "no",
-                "eval_strategy": "no",
+                "eval_strategy": "steps",
+                "eval_steps": 10**6,  # never
                 "report_to": "none",
             },
         }

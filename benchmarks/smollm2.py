@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from firstsight.models.loading import save_weights
-from firstsight.recipe import load_recipe
+from firstsight.recipe import Recipe, load_recipe
 from phase1_teacher.dump import dump, prepare_dump
 from storage import at_temperature, open_cache
 
@@ -92,6 +92,29 @@ def write_questions(directory: Path, count: int, validation: int) -> None:
         (directory / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
 
 
+def write_recipe(out: Path, steps: int) -> Recipe:
+    """The recipe of both phases, loaded."""
+    recipe: dict[str, Any] = {
+        "teacher": {"model": "teacher", "quantization": "none", "dtype": "float32", "batch_tokens": 2048},
+        "student": {"model": "student", "dtype": "float32"},
+        "data": {"root": "data", "max_length": 1024},
+        "cache": {"path": "cache.zarr", "generate_missing": True, "generate_max_tokens": 48},
+        "training": {
+            "output_dir": "run",
+            "max_steps": steps,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "save_strategy": "no",
+            "eval_strategy": "steps",
+            "eval_steps": steps,
+            "logging_steps": min(10, steps),
+            "report_to": "none",
+        },
+    }
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return load_recipe(out / "recipe.yaml")
+
+
 def stored_mass(location: str, temperatures: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)) -> dict[float, float]:
     """Mean mass of the stored entries over all positions of a cache, by temperature."""
     cache = open_cache(location)
@@ -116,24 +139,7 @@ def main(out: Path, answers: int, steps: int) -> None:
     teacher = teacher_directory(out / "teacher")
     student_directory(out / "student", teacher)
     write_questions(out / "data", answers, validation=20)
-    recipe: dict[str, Any] = {
-        "teacher": {"model": "teacher", "quantization": "none", "dtype": "float32", "batch_tokens": 2048},
-        "student": {"model": "student", "dtype": "float32"},
-        "data": {"root": "data", "max_length": 1024},
-        "cache": {"path": "cache.zarr", "generate_missing": True, "generate_max_tokens": 48},
-        "training": {
-            "output_dir": "run",
-            "max_steps": steps,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "logging_steps": 10,
-            "report_to": "none",
-        },
-    }
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    loaded = load_recipe(out / "recipe.yaml")
+    loaded = write_recipe(out, steps)
     begin = time.perf_counter()
     summary = dump(prepare_dump(loaded))
     click.echo(f"dump: {summary.samples} answers, {summary.positions} positions, {time.perf_counter() - begin:.0f} s")
@@ -141,7 +147,9 @@ def main(out: Path, answers: int, steps: int) -> None:
     click.echo(f"mass of the 64 stored entries: {masses}")
     result = train(prepare(loaded))
     log = json.loads((out / "run" / "training_history.json").read_text(encoding="utf-8"))
-    click.echo(f"train: {result.steps} steps, {result.seconds:.0f} s; {log[-1]['train']}")
+    click.echo(
+        f"train: {result.steps} steps, {result.seconds:.0f} s; {log[-1]['train']}, validation {log[-1]['validation']}"
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from storage.format.base import FormatVersion
 from storage.format.chunks import decode_chunk, encode_chunk
+from storage.format.samples import encode_samples
 from storage.format.v1.arrays import VALUE_STEP
-from storage.format.v1.encoding import encode_unit
+from storage.format.v1.encoding import encode_targets
 from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample
 from storage.reader import Cache, open_cache
@@ -130,7 +131,8 @@ def speed_facts(
         encoded = []
         for unit in units:
             targets = Targets.concatenate([sample.targets for sample in unit], layout.widths)
-            attributes, arrays = encode_unit(unit, targets, layout)
+            attributes, arrays = encode_targets(targets, layout)
+            arrays |= encode_samples(unit)
             encoded.append(
                 (attributes, arrays, {name: encode_chunk(array) for name, array in arrays.items() if array.size})
             )

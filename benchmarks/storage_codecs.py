@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from storage.format.chunks import encode_chunk
 from storage.format.layout import Layout
 from storage.format.v1.arrays import VALUE_STEP
-from storage.format.v1.encoding import encode_unit
+from storage.format.v1.encoding import encode_targets
 from storage.format.v1.values import ESCAPE
 from storage.targets import Targets
 
@@ -60,7 +60,7 @@ def rows_of(unit: dict[str, NDArray[Any]]) -> Iterator[tuple[str, int]]:
     count = len(ids)
     size = int(ids.max()) + 1
     layout = Layout(top_k=ids.shape[1], temperatures=NODES, vocabulary_size=size, shared_ids=((0, size),))
-    _, arrays = encode_unit([], Targets(**unit, soft=np.ones(count, dtype=np.bool_)), layout)
+    _, arrays = encode_targets(Targets(**unit, soft=np.ones(count, dtype=np.bool_)), layout)
     chunk: Callable[[str], int] = lambda name: len(encode_chunk(arrays[name])) if arrays[name].size else 0  # noqa: E731
     words, ranks = np.unique(ids, return_inverse=True)
     by_count = np.empty(len(words), dtype=np.int64)

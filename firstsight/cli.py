@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from firstsight.console import Commands, progress_option
+from firstsight.data_commands import check, convert, init
 
 
 @click.group(cls=Commands)
@@ -20,9 +21,9 @@ def main() -> None:
 
 @main.group(cls=Commands)
 def data() -> None:
-    """Make training data.
+    """Check, convert and make training data.
 
-    Example: firstsight data synth data --train 5000 --validation 1000
+    Example: firstsight data check rows.json
     """
 
 
@@ -67,3 +68,8 @@ def demo(directory: Path) -> None:
     from firstsight.demo.run import run_demo
 
     run_demo(directory)
+
+
+main.add_command(init)
+for command in (check, convert):
+    data.add_command(command)

@@ -85,7 +85,7 @@ def image_settings(processor: Any, family: Family) -> dict[str, Any]:
         return {}
     images = processor.image_processor
     names = (*_IMAGE_SETTINGS, *family.image_settings)
-    return {name: _plain(getattr(images, name, None)) for name in names}
+    return {name: _plain(getattr(images, name, getattr(processor, name, None))) for name in names}
 
 
 def _plain(value: Any) -> Any:

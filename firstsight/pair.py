@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstsight.data.samples import Sample
-from firstsight.errors import DataError
+from firstsight.errors import AlignmentError, DataError
 from firstsight.families import family_of
 from firstsight.identity import image_settings
 from firstsight.models.loading import head_rows, load_config, load_processor, max_positions, resolve_directory
@@ -79,11 +79,26 @@ class Pair:
             and image_settings(teacher.processor, teacher.family) == image_settings(student.processor, student.family)
         )
 
-    def check_length(self, sample: Sample) -> None:
-        """Raise DataError for a sample that is too long for either model; no image is decoded."""
+    def check(self, sample: Sample, *, generated: int = 0) -> None:
+        """Raise DataError for a sample that one of the two models cannot take; no image is decoded.
+
+        Args:
+            sample: too long for one of them, or with an answer that their templates spell differently.
+            generated: tokens of the longest answer that the teacher may give where there is none.
+        """
         for prompter in (self.teacher, self.student):
             if prompter is self.teacher or not self.same_inputs or prompter.longest != self.teacher.longest:
-                prompter.check_length(sample, prompter.sample_tokens(sample))
+                extra = generated if sample.answer is None else 0
+                prompter.check_length(sample, prompter.sample_tokens(sample) + extra)
+        if sample.answer is not None and not self.same_inputs:
+            ids = [np.array(prompter.answer_ids(sample.answer)) for prompter in (self.teacher, self.student)]
+            try:
+                self.answer_rows(*ids)
+            except AlignmentError as error:
+                raise DataError(
+                    f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
+                    "answer and the other does not, remove them in the data"
+                ) from None
 
 
 def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:

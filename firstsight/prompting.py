@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -29,6 +30,8 @@ from firstsight.vocabulary import spelling
 
 # texts are tokenised one by one, beside a model that wants the cores: the tokenizers' own threads only take them away
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_OR_SMALLER = ", or lower max_pixels"
 
 # B samples, L tokens of the longest, N answer positions of a batch, P of a sample
 
@@ -139,9 +142,16 @@ class Prompter:
         return text.removeprefix(self.answer_prefix)
 
     def prompt_tokens(self, sample: Sample) -> tuple[int, int]:
-        """Tokens of the prompt and how many of them are image tokens, without decoding an image."""
+        """Tokens of the prompt and how many of them are image tokens, without decoding an image.
+
+        Raises:
+            DataError: a control token in the text, or images where the model sees none.
+        """
+        self.check_text(sample)
         self._refuse_images(sample)
-        texts = self.family.image_texts(self.processor, sample.image_sizes()) if sample.images else ()
+        sizes = sample.image_sizes()
+        with _named(sample, sizes):
+            texts = self.family.image_texts(self.processor, sizes) if sample.images else ()
         expanded = self._with_images(self.prompt_text(sample), texts)
         if not sample.images:
             return len(self.family.tokenize_prompt(self.processor, expanded)), 0
@@ -160,6 +170,9 @@ class Prompter:
         """All images of a sample, RGB, as model inputs.
 
         Threads may call this at the same time, unlike everything with a tokenizer in it.
+
+        Raises:
+            ValueError: the processor refuses an image; `encode` says whose it is.
         """
         return self.family.image_inputs(self.processor, images)
 
@@ -177,10 +190,12 @@ class Prompter:
         Raises:
             DataError: an image that cannot be read, special tokens in the text, or more than `max_length` tokens.
         """
-        self._refuse_control_tokens(sample)
+        self.check_text(sample)
         self._refuse_images(sample)
         if pictures is None and sample.images:
-            pictures = self.pictures(sample.open_images())
+            images = sample.open_images()
+            with _named(sample, [image.size for image in images]):
+                pictures = self.pictures(images)
         if answer_ids is None:
             answer_ids = self.answer_ids(sample.answer) if sample.answer is not None else []
         encoded = self._encode(self.prompt_text(sample), pictures).with_answer(answer_ids)
@@ -197,12 +212,12 @@ class Prompter:
         if length > self.max_length:
             raise DataError(
                 f"{sample.place}: sample {sample.id!r} has {length} tokens, more than data.max_length = {self.max_length}; "
-                "raise it, or lower max_pixels"
+                f"raise it{_OR_SMALLER if sample.images else ' or shorten it'}"
             )
         if self.max_positions is not None and length > self.max_positions:
             raise DataError(
                 f"{sample.place}: sample {sample.id!r} has {length} tokens, more than the {self.max_positions} positions of "
-                f"{self.family.name} (max_position_embeddings); lower max_pixels or shorten it"
+                f"{self.family.name} (max_position_embeddings); shorten it{_OR_SMALLER if sample.images else ''}"
             )
 
     def blank(self) -> Encoded | None:
@@ -289,8 +304,8 @@ class Prompter:
                 return found[0]
         return None
 
-    def _refuse_control_tokens(self, sample: Sample) -> None:
-        """A control token in a user's text would be read as structure: shifted rows, or an image that is not there."""
+    def check_text(self, sample: Sample) -> None:
+        """Raise DataError for a control token in a user's text: it would be read as structure, or as an image that is not there."""
         texts = [part["text"] for message in sample.prompt for part in message["content"] if part["type"] == "text"]
         if token := self._control_token([*texts, sample.answer or ""]):
             raise DataError(
@@ -303,6 +318,21 @@ class Prompter:
                 f"{sample.place}: sample {sample.id!r} has {len(sample.images)} images, and {self.family.name} sees none; "
                 "use a vision-language model, or rows of text"
             )
+
+
+@contextmanager
+def _named(sample: Sample, sizes: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """What a processor refuses about a sample's images, such as an aspect ratio, as a DataError that names the sample."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        shown = ", ".join(f"{width} x {height}" for width, height in sizes)
+        raise DataError(
+            f"{sample.place}: sample {sample.id!r}: the model's image processor refuses its images of {shown} pixels "
+            f"({' '.join(str(error).split())}); cut or replace them"
+        ) from None
 
 
 def collate(

@@ -9,7 +9,6 @@ by name and is checked by `check_training`, which imports them.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -28,14 +25,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from firstsight.data.section import DataSection as DataSection
+from firstsight.data.source import DataSource
 from firstsight.errors import ModelError, RecipeError
+from firstsight.recipe_yaml import RecipeLoader, Section, apply_override, nearest
 from firstsight.secrets import secret_places
-
-
-class Section(BaseModel):
-    """A section of a recipe: keyword-only, immutable, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TeacherSection(Section):
@@ -97,21 +91,6 @@ class StudentSection(Section):
     """Put the samples of a micro-batch into one row without padding; for `flash_attention_2`. Other attention gives the same
     result and pays for the whole row's square."""
     trust_remote_code: bool = False
-
-
-class DataSection(Section):
-    """Where the samples are."""
-
-    root: Path = Path("data")
-    """Image paths of the rows are relative to it and stay under it."""
-    train: Path = Path("train.jsonl")
-    """Relative to `root`."""
-    validation: Path = Path("validation.jsonl")
-    """Relative to `root`."""
-    max_length: Annotated[int, Field(gt=0)] = 4096
-    """Longest sequence in tokens, images and answer included; a longer sample is refused."""
-    system_prompt: str | None = None
-    """Put before the messages of samples that have no system message; null: the chat template's default."""
 
 
 _UNITS = {
@@ -228,34 +207,55 @@ class Recipe(Section):
             )
         return self
 
-    def file(self, split: Literal["train", "validation"]) -> Path:
-        """The JSONL file of a split."""
-        return self.data_root / (self.data.train if split == "train" else self.data.validation)
+    def source(self, split: Literal["train", "validation"]) -> DataSource:
+        """The files of a split and how their rows are to be understood."""
+        data = self.data
+        given = data.train if split == "train" or data.share else data.validation
+        return DataSource(
+            files=tuple(
+                self.data_root / path.expanduser() for path in (given if isinstance(given, tuple) else (given,))
+            ),
+            root=self.image_root,
+            format=data.format,
+            columns=data.columns,
+            ignore_columns=frozenset(data.ignore_columns),
+            share=data.share,
+            part=split,
+        )
 
-    def data_files(self) -> list[Path]:
-        """The JSONL files of both splits, training first."""
-        return [self.file("train"), self.file("validation")]
+    def sources(self) -> list[DataSource]:
+        """Both splits, training first."""
+        return [self.source("train"), self.source("validation")]
 
     @property
     def data_root(self) -> Path:
+        """Directory of the data files."""
+        return self._path(self.data.root)
+
+    @property
+    def image_root(self) -> Path:
         """Directory that the rows' image paths are relative to."""
-        return self.directory / self.data.root
+        return self.data_root if self.data.image_root is None else self._path(self.data.image_root)
+
+    def _path(self, path: Path) -> Path:
+        """A path of the recipe: relative to its directory, `~` expanded."""
+        return self.directory / path.expanduser()
 
     @property
     def cache_location(self) -> str:
         """Directory or URL of the cache."""
-        return self.cache.path if "://" in self.cache.path else str(self.directory / self.cache.path)
+        return self.cache.path if "://" in self.cache.path else str(self._path(Path(self.cache.path)))
 
     @property
     def cache_scratch(self) -> Path | None:
         """Directory for decoded units of the cache."""
         scratch = self.cache.scratch
-        return None if scratch is None else self.directory / scratch.expanduser()
+        return None if scratch is None else self._path(scratch)
 
     @property
     def output_dir(self) -> Path:
         """Directory of the training run."""
-        return self.directory / str(self.training.get("output_dir", "runs/student"))
+        return self._path(Path(str(self.training.get("output_dir", "runs/student"))))
 
     @model_validator(mode="after")
     def _one_way_to_train(self) -> Recipe:
@@ -288,22 +288,6 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (1e-5), and no key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `section.key=value` overrides, check it.
 
@@ -313,24 +297,38 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"recipe {path} is not there")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected sections such as `teacher:`, got {type(content).__name__}")
     for override in overrides:
-        _apply(content, override)
-    content.pop("directory", None)
+        apply_override(content, override)
+    return load_recipe_content(content, directory=path.resolve().parent, name=str(path))
+
+
+def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) -> Recipe:
+    """Check a recipe that is no file.
+
+    Args:
+        content: sections by name.
+        directory: relative paths are relative to it.
+        name: for messages.
+
+    Raises:
+        RecipeError: names the key, what was expected and what was found.
+    """
+    content = {key: value for key, value in content.items() if key != "directory"}
     if secret := next(secret_places(content), None):
         raise RecipeError(
-            f"{path}: {secret}: looks like a secret, and a recipe is written into runs, reports and published folders; remove it, and "
+            f"{name}: {secret}: looks like a secret, and a recipe is written into runs, reports and published folders; remove it, and "
             "give it to the program that needs it by the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...)"
         )
     try:
-        return Recipe.model_validate({**content, "directory": path.resolve().parent})
+        return Recipe.model_validate({**content, "directory": directory})
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_first_error(error)}") from None
+        raise RecipeError(f"{name}: {_first_error(error)}") from None
 
 
 def check_training(training: dict[str, Any]) -> None:
@@ -346,26 +344,7 @@ def check_training(training: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for name in training:
         if name not in known:
-            raise RecipeError(f"training.{name}: no such key in TrainingArguments{_nearest(name, known)}")
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    parts = name.strip().split(".")
-    if not equals or len(parts) < 2:
-        raise RecipeError(f"--set {override}: expected section.key=value, such as loss.alpha=0.5")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
-    section = content
-    for depth, part in enumerate(parts[:-1], start=1):
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
-            raise RecipeError(f"--set {override}: {'.'.join(parts[:depth])!r} is not a section")
-    section[parts[-1]] = value
+            raise RecipeError(f"training.{name}: no such key in TrainingArguments{nearest(name, known)}")
 
 
 def _first_error(error: ValidationError) -> str:
@@ -377,7 +356,7 @@ def _first_error(error: ValidationError) -> str:
         for part in place[:-1]:
             owner = _section(owner.model_fields[part].annotation)
         known = [name for name in owner.model_fields if name != "directory"]
-        return f"{dotted}: no such key{_nearest(place[-1], known)}"
+        return f"{dotted}: no such key{nearest(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if not place:
         return message
@@ -387,8 +366,3 @@ def _first_error(error: ValidationError) -> str:
 def _section(annotation: Any) -> Any:
     """The section class of a field that holds one, or one or nothing."""
     return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else f"; known keys: {', '.join(sorted(known))}"

@@ -23,6 +23,11 @@ from firstsight.errors import AlignmentError
 
 # V_t rows of the teacher's head, V_s rows of the student's head, P student tokens of an answer
 
+
+class BytePiece(bytes):
+    """The byte of a byte-fallback piece such as `<0x41>`: equal to the piece `A`, but not what an encoder takes where it has both."""
+
+
 Token = tuple[bytes, bool]
 """Bytes of a token and whether it is a control token."""
 
@@ -94,11 +99,12 @@ def align_vocabularies(
             raise AlignmentError(
                 f"the {name}'s tokenizer has id {max(table)}, its head only {rows} rows; the files do not belong together"
             )
-    # the lowest id wins where a tokenizer holds the same bytes twice: the one its encoder produces
-    student_of = {token: index for index, token in sorted(student.items(), reverse=True)}
+    # where a tokenizer holds the same bytes twice, the one that its encoder produces wins: never a byte-fallback piece, else
+    # the lowest id
+    student_of = {token: index for index, token in sorted(student.items(), key=_least_likely_first)}
     to_student = np.full(teacher_rows, -1, dtype=np.int64)
     to_teacher = np.full(student_rows, -1, dtype=np.int64)
-    for index, token in sorted(teacher.items(), reverse=True):
+    for index, token in sorted(teacher.items(), key=_least_likely_first):
         other = index if student.get(index) == token else student_of.get(token)
         if other is not None:
             if to_teacher[other] >= 0:
@@ -116,6 +122,11 @@ def align_vocabularies(
         teacher_tokens=np.isin(np.arange(teacher_rows), list(teacher)),
         kind="partial" if not whole else "identical" if same_ids else "permuted",
     )
+
+
+def _least_likely_first(entry: tuple[int, Token]) -> tuple[bool, int]:
+    index, (content, _) = entry
+    return not isinstance(content, BytePiece), -index
 
 
 def align_answer(
@@ -150,10 +161,9 @@ def align_answer(
     teacher_starts, teacher_text = _starts(teacher_ids, teacher, teacher_offset)
     student_starts, student_text = _starts(student_ids, student, student_offset)
     if teacher_text != student_text:
-        raise AlignmentError(
-            f"the two tokenizers spell an answer differently: {teacher_text!r} and {student_text!r}; such a pair cannot be aligned"
-        )
-    position = {start: j for j, start in reversed(list(enumerate(teacher_starts)))}
+        raise AlignmentError(f"the two tokenizers spell an answer differently: {teacher_text!r} and {student_text!r}")
+    same_prefix = _prefix(teacher_ids, teacher, teacher_offset) == _prefix(student_ids, student, student_offset)
+    position = {start: j for j, start in reversed(list(enumerate(teacher_starts))) if start >= 0 or same_prefix}
     return np.array([position.get(start, -1) for start in student_starts], dtype=np.int64)
 
 
@@ -165,6 +175,11 @@ def _starts(ids: Sequence[int], table: dict[int, Token], offset: int) -> tuple[l
         content, special = table[index]
         text += b"" if special else content
     return starts, text[offset:]
+
+
+def _prefix(ids: Sequence[int], table: dict[int, Token], offset: int) -> bytes:
+    """What the tokens spell before the answer."""
+    return b"".join(content for content, special in (table[index] for index in ids) if not special)[:offset]
 
 
 def spelling(tokenizer: Any, ids: Sequence[int]) -> bytes:
@@ -207,5 +222,5 @@ def _byte_level_bytes(token: str) -> bytes:
 
 def _piece_bytes(token: str) -> bytes:
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
+        return BytePiece([int(token[3:5], 16)])
     return token.replace("▁", " ").encode()

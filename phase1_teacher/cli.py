@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from firstsight.console import Commands, config_option, progress_option, set_opt
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase1_teacher.store_commands import gc, status, verify
 from phase1_teacher.workers import Shard, Stopped, parse_shard, shard_from_environment, stop_on_signals
+
+if TYPE_CHECKING:
+    from phase1_teacher.planning.job import DumpJob
 
 
 @click.group(cls=Commands)
@@ -55,7 +59,7 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
     check_training(recipe.training)
     try:
         with stop_on_signals():
-            rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
+            rows = check_files(recipe.sources(), progress=progress)
             _dump(recipe, rows, worker, check_quantization, progress)
     except Stopped as stopped:
         click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
@@ -70,7 +74,7 @@ def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, pro
 
     job = prepare_dump(recipe, rows=rows, progress=progress)
     if not job.pending:
-        click.echo(f"Nothing to do: {recipe.cache_location} holds all {len(job.samples):,} samples of this recipe.")
+        click.echo(f"Nothing to do: {_held(recipe, job)}")
     else:
         worker = f", worker {shard}" if shard.count > 1 else ""
         click.echo(f"Teacher {recipe.teacher.model} ({recipe.teacher.quantization}) -> {recipe.cache_location}{worker}")
@@ -78,6 +82,20 @@ def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, pro
         hide_bars()
     summary = run(job, shard=shard, check_quantization=check_quantization, progress=progress)
     click.echo(summary_text(recipe.cache_location, summary))
+
+
+def _held(recipe: Recipe, job: DumpJob) -> str:
+    """What the cache holds of a recipe whose samples are all planned and committed."""
+    from storage.reader import open_cache
+
+    cache = open_cache(recipe.cache_location)
+    skipped = [reason for key, reason in cache.skipped().items() if key in job.samples and key not in cache]
+    if not skipped:
+        return f"{recipe.cache_location} holds all {len(job.samples):,} samples of this recipe."
+    return (
+        f"{recipe.cache_location} holds the samples of this recipe but for {len(skipped):,} that an earlier dump skipped "
+        f"({skipped[0]}); to have them as well use another cache.path"
+    )
 
 
 @main.command()

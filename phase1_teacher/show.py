@@ -123,8 +123,8 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
 
 def _find(recipe: Recipe, name: str) -> Sample:
     count = 0
-    for path in recipe.data_files():
-        for sample in iter_samples(path, recipe.data_root):
+    for source in recipe.sources():
+        for sample in iter_samples(source):
             count += 1
             if sample.id == name or (len(name) >= 8 and sample.key.startswith(name)):
                 return sample

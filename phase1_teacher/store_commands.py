@@ -36,6 +36,8 @@ def status(cache: str, as_json: bool) -> None:
     click.echo(f"  positions  {found.positions:,} answer positions, {found.soft_positions:,} with soft targets")
     per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
     click.echo(f"  size       {_size(found.bytes)}{per_position}")
+    if found.head_bytes is not None:
+        click.echo(f"  head       {_size(found.head_bytes)}, once for the whole cache")
     if found.field_bits:
         click.echo("  bits per position")
         for name, bits in sorted(found.field_bits.items(), key=lambda item: -item[1]):
@@ -108,7 +110,7 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
 def gc(cache: str, dry_run: bool, as_json: bool) -> None:
     """Remove data in CACHE that no manifest can ever name.
 
-    That is: attempts at a unit that another attempt committed, and attempts and temporary files of interrupted
+    That is: attempts at a unit or a head that another attempt committed, and attempts and temporary files of interrupted
     writers older than seven days. Safe while other processes write and read.
 
     Example: fs-teacher gc cache.zarr --dry-run

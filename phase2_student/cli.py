@@ -226,7 +226,7 @@ def evaluate(
     from firstsight.data.samples import check_files
 
     recipe = load_recipe(config, overrides)
-    check_files([recipe.file("validation")], recipe.data_root)
+    check_files([recipe.source("validation")])
 
     from firstsight.models.loading import hide_bars
     from phase2_student.evaluation.candidates import default_names, parse_candidates
@@ -365,6 +365,6 @@ def _checked_recipe(config: Path, overrides: tuple[str, ...]) -> Recipe:
 
     recipe = load_recipe(config, overrides)
     recipe.model_source(recipe.student)
-    check_files(recipe.data_files(), recipe.data_root)
+    check_files(recipe.sources())
     check_training(recipe.training)
     return recipe

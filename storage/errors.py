@@ -47,6 +47,10 @@ class UnsupportedFormat(CacheError, ValueError):
     """The cache was written in a version of the format that this program does not read."""
 
 
+class WrongTargets(CacheError, ValueError):
+    """The cache holds targets of another kind than was asked for."""
+
+
 class InvalidSpec(CacheError, ValueError):
     """A cache specification lacks a field or holds an impossible value."""
 

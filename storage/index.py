@@ -77,6 +77,7 @@ class IndexRows:
 
     def __init__(self) -> None:
         self._packed = bytearray()
+        self._by_key: tuple[NDArray[np.void], NDArray[np.int64]] | None = None
 
     def add(self, unit: str, keys: Sequence[str], samples: Iterable[int]) -> None:
         """The samples of a unit: their keys, and their numbers in it or SKIPPED."""
@@ -87,7 +88,21 @@ class IndexRows:
         self._packed += rows.tobytes()
 
     def by_key(self) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-        """All rows, and the order that sorts them by key; of rows with one key the order has the last that was added."""
+        """All rows, and the order that sorts them by key; of rows with one key the order has the last that was added.
+
+        Computed once: no row is added afterwards.
+        """
+        if self._by_key is None:
+            self._by_key = self._sorted()
+        return self._by_key
+
+    def counts(self) -> tuple[int, int]:
+        """How many keys have targets, and how many are skipped."""
+        rows, order = self.by_key()
+        skipped = int(np.count_nonzero(rows["sample"][order] == SKIPPED))
+        return len(order) - skipped, skipped
+
+    def _sorted(self) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         rows = np.frombuffer(self._packed, dtype=_ROW_TYPE) if self._packed else np.empty(0, dtype=_ROW_TYPE)
         order = np.argsort(rows["key"], kind="stable")
         again = repeated(rows["key"], order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +22,14 @@ def check_key(key: Any) -> str:
     if not isinstance(key, str) or not KEY.fullmatch(key):
         raise InvalidTargets(f"a sample key is 64 lower-case hex digits, got {key!r}")
     return key
+
+
+def draw_key(key: str, draw: int) -> str:
+    """The key of an answer among several to one question: the sample's own for draw 0, another one for each further draw."""
+    check_key(key)
+    if not 0 <= draw < 2**32:
+        raise InvalidTargets(f"sample {key}: expected a draw from 0 to {2**32 - 1:,}, got {draw}")
+    return hashlib.sha256(bytes.fromhex(key) + draw.to_bytes(4, "little")).hexdigest() if draw else key
 
 
 def packed(keys: Iterable[str]) -> bytes:

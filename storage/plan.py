@@ -6,7 +6,7 @@ import operator
 import re
 import secrets
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -97,11 +97,17 @@ class _Plans:
         return [(packed(unit["keys"]), unit["positions"]) for unit in units]
 
 
-def add_plan(store: Store, samples: Iterable[PlannedSample], unit_positions: int) -> int:
+def add_plan(
+    store: Store,
+    samples: Iterable[PlannedSample],
+    unit_positions: int,
+    skipped_by: Callable[[PlannedUnit], Collection[str]] | None = None,
+) -> int:
     """Plan the samples that no plan has yet; how many this call added.
 
     A unit closes when it has reached `unit_positions` positions. Of several planners one creates the next plan
-    object; the others read it and plan only what is still missing.
+    object; the others read it and plan only what is still missing. `skipped_by` tells which keys of a unit it does not
+    count for: those that it skipped, where they are to be planned again.
     """
     if unit_positions < 1:
         raise InvalidTargets(f"unit_positions: expected at least 1, got {unit_positions}")
@@ -111,7 +117,7 @@ def add_plan(store: Store, samples: Iterable[PlannedSample], unit_positions: int
     while True:
         for units in read_plans(store, seen):
             for unit in units:
-                wanted.discard(unit)
+                wanted.discard(unit, skipped_by(unit) if skipped_by else ())
             seen += 1
         batch = wanted.first(PLAN_SAMPLES)
         if not batch:
@@ -136,11 +142,11 @@ class _Wanted:
         self._left = np.ones(len(self._keys), dtype=np.bool_)
         self._left[self._sorted[repeated(self._keys, self._sorted)]] = False
 
-    def discard(self, unit: PlannedUnit) -> None:
-        """The unit's samples are planned."""
+    def discard(self, unit: PlannedUnit, skipped: Collection[str]) -> None:
+        """The unit's samples are planned, but for some that it skipped."""
         if not len(self._keys):
             return
-        planned = as_rows(packed(unit.keys))
+        planned = as_rows(packed(key for key in unit.keys if key not in skipped))
         at = np.searchsorted(self._keys, planned, sorter=self._sorted)
         rows = self._sorted[np.minimum(at, len(self._keys) - 1)]
         self._left[rows[self._keys[rows] == planned]] = False

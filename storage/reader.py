@@ -7,8 +7,8 @@ targets = cache[key].targets
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -16,8 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.canonical import digest_of
-from storage.errors import CacheMissing, CorruptIndex, MissingSample, ObjectMissing, SkippedSample, UnknownUnit
-from storage.format.base import DecodedUnit, FormatVersion
+from storage.errors import (
+    CacheMissing,
+    CorruptIndex,
+    CorruptObject,
+    MissingSample,
+    ObjectMissing,
+    SkippedSample,
+    UnknownUnit,
+    WrongTargets,
+)
+from storage.format.base import TOP_K, DecodedUnit, FormatVersion, SampleRows, TopKVersion
+from storage.format.layout import Layout
+from storage.head.document import HEAD_PATH
+from storage.head.reading import Head
 from storage.index import (
     INDEX,
     INDEX_NAME,
@@ -35,11 +47,13 @@ from storage.plan import PlannedUnit, read_plans
 from storage.spec import ROOT_LIMIT, ROOT_PATH, parse_root
 from storage.store import open_store
 from storage.store.base import Location, Store
-from storage.targets import SampleTargets
+from storage.targets import SampleTargets, StoredSample
+from storage.units.held import Held
 from storage.units.loading import corrupt, load_unit
 from storage.units.manifest import MANIFESTS, UNIT_NAME, Manifest, committed_units, read_manifest
 from storage.units.mapped import make_scratch, map_unit
 
+SampleT = TypeVar("SampleT", bound=StoredSample)
 _Default = TypeVar("_Default")
 
 
@@ -56,6 +70,7 @@ def open_cache(location: Location, *, memory_budget: int = 256 * 2**20, scratch:
         CacheMissing: no cache was found there.
         CorruptObject: its root, a plan or a manifest was changed. CorruptIndex: its index was.
         UnsupportedFormat: it is of a format version that this program does not read.
+        WrongTargets: it is of kind exact; see `storage.exact.open_exact_cache`.
     """
     return Cache(open_store(location), memory_budget, Path(scratch).absolute() if scratch else None)
 
@@ -71,8 +86,8 @@ def read_root(store: Store) -> FormatVersion:
         ) from None
 
 
-class Cache(Mapping[str, SampleTargets]):
-    """Committed targets by sample key, in ascending order of the keys.
+class CommittedCache(Mapping[str, SampleT]):
+    """What is committed in a cache, by sample key, in ascending order of the keys; whatever kind its targets are.
 
     Can be pickled, and used in forked and spawned worker processes. Two caches are equal only if they are one object:
     compare their `digest` for their content. `items` and `values` look samples up one by one, in the order of their
@@ -86,9 +101,9 @@ class Cache(Mapping[str, SampleTargets]):
         self.spec = self._version.spec
         self._budget = memory_budget
         self._scratch = scratch
-        self._decoded: OrderedDict[str, DecodedUnit] = OrderedDict()
-        self._held = 0
-        self._contents: dict[str, str] = {}  # content digests by unit, of the manifests read so far
+        self._head: Head | None = None
+        self._held = Held(memory_budget)
+        self._contents: dict[str, Any] = {}  # what identifies each unit, of the manifests read so far
         self._index = self._open_index()
 
     def __getstate__(self) -> tuple[str, int, Path | None]:
@@ -105,19 +120,9 @@ class Cache(Mapping[str, SampleTargets]):
         return f"<Cache {self.location}: {len(self):,} samples, {self._version.describe()}, digest {self.digest[:12]}>"
 
     @property
-    def top_k(self) -> int:
-        """Stored entries per soft position."""
-        return self._version.layout.top_k
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """The node temperatures, ascending."""
-        return self._version.layout.temperatures
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the student's head."""
-        return self._version.layout.vocabulary_size
+    def kind(self) -> str:
+        """Which targets it holds: top_k or exact."""
+        return self._version.kind
 
     @property
     def digest(self) -> str:
@@ -132,12 +137,8 @@ class Cache(Mapping[str, SampleTargets]):
         """
         units = {self._entry(key).unit for key in keys}
         for name in units - self._contents.keys():
-            self._contents[name] = self._manifest(name).content_digest
+            self._manifest(name)
         return digest_of([self._version.spec_digest, {name: self._contents[name] for name in sorted(units)}])
-
-    def shared_mask(self) -> NDArray[np.bool_]:
-        """[vocabulary_size] True where both vocabularies have the student id."""
-        return self._version.layout.shared_mask()
 
     def __len__(self) -> int:
         return self._index.header.samples
@@ -150,27 +151,38 @@ class Cache(Mapping[str, SampleTargets]):
         """The keys of all samples that have targets, in ascending order."""
         return (key for key, entry in self._index.entries() if entry.sample != SKIPPED)
 
-    def __getitem__(self, key: str) -> SampleTargets:
-        """The targets of a sample, in arrays of its own. MissingSample, SkippedSample."""
+    def _entry(self, key: str) -> Entry:
+        """Where a sample lies, or that it was skipped. MissingSample."""
+        entry = self._index.find(key)
+        if entry is None:
+            raise MissingSample(
+                f"{self.location} has no targets of sample {key}: it was edited since, is not planned, or its unit is "
+                "not committed; run fs-teacher dump on these data"
+            )
+        return entry
+
+    def _place(self, key: str) -> Entry:
+        """Where a sample lies. MissingSample, SkippedSample."""
         entry = self._entry(key)
         if entry.sample == SKIPPED:
             reason = self._manifest(entry.unit).skipped.get(key, "no reason given")
             raise SkippedSample(f"sample {key} was skipped by the dump: {reason}")
-        unit = self._unit(entry.unit)
+        return entry
+
+    def _check_place(self, entry: Entry, key: str, unit: SampleRows) -> None:
+        """CorruptIndex where the index leads to another sample."""
         if entry.sample >= len(unit.keys) or unit.keys[entry.sample] != key:
             raise CorruptIndex(
                 f"the index of {self.location} finds sample {key} at another place than unit {entry.unit} has it; "
                 f"delete its {INDEX}/{INDEX_NAME}, it is rebuilt",
                 object=f"{INDEX}/{INDEX_NAME}",
             )
-        view = unit.sample(entry.sample)
-        return SampleTargets(key=view.key, hard=view.hard, targets=view.targets.copy())
 
     @overload
-    def get(self, key: str, /) -> SampleTargets | None: ...
+    def get(self, key: str, /) -> SampleT | None: ...
 
     @overload
-    def get(self, key: str, /, default: SampleTargets | _Default) -> SampleTargets | _Default: ...
+    def get(self, key: str, /, default: SampleT | _Default) -> SampleT | _Default: ...
 
     def get(self, key: str, /, default: object = None) -> object:
         """The targets of a sample; `default` where the dump skipped it or the cache does not hold it.
@@ -186,7 +198,10 @@ class Cache(Mapping[str, SampleTargets]):
         """The keys of the samples that the dump skipped, and why; reads every manifest if there are any."""
         if not self._index.header.skipped:
             return {}
-        return {key: reason for manifest in self.manifests() for key, reason in manifest.skipped.items()}
+        reasons = {
+            key: (manifest.unit, reason) for manifest in self.manifests() for key, reason in manifest.skipped.items()
+        }
+        return {key: reason for key, (unit, reason) in reasons.items() if self._index.find(key) == Entry(unit, SKIPPED)}
 
     def statistics(self) -> dict[str, float]:
         """The statistics of all units, added up in the order of their names; reads every manifest."""
@@ -204,52 +219,37 @@ class Cache(Mapping[str, SampleTargets]):
         """The manifests of the committed units, in the order of their names."""
         return map(self._manifest, self.units())
 
-    def read_unit(self, name: str) -> list[SampleTargets]:
-        """All samples of a unit in planned order; their arrays are read-only views of the unit's."""
-        unit = self._unit(name)
-        return [unit.sample(index) for index in range(len(unit.keys))]
+    def head(self) -> Head:
+        """What makes logits of what is stored; nothing of it is read before, and only its document now.
 
-    def _entry(self, key: str) -> Entry:
-        entry = self._index.find(key)
-        if entry is None:
-            raise MissingSample(
-                f"{self.location} has no targets of sample {key}: it was edited since, is not planned, or its unit is "
-                "not committed; run fs-teacher dump on these data"
-            )
-        return entry
+        Raises:
+            WrongTargets: a cache of this kind has no head.
+            ObjectMissing: it is not written yet. CorruptObject: it is damaged, or not the one that the units name.
+        """
+        if self._version.head is None:
+            raise WrongTargets(f"{self.location} holds {self._version.describe()}: such a cache has no head")
+        if self._head is None:
+            head = Head(self._store, self._version)
+            first = next(self.units(), None)
+            named = head.digest if first is None else self._manifest(first).head
+            if named != head.digest:
+                raise CorruptObject(
+                    f"{self.location}: its units were made with the head {named}, it has {head.digest}; restore it",
+                    object=HEAD_PATH,
+                )
+            self._head = head
+        return self._head
 
     def _manifest(self, name: str) -> Manifest:
         if not UNIT_NAME.fullmatch(name):
             raise UnknownUnit(f"{self.location} has no unit {name!r}")
         try:
-            return read_manifest(self._store, name, self._version)
+            manifest = read_manifest(self._store, name, self._version)
         except ObjectMissing:
             raise UnknownUnit(f"{self.location} has no committed unit {name}; see fs-teacher status") from None
-
-    def _unit(self, name: str) -> DecodedUnit:
-        """A decoded unit: from memory, from the scratch directory, or from its objects."""
-        unit = self._decoded.pop(name, None)
-        if unit is None:
-            manifest = self._manifest(name)
-            self._contents[name] = manifest.content_digest
-            if self._scratch is None:
-                unit = load_unit(self._store, manifest, self._version)
-            else:
-                unit = map_unit(
-                    self._scratch,
-                    manifest,
-                    self._version.targets,
-                    lambda: load_unit(self._store, manifest, self._version),
-                )
-            if len(unit.keys) != manifest.samples:
-                raise corrupt(self._store, manifest, "keys", "it has another number of samples than the manifest")
-            for array in unit.targets.arrays().values():
-                array.flags.writeable = False
-            self._held += unit.nbytes()
-        self._decoded[name] = unit
-        while self._held > self._budget and self._decoded:
-            self._held -= self._decoded.popitem(last=False)[1].nbytes()
-        return unit
+        content = manifest.content_digest
+        self._contents[name] = [content, manifest.head] if self._version.names_head else content
+        return manifest
 
     def _open_index(self) -> Index:
         """The index as it is, if it covers all committed units; else a new one, saved where that is possible."""
@@ -277,6 +277,68 @@ class Cache(Mapping[str, SampleTargets]):
         return self._scratch / f"{self._version.spec_digest[:16]}.{INDEX_NAME}"
 
 
+class Cache(CommittedCache[SampleTargets]):
+    """A cache of kind top_k; see `CommittedCache`."""
+
+    def __init__(self, store: Store, memory_budget: int, scratch: Path | None) -> None:
+        super().__init__(store, memory_budget, scratch)
+        if not isinstance(self._version, TopKVersion):
+            raise WrongTargets(f"{self.location} holds {self.kind} targets ({self._version.describe()}), not {TOP_K}")
+        self._top_k_version = self._version
+
+    @property
+    def _layout(self) -> Layout:
+        return self._top_k_version.layout
+
+    @property
+    def top_k(self) -> int:
+        """Stored entries per soft position."""
+        return self._layout.top_k
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The node temperatures, ascending."""
+        return self._layout.temperatures
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the student's head."""
+        return self._layout.vocabulary_size
+
+    def shared_mask(self) -> NDArray[np.bool_]:
+        """[vocabulary_size] True where both vocabularies have the student id."""
+        return self._layout.shared_mask()
+
+    def __getitem__(self, key: str) -> SampleTargets:
+        """The targets of a sample, in arrays of its own. MissingSample, SkippedSample."""
+        entry = self._place(key)
+        unit = self._unit(entry.unit)
+        self._check_place(entry, key, unit)
+        view = unit.sample(entry.sample)
+        return replace(view, targets=view.targets.copy())
+
+    def read_unit(self, name: str) -> list[SampleTargets]:
+        """All samples of a unit in planned order; their arrays are read-only views of the unit's."""
+        unit = self._unit(name)
+        return [unit.sample(index) for index in range(len(unit.keys))]
+
+    def _unit(self, name: str) -> DecodedUnit:
+        """A decoded unit: from memory, from the scratch directory, or from its objects."""
+        return self._held.get(name, lambda: self._load(name))
+
+    def _load(self, name: str) -> tuple[DecodedUnit, int]:
+        manifest, version = self._manifest(name), self._top_k_version
+        if self._scratch is None:
+            unit = load_unit(self._store, manifest, version)
+        else:
+            unit = map_unit(self._scratch, manifest, version.targets, lambda: load_unit(self._store, manifest, version))
+        if len(unit.keys) != manifest.samples:
+            raise corrupt(self._store, manifest, "keys", "it has another number of samples than the manifest")
+        for array in unit.targets.arrays().values():
+            array.flags.writeable = False
+        return unit, unit.nbytes()
+
+
 def index_rows(store: Store, version: FormatVersion) -> tuple[Header, IndexRows]:
     """What the index of a cache holds, from its plans and manifests: its header and where each sample lies."""
     changed = store.changed(MANIFESTS)
@@ -284,13 +346,19 @@ def index_rows(store: Store, version: FormatVersion) -> tuple[Header, IndexRows]
     planned = {unit.name: unit for units in read_plans(store) for unit in units}
     rows = IndexRows()
     contents: dict[str, list[Any]] = {}
-    samples = skipped = 0
+    head: str | None = None
     for name in names:
         manifest = read_manifest(store, name, version)
         _add_rows(rows, store, manifest, planned.get(name))
         contents[name] = [manifest.content_digest, sorted(manifest.skipped)]
-        samples += manifest.samples
-        skipped += len(manifest.skipped)
+        if version.names_head:
+            contents[name].append(manifest.head)
+        if head not in (None, manifest.head):
+            raise corrupt(
+                store, manifest, "zarr.json", f"it was made with the head {manifest.head}, others with {head}"
+            )
+        head = manifest.head
+    samples, skipped = rows.counts()
     content = digest_of([version.spec_digest, contents])
     return fresh_header(version.spec_digest, names, content, changed, samples, skipped), rows
 

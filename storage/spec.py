@@ -7,23 +7,28 @@ from typing import Any
 
 from storage.canonical import canonical_json, digest_of, normalised, parse_canonical
 from storage.errors import CorruptObject, InvalidSpec, SpecMismatch, UnsupportedFormat
-from storage.format import WRITTEN, format_of
+from storage.format import VERSIONS, WRITTEN, format_of
 from storage.format.base import FormatVersion
 
 FORMAT = "firstsight-cache"
 ROOT_PATH = "zarr.json"
 ROOT_LIMIT = 8 * 2**20
+VERSION_2_FIELDS = frozenset({"targets", "turns", "tail_rank", "hidden_size", "state_dtype", "head"})
+"""What a specification of version 1 would carry without effect."""
 
 
 def complete_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A plain, normalised copy of a requested specification with the format version; InvalidSpec if unusable."""
     if not isinstance(spec, Mapping):
         raise InvalidSpec(f"a cache specification is a mapping, got {type(spec).__name__}")
-    complete = {**normalised(dict(spec)), "format_version": WRITTEN}
-    if spec.get("format_version", WRITTEN) != WRITTEN:
+    complete = {"format_version": WRITTEN, **normalised(dict(spec))}
+    number = complete["format_version"]
+    if type(number) is not int or number not in VERSIONS:
         raise InvalidSpec(
-            f"spec.format_version: this program writes {WRITTEN}, got {spec['format_version']!r}; leave it out"
+            f"spec.format_version: this program writes {' and '.join(map(str, VERSIONS))}, got {number!r}; leave it out"
         )
+    if number == 1 and (newer := sorted(set(complete) & VERSION_2_FIELDS)):
+        raise InvalidSpec(f"spec.{newer[0]}: format version 1 has no such field; state format_version: 2")
     try:
         canonical_json(complete)
     except (TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -126,14 +126,64 @@ class Targets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleTargets:
-    """The targets of one sample."""
+class ShapedTargets(Targets):
+    """Targets of a cache with `tail_rank`: r coordinates per position tell how the tail's mass is spread."""
+
+    tail_coefficients: NDArray[np.float32] = field(metadata=per_position(np.float32, "direction", soft=True))
+    """[P, r] coordinates of the state on the directions of the cache's head, in units of the head's scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactTargets:
+    """The teacher's hidden states at P consecutive answer positions, D numbers each."""
+
+    target_ids: NDArray[np.uint32]
+    """[P] the answer's own token as a teacher id."""
+    states: NDArray[Any]
+    """[P, D] the bits of the states: uint16 for bfloat16 and float16, uint32 for float32."""
+
+    def __len__(self) -> int:
+        return len(self.target_ids)
+
+
+class Turn(NamedTuple):
+    """One of the answers of a conversation."""
+
+    positions: int
+    """Its answer positions; those of a sample are those of its turns, one turn after the other."""
+    hard: bool
+    """Whether its target ids are ground truth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSample:
+    """What caches of every kind hold of a sample."""
 
     key: str
     """64 lower-case hex digits: the sha256 of the sample's content."""
     hard: bool
-    """True: `target_ids` are ground truth, so the hard-label loss applies. False: the teacher's own answer."""
+    """True: all target ids are ground truth, so the hard-label loss applies. False: some are the teacher's own answer."""
+    targets: Targets | ExactTargets
+    turns: tuple[Turn, ...] = ()
+    """The turns of its answer; empty: one turn of all positions."""
+
+    def all_turns(self) -> tuple[Turn, ...]:
+        """Its turns, also where it has only one."""
+        return self.turns or (Turn(len(self.targets), bool(self.hard)),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTargets(StoredSample):
+    """The targets of one sample in a cache of kind top_k."""
+
     targets: Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactSample(StoredSample):
+    """The targets of one sample in a cache of kind exact."""
+
+    targets: ExactTargets
 
 
 def _shape(item: Field[Any], positions: int, widths: Mapping[str, int]) -> tuple[int, ...]:

@@ -10,26 +10,29 @@ for planned in writer.pending():
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import math
-import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt
+from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt, UnsupportedFormat
 from storage.failpoints import failpoint
-from storage.format.base import MAX_UNIT_SAMPLES, MAX_UNIT_VALUES, FormatVersion
+from storage.format.base import MAX_UNIT_SAMPLES, TOP_K, FormatVersion
 from storage.format.chunks import encode_array
 from storage.format.layout import Layout
+from storage.head.content import HeadContent
+from storage.head.document import read_head_document
+from storage.head.writing import write_head
 from storage.index import INDEX
 from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
 from storage.spec import ROOT_LIMIT, ROOT_PATH, complete_spec, parse_root, require_same, root_document
 from storage.store import open_store
 from storage.store.base import Location, Store
-from storage.targets import SampleTargets
+from storage.targets import StoredSample
+from storage.units.attempts import SECONDS as ATTEMPT_SECONDS
+from storage.units.attempts import attempt_name
 from storage.units.manifest import (
     MANIFESTS,
     UNITS,
@@ -42,7 +45,6 @@ from storage.units.manifest import (
     read_manifest,
 )
 
-ATTEMPT_SECONDS = 6 * 24 * 3600  # a writer refuses to commit an older attempt; gc takes orphans after seven days
 MAX_REASON = 500  # characters; keeps a manifest small when every sample is skipped
 
 
@@ -66,8 +68,20 @@ def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
             store.create(f"{group}/{ROOT_PATH}", group_document({}))
         store.create(ROOT_PATH, root_document(complete))
         found = parse_root(store.read(ROOT_PATH, limit=ROOT_LIMIT), store.location)
-    require_same(found.spec, complete, store.location)
+    _require_writable(found, complete, store.location)
     return CacheWriter(store, found)
+
+
+def _require_writable(found: FormatVersion, spec: Mapping[str, Any], location: str) -> None:
+    """Refuse a cache of another specification; one that differs in the format version alone is told what to do."""
+    wanted = spec["format_version"]
+    if found.number < wanted:
+        require_same({**found.spec, "format_version": wanted}, spec, location)
+        raise UnsupportedFormat(
+            f"{location} is a cache of format version {found.number}, which is not written any more: train on it as it "
+            "is, or dump to another cache path to add samples"
+        )
+    require_same(found.spec, spec, location)
 
 
 class CacheWriter:
@@ -76,6 +90,8 @@ class CacheWriter:
     def __init__(self, store: Store, version: FormatVersion) -> None:
         self.store = store
         self.version = version
+        self.head: str | None = None
+        """The digest of the cache's head once this writer knows it; `write_head` makes it known."""
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -84,19 +100,46 @@ class CacheWriter:
 
     @property
     def layout(self) -> Layout:
-        """What the arrays depend on."""
-        return self.version.layout
+        """What the arrays of a cache of kind top_k depend on; UnsupportedFormat for another kind."""
+        layout = self.version.layout
+        if not isinstance(layout, Layout):
+            raise UnsupportedFormat(f"{self.store.location} holds {self.version.kind} targets, not {TOP_K}")
+        return layout
 
-    def plan(self, samples: Iterable[PlannedSample], *, unit_positions: int = 4096) -> int:
+    def plan(self, samples: Iterable[PlannedSample], *, unit_positions: int = 4096, retry_skipped: bool = False) -> int:
         """Plan the samples that no plan has yet, in the given order; how many this call added.
 
         Args:
             samples: keys and numbers of answer positions.
             unit_positions: a unit closes when it has reached this many positions.
+            retry_skipped: plan those again that every unit skipped which has them. Not in a cache of version 1.
 
         Of several planners at the same time exactly one adds a sample.
+
+        Raises:
+            UnsupportedFormat: `retry_skipped` in a cache whose version plans every key once.
         """
-        return add_plan(self.store, samples, unit_positions)
+        if not retry_skipped:
+            return add_plan(self.store, samples, unit_positions)
+        if not self.version.replans_skipped:
+            raise UnsupportedFormat(
+                f"{self.store.location} is of format version {self.version.number}, in which a skipped sample is never "
+                "tried again; dump to another cache path"
+            )
+        committed = set(committed_units(self.store))
+
+        def skipped_by(unit: PlannedUnit) -> Collection[str]:
+            return read_manifest(self.store, unit.name, self.version).skipped if unit.name in committed else ()
+
+        return add_plan(self.store, samples, unit_positions, skipped_by)
+
+    def write_head(self, content: HeadContent, *, first: int = 0) -> str:
+        """Write the head of a cache of kind exact, or of one with a tail rank, before any unit is committed.
+
+        Any number of workers may do so at a time. The digest of the cache's head; see `storage.head.writing.write_head`.
+        """
+        self.head = write_head(self.store, self.version, content, first=first)
+        return self.head
 
     def units(self) -> list[PlannedUnit]:
         """All planned units, in the order of the plans."""
@@ -138,10 +181,10 @@ class UnitWriter:
         self._unit = unit
         self._keys = unit.keys
         self._expected = frozenset(self._keys)
-        self._samples: dict[str, SampleTargets] = {}
+        self._samples: dict[str, StoredSample] = {}
         self._skipped: dict[str, str] = {}
 
-    def append(self, sample: SampleTargets) -> None:
+    def append(self, sample: StoredSample) -> None:
         """Add one sample of the unit; its arrays are copied. Their values are checked when the block ends."""
         self._claim(sample.key)
         self._samples[sample.key] = self._cache.version.checked(sample)
@@ -160,13 +203,13 @@ class UnitWriter:
                 f"unit {unit.name}: {len(missing)} of {len(self._keys)} samples neither appended nor skipped, "
                 f"the first is {missing[0]}; nothing was committed"
             )
-        attempt, started = _attempt_name(), time.time()
+        attempt, started = attempt_name(), time.time()
         samples = [self._samples[key] for key in self._keys if key in self._samples]
         values = sum(len(sample.targets) for sample in samples) * version.values_per_position()
-        if values > MAX_UNIT_VALUES or len(samples) > MAX_UNIT_SAMPLES:
+        if values > version.max_values or len(samples) > MAX_UNIT_SAMPLES:
             raise InvalidTargets(
                 f"unit {unit.name}: {values:,} stored entries of {len(samples):,} samples, at most "
-                f"{MAX_UNIT_VALUES:,} of {MAX_UNIT_SAMPLES:,} fit into one unit; plan with fewer unit_positions"
+                f"{version.max_values:,} of {MAX_UNIT_SAMPLES:,} fit into one unit; plan with fewer unit_positions"
             )
         manifest, files = encode_files(
             samples,
@@ -176,6 +219,7 @@ class UnitWriter:
             skipped=self._skipped,
             statistics=_sums(self.statistics, unit.name),
             notes=self.notes,
+            head=self._head(),
         )
         try:
             store.write_tree(manifest.prefix, files)
@@ -196,6 +240,21 @@ class UnitWriter:
         if not self.won:
             store.delete_tree(manifest.prefix)
 
+    def _head(self) -> str | None:
+        """The digest of the cache's head, which is there before any unit is; InvalidTargets if it is not this writer's."""
+        cache = self._cache
+        if cache.version.head is None:
+            return None
+        if cache.head is None:
+            raise InvalidTargets(f"unit {self._unit.name}: write the head before the first unit; nothing was committed")
+        found = read_head_document(cache.store, cache.version).digest
+        if found != cache.head:
+            raise InvalidTargets(
+                f"unit {self._unit.name}: the cache's head is {found[:12]}, this writer's is {cache.head[:12]}; nothing "
+                "was committed; use another cache path"
+            )
+        return found
+
     def _committed_attempt(self) -> str:
         """Read the manifest back: whose attempt it names is committed, whatever the request itself answered."""
         cache = self._cache
@@ -209,7 +268,7 @@ class UnitWriter:
 
 
 def encode_files(
-    samples: list[SampleTargets],
+    samples: Sequence[StoredSample],
     version: FormatVersion,
     *,
     unit: str,
@@ -217,6 +276,7 @@ def encode_files(
     skipped: dict[str, str],
     statistics: dict[str, float],
     notes: dict[str, Any],
+    head: str | None = None,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """The objects of a unit as bytes by path below the attempt, and the manifest that describes them.
 
@@ -240,6 +300,7 @@ def encode_files(
         arrays={name: (array.dtype.name, array.shape) for name, array in encoded.arrays.items()},
         objects={path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()},
         content_digest=content_digest(encoded.arrays),
+        head=head,
     )
     return manifest, files
 
@@ -250,8 +311,3 @@ def _sums(statistics: Mapping[str, float], unit: str) -> dict[str, float]:
         if not math.isfinite(value):
             raise InvalidTargets(f"unit {unit}: statistic {name} is {value}; a sum must be finite")
     return sums
-
-
-def _attempt_name() -> str:
-    now = datetime.datetime.now(datetime.UTC)
-    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"

@@ -24,6 +24,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "pydantic_core": "pydantic"}
 EXTRAS = {
     "obstore": ("cloud", "storage/store/"),
     "peft": ("lora", "phase2_student/"),
+    "pyarrow": ("data", "firstsight/data/"),
 }
 # declared though no file of ours imports it: who does
 IMPORTED_BY_OTHERS = {

@@ -25,6 +25,7 @@ import torch
 import phase1_teacher.dump as dumping
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.setting import Setting
+from benchmarks.timed_calls import timed_calls
 from firstsight.models.loading import backbone_states, to_device
 from firstsight.prompting import answer_index
 from phase1_teacher.forward.prefetch import Prefetch
@@ -123,7 +124,10 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
                 yield item
 
     begin = time.perf_counter()
-    with patch.object(dumping, "Prefetch", Waiting), setting.timed(TeacherForward, "_self_check") as checks:
+    with (
+        patch.object(dumping, "Prefetch", Waiting),
+        timed_calls(TeacherForward, "_self_check", setting.synchronize) as checks,
+    ):
         summary = dumping.dump(job, model=model, progress=False)
     setting.synchronize()
     seconds = time.perf_counter() - begin - sum(checks)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -71,7 +68,7 @@ class Setting:
     def samples(self) -> list[Sample]:
         """Of the training file."""
         recipe = self.recipe()
-        return load_samples(recipe.file("train"), recipe.data_root)
+        return load_samples(recipe.source("train"))
 
     def encoded(self, count: int) -> list[Encoded]:
         """The first samples as inputs of both models, which see the same pixels."""
@@ -109,22 +106,6 @@ class Setting:
         """Wait for the device."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
-
-    @contextmanager
-    def timed(self, owner: Any, name: str) -> Iterator[list[float]]:
-        """While it lasts, the seconds of each call of a function or method are put into the list."""
-        original, seconds = getattr(owner, name), list[float]()
-
-        def call(*args: Any) -> Any:
-            self.synchronize()
-            begin = time.perf_counter()
-            result = original(*args)
-            self.synchronize()
-            seconds.append(time.perf_counter() - begin)
-            return result
-
-        with patch.object(owner, name, call):
-            yield seconds
 
     def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs of a model where it is."""

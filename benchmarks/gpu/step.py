@@ -37,6 +37,7 @@ import phase2_student.training.train as training
 from benchmarks.gpu.board import Figures, free_memory
 from benchmarks.gpu.models import outlier_columns
 from benchmarks.gpu.setting import Setting
+from benchmarks.timed_calls import timed_calls
 from firstsight.prompting import Encoded, collate
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.job import DumpJob, prepare_dump
@@ -123,7 +124,8 @@ def _recipe(setting: Setting, name: str, *changes: str) -> Recipe:
         "max_steps": 1 + setting.sizes.steps,
         "logging_steps": 1,
         "save_strategy": "no",
-        "eval_strategy": "no",
+        "eval_strategy": "steps",
+        "eval_steps": 10**6,  # never
         "report_to": "none",
         "dataloader_num_workers": 0,  # the items are in memory
         "output_dir": str(setting.directory / "runs" / name),
@@ -151,7 +153,7 @@ def _step(setting: Setting, name: str, *changes: str, online: bool = False) -> F
         patch.object(training, "load_student", make_student),
         patch.object(training, "save_student", _save_nothing),
         patch.object(online_data, "load_teacher", lambda *_: setting.model("teacher-int8")),
-        setting.timed(training, "_self_check") as checks,
+        timed_calls(training, "_self_check", setting.synchronize) as checks,
     ):
         training.train(plan)
     # a step is an epoch here: the file has the samples of one
@@ -172,10 +174,12 @@ def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
     free_memory()
     others = _allocated(setting)
     times = StepTimes(setting)
+    arguments.eval_strategy = "no"  # the stock trainer has no validation set here
     trainer = Trainer(
         model=setting.student(torch.float32),
         args=arguments,
         train_dataset=encoded,
+        eval_dataset=encoded,  # asked for; no step validates
         data_collator=_labelled(setting.pair.student.pad_id),
         callbacks=[times],
     )
@@ -225,7 +229,7 @@ def _made_up_cache(setting: Setting, samples: int) -> Figures:
     recipe = setting.recipe(*_CACHED)
     rows = recipe.data_root / "train.jsonl"
     kept = rows.read_text(encoding="utf-8").splitlines(keepends=True)[:samples]
-    recipe.file("train").write_text("".join(kept), encoding="utf-8")
+    recipe.source("train").files[0].write_text("".join(kept), encoding="utf-8")
     job = prepare_dump(recipe, progress=False)
     positions = 0
     for unit in job.pending:

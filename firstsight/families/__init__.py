@@ -46,8 +46,12 @@ def family_of(config: Any, where: str = "the model") -> Family:
     for family in FAMILIES:
         if config.model_type in family.model_types:
             return family
-    known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
     raise ModelError(
-        f"{where}: model_type {config.model_type!r} is not supported; supported are {known}. A new family is one row of "
-        "firstsight/families/__init__.py"
+        f"{where}: model_type {config.model_type!r} is not supported; supported are {known_families()}. A new family is one row "
+        "of firstsight/families/__init__.py"
     )
+
+
+def known_families() -> str:
+    """The families and their model types, for messages."""
+    return ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)

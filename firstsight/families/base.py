@@ -16,7 +16,7 @@ Part = Literal["vision", "projector", "text"]
 Section = Literal["teacher", "student"]
 
 _VISION = frozenset({"visual", "vision_tower", "vision_model"})
-_PROJECTOR = frozenset({"merger", "deepstack_merger_list", "multi_modal_projector", "connector"})
+_PROJECTOR = frozenset({"merger", "deepstack_merger_list", "multi_modal_projector", "connector", "image_newline"})
 
 
 class Pictures(NamedTuple):
@@ -50,7 +50,10 @@ class Family:
     limit_text: str = "refused"
     """What `max_pixels` does, in a few words."""
     image_settings: tuple[str, ...] = ()
-    """Attributes of the image processor that decide what a model sees, beside those that all families have."""
+    """Attributes of image processor and processor that decide what a model sees, beside those that all families have."""
+
+    processor_base: Any = None
+    """Mixed in front of the processor class where that takes a video processor and torchvision is missing."""
 
     has_vision = True
 
@@ -66,9 +69,6 @@ class Family:
 
         loader = stills_class(config, self.processor_base)
         return loader.from_pretrained(directory, trust_remote_code=trust_remote_code)
-
-    processor_base: Any = None
-    """Mixed in front of the processor class where that takes a video processor and torchvision is missing."""
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
         """Make the processor scale images down to at most `max_pixels`; it never makes them larger.

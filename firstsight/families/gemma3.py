@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from firstsight.errors import ModelError
-from firstsight.families.base import Family, Pictures
+from firstsight.families.base import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Gemma3(Family):
 
     token_types: str | None = "token_type_ids"
     limit_text: str = "refused below the fixed size"
-    image_settings: tuple[str, ...] = ("do_pan_and_scan",)
+    image_settings: tuple[str, ...] = ("image_seq_length",)
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
         """The size is fixed: it is allowed or it is not."""
@@ -33,13 +34,14 @@ class Gemma3(Family):
         """4,096 patches are pooled to 256 tokens."""
         return 16
 
-    def image_inputs(self, processor: Any, images: Sequence[Any]) -> Pictures:
-        """As all families, without pan and scan, whose crops cannot be counted beforehand."""
+    def load_processor(self, directory: Path, config: Any, *, trust_remote_code: bool) -> Any:
+        """The stock one, without pan and scan: its crops cannot be counted before an image is opened."""
+        processor = super().load_processor(directory, config, trust_remote_code=trust_remote_code)
         if processor.image_processor.do_pan_and_scan:
             raise ModelError(
-                f"{self.name}: do_pan_and_scan of the image processor is not supported; set it to false in preprocessor_config.json"
+                f"{directory}: do_pan_and_scan of {self.name} is not supported; set it to false in preprocessor_config.json"
             )
-        return super().image_inputs(processor, images)
+        return processor
 
     def model_inputs(self, made: dict[str, Any]) -> dict[str, Tensor]:
         """All but the number of crops."""

@@ -26,7 +26,7 @@ class _WithoutVideo:
 class Idefics3(Family):
     """Tiles of `max_image_size`, then the whole image once more."""
 
-    image_settings: tuple[str, ...] = ("do_image_splitting", "max_image_size", "do_pad")
+    image_settings: tuple[str, ...] = ("do_image_splitting", "max_image_size", "do_pad", "image_seq_len")
     limit_text: str = "longest edge, in whole tiles"
     processor_base: Any = _WithoutVideo
     shuffle: int = 4

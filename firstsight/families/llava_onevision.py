@@ -15,7 +15,9 @@ class LlavaOnevision(Family):
     """The resolutions stand in the model's configuration as well, so they are not changed."""
 
     limit_text: str = "refused below the largest resolution"
-    image_settings: tuple[str, ...] = ("image_grid_pinpoints", "do_pad")
+    image_settings: tuple[str, ...] = (
+        "image_grid_pinpoints", "do_pad", "num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio",
+    )  # fmt: skip
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
         """The resolutions are fixed: they are allowed or they are not."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from firstsight.data.samples import file_digest
+from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
-from firstsight.families import family_of
+from firstsight.families import family_of, known_families
 from firstsight.models.quantization import Quantization, quantization_config, silence
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 
@@ -86,10 +86,16 @@ def kind_of(section: TeacherSection | StudentSection) -> Literal["teacher", "stu
 
 
 def load_config(directory: Path, section: TeacherSection | StudentSection) -> Any:
-    """The model's configuration."""
+    """The model's configuration; ModelError for one that transformers does not know."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(directory, trust_remote_code=section.trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{kind_of(section)}.model: {directory}: transformers cannot read config.json "
+            f"({' '.join(str(error).split())[:160]}); supported are {known_families()}"
+        ) from None
 
 
 def head_rows(config: Any) -> int:

@@ -68,11 +68,11 @@ def weight_bytes(config: Any, kind: Quantization | None, section: TeacherSection
         kind: None: unquantised.
         section: its `dtype` is that of what is not quantised; None: two bytes each.
     """
-    from transformers import AutoModelForImageTextToText
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+    from firstsight.families.parts import meta_model
+
+    model = meta_model(config)
     wide = getattr(torch, section.dtype).itemsize if section is not None else 2
     kept = set(get_keys_to_not_convert(model))
     total = wide * int(model.num_parameters())  # tied weights count once

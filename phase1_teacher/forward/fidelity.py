@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.format.layout import Layout
-from storage.format.v1.encoding import decode_unit, encode_unit
-from storage.targets import SampleTargets, Targets
+from storage.format.v1.encoding import decode_targets, encode_targets
+from storage.targets import Targets
 from storage.temperature import at_temperature
 
 # m measured positions, S shared ids, K stored entries, J node temperatures, t reported temperatures
@@ -133,6 +133,4 @@ def report_lines(sums: Mapping[str, float], top_k: int, nodes: Sequence[float]) 
 
 def _through_store(exact: Targets, layout: Layout) -> Targets:
     """What the store gives back for these targets."""
-    sample = SampleTargets(key="0" * 64, hard=True, targets=exact)
-    attributes, arrays = encode_unit([sample], exact, layout)
-    return decode_unit(attributes, arrays, layout).targets
+    return decode_targets(*encode_targets(exact, layout), layout)

@@ -132,8 +132,7 @@ class TeacherForward:
         states_nD = backbone_states(self.model, vision.inputs([sample]), torch.zeros_like(columns), columns)
         inputs = collate([sample.encoded], self.vision.pad_id)
         on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
-        self._checked = True
+        self._checked = check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
 
     def _halve(self, samples: Sequence[EncodedSample], error: Exception) -> None:
         if len(samples) == 1:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import AsyncResult, ThreadPool
 
-from firstsight.data.samples import Sample, file_digest
+from firstsight.data.images import image_digest
+from firstsight.data.samples import Sample
 from firstsight.errors import DataError
 from firstsight.families.base import Pictures
 from firstsight.prompting import Encoded
@@ -75,9 +76,11 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
                     "cache.on_error: skip, or use another cache.path"
                 )
             sample = job.samples[key]
+            if skip:  # else everything was checked before the dump began
+                job.pair.check(sample, generated=job.recipe.cache.generate_max_tokens)
+            digests[key] = tuple(image_digest(image) for image in sample.images)
             lengths.append(_length(job, sample))
             samples[key] = sample
-            digests[key] = tuple(file_digest(path) for path in sample.images)
         except DataError as error:
             if not skip:
                 raise
@@ -111,13 +114,13 @@ def _encode(
     """Samples as model inputs; images that several samples of the batch ask about are opened and prepared once."""
     teacher = job.pair.teacher
 
-    def make(sample: Sample) -> Pictures | DataError:
+    def make(sample: Sample) -> Pictures | ValueError:
         try:
             return teacher.pictures(sample.open_images())
-        except DataError as error:
+        except ValueError as error:  # a DataError, or what the processor refuses
             return error
 
-    made: dict[tuple[str, ...], AsyncResult[Pictures | DataError]] = {}
+    made: dict[tuple[str, ...], AsyncResult[Pictures | ValueError]] = {}
     for _, sample, digests in batch:
         if digests and digests not in made:
             made[digests] = pool.apply_async(make, (sample,))
@@ -125,7 +128,7 @@ def _encode(
     for key, sample, digests in batch:
         found = made[digests].get() if digests else None
         try:  # where the pictures could not be made the sample itself says what is wrong
-            inputs = teacher.encode(sample, pictures=None if isinstance(found, DataError) else found)
+            inputs = teacher.encode(sample, pictures=None if isinstance(found, ValueError) else found)
         except DataError as error:
             if not skip:
                 raise

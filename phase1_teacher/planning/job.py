@@ -48,17 +48,17 @@ def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = Tr
         progress: show a bar.
 
     Raises:
-        DataError: a row without an answer where the recipe does not let the teacher answer; a sample that is too long for
-            teacher or student, unless the recipe skips it.
+        DataError: a row without an answer where the recipe does not let the teacher answer; a sample that teacher or
+            student cannot take (`Pair.check`), unless the recipe skips it.
     """
 
     def positions(sample: Sample) -> int:
         if recipe.cache.on_error == "stop":
-            pair.check_length(sample)
+            pair.check(sample, generated=recipe.cache.generate_max_tokens)
         return answer_positions(recipe, pair.student, sample)
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
-        return SampleIndex.build(recipe.data_files(), recipe.data_root, positions, progress=bar.update)
+        return SampleIndex.build(recipe.sources(), positions, progress=bar.update)
 
 
 def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
@@ -90,7 +90,7 @@ def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = Tr
         CacheError: the cache was made with another spec (with the differences).
     """
     if rows is None:
-        rows = check_files(recipe.data_files(), recipe.data_root, progress=progress)
+        rows = check_files(recipe.sources(), progress=progress)
     pair = load_pair(recipe)
     samples = index_samples(recipe, pair, total=rows, progress=progress)
     spec = cache_spec(

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from tqdm import tqdm
 
 from firstsight.data.samples import iter_samples
+from firstsight.data.summary import DataSummary
+from firstsight.errors import DataError
 from firstsight.models.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
 from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair
@@ -28,7 +30,12 @@ _POSITION_BYTES = 11.0  # tails, target and the unit's documents, likewise
 class Demand:
     """What the data ask for."""
 
+    rows: int
+    """Both splits, rows of equal content included."""
     samples: int
+    """Rows of different content: what the teacher sees and the cache holds."""
+    unreadable: int
+    """Samples that cannot be made inputs, where `cache.on_error: skip` leaves them out."""
     missing_answers: int
     """Samples that the teacher answers itself; counted with the longest answer."""
     positions: int
@@ -44,6 +51,8 @@ class Demand:
     work: TeacherWork
     present: int
     """Samples that the cache holds already."""
+    notes: tuple[str, ...]
+    """What is worth knowing about the rows, a line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +112,24 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
 
 
 def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> Demand:
-    counts = dict.fromkeys((f.name for f in fields(Demand) if f.name != "work"), 0)
+    counts = dict.fromkeys((f.name for f in fields(Demand) if f.name not in ("work", "notes")), 0)
     per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
     work = dict.fromkeys((f.name for f in fields(TeacherWork)), 0)
     seen: set[int] = set()
-    rows = (sample for path in recipe.data_files() for sample in iter_samples(path, recipe.data_root))
-    for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
+    summary = DataSummary()
+    rows = ((source.part, sample) for source in recipe.sources() for sample in iter_samples(source))
+    for split, sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
+        counts["rows"] += 1
+        if not summary.add(split, sample):
+            continue
         positions = answer_positions(recipe, pair.student, sample)
-        length, image_tokens = pair.teacher.prompt_tokens(sample)
+        try:
+            length, image_tokens = pair.teacher.prompt_tokens(sample)
+        except DataError:
+            if recipe.cache.on_error == "stop":
+                raise
+            counts["unreadable"] += 1
+            continue
         total = length + positions
         counts["samples"] += 1
         counts["missing_answers"] += sample.answer is None
@@ -118,17 +137,17 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
         counts["prompt_tokens"] += length - image_tokens
         counts["image_tokens"] += image_tokens
         counts["longest"] = max(counts["longest"], total)
-        other = 0 if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
-        counts["too_long"] += total > pair.teacher.longest or max(total, other) > pair.student.longest
+        other = total if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
+        counts["too_long"] += total > pair.teacher.longest or other > pair.student.longest
         counts["present"] += cache is not None and sample.key in cache
-        new = {hash(path) for path in sample.images} - seen
+        new = {hash(image) for image in sample.images} - seen
         seen |= new
         counts["images"] += len(new)
         work["patches"] += image_tokens * per_token * len(new) // max(1, len(sample.images))
         work["tokens"] += total
         work["squared_tokens"] += total * total
         work["positions"] += positions
-    return Demand(**counts, work=TeacherWork(**work))
+    return Demand(**counts, work=TeacherWork(**work), notes=tuple(summary.notes()))
 
 
 def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
@@ -155,6 +174,11 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
             f"            {demand.too_long:,} samples are too long: the teacher takes {plan.longest_teacher:,} tokens, the student "
             f"{plan.longest_student:,} (data.max_length, max_position_embeddings)"
         )
+    if demand.unreadable:
+        lines.append(
+            f"            {demand.unreadable:,} samples cannot be used and are skipped: firstsight data check names each"
+        )
+    lines += [f"            {note}" for note in demand.notes]
     lines += [
         "",
         f"GPU-hours at {plan.utilization:.0%} of a GPU's dense bf16 peak, an assumption (--utilization): a dump prints what it reached",

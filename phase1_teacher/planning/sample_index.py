@@ -1,6 +1,6 @@
-"""The samples of a dump by key, without holding them: rows are parsed again when they are needed.
+"""The samples of a dump by key, without holding them: rows are read again when they are needed.
 
-index = SampleIndex.build([train, validation], root, positions)
+index = SampleIndex.build(recipe.sources(), positions)
 sample = index[key]
 
 What is held is where each row lies: 70 bytes a sample (docs/log.md compares it with a dictionary and with SQLite).
@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from firstsight.data.samples import Sample, file_digest, parse_line
+from firstsight.data.images import image_digest
+from firstsight.data.samples import Sample, SampleFiles
+from firstsight.data.source import DataSource
 from firstsight.errors import DataError
 from storage.plan import PlannedSample
 
@@ -24,17 +25,17 @@ _KEY_BYTES = 32
 
 
 class SampleIndex:
-    """Samples of some data files by key; see `build`."""
+    """Samples of some splits by key; see `build`."""
 
-    def __init__(self, files: Sequence[Path], root: Path) -> None:
-        self._files = tuple(files)
-        self._root = root
+    def __init__(self, sources: Sequence[DataSource]) -> None:
+        self._splits = [SampleFiles(source) for source in sources]
         # one entry a row, in the files' order
         self._keys = bytearray()
         self._images = array("Q")  # equal for rows about the same images
         self._positions = array("I")
+        self._split = array("B")
         self._file = array("H")
-        self._offset = array("Q")
+        self._locator = array("Q")
         self._line = array("I")
         # rows in the order of the first 8 bytes of their keys, and these bytes
         self._by_key: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
@@ -43,8 +44,7 @@ class SampleIndex:
     @classmethod
     def build(
         cls,
-        files: Sequence[Path],
-        root: Path,
+        sources: Sequence[DataSource],
         positions: Callable[[Sample], int],
         *,
         progress: Callable[[], object] = lambda: None,
@@ -52,22 +52,22 @@ class SampleIndex:
         """Read the files once.
 
         Args:
-            files: JSONL files, checked before (`samples.iter_samples`).
-            root: directory of the image paths.
+            sources: splits, checked before (`samples.check_files`).
             positions: answer positions of a sample; may refuse it.
             progress: called once a row.
         """
-        index = cls(files, root)
-        for number, path in enumerate(files):
-            for offset, line, text in _lines(path):
-                sample = parse_line(text, root, f"{path.name}:{line}")
+        index = cls(sources)
+        for split, files in enumerate(index._splits):
+            for located in files.located():
+                sample = located.sample
                 images = hashlib.blake2b(repr(_image_digests(sample)).encode(), digest_size=8).digest()
                 index._keys += bytes.fromhex(sample.key)
                 index._images.append(int.from_bytes(images))
                 index._positions.append(positions(sample))
-                index._file.append(number)
-                index._offset.append(offset)
-                index._line.append(line)
+                index._split.append(split)
+                index._file.append(located.file)
+                index._locator.append(located.locator)
+                index._line.append(located.number)
                 progress()
         prefixes = np.frombuffer(index._keys, dtype=">u8")[:: _KEY_BYTES // 8].astype(np.uint64)
         index._by_key = prefixes.argsort(kind="stable").astype(np.uint32)
@@ -91,11 +91,14 @@ class SampleIndex:
         row = self._find(key)
         if row is None:
             raise KeyError(key)
-        path = self._files[self._file[row]]
-        place = f"{path.name}:{self._line[row]}"
-        with path.open("rb") as file:
-            file.seek(self._offset[row])
-            sample = parse_line(file.readline(), self._root, place)
+        files = self._splits[self._split[row]]
+        place = files.place(self._file[row], self._line[row])
+        try:
+            sample = files.sample(self._file[row], self._locator[row], self._line[row])
+        except DataError as error:  # it was right when the index was built
+            raise DataError(
+                f"{place}: the row or its images were changed while the dump ran ({error}); start it again"
+            ) from None
         if sample.key != key:
             raise DataError(f"{place}: the row or its images were changed while the dump ran; start it again")
         return sample
@@ -123,14 +126,4 @@ class SampleIndex:
 
 def _image_digests(sample: Sample) -> list[str]:
     # a sample without images is a group of its own
-    return [file_digest(path) for path in sample.images] or [sample.key]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Byte offset, number from 1 and bytes of each line that is not blank."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, text in enumerate(file, start=1):
-            if text.strip():
-                yield offset, number, text
-            offset += len(text)
+    return [image_digest(image) for image in sample.images] or [sample.key]

@@ -94,7 +94,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
     """Samples with their targets.
 
     Args:
-        samples: of one data file; those that the dump skipped are left out and counted in `skipped`.
+        samples: of one split, rows of equal content included; those that the dump skipped are left out and counted in `skipped`.
         prompter: the student's.
         cache: opened.
         temperature: within the cache's nodes.
@@ -109,17 +109,17 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
     def __init__(
         self, samples: Sequence[Sample], prompter: Prompter, cache: Cache, *, temperature: float, progress: bool = False
     ) -> None:
-        keys = {sample.key: sample for sample in samples}
+        rows = [(sample.key, sample) for sample in samples]
         skipped = cache.skipped()
-        missing = [sample for key, sample in keys.items() if key not in cache and key not in skipped]
+        missing = [sample for key, sample in rows if key not in cache and key not in skipped]
         if missing:
             names = ", ".join(sample.place for sample in missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise DataError(
-                f"{len(missing)} of {len(keys)} samples have no targets in {cache.location} ({names}): new or edited since "
+                f"{len(missing)} of {len(rows)} samples have no targets in {cache.location} ({names}): new or edited since "
                 "the dump; run fs-teacher dump with this recipe"
             )
-        self.samples = [(key, sample) for key, sample in keys.items() if key in cache]
-        self.skipped = len(keys) - len(self.samples)
+        self.samples = [(key, sample) for key, sample in rows if key in cache]
+        self.skipped = len(rows) - len(self.samples)
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature

@@ -46,7 +46,8 @@ def check_cache(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> 
         "vocabulary_size": spec["vocabulary_size"],
         **{f"student.{k}": v for k, v in spec.get("student", {}).items()},
     }
-    differences = [(name, cached.get(name, SpecMismatch.ABSENT), value) for name, value in own.items()]
+    absent = SpecMismatch.ABSENT
+    differences = [(name, cached.get(name, absent), own.get(name, absent)) for name in {**own, **cached}]
     _refuse(cache, [*differences, *_stated(recipe, spec)])
 
 

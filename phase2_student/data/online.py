@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError, TargetError
+from firstsight.families.self_check import check_logits, checked_columns
 from firstsight.identity import cache_spec, model_name
 from firstsight.models.loading import backbone_states, load_teacher
 from firstsight.models.teacher_head import TeacherHead
@@ -140,6 +141,7 @@ class OnlineTeacher:
         self.model = model
         self.head = head
         self.temperature = temperature
+        self._checked = False
 
     def complete(self, batch: Batch[TeacherInputs]) -> Batch[TeacherTargets]:
         """The batch with the teacher's states in the place of its inputs; TargetError where they are not finite."""
@@ -161,11 +163,19 @@ class OnlineTeacher:
         states_ND = torch.zeros((len(seen.soft_N), width), device=self.head.device)
         if len(seen.rows_M):
             moved = {name: tensor.to(self.model.device) for name, tensor in seen.inputs.items()}
+            if not self._checked:
+                self._self_check(moved)
             found_MD = backbone_states(self.model, moved, seen.rows_M, seen.columns_M).to(states_ND)
             if not found_MD.isfinite().all():
                 raise TargetError("the teacher's hidden states are not finite; try teacher.dtype: bfloat16")
             states_ND[seen.soft_N.to(states_ND.device)] = found_MD
         return states_ND
+
+    def _self_check(self, inputs: dict[str, Tensor]) -> None:
+        """Our logits of the first sample of a batch against the stock model's, once. Raises ModelError."""
+        columns = checked_columns(int(inputs["attention_mask"][0].sum()))
+        states_nD = backbone_states(self.model, inputs, torch.zeros_like(columns), columns)
+        self._checked = check_logits(self.model, inputs, columns, self.head.logits(states_nD), role="teacher")
 
 
 class OnlineDataset(Dataset[Item[TeacherView]]):
@@ -188,10 +198,10 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
                 f"{len(unanswered)} samples have no answer ({', '.join(unanswered[:5])}): online training cannot let the teacher "
                 "answer; add answers, or dump with cache.generate_missing: true and train on the cache"
             )
-        self.samples = list({sample.key: sample for sample in samples}.items())
+        self.samples = [(sample.key, sample) for sample in samples]
         self.pair = pair
         for _, sample in self.samples:
-            pair.check_length(sample)
+            pair.check(sample)
         self._lengths = [pair.student.sample_tokens(sample) for _, sample in self.samples]
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ from phase2_student.data.online import TeacherSource
 
 
 class SampleDataset(Protocol):
-    """Samples of one data file, each once, with what gives them targets."""
+    """Samples of one split, rows of equal content included, with what gives them targets."""
 
     samples: list[tuple[str, Sample]]
     """By their keys, in the order of the file."""

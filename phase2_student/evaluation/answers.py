@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from firstsight.data.images import image_name
 from firstsight.data.samples import Sample
 from firstsight.generation import TokenWatch, confidence, generate_answers
 from firstsight.prompting import Prompter
@@ -91,7 +92,7 @@ def answer_record(
         category=sample.category,
         environment=sample.environment,
         question=sample.question,
-        images=[path.relative_to(root).as_posix() for path in sample.images],
+        images=[image_name(image, root) for image in sample.images],
         truth=truth,
         answer=answer,
         exact=exact_match(answer, truth),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from firstsight.data.samples import file_digest
+from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
 from firstsight.models.loading import resolve_directory, weights_digest
 from firstsight.recipe import Recipe, StudentSection, TeacherSection

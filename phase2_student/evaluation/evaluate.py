@@ -95,9 +95,9 @@ def evaluate(
         FirstSightError: data or models that cannot be used, or that do not fit into the memory.
     """
     settings = settings or Settings()
-    samples = [s for s in load_samples(recipe.file("validation"), recipe.data_root) if s.answer is not None][:limit]
+    samples = [s for s in load_samples(recipe.source("validation")) if s.answer is not None][:limit]
     if not samples:
-        raise DataError(f"{recipe.file('validation')}: no sample has an answer to compare with")
+        raise DataError(f"{recipe.source('validation')}: no sample has an answer to compare with")
     shared = _shared_identity(recipe, samples, settings)
     models = []
     for candidate in candidates:
@@ -122,7 +122,7 @@ def evaluate(
     timing = settings.timing
     return Evaluation(
         created=_now(),
-        data=EvaluationData(file=recipe.data.validation.name, samples=len(samples)),
+        data=EvaluationData(file=str(recipe.source("validation")), samples=len(samples)),
         settings=EvaluationSettings(
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
@@ -218,7 +218,7 @@ def _answers(
             samples,
             batch_size=settings.batch_size,
             max_new_tokens=longest,
-            root=recipe.data_root,
+            root=recipe.image_root,
             label=candidate.name,
             progress=progress,
         )
@@ -245,8 +245,7 @@ def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tok
     """Answer a batch, from the samples' files to the texts."""
     prompts = [prompter.encode(sample, []) for sample in batch]
     ids = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens)
-    texts: list[str] = prompter.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
+    return [prompter.answer_text(each) for each in ids]
 
 
 def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settings) -> dict[str, object]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from firstsight.data.samples import Sample, iter_samples
+from firstsight.data.samples import iter_samples
+from firstsight.data.summary import DataSummary
+from firstsight.errors import DataError
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.pair import load_prompter
@@ -19,6 +20,8 @@ from phase2_student.data.order import GlobalBatches
 from phase2_student.planning.footprint import MODES, Footprint, Mode, Shape, footprint, student_shape
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.weights import check_weights
+
+_UNREADABLE = "{:,} samples cannot be used and are skipped: firstsight data check names each"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class Work:
     """Image patches of the sample that has most."""
     too_long: int
     """Samples longer than `data.max_length` or the student's positions: training refuses them."""
+    notes: tuple[str, ...]
+    """What is worth knowing about the rows, a line each."""
     micro_batch: int
     global_batch: int
     processes: int
@@ -104,17 +109,28 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = most_patches = too_long = 0
+    positions = most_patches = too_long = unreadable = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
-    rows = _rows(recipe)
+    summary = DataSummary()
+    rows = iter_samples(recipe.source("train"))
     for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
-        prompt, image_tokens = prompter.prompt_tokens(sample)
+        summary.add("train", sample)
+        try:
+            prompt, image_tokens = prompter.prompt_tokens(sample)
+        except DataError:
+            if recipe.cache.on_error == "stop":
+                raise
+            unreadable += 1
+            continue
         # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
         lengths.append(prompt + answer)
         too_long += prompt + answer > prompter.longest
         positions += answer
         most_patches = max(most_patches, image_tokens * per_token)
+    for sample in iter_samples(recipe.source("validation")):
+        summary.add("validation", sample)
+        too_long += prompter.sample_tokens(sample) > prompter.longest
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     batches = GlobalBatches(
@@ -124,13 +140,14 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_per_epoch * arguments.num_train_epochs)
     return Work(
         samples=len(lengths),
-        validation_samples=sum(1 for _ in iter_samples(recipe.file("validation"), recipe.data_root)),
+        validation_samples=summary.rows["validation"],
         tokens=sum(lengths),
         positions=positions,
         padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
         longest=max(lengths, default=0),
         most_patches=most_patches,
         too_long=too_long,
+        notes=tuple(summary.notes() + ([_UNREADABLE.format(unreadable)] if unreadable else [])),
         micro_batch=size,
         global_batch=size * accumulation * processes,
         processes=processes,
@@ -138,10 +155,6 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         steps=steps,
         epochs=steps / max(1, steps_per_epoch),
     )
-
-
-def _rows(recipe: Recipe) -> Iterator[Sample]:
-    return iter_samples(recipe.file("train"), recipe.data_root)
 
 
 def padding_share(lengths: list[int], batches: GlobalBatches) -> float:
@@ -160,6 +173,7 @@ def plan_text(plan: TrainingPlan) -> str:
     on = f" on {work.processes} GPUs" if work.processes > 1 else ""
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
+        *(f"            {note}" for note in work.notes),
         f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them answer positions; padding adds {work.padding:.1%}; "
         f"longest sample {work.longest:,}" + (f"; {work.too_long:,} are too long" if work.too_long else ""),
         f"Steps       {work.steps_per_epoch:,} per epoch, {work.steps:,} in {work.epochs:g} epochs, of {work.global_batch} "

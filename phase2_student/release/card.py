@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from firstsight import __version__
+from firstsight.families import family_of
 from firstsight.page import render
 from phase2_student.evaluation.results import Evaluation, ModelResult
 from phase2_student.evaluation.summary import difference_lines, summary_table
@@ -48,12 +50,13 @@ def model_card(
         license: identifier of the hub, such as `apache-2.0`.
     """
     config = json.loads((run.directory / "best" / "config.json").read_text(encoding="utf-8"))
+    sees = family_of(SimpleNamespace(**config)).has_vision
     teacher_name, base = pair_names(run, cache)
     data = ModelCardData(
         base_model=base if "/" in base else None,  # a directory is known by its last part alone
         base_model_relation="finetune" if "/" in base else None,
         library_name="transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
         license=license,
         tags=["knowledge-distillation", "firstsight", _TASK],
         metrics=[_METRICS[name][0] for name in student.scores.overall.known()] if student else None,
@@ -79,6 +82,7 @@ def model_card(
         own=student.name if student else None,
         table=[[_cell(cell) for cell in row] for row in table],
         differences=difference_lines(evaluation.models) if evaluation else [],
+        sees=sees,
         qwen2_vl=config.get("model_type") == "qwen2_vl",
         license=license,
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from firstsight.data.samples import Sample, image_path
+from firstsight.data.images import image_path
+from firstsight.data.samples import Sample
 from firstsight.errors import DataError
 from firstsight.page import picture
 from phase2_student.evaluation.results import ModelResult

@@ -77,7 +77,7 @@ class Plan:
         return {
             "student": model_name(self.recipe, self.recipe.student),
             **self.source.facts(),
-            "data_root": str(self.recipe.data_root),
+            "data_root": str(self.recipe.image_root),
             "objective": self.objective_text,
             "precision": self.precision,
             "seed": self.arguments.seed,
@@ -112,8 +112,8 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
             train=source.reused(like.train),
             validation=source.reused(like.validation),
         )
-    train_samples = load_samples(recipe.file("train"), recipe.data_root)
-    validation_samples = load_samples(recipe.file("validation"), recipe.data_root)
+    train_samples = load_samples(recipe.source("train"))
+    validation_samples = load_samples(recipe.source("validation"))
     directory = resolve_directory(recipe, recipe.student)
     arguments = training_arguments(recipe, progress=progress)
     check_weights(recipe, load_config(directory, recipe.student))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from storage.errors import UnsupportedFormat
 from storage.format.base import FormatVersion
 from storage.format.v1.version import Version1
+from storage.format.v2.version import version2
 
-VERSIONS: dict[int, type[FormatVersion]] = {version.number: version for version in (Version1,)}
+VERSIONS: dict[int, Callable[[Mapping[str, Any]], FormatVersion]] = {1: Version1, 2: version2}
 """Every version that this program reads."""
-WRITTEN = max(VERSIONS)
-"""The version of new caches."""
+WRITTEN = 1
+"""The version of new caches whose specification does not name one."""
 
 
 def format_of(spec: Mapping[str, Any]) -> FormatVersion:

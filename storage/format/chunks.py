@@ -1,6 +1,6 @@
 """The chunks of a Zarr v3 array: its metadata document and its encoded bytes, within known bounds.
 
-Every chunk goes through one codec chain, which ends in crc32c. Decoding here never trusts a length that the bytes
+Every chunk goes through one of two codec chains, blosc or plain; both end in crc32c. Decoding here never trusts a length that the bytes
 claim: the caller says how many bytes the chunk has, and anything else is an error.
 `zarr` reads the same objects; this module exists because it checks before it allocates, and is faster.
 """
@@ -22,7 +22,14 @@ from storage.canonical import canonical_json
 # Item size -> level and block size. Single bytes gain from entropy tables of their own every 32 KiB, and nothing from
 # a higher level; the small arrays of wider items compress best as a whole.
 _BLOSC = {1: (1, 2**15), 2: (5, 0), 4: (5, 0)}
-_DATA_TYPES = {"uint8": "|u1", "uint16": "<u2", "uint32": "<u4", "float16": "<f2"}
+_DATA_TYPES = {
+    "uint8": "|u1",
+    "int8": "|i1",
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "float16": "<f2",
+    "float32": "<f4",
+}
 
 
 class ChunkError(ValueError):
@@ -44,9 +51,14 @@ def chunk_paths(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> dict[st
 
 
 def array_document(
-    dtype: np.dtype[Any], shape: tuple[int, ...], chunk_shape: tuple[int, ...], axes: tuple[str, ...]
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    chunk_shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    *,
+    compressed: bool = True,
 ) -> bytes:
-    """The canonical Zarr v3 metadata of an array."""
+    """The canonical Zarr v3 metadata of an array; `compressed` says which codec chain its chunks go through."""
     name = dtype.name
     return canonical_json(
         {
@@ -56,10 +68,10 @@ def array_document(
                 "name": "regular",
             },
             "chunk_key_encoding": {"configuration": {"separator": "."}, "name": "default"},
-            "codecs": _codecs(dtype),
+            "codecs": _codecs(dtype, compressed),
             "data_type": name,
             "dimension_names": list(axes),
-            "fill_value": 0.0 if name == "float16" else 0,
+            "fill_value": 0.0 if dtype.kind == "f" else 0,
             "node_type": "array",
             "shape": list(shape),
             "zarr_format": 3,
@@ -92,6 +104,24 @@ def decode_chunk(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> N
     return out
 
 
+def encode_plain(array: NDArray[Any]) -> bytes:
+    """The array through the plain chain: little-endian bytes, crc32c. Equal arrays have equal bytes."""
+    raw = np.ascontiguousarray(array, dtype=_DATA_TYPES[array.dtype.name]).tobytes()
+    return raw + struct.pack("<I", google_crc32c.value(raw))
+
+
+def decode_plain(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array in the bytes of a plain chunk, a view of them; ChunkError."""
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize + 4
+    if len(data) != expected:
+        raise ChunkError(f"the chunk has {len(data):,} bytes, expected {expected:,}")
+    raw = data[:-4]
+    if google_crc32c.value(raw) != struct.unpack("<I", data[-4:])[0]:
+        raise ChunkError("the crc32c of the chunk does not match its bytes")
+    array: NDArray[Any] = np.frombuffer(raw, dtype=_DATA_TYPES[dtype.name]).reshape(shape)
+    return array
+
+
 def encode_array(array: NDArray[Any], chunk_shape: tuple[int, ...]) -> dict[str, bytes]:
     """All chunks of an array, by their names below its path; none where it is empty."""
     encoded = {}
@@ -116,7 +146,12 @@ def join_chunks(
     return whole
 
 
-def _codecs(dtype: np.dtype[Any]) -> list[dict[str, Any]]:
+def _codecs(dtype: np.dtype[Any], compressed: bool) -> list[dict[str, Any]]:
+    first: dict[str, Any] = {"name": "bytes"}
+    if dtype.itemsize > 1:
+        first["configuration"] = {"endian": "little"}
+    if not compressed:
+        return [first, {"name": "crc32c"}]
     level, block = _BLOSC[dtype.itemsize]
     configuration = {
         "blocksize": block,
@@ -125,7 +160,4 @@ def _codecs(dtype: np.dtype[Any]) -> list[dict[str, Any]]:
         "shuffle": "shuffle",
         "typesize": dtype.itemsize,
     }
-    first: dict[str, Any] = {"name": "bytes"}
-    if dtype.itemsize > 1:
-        first["configuration"] = {"endian": "little"}
     return [first, {"configuration": configuration, "name": "blosc"}, {"name": "crc32c"}]

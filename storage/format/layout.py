@@ -30,11 +30,15 @@ class Layout:
     """Rows of the student's head; every stored id is smaller."""
     shared_ids: tuple[tuple[int, int], ...]
     """Ascending half-open ranges of the student ids that both vocabularies have."""
+    tail_rank: int = 0
+    """r, numbers per soft position that tell the shape of the tail; 0: none."""
+    hidden_size: int = 0
+    """D, numbers in a hidden state of the teacher; 0 where there is no tail rank."""
 
     @property
     def widths(self) -> dict[str, int]:
         """The lengths of the axes of `Targets` beside the positions."""
-        return {"entry": self.top_k, "node": len(self.temperatures)}
+        return {"entry": self.top_k, "node": len(self.temperatures), "direction": self.tail_rank}
 
     def shared_mask(self) -> NDArray[np.bool_]:
         """[vocabulary_size] True where both vocabularies have the student id."""
@@ -46,8 +50,8 @@ class Layout:
 
 def layout_of(spec: Mapping[str, Any]) -> Layout:
     """The checked layout fields of a specification; InvalidSpec naming the field."""
-    top_k = _whole(spec, "top_k", 1, MAX_TOP_K)
-    vocabulary_size = _whole(spec, "vocabulary_size", 1, MAX_VOCABULARY)
+    top_k = whole(spec, "top_k", 1, MAX_TOP_K)
+    vocabulary_size = whole(spec, "vocabulary_size", 1, MAX_VOCABULARY)
     nodes = spec.get("temperatures")
     if not isinstance(nodes, list) or not 1 <= len(nodes) <= MAX_NODES or not all(map(_positive, nodes)):
         raise InvalidSpec(f"spec.temperatures: expected 1 to {MAX_NODES} positive numbers, got {nodes!r}")
@@ -70,10 +74,11 @@ def layout_of(spec: Mapping[str, Any]) -> Layout:
     )
 
 
-def _whole(spec: Mapping[str, Any], name: str, low: int, high: int) -> int:
+def whole(spec: Mapping[str, Any], name: str, low: int, high: int, where: str = "spec") -> int:
+    """A field of a specification that is a whole number; InvalidSpec naming it."""
     value = spec.get(name)
     if type(value) is not int or not low <= value <= high:
-        raise InvalidSpec(f"spec.{name}: expected a whole number from {low:,} to {high:,}, got {value!r}")
+        raise InvalidSpec(f"{where}.{name}: expected a whole number from {low:,} to {high:,}, got {value!r}")
     return value
 
 

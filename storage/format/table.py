@@ -32,9 +32,16 @@ class Axis(Generic[LayoutT]):
     name: str
     """The dimension name in the Zarr metadata."""
     symbol: str
-    """As docs/FORMAT.md writes its length; empty where the length is the unit's own."""
+    """As docs/FORMAT.md writes its length; empty where it has no name for it."""
     length: Callable[[Counts, LayoutT], int]
-    """The length; for an axis without a symbol the largest that is possible."""
+    """The length; for an axis of the unit's own the largest that is possible."""
+    own: bool = False
+    """The length is the unit's own; always so where there is no symbol."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the length is known before the unit is."""
+        return bool(self.symbol) and not self.own
 
 
 @dataclass(frozen=True)
@@ -120,10 +127,10 @@ class Table(Generic[LayoutT]):
 def _shape_problem(array: Array[LayoutT], shape: tuple[int, ...], counts: Counts, layout: LayoutT) -> str | None:
     lengths = tuple(axis.length(counts, layout) for axis in array.axes)
     fits = len(shape) == len(lengths) and all(
-        given == length if axis.symbol else given <= length
+        given == length if axis.fixed else given <= length
         for axis, given, length in zip(array.axes, shape, lengths, strict=True)
     )
     if fits:
         return None
-    bounded = any(not axis.symbol for axis in array.axes)
+    bounded = any(not axis.fixed for axis in array.axes)
     return f"array {array.name} has the shape {shape}, expected {f'at most {lengths}' if bounded else lengths}"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from dataclasses import dataclass, field
 
+from storage.errors import ObjectMissing
+from storage.format.base import FormatVersion
+from storage.head.document import ATTEMPT, HEAD, read_head_document
 from storage.reader import read_root
 from storage.store import open_store
-from storage.store.base import Location
+from storage.store.base import Location, Store
+from storage.units.attempts import SECONDS, started
 from storage.units.manifest import UNITS, committed_units, read_manifest, split_attempt
-from storage.writer import ATTEMPT_SECONDS
 
-ORPHAN_SECONDS = ATTEMPT_SECONDS + 24 * 3600  # a day for clocks that differ
+ORPHAN_SECONDS = SECONDS + 24 * 3600  # a day for clocks that differ
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,14 @@ def collect_garbage(location: Location, *, dry_run: bool = False, now: float | N
             continue
         path = f"{UNITS}/{name}"
         size = sum(store.tree(path).values())
-        age = now - _started(attempt)
+        age = now - started(attempt)
         if unit in committed:
             report.removed.append(Garbage(path, size, f"another attempt committed unit {unit}"))
         elif age > ORPHAN_SECONDS:
             report.removed.append(Garbage(path, size, f"never committed, {age / 86400:.0f} days old"))
         else:
             report.young.append(Garbage(path, size, f"not committed, {max(0.0, age) / 3600:.1f} hours old"))
+    _head_attempts(store, version, report, now)
     for path, (size, changed) in store.temporaries().items():
         if now - changed > ORPHAN_SECONDS:
             report.removed.append(Garbage(path, size, "left by an interrupted write"))
@@ -82,6 +85,20 @@ def collect_garbage(location: Location, *, dry_run: bool = False, now: float | N
     return report
 
 
-def _started(attempt: str) -> float:
-    moment = datetime.datetime.strptime(attempt.split("-")[0], "%Y%m%dT%H%M%SZ")
-    return moment.replace(tzinfo=datetime.UTC).timestamp()
+def _head_attempts(store: Store, version: FormatVersion, report: GcReport, now: float) -> None:
+    """Attempts at the head of a tail; the objects of an exact head are never garbage."""
+    names = [name for name in store.names(HEAD) if ATTEMPT.fullmatch(name)]
+    try:
+        kept = read_head_document(store, version).prefix if names else None
+    except ObjectMissing:
+        kept = None
+    for name in names:
+        path = f"{HEAD}/{name}"
+        age = now - started(name)
+        size = sum(store.tree(path).values())
+        if kept is not None and path != kept:
+            report.removed.append(Garbage(path, size, "another attempt is the head"))
+        elif kept is None and age > ORPHAN_SECONDS:
+            report.removed.append(Garbage(path, size, f"never completed, {age / 86400:.0f} days old"))
+        elif kept is None:
+            report.young.append(Garbage(path, size, f"not completed, {max(0.0, age) / 3600:.1f} hours old"))

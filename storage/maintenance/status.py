@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from storage.head.document import HEAD
 from storage.plan import PLANS, read_plans
 from storage.reader import read_root
 from storage.store import open_store
@@ -23,6 +24,7 @@ class CacheStatus:
     pending: list[str]
     """The names of the planned units that are not committed."""
     planned_samples: int
+    """Each once, however often it was planned."""
     samples: int
     """Samples with targets."""
     skipped: dict[str, str]
@@ -40,6 +42,10 @@ class CacheStatus:
     split_units: list[str]
     """Units with notes, such as a batch that had to be split."""
     spec: dict[str, Any]
+    kind: str
+    """Which targets it holds: top_k or exact."""
+    head_bytes: int | None
+    """Bytes of the head object, written once, as far as they are there; None: such a cache has none."""
 
 
 def cache_status(location: Location) -> CacheStatus:
@@ -52,11 +58,13 @@ def cache_status(location: Location) -> CacheStatus:
     statistics: dict[str, float] = {}
     skipped: dict[str, str] = {}
     split_units = []
-    planned = planned_samples = committed = committed_samples = 0
+    planned = planned_samples = repeated = committed = committed_samples = 0
     pending = []
     for unit in (unit for units in read_plans(store) for unit in units):
         planned += 1
         planned_samples += len(unit)
+        tried_before = skipped.keys() & set(unit.keys) if skipped and version.replans_skipped else set()
+        repeated += len(tried_before)
         if unit.name not in present:
             pending.append(unit.name)
             continue
@@ -66,6 +74,8 @@ def cache_status(location: Location) -> CacheStatus:
         samples += manifest.samples
         positions += manifest.positions
         soft_positions += manifest.soft_positions
+        for key in tried_before:
+            del skipped[key]
         skipped |= manifest.skipped
         split_units += [unit.name] if manifest.notes else []
         for name, value in manifest.statistics.items():
@@ -82,7 +92,7 @@ def cache_status(location: Location) -> CacheStatus:
         units=planned,
         committed=committed,
         pending=pending,
-        planned_samples=planned_samples,
+        planned_samples=planned_samples - repeated,
         samples=samples,
         skipped=skipped,
         positions=positions,
@@ -93,4 +103,6 @@ def cache_status(location: Location) -> CacheStatus:
         statistics=statistics,
         split_units=split_units,
         spec=version.spec,
+        kind=version.kind,
+        head_bytes=None if version.head is None else sum(store.tree(HEAD).values()),
     )

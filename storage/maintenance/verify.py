@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from storage.errors import CacheError, CorruptIndex, CorruptObject
+from storage.errors import CacheError, CorruptIndex, CorruptObject, ObjectMissing
 from storage.format.base import DecodeError, FormatVersion
+from storage.head.document import ATTEMPT, FIXED, HEAD, HEAD_PATH
+from storage.head.reading import Head
 from storage.index import INDEX, INDEX_NAME, Index, build_index
 from storage.plan import PLAN_NAME, PLANS, PlannedUnit, read_plans
 from storage.reader import index_rows, read_root
@@ -84,6 +87,8 @@ def verify_cache(location: Location, *, progress: Progress | None = None) -> Ver
             _check_unit(store, manifest, version, report, planned)
         if progress:
             progress(number + 1, len(present))
+    if version.head is not None:
+        _check_head(store, version, report)
     if not report.problems:
         _check_index(store, version, report)
     return report
@@ -105,6 +110,36 @@ def _check_names(store: Store, report: VerifyReport) -> None:
                 path = f"{group}/{name}"
                 message = f"{store.location}/{path}: not an object of this format; remove it"
                 report.problems.append(Problem(None, None, path, message))
+
+
+def _check_head(store: Store, version: FormatVersion, report: VerifyReport) -> None:
+    """Every object of the head, and that the units name this one. A head that no unit needs yet may be missing."""
+    problems = report.problems
+    try:
+        head = Head(store, version)
+    except CacheError as error:
+        if report.units or not isinstance(error, ObjectMissing):
+            problems.append(Problem(None, None, HEAD_PATH, str(error)))
+        return
+    report.bytes += head.nbytes
+    _check_group(store, f"{HEAD}/{ROOT_PATH}", report)
+    problems += [Problem(None, error.array, error.object, str(error)) for error in head.verify()]
+    for path in sorted(head.unlisted()):
+        problems.append(Problem(None, None, path, f"{store.location}/{path}: head.json does not list this object"))
+    for name in store.names(HEAD):
+        path = f"{HEAD}/{name}"
+        if path not in (f"{HEAD}/{ROOT_PATH}", HEAD_PATH, FIXED) and not ATTEMPT.fullmatch(name):
+            problems.append(
+                Problem(None, None, path, f"{store.location}/{path}: not an object of this format; remove it")
+            )
+    for name in committed_units(store):
+        with contextlib.suppress(CacheError):  # named already
+            manifest = read_manifest(store, name, version)
+            if manifest.head != head.digest:
+                message = (
+                    f"{store.location}/{manifest_path(name)}: made with the head {manifest.head}, not {head.digest}"
+                )
+                problems.append(Problem(name, None, manifest_path(name), message))
 
 
 def _is_manifest(name: str) -> bool:

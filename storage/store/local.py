@@ -135,8 +135,8 @@ class LocalStore(Store):
         """Temporary files of `create`; see `Store.temporaries`."""
         found: dict[str, tuple[int, float]] = {}
         with self._translated(""):
-            for directory in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
-                for file in directory.glob(".*.tmp"):
+            for directory, _, names in os.walk(self.root):
+                for file in (Path(directory, name) for name in names if name[0] == "." and name.endswith(".tmp")):
                     with contextlib.suppress(FileNotFoundError):
                         status = file.lstat()
                         found[file.relative_to(self.root).as_posix()] = (status.st_size, status.st_mtime)

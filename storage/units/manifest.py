@@ -47,6 +47,8 @@ class Manifest:
     """Path below the attempt -> bytes and sha256."""
     content_digest: str
     """sha256 of what the arrays hold, whatever the codecs made of it."""
+    head: str | None = None
+    """The digest of the cache's head; None: the cache has none. From version 2 on."""
 
     @property
     def counts(self) -> Counts:
@@ -100,6 +102,8 @@ def manifest_bytes(manifest: Manifest, version: FormatVersion) -> bytes:
     document = dict(vars(manifest))
     document["arrays"] = {name: [dtype, list(shape)] for name, (dtype, shape) in manifest.arrays.items()}
     document["objects"] = {path: list(entry) for path, entry in manifest.objects.items()}
+    if not version.names_head:
+        del document["head"]
     return seal({**document, "format_version": version.number})
 
 
@@ -123,6 +127,8 @@ def read_manifest(store: Store, unit: str, version: FormatVersion) -> Manifest:
 def _problem(document: dict[str, Any], unit: str, version: FormatVersion) -> str | None:
     """What is wrong with a manifest, before any object that it names is opened."""
     names = {item.name for item in fields(Manifest)} | {"format_version"}
+    if not version.names_head:
+        names.remove("head")
     if set(document) != names:
         return f"the fields {sorted(names ^ set(document))} are missing or not of this format"
     identity = (document["format_version"], document["unit"], document["spec_digest"])
@@ -142,6 +148,9 @@ def _problem(document: dict[str, Any], unit: str, version: FormatVersion) -> str
     for path, (size, digest) in document["objects"].items():
         if type(size) is not int or not 0 < size < 2**31 or not _DIGEST.fullmatch(digest):
             return f"its entry for {path} is impossible"
+    head = document.get("head")
+    if (version.head is None) != (head is None) or (head is not None and not _DIGEST.fullmatch(head)):
+        return f"the head that it names is {head!r}"
     if any(type(value) not in (int, float) for value in document["statistics"].values()):
         return "a statistic is no number"
     return None

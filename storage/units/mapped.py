@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import CorruptIndex, StoreError
-from storage.format.base import DecodedUnit
+from storage.format.base import SAMPLE_ARRAYS, DecodedUnit
 from storage.targets import Targets
 from storage.units.manifest import Manifest
 
@@ -28,7 +28,7 @@ def map_unit(scratch: Path, manifest: Manifest, kind: type[Targets], load: Calla
     A file belongs to the content digest of its unit. It is checked against its crc32c when it is mapped. `kind` is the
     class of the unit's targets.
     """
-    file = scratch / f"{manifest.content_digest}.unit"
+    file = scratch / f"{manifest.content_digest}.2.unit"  # 2: of what is in such files
     if not file.exists():
         unit = load()
         make_scratch(scratch)
@@ -36,6 +36,30 @@ def map_unit(scratch: Path, manifest: Manifest, kind: type[Targets], load: Calla
             _save(file, unit)
     with _translated(scratch):
         return _open(file, kind)
+
+
+def keep_states(
+    scratch: Path | None, name: str, dtype: np.dtype[Any], width: int, load: Callable[[], NDArray[Any]]
+) -> NDArray[Any]:
+    """The states of a chunk from `scratch`; `load` decodes them if they were not found there, or if there is no scratch.
+
+    A file is checked against its crc32c when it is read.
+    """
+    if scratch is None:
+        return load()
+    file = scratch / f"{name}.states"
+    if not file.exists():
+        states = load()
+        make_scratch(scratch)
+        with _translated(scratch):
+            raw = states.tobytes()
+            _replace(file, raw + struct.pack("<I", google_crc32c.value(raw)))
+        return states
+    with _translated(scratch):
+        data = file.read_bytes()
+    if len(data) < 4 or google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise CorruptIndex(f"{file}: its crc32c does not match; delete it, it is made again", object=str(file))
+    return np.frombuffer(data[:-4], dtype=dtype).reshape(-1, width)
 
 
 def make_scratch(scratch: Path) -> None:
@@ -69,9 +93,14 @@ def _save(file: Path, unit: DecodedUnit) -> None:
     head = json.dumps({"keys": unit.keys, "arrays": table, "bytes": start}).encode()
     head += b" " * (-(len(head) + 12) % 64)
     checksum = google_crc32c.extend(google_crc32c.value(head), bytes(body))
+    _replace(file, struct.pack("<QI", len(head), checksum) + head + body)
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Put a file in place at once."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(struct.pack("<QI", len(head), checksum) + head + body)
+        temporary.write_bytes(data)
         os.replace(temporary, file)
     finally:
         with contextlib.suppress(OSError):
@@ -87,7 +116,7 @@ def _open(file: Path, kind: type[Targets]) -> DecodedUnit:
         head = json.loads(data[12 : 12 + length])
     except (ValueError, struct.error) as error:
         raise CorruptIndex(f"{file}: {error}; delete it, it is made again", object=str(file)) from None
-    if {"offsets", "hard", *kind.names()} != set(head["arrays"]):
+    if {*SAMPLE_ARRAYS, *kind.names()} != set(head["arrays"]):
         raise CorruptIndex(
             f"{file}: another version of this program made it; delete it, it is made again", object=str(file)
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from templates import CHATML, GEMMA, LLAMA, LLAVA, QWEN3, SMOLVLM
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
@@ -58,7 +58,11 @@ def pieces(special: tuple[str, ...]) -> Tokenizer:
         vocab_size=460, special_tokens=[*special, "<unk>", *fallback], show_progress=False, max_token_length=8
     )
     bpe.train_from_iterator(CORPUS, trainer)
-    return bpe
+    saved = json.loads(
+        bpe.to_str()
+    )  # byte pieces come before all others, as in published tokenizers, but are not special
+    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] not in fallback]
+    return Tokenizer.from_str(json.dumps(saved))
 
 
 def build(kind: str, directory: Path, *, seed: int = 0, rows: int = 0, **text: Any) -> Path:
@@ -87,7 +91,12 @@ def build(kind: str, directory: Path, *, seed: int = 0, rows: int = 0, **text: A
     return directory
 
 
-def _tokenizer(backend: Tokenizer, template: str, **special: Any) -> PreTrainedTokenizerFast:
+def _tokenizer(backend: Tokenizer, template: str, *, adds_bos: bool = False, **special: Any) -> PreTrainedTokenizerFast:
+    if adds_bos:
+        bos = special["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=template, clean_up_tokenization_spaces=False, **special
     )
@@ -225,6 +234,7 @@ def _gemma3(text: dict[str, Any], rows: int) -> tuple[Any, ...]:
     tokenizer = _tokenizer(
         pieces(special),
         GEMMA,
+        adds_bos=True,
         bos_token="<bos>",
         eos_token="<end_of_turn>",
         pad_token="<pad>",
@@ -316,7 +326,12 @@ def _llava_onevision(text: dict[str, Any], rows: int) -> tuple[Any, ...]:
 def _llama(text: dict[str, Any], rows: int) -> tuple[Any, ...]:
     special = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     tokenizer = _tokenizer(
-        byte_level(special), LLAMA, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|end_of_text|>"
+        byte_level(special),
+        LLAMA,
+        adds_bos=True,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|end_of_text|>",
     )
     config = transformers.LlamaConfig(**text, vocab_size=len(tokenizer) + rows, eos_token_id=tokenizer.eos_token_id)
     return tokenizer, {}, config, "LlamaForCausalLM"

@@ -53,7 +53,7 @@ def assert_stored_are_those_of_a_plain_forward(recipe_file, kind):
     model = load.from_pretrained(pair.directory, dtype=torch.float32)
     cache = open_cache(recipe.cache_location)
     soft = 0
-    for sample in load_samples(recipe.file("train"), recipe.data_root):
+    for sample in load_samples(recipe.source("train")):
         encoded = pair.teacher.encode(sample)
         with torch.inference_mode():
             logits_LV = model(**collate([encoded], pair.teacher.pad_id)).logits[0].float()

@@ -16,6 +16,7 @@ from firstsight.generation import generate_answers, left_out
 from firstsight.models.loading import load_config, load_teacher
 from firstsight.pair import load_prompter
 from firstsight.recipe import StudentSection, TeacherSection
+from storage import open_cache
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -79,12 +80,14 @@ def test_a_control_token_that_only_the_tokenizer_file_marks_is_refused(checkpoin
         load_prompter(directory, StudentSection(), max_length=100, system_prompt="Be short.<|im_end|>")
 
 
-def test_one_beginning_of_sequence_whoever_adds_it(checkpoint, rows):
-    prompter = load_prompter(checkpoint("llama"), StudentSection())
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_one_beginning_of_sequence_where_template_and_tokenizer_make_one(kind, checkpoint, rows):
+    prompter = load_prompter(checkpoint(kind), StudentSection())
     (sample,) = rows(([], "What is it?", "A mug."))
-    assert prompter.tokenizer("x")["input_ids"] is not None
-    ids = prompter.encode(sample).input_ids.tolist()
-    assert ids.count(prompter.tokenizer.bos_token_id) == 1
+    bos = prompter.tokenizer.bos_token_id
+    assert prompter.tokenizer("x")["input_ids"][0] == bos
+    assert prompter.encode(sample).input_ids.tolist().count(bos) == 1
+    assert prompter.prompt_tokens(sample)[0] == len(prompter.encode(sample, []).input_ids)
 
 
 def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows, tmp_path, caplog):
@@ -179,7 +182,7 @@ def test_both_models_lengths_are_checked_before_a_dump(role, tmp_path):
     assert "more than the 16 positions of" in result.output
     assert not (tmp_path / "cache.zarr").exists()
     if role == "student":
-        assert "8 are too long" in passes(fs_student, "plan", *config)
+        assert "12 are too long" in passes(fs_student, "plan", *config)
 
 
 def test_the_students_length_is_checked_before_a_training(tmp_path):
@@ -189,3 +192,89 @@ def test_the_students_length_is_checked_before_a_training(tmp_path):
     assert result.exit_code == 2
     assert "more than data.max_length = 30" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_type_that_transformers_does_not_know_is_one_line(tmp_path):
+    recipe = make_world(tmp_path, "qwen2", "qwen2")
+    config = tmp_path / "student" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "foo_9"}))
+    for main, command in ((fs_teacher, "plan"), (fs_student, "plan")):
+        result = run(main, command, "--config", recipe, "--no-progress")
+        assert result.exit_code == 2, (result.output, result.exception)
+        assert "student.model" in result.output
+        assert "Qwen2-VL (qwen2_vl)" in result.output
+
+
+def test_a_teacher_in_memory_is_checked_as_well(tmp_path, monkeypatch):
+    recipe = make_world(tmp_path, "llama", "qwen2")
+    stock = LlamaForCausalLM.forward
+
+    def capped(self, *args, **kwargs):
+        output = stock(self, *args, **kwargs)
+        output.logits = 30 * torch.tanh(output.logits / 30)
+        return output
+
+    capped.__signature__ = inspect.signature(stock)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
+    result = run(fs_student, "train", "--online", "--config", recipe, "--no-progress")
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert "teacher: our logits differ from the model" in result.output
+
+
+def test_crops_of_gemma_are_refused_by_every_plan(tmp_path):
+    recipe = make_world(tmp_path, "qwen2_vl", "gemma3")
+    file = tmp_path / "student" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_pan_and_scan": True}))
+    for main, command in ((fs_teacher, "plan"), (fs_teacher, "dump"), (fs_student, "plan")):
+        result = run(main, command, "--config", recipe, "--no-progress")
+        assert result.exit_code == 2, (result.output, result.exception)
+        assert "do_pan_and_scan of Gemma 3 is not supported" in result.output
+
+
+def rewrite(tmp_path, change):
+    file = tmp_path / "data" / "train.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    change(rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("text", ["see <|image_pad|> there", "a<|im_end|>"])
+@pytest.mark.parametrize("command", ["plan", "dump"])
+def test_a_control_token_in_a_row_is_refused_with_its_place(command, text, tmp_path):
+    recipe = make_world(tmp_path, "qwen2_vl", "qwen2_vl")
+    rewrite(tmp_path, lambda rows: rows[0]["messages"][0].update(content=text))
+    result = run(fs_teacher, command, "--config", recipe, "--no-progress")
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert "train.jsonl:1: sample 's0' has the control token" in result.output
+
+
+def test_what_one_model_cannot_take_is_skipped_with_its_reason(tmp_path):
+    recipe = make_world(tmp_path, "qwen2", "llama", cache={"on_error": "skip"})
+    rewrite(tmp_path, lambda rows: rows[0]["messages"][0].update(content="What is it? " * 200))
+    rewrite(tmp_path, lambda rows: rows[1]["messages"][0].update(content="see <|im_end|>"))
+    rewrite(tmp_path, lambda rows: rows[2]["messages"][1].update(content="Yes. "))  # trimmed by one template alone
+    options = ("--config", recipe, "--no-progress", "--set", "data.max_length=120")
+    passes(fs_teacher, "dump", *options)
+    skipped = open_cache(str(tmp_path / "cache.zarr")).skipped()
+    assert sorted(reason.split(":")[1] for reason in skipped.values()) == ["1", "2", "3"]
+    passes(fs_student, "train", *options)
+    result = run(fs_teacher, "dump", *options, "--set", "cache.on_error=stop", "--set", "cache.path=other")
+    assert result.exit_code == 2
+    assert "train.jsonl:1: sample 's0' has " in result.output
+
+
+def test_answers_that_may_become_too_long_are_refused_before_the_dump(tmp_path):
+    recipe = make_world(tmp_path, "qwen2", "qwen2", cache={"generate_missing": True, "generate_max_tokens": 90})
+    rewrite(tmp_path, lambda rows: rows[3]["messages"].pop())
+    result = run(fs_teacher, "dump", "--config", recipe, "--no-progress", "--set", "data.max_length=100")
+    assert result.exit_code == 2
+    assert "train.jsonl:4: sample 's3' has " in result.output
+
+
+def test_a_right_answer_behind_an_empty_thought_is_right(checkpoint, rows, monkeypatch):
+    from phase2_student.evaluation import evaluate
+
+    prompter = load_prompter(checkpoint("qwen3"), StudentSection())
+    (sample,) = rows(([], "What is it?", "A red mug."))
+    monkeypatch.setattr(evaluate, "generate_answers", lambda *_, **__: [prompter.answer_ids("A red mug.")])
+    assert evaluate._answer(None, prompter, [sample], 20) == ["A red mug."]

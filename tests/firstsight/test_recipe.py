@@ -34,7 +34,7 @@ def test_overrides_and_relative_paths(write, tmp_path):
     assert recipe.teacher.max_pixels == 12544
     assert recipe.cache_location == str(tmp_path / "c.zarr")
     assert recipe.output_dir == tmp_path / "runs/a"
-    assert recipe.file("train") == tmp_path / "data/train.jsonl"
+    assert recipe.source("train").files == (tmp_path / "data/train.jsonl",)
 
 
 @pytest.mark.parametrize(
@@ -152,3 +152,37 @@ def test_models_are_directories_or_hub_ids(tmp_path):
         lost = Recipe.model_validate({"student": {"model": name}, "directory": tmp_path})
         with pytest.raises(ModelError, match=r"student\.model: directory .* is not there"):
             lost.model_source(lost.student)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("validation: 0%", r"data\.validation: must be a file or a share above 0% and below 100%, such as 5%"),
+        ("validation: 100%", r"a share above 0%"),
+        ("validation: five%", r"a share above 0%"),
+        ("train: []", r"data\.train"),
+        ("columns: {anser: label}", r"has no column 'anser'; did you mean 'answer'\?"),
+        ("columns: {answer: x, question: x}", r"must take each column of ours from another one"),
+        ("format: lava", r"data\.format: "),
+    ],
+)
+def test_data_that_cannot_be_meant(write, data, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(f"data: {{{data}}}"))
+
+
+def test_home_is_expanded_in_every_path(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load_recipe(
+        write(
+            "data: {root: ~/d, train: [~/a.jsonl, b.jsonl], validation: 5%, image_root: ~/i}\n"
+            "cache: {path: ~/c.zarr, scratch: ~/s}\ntraining: {output_dir: ~/r}"
+        )
+    )
+    train, validation = recipe.sources()
+    assert train.files == validation.files == (Path("/home/me/a.jsonl"), Path("/home/me/d/b.jsonl"))
+    assert (train.share, train.part, validation.part) == (0.05, "train", "validation")
+    assert train.root == Path("/home/me/i")
+    assert (recipe.cache_location, recipe.cache_scratch) == ("/home/me/c.zarr", Path("/home/me/s"))
+    assert recipe.output_dir == Path("/home/me/r")
+    assert load_recipe(write("data: {root: /}")).data_root == Path("/")

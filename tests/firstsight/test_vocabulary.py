@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstsight.errors import AlignmentError
-from firstsight.vocabulary import align_answer, align_vocabularies, table_digest
+from firstsight.vocabulary import BytePiece, align_answer, align_vocabularies, table_digest
 
 WORDS = [b"a", b"b", b"ab", b"c", b" ", b"bc"]
 
@@ -79,3 +79,21 @@ def test_answer_of_other_segmentation():
 def test_digest_sees_ids_bytes_and_kinds():
     digests = {table_digest(t) for t in (table(WORDS), table(WORDS[::-1]), table(WORDS[:-1], WORDS[-1:]))}
     assert len(digests) == 3
+
+
+def test_a_byte_fallback_piece_never_stands_for_the_piece_that_the_encoder_takes():
+    fallback = {0: (BytePiece(b"A"), False), 1: (BytePiece(b"\xf0"), False)}
+    pieces = fallback | {2: (b"A", False), 3: (b"cat", False)}
+    plain = {0: (b"cat", False), 1: (b"A", False), 2: (b"\xf0", False)}
+    for teacher, student, expected in ((pieces, plain, {2: 1, 1: 2, 3: 0}), (plain, pieces, {0: 3, 1: 2, 2: 1})):
+        found = align_vocabularies(teacher, student, teacher_rows=4, student_rows=4).student_of_teacher
+        assert {i: int(s) for i, s in enumerate(found) if s >= 0} == expected
+    same = align_vocabularies(pieces, pieces, teacher_rows=4, student_rows=4)
+    assert same.kind == "identical"
+    assert same.student_of_teacher.tolist() == [0, 1, 2, 3]
+
+
+def test_rows_inside_two_different_prefixes_do_not_speak_for_each_other():
+    tokens = {0: (b" ", False), 1: (b"yes", False), 2: (b"x", False)}
+    assert align_answer([0, 1], [2, 1], tokens, tokens, teacher_offset=1, student_offset=1).tolist() == [-1, 1]
+    assert align_answer([0, 1], [0, 1], tokens, tokens, teacher_offset=1, student_offset=1).tolist() == [0, 1]

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from firstsight.console import Commands
 from phase1_teacher.store_commands import gc, status, verify
+from storage.head.content import HeadContent, pack_tokens
 from storage.plan import PlannedSample
-from storage.targets import SampleTargets, Targets
+from storage.targets import ExactSample, ExactTargets, SampleTargets, Targets
 from storage.writer import create_cache
 
 KEYS = [hashlib.sha256(bytes([number])).hexdigest() for number in range(6)]
@@ -147,3 +148,41 @@ def test_help_has_an_example(name):
     code, text = _run(name, "--help")
     assert code == 0
     assert f"Example: fs-teacher {name} cache.zarr" in text
+
+
+@pytest.fixture
+def exact(tmp_path):
+    """A cache of kind exact, one unit."""
+    spec = {
+        "format_version": 2,
+        "targets": "exact",
+        "hidden_size": 3,
+        "state_dtype": "float16",
+        "head": {"rows": 9, "dtype": "float16", "bias": False},
+    }
+    writer = create_cache(tmp_path / "exact", spec)
+    tokens = pack_tokens({0: (b"a", False), 8: (b"<end>", True)}, 9)
+    writer.write_head(HeadContent(arrays={"weight": np.zeros((9, 3), np.uint16), **tokens}))
+    writer.plan([PlannedSample(key, 4) for key in KEYS])
+    (unit,) = writer.pending()
+    with writer.unit(unit) as out:
+        for key in KEYS:
+            targets = ExactTargets(target_ids=np.arange(4, dtype=np.uint32), states=np.zeros((4, 3), np.uint16))
+            out.append(ExactSample(key=key, hard=True, targets=targets))
+    return tmp_path / "exact"
+
+
+def test_an_exact_cache(exact):
+    shown = CliRunner().invoke(teacher, ["status", str(exact)])
+    assert shown.exit_code == 0
+    assert "samples    6 of 6 stored" in shown.output
+    assert "once for the whole cache" in shown.output
+    assert "state_high" in shown.output
+    facts = json.loads(CliRunner().invoke(teacher, ["status", str(exact), "--json"]).output)
+    assert (facts["kind"], facts["positions"], facts["head_bytes"] > 0) == ("exact", 24, True)
+    assert CliRunner().invoke(teacher, ["verify", str(exact)]).exit_code == 0
+    assert "removed 0 objects" in CliRunner().invoke(teacher, ["gc", str(exact)]).output
+    (exact / "head" / "arrays" / "weight" / "c.0.0").unlink()
+    found = CliRunner().invoke(teacher, ["verify", str(exact)])
+    assert found.exit_code == 1
+    assert "BAD cache, array weight" in found.output

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import pytest
-from storage_cases import assert_holds, key_of, sample_of, spec_of, write_cache, write_unit
+from storage_cases import (
+    KINDS,
+    assert_holds,
+    head_of,
+    key_of,
+    open_kind,
+    sample_of,
+    sample_of_kind,
+    spec_of,
+    spec_of_kind,
+    write_cache,
+    write_unit,
+)
 
-from storage.errors import CacheMissing, CorruptObject, ObjectMissing, SpecMismatch, UnsafeObject
+from storage.errors import (
+    CacheMissing,
+    CorruptObject,
+    InvalidTargets,
+    ObjectMissing,
+    SpecMismatch,
+    UnsafeObject,
+)
+from storage.head.reading import Head
 from storage.index import INDEX, INDEX_NAME
 from storage.maintenance.gc import collect_garbage
 from storage.maintenance.status import cache_status
@@ -89,17 +109,62 @@ class StoreSuite:
     def test_an_open_store_is_a_location(self, store):
         assert open_store(store) is store
 
-    def test_round_trip_and_commands(self, store):
-        samples = [sample_of(number) for number in range(8)]
-        write_cache(store, samples)
-        cache = open_cache(store)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_round_trip_and_commands(self, store, kind):
+        spec = spec_of_kind(kind)
+        samples = [sample_of_kind(kind, number) for number in range(8)]
+        write_cache(store, samples, spec=spec)
+        cache = open_kind(store)
         assert_holds(cache, samples)
         assert cache.location == store.location
         assert verify_cache(store).ok()
         assert cache_status(store).committed == 2
         assert collect_garbage(store).removed == []
-        with pytest.raises(SpecMismatch, match="top_k: the cache has 8, requested is 4"):
-            create_cache(store, spec_of(top_k=4))
+        with pytest.raises(SpecMismatch, match=r"teacher: the cache has .*, requested is 4"):
+            create_cache(store, {**spec, "teacher": 4})
+
+    @pytest.mark.parametrize("kind", ["exact", "tail"])
+    def test_a_head_is_written_once_by_whoever_comes(self, store, kind):
+        spec = spec_of_kind(kind)
+        content = head_of(spec)
+        digests = {create_cache(store, spec).write_head(content, first=worker) for worker in range(4)}
+        assert len(digests) == 1
+        head = Head(store, create_cache(store, spec).version)
+        assert (head.digest, head.scale, head.softcap) == (*digests, content.scale, content.softcap)
+        for name, array in content.arrays.items():
+            assert head.array(name).tobytes() == array.tobytes()
+        assert verify_cache(store).ok()
+        assert cache_status(store).head_bytes >= head.nbytes
+
+    def test_the_head_of_another_teacher_is_refused(self, store):
+        spec = spec_of_kind("exact")
+        create_cache(store, spec).write_head(head_of(spec))
+        with pytest.raises(InvalidTargets, match="another teacher wrote it"):
+            create_cache(store, spec).write_head(head_of(spec, seed=1))
+
+    def test_a_head_half_written_by_another_teacher_is_refused(self, store):
+        spec = spec_of_kind("exact")
+        create_cache(store, spec).write_head(head_of(spec))
+        store.delete_tree("head/head.json")
+        with pytest.raises(InvalidTargets, match="not what this teacher's head has there: another teacher wrote it"):
+            create_cache(store, spec).write_head(head_of(spec, seed=1))
+        assert create_cache(store, spec).write_head(head_of(spec))
+
+    def test_a_unit_needs_the_head_of_its_writer(self, store):
+        spec = spec_of_kind("exact")
+        sample = sample_of_kind("exact", 0)
+        writer = create_cache(store, spec)
+        writer.plan([PlannedSample(sample.key, 10)])
+        (unit,) = writer.pending()
+        with pytest.raises(InvalidTargets, match="write the head before the first unit; nothing was committed"):
+            write_unit(writer, unit, {sample.key: sample})
+        writer.write_head(head_of(spec))
+        other = create_cache(store, spec)
+        other.head = "0" * 64
+        with pytest.raises(InvalidTargets, match=r"the cache's head is .*, this writer's is 000000000000; nothing"):
+            write_unit(other, unit, {sample.key: sample})
+        assert write_unit(writer, unit, {sample.key: sample}) is True
+        assert verify_cache(store).ok()
 
     def test_content_is_that_of_any_other_store(self, store, tmp_path):
         samples = [sample_of(number) for number in range(4)]

@@ -43,7 +43,10 @@ from storage.writer import create_cache
         ({"shared_ids": [[0, 501]]}, r"within \[0, 500\)"),
         ({"shared_ids": [[10, 20], [5, 8]]}, "ascending, disjoint"),
         ({"shared_ids": [3]}, "pairs"),
-        ({"format_version": 2}, "this program writes 1"),
+        ({"format_version": 3}, "this program writes 1 and 2, got 3"),
+        ({"format_version": True}, "this program writes 1 and 2, got True"),
+        ({"targets": "exact"}, "spec.targets: format version 1 has no such field; state format_version: 2"),
+        ({"tail_rank": 4}, "spec.tail_rank: format version 1 has no such field"),
         ({"teacher": {1, 2}}, "JSON values only"),
         ({"teacher": float("nan")}, "JSON values only"),
     ],
@@ -193,11 +196,11 @@ def test_another_zarr_group_is_no_cache(tmp_path):
 @pytest.mark.parametrize(
     ("version", "advice"),
     [
-        (2, "format version 2, this program reads 1; a newer version of this program wrote it: install that one"),
-        (0, "format version 0, this program reads 1; no release of this program wrote it"),
-        ("1", "format version '1', this program reads 1; no release"),
-        (True, "format version True, this program reads 1; no release"),
-        (None, "format version None, this program reads 1; no release"),
+        (3, "format version 3, this program reads 1 and 2; a newer version of this program wrote it: install that one"),
+        (0, "format version 0, this program reads 1 and 2; no release of this program wrote it"),
+        ("1", "format version '1', this program reads 1 and 2; no release"),
+        (True, "format version True, this program reads 1 and 2; no release"),
+        (None, "format version None, this program reads 1 and 2; no release"),
     ],
 )
 def test_an_unknown_format_version_is_refused(tmp_path, version, advice):

@@ -9,12 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from storage_cases import LONG, sample_of, write_cache
+from storage_cases import LONG, open_kind, sample_of_kind, spec_of_kind, write_cache
 
 from storage.errors import CacheError, CorruptIndex, CorruptObject
+from storage.head.document import read_head_document
 from storage.index import INDEX, INDEX_NAME
 from storage.maintenance.verify import verify_cache
-from storage.reader import open_cache
+from storage.store import open_store
 
 FLIPS = 1000 if LONG else 60
 TRUNCATIONS = 100 if LONG else 20
@@ -27,17 +28,34 @@ KINDS = {
     "plans": "plans/0*.json",
     "manifests": "manifests/0*.json",
     "index": f"{INDEX}/{INDEX_NAME}",
+    "head chunks": "head/**/c.*",
+    "head metadata": "head/**/zarr.json",
+    "head document": "head/head.json",
 }
 
 
+@pytest.fixture(scope="module", params=["v1", "exact", "tail"])
+def cache_kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory, cache_kind):
     location = tmp_path_factory.mktemp("corruption") / "cache"
-    write_cache(location, [sample_of(number, 5, soft_share=0.8) for number in range(4)], unit_positions=10)
+    samples = [sample_of_kind(cache_kind, number, 5) for number in range(4)]
+    write_cache(location, samples, unit_positions=10, spec=spec_of_kind(cache_kind))
     past = 1_000_000_000
     os.utime(location / "manifests", (past, past))
-    open_cache(location)
+    open_kind(location)
     return location
+
+
+def _files(location: Path, kind: str) -> list[Path]:
+    files = sorted(location.glob(KINDS[kind]))
+    if not files and kind.startswith("head"):
+        pytest.skip("a cache of version 1 has no head")
+    assert files
+    return files
 
 
 @pytest.fixture
@@ -47,8 +65,19 @@ def location(original, tmp_path):
 
 
 def _content(location: Path) -> dict[str, list[bytes]]:
-    cache = open_cache(location)
-    return {key: [array.tobytes() for array in vars(cache[key].targets).values()] for key in cache}
+    cache = open_kind(location)
+    content = {key: [array.tobytes() for array in vars(cache[key].targets).values()] for key in cache}
+    if (location / "head").is_dir():
+        head = cache.head()
+        names = (
+            ("weight", "bias", "token_bytes")
+            if cache.kind == "exact"
+            else ("image", "mean", "scale", "basis", "center")
+        )
+        content["head"] = [head.array(name).tobytes() for name in names]
+        if cache.kind == "exact":
+            content["head"].append(repr(head.tokens()).encode())
+    return content
 
 
 def _problem_paths(location: Path) -> list[str]:
@@ -75,8 +104,7 @@ def _check_noticed(location: Path, file: Path, content: dict[str, list[bytes]]) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_bit_flips(original, location, kind):
     content = _content(original)
-    files = sorted(location.glob(KINDS[kind]))
-    assert files
+    files = _files(location, kind)
     generator = random.Random(kind)
     bits = [(file, bit) for file in files for bit in range(8 * file.stat().st_size)]
     for file, bit in generator.sample(bits, min(FLIPS, len(bits))):
@@ -123,7 +151,7 @@ def test_deletions(original, location):
             elif kind == "manifests":
                 assert _problem_paths(location) == [file.relative_to(location).as_posix()]
                 found = _content(location)
-                assert len(found) == 2
+                assert len(found) == len(content) - 2
                 assert found.items() <= content.items()
             elif kind == "plans":
                 assert _problem_paths(location)
@@ -134,9 +162,10 @@ def test_deletions(original, location):
             file.write_bytes(whole)
 
 
-def test_swapped_chunks_are_noticed(original, location):
+def test_swapped_chunks_are_noticed(original, location, cache_kind):
     content = _content(original)
-    first, second = sorted(location.glob("units/0*/gap/c.0.0"))
+    array = "state_low" if cache_kind == "exact" else "gap"
+    first, second = sorted(location.glob(f"units/0*/{array}/c.0.0"))
     one, two = first.read_bytes(), second.read_bytes()
     first.write_bytes(two)
     second.write_bytes(one)
@@ -145,7 +174,7 @@ def test_swapped_chunks_are_noticed(original, location):
     )
     with pytest.raises(CorruptObject, match=r"sha256|bytes") as caught:
         _content(location)
-    assert caught.value.array == "gap"
+    assert caught.value.array == array
     first.write_bytes(one)
     _check_noticed(location, second, content)
 
@@ -162,9 +191,15 @@ def test_swapped_units_are_noticed(location):
 
 def test_an_object_that_no_manifest_lists(location):
     (unit, *_) = sorted(location.glob("units/0*"))
-    (unit / "gap" / "c.0.1").write_bytes(b"more")
+    (unit / "target" / "c.1").write_bytes(b"more")
     (location / "manifests" / "notes.txt").write_text("hello")
-    assert set(_problem_paths(location)) == {f"units/{unit.name}/gap/c.0.1", "manifests/notes.txt"}
+    extra = {f"units/{unit.name}/target/c.1", "manifests/notes.txt"}
+    if (location / "head").is_dir():
+        name = read_head_document(open_store(location), open_kind(location)._version).prefix
+        (location / name / "more").write_bytes(b"more")
+        extra |= {f"{name}/more", "head/more"}
+        (location / "head" / "more").write_bytes(b"more")
+    assert set(_problem_paths(location)) == extra
 
 
 def test_a_damaged_index_says_what_to_do(location):
@@ -172,6 +207,6 @@ def test_a_damaged_index_says_what_to_do(location):
     data = bytearray(file.read_bytes())
     data[5000] ^= 1
     _put(file, bytes(data))
-    cache = open_cache(location)
+    cache = open_kind(location)
     with pytest.raises(CorruptIndex, match=r"page 1 does not match its crc32c; delete the file, it is rebuilt"):
         list(cache.keys())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import numcodecs
 import numpy as np
 import pytest
 import storage_cases
-from storage_cases import key_of, sample_of, write_cache
+from storage_cases import key_of, open_kind, sample_of, sample_of_kind, spec_of_kind, write_cache
 
-from storage.canonical import seal, unseal
+from storage.canonical import digest_of, seal, unseal
 from storage.errors import CacheError, CorruptObject, UnsafeObject
 from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
@@ -229,9 +230,145 @@ def test_arrays_that_contradict_each_other(location):
         _replace(location, f"{array}/{chunk.name}", encode_chunk(forged))
         problems = verify_cache(location).problems
         assert len(problems) == 1
-        import re
-
         assert re.search(problem, problems[0].message), problems[0].message
         chunk.write_bytes(whole)
         file.write_bytes(saved_manifest)
+    assert verify_cache(location).ok()
+
+
+@pytest.fixture(params=["exact", "tail"])
+def headed(tmp_path, request):
+    """A cache with a head, and the array of it that a forger would enlarge."""
+    samples = [sample_of_kind(request.param, number) for number in range(4)]
+    write_cache(tmp_path / "cache", samples, spec=spec_of_kind(request.param))
+    return tmp_path / "cache", {"exact": "weight", "tail": "image"}[request.param]
+
+
+def _forge_head(location: Path, change) -> None:
+    """Change the document of the head and give it, and the manifest, a right digest."""
+    file = location / "head" / "head.json"
+    document = unseal(file.read_bytes(), "head")
+    change(document)
+    file.write_bytes(seal(document))
+    _forge(location, lambda manifest: manifest.update(head=digest_of(document)))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda head, array: head["arrays"][array].__setitem__(1, [10**13, 12]), "of the shape"),
+        (lambda head, array: head["arrays"][array].__setitem__(1, [-1, 12]), "of the shape"),
+        (lambda head, array: head["arrays"][array].__setitem__(0, "float64"), "'float64' of the shape"),
+        (lambda head, array: head["arrays"].pop(array), "list of arrays"),
+        (
+            lambda head, array: head["objects"].update({f"{array}/c.0.0": [2**40, "0" * 64]}),
+            "entry for .* is impossible",
+        ),
+        (lambda head, array: head["objects"].update({f"{array}/c.0.0": [4, "0" * 64]}), "entry for .* is impossible"),
+        (lambda head, _: head["objects"].update({"../../secret": [6, "0" * 64]}), "list of objects"),
+        (lambda head, _: head.update(prefix="head/../../etc"), "its prefix is"),
+        (lambda head, _: head.update(prefix="/etc"), "its prefix is"),
+        (lambda head, _: head.update(prefix=3), "missing or of the wrong kind"),
+        (lambda head, _: head.update(scale=0), "its scale is 0"),
+        (lambda head, _: head.update(scale=None), "its scale is None"),
+        (lambda head, _: head.update(softcap="30"), "its softcap is '30'"),
+        (lambda head, _: head.update(objects=[]), "list of objects|wrong kind"),
+        (lambda head, _: head.update(spec_digest="0" * 64), "another cache"),
+        (lambda head, _: head.update(more=1), "not of this format"),
+        (lambda head, _: head.pop("scale"), "missing or not of this format"),
+    ],
+)
+def test_forged_head(headed, change, problem):
+    location, array = headed
+    _forge_head(location, lambda head: change(head, array))
+    with pytest.raises(CorruptObject, match=problem):
+        open_kind(location).head()
+    assert any(item.object == "head/head.json" for item in verify_cache(location).problems)
+
+
+def test_a_token_table_of_a_gigabyte(tmp_path):
+    """More bytes of tokens than a chunk of the head may have: refused by the document, and no object is opened."""
+    write_cache(tmp_path / "cache", [sample_of_kind("exact", 0)], spec=spec_of_kind("exact"))
+
+    def change(head):
+        head["arrays"]["token_bytes"][1] = [2**30]
+        head["objects"]["token_bytes/c.0"][0] = 2**30 + 4
+
+    _forge_head(tmp_path / "cache", change)
+    with pytest.raises(CorruptObject, match="array token_bytes is 'uint8' of the shape"):
+        open_kind(tmp_path / "cache").head()
+
+
+@pytest.mark.parametrize("name", ["state_high", "state_low"])
+def test_a_bomb_among_the_states(tmp_path, name):
+    write_cache(tmp_path / "cache", [sample_of_kind("exact", 0)], spec=spec_of_kind("exact"))
+    bomb = bytes(numcodecs.Blosc("zstd", 5, numcodecs.Blosc.SHUFFLE).encode(np.zeros(2**28, np.uint8)))
+    _replace(tmp_path / "cache", f"{name}/c.0.0", _with_crc(bomb))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CorruptObject, match="claims 268,435,456 bytes, the array has 120"):
+        open_kind(tmp_path / "cache")[key_of(0)]
+    assert verify_cache(tmp_path / "cache").problems
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: m["arrays"]["state_high"].__setitem__(1, [10**13, 12]), "array state_high has the shape"),
+        (lambda m: m["arrays"]["state_high"].__setitem__(1, [40, 10**9]), "array state_high has the shape"),
+        (lambda m: m["arrays"]["state_low"].__setitem__(1, [40, 24]), "array state_low has the shape"),
+        (lambda m: m["arrays"]["turns"].__setitem__(1, [45, 2]), r"array turns has the shape .*at most"),
+        (lambda m: m.update(soft_positions=39), "39 states of 40 positions"),
+        (lambda m: m.update(head=None), "the head that it names is None"),
+        (lambda m: m.update(head="x"), "the head that it names is 'x'"),
+        (lambda m: m.pop("head"), "missing or not of this format"),
+        (lambda m: m.update(positions=2**28, soft_positions=2**28), "counts of samples, positions"),
+        (lambda m: m.update(positions=2**24, soft_positions=2**24 + 1), "counts of samples, positions"),
+    ],
+)
+def test_forged_manifest_of_an_exact_unit(tmp_path, change, problem):
+    samples = [sample_of_kind("exact", number) for number in range(4)]
+    write_cache(tmp_path / "cache", samples, spec=spec_of_kind("exact"))
+    _forge(tmp_path / "cache", change)
+    with pytest.raises(CorruptObject, match=problem):
+        open_kind(tmp_path / "cache")
+
+
+def test_units_of_two_heads(tmp_path):
+    samples = [sample_of_kind("exact", number) for number in range(8)]
+    write_cache(tmp_path / "cache", samples, spec=spec_of_kind("exact"))
+    first, _ = sorted((tmp_path / "cache").glob("manifests/0*.json"))
+    document = unseal(first.read_bytes(), "manifest")
+    first.write_bytes(seal({**document, "head": "0" * 64}))
+    with pytest.raises(CorruptObject, match="made with the head"):
+        open_kind(tmp_path / "cache")
+    assert any("made with the head 0000" in problem.message for problem in verify_cache(tmp_path / "cache").problems)
+
+
+def test_exact_arrays_that_contradict_each_other(tmp_path):
+    """All digests right, the content not."""
+    from storage.format.chunks import encode_chunk
+
+    location = tmp_path / "cache"
+    write_cache(location, [sample_of_kind("exact", number) for number in range(4)], spec=spec_of_kind("exact"))
+    (unit,) = location.glob("units/0*")
+    (file,) = location.glob("manifests/0*.json")
+    whole_manifest = file.read_bytes()
+    for array, value, problem in (
+        ("target", 40, "a target id is not below 40"),
+        ("samples", 200, "positions, the unit has"),
+        ("turns", 200, "a flag is neither|number of positions"),
+        ("state_high", 255, "not finite"),
+        ("state_low", 9, "content"),
+        ("keys", 9, "plan|content"),
+    ):
+        chunk = next(unit.joinpath(array).glob("c.*"))
+        whole = chunk.read_bytes()
+        dtype, shape = json.loads(whole_manifest)["arrays"][array]
+        _replace(location, f"{array}/{chunk.name}", encode_chunk(np.full(shape, value, dtype)))
+        problems = verify_cache(location).problems
+        assert len(problems) == 1
+        assert re.search(problem, problems[0].message), problems[0].message
+        chunk.write_bytes(whole)
+        file.write_bytes(whole_manifest)
     assert verify_cache(location).ok()

@@ -83,7 +83,7 @@ def test_memory_stays_within_the_budget(location, samples, budget):
     cache = open_cache(location, memory_budget=budget)
     for _ in range(2):
         assert_holds(cache, samples.values())
-        assert sum(unit.nbytes() for unit in cache._decoded.values()) == cache._held <= budget
+        assert sum(size for _, size in cache._held.parts.values()) == cache._held.bytes <= budget
 
 
 def test_samples_own_their_arrays(location):
@@ -120,7 +120,7 @@ def test_a_scratch_directory_without_room(tmp_path, location, monkeypatch):
 
 def test_a_unit_in_scratch_of_a_program_with_other_fields(tmp_path, location, monkeypatch):
     cache = open_cache(location, scratch=tmp_path / "scratch")
-    monkeypatch.setattr(DecodedUnit, "arrays", lambda unit: {"offsets": unit.offsets, "hard": unit.hard})
+    monkeypatch.setattr(DecodedUnit, "arrays", lambda unit: {"offsets": unit.offsets, "turns": unit.turns})
     with pytest.raises(CorruptIndex, match="another version of this program made it; delete it, it is made again"):
         cache[key_of(0)]
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storage_cases import NODES, assert_holds, assert_stored, key_of, sample_of, spec_of, write_cache, write_unit
+from storage_cases import (
+    NODES,
+    assert_holds,
+    assert_stored,
+    key_of,
+    open_kind,
+    sample_of,
+    sample_of_kind,
+    spec_of,
+    spec_of_kind,
+    write_cache,
+    write_unit,
+)
 
-from storage.errors import MissingSample, SkippedSample, UnknownUnit
+from storage.errors import InvalidTargets, MissingSample, SkippedSample, UnknownUnit
 from storage.maintenance.verify import verify_cache
 from storage.plan import PlannedSample
 from storage.reader import open_cache
-from storage.targets import SampleTargets, Targets
+from storage.targets import SampleTargets, Targets, Turn
 from storage.writer import create_cache
 
 
@@ -177,3 +190,56 @@ def test_units_can_be_read_one_by_one(tmp_path):
     assert cache.top_k == 8
     assert cache.shared_mask().all()
     assert cache.spec["format_version"] == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(["v2", "tail", "exact"]),
+    turns=st.lists(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4), max_size=6),
+    unit_positions=st.integers(1, 20),
+)
+def test_any_turns(kind, turns, unit_positions):
+    spec = spec_of_kind(kind)
+    samples = []
+    for number, each in enumerate(turns):
+        sample = sample_of_kind(kind, number, sum(positions for positions, _ in each))
+        several = tuple(Turn(*turn) for turn in each)
+        hard = all(turn.hard for turn in several)
+        samples.append(replace(sample, hard=hard, turns=several if len(several) > 1 else ()))
+    with tempfile.TemporaryDirectory() as directory:
+        write_cache(Path(directory, "cache"), samples, unit_positions=unit_positions, spec=spec)
+        assert_holds(open_kind(Path(directory, "cache")), samples)
+        assert_holds(open_kind(Path(directory, "cache"), scratch=Path(directory, "scratch")), samples)
+        assert verify_cache(Path(directory, "cache")).ok()
+
+
+def test_version_1_has_one_turn(tmp_path):
+    sample = replace(sample_of(0, 4), turns=(Turn(2, True), Turn(2, True)))
+    with pytest.raises(InvalidTargets, match="it has 2 turns, format version 1 stores one answer of a sample"):
+        write_cache(tmp_path / "cache", [sample])
+
+
+def tail_sample(values):
+    sample = sample_of_kind("tail", 0, 4)
+    targets = replace(sample.targets, tail_coefficients=values, soft=np.ones(4, np.bool_))
+    return replace(sample, targets=targets)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(127.0, "int8"), (-127.0, "int8"), (128.0, "float16"), (0.5, "float16")])
+def test_coefficients_are_bytes_where_these_hold_them(tmp_path, value, dtype):
+    sample = tail_sample(np.full((4, 3), value, np.float32))
+    write_cache(tmp_path / "cache", [sample], spec=spec_of_kind("tail"))
+    cache = open_cache(tmp_path / "cache")
+    assert next(cache.manifests()).arrays["tail_coefficient"][0] == dtype
+    assert_stored(sample, cache[sample.key])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 70_000.0])
+def test_impossible_coefficients(tmp_path, value):
+    with pytest.raises(InvalidTargets, match="tail_coefficients: a value is not finite, or larger than float16 holds"):
+        write_cache(tmp_path / "cache", [tail_sample(np.full((4, 3), value, np.float32))], spec=spec_of_kind("tail"))
+
+
+def test_a_tail_without_coefficients_is_refused(tmp_path):
+    with pytest.raises(InvalidTargets, match="expected ShapedTargets, got Targets"):
+        write_cache(tmp_path / "cache", [sample_of(0)], spec=spec_of_kind("tail"))

@@ -60,7 +60,9 @@ def add_distance(
     except (CacheError, DataError, AlignmentError) as error:
         # an evaluation needs no cache; what is written must not name a directory
         return str(error).replace(recipe.cache_location, recipe.cache.path)
-    by_key = {sample.key: record for sample, record in zip(samples, records, strict=True)}
+    by_key: dict[str, list[AnswerRecord]] = {}
+    for sample, record in zip(samples, records, strict=True):
+        by_key.setdefault(sample.key, []).append(record)
     unshared = torch.from_numpy((~source.shared_mask()).nonzero()[0]).to(head.device)
     collator = source.collator()
     for start in range(0, len(data), batch_size):
@@ -72,10 +74,10 @@ def add_distance(
             part = batch.targets.chunk(mine)
             _, terms = distillation_loss(states[mine], head, part, _OBJECTIVE, unshared_ids=unshared, num_items=1)
             kl = float(terms.kd)
-            record = by_key[data.samples[index][0]]
-            record.kl_sum = kl if math.isfinite(kl) else None
-            record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
-            record.nonfinite = record.nonfinite or not math.isfinite(kl)
+            for record in by_key[data.samples[index][0]]:
+                record.kl_sum = kl if math.isfinite(kl) else None
+                record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
+                record.nonfinite = record.nonfinite or not math.isfinite(kl)
     return None
 
 

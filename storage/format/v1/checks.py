@@ -11,13 +11,13 @@ from storage.errors import InvalidTargets
 from storage.format.layout import Layout
 from storage.format.v1.arrays import TAIL_ORIGIN, VALUE_STEP
 from storage.format.v1.values import MAX_STEPS
-from storage.targets import SampleTargets, Targets
+from storage.targets import StoredSample, Targets
 
 _ROUNDING = 1e-3  # nats: a log-probability may exceed 0 by the rounding of the float32 that made it
 LOWEST = -float(np.finfo(np.float16).max)
 
 
-def check_values(samples: Sequence[SampleTargets], targets: Targets, layout: Layout) -> None:
+def check_values(samples: Sequence[StoredSample], targets: Targets, layout: Layout) -> None:
     """InvalidTargets naming sample, field and position of the first impossible value.
 
     `targets` are those of the samples one after the other, each of the right dtype and shape.
@@ -30,7 +30,7 @@ def check_values(samples: Sequence[SampleTargets], targets: Targets, layout: Lay
 class _UnitCheck:
     """Checks the values of the samples of a unit, all positions at once, and names the first bad one."""
 
-    def __init__(self, samples: Sequence[SampleTargets], targets: Targets) -> None:
+    def __init__(self, samples: Sequence[StoredSample], targets: Targets) -> None:
         self._samples = samples
         self._targets = targets
 

@@ -1,32 +1,26 @@
-"""Targets of one unit <-> the arrays of format version 1 (docs/FORMAT.md, "Units").
+"""Targets of the positions of one unit <-> the arrays of format version 1 (docs/FORMAT.md, "Units").
 
 Axis legend: S samples, P positions, Q soft positions (Q <= P), K stored entries, n node temperatures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.format.base import DecodedUnit, DecodeError
+from storage.format.base import DecodeError
 from storage.format.layout import Layout
-from storage.format.samples import decode_samples, encode_samples
 from storage.format.v1.arrays import TAIL_ORIGIN, TAIL_STEP, VALUE_STEP
 from storage.format.v1.ids import decode_ids, encode_ids
 from storage.format.v1.values import decode_tail, decode_values, encode_tail, encode_values
-from storage.targets import SampleTargets, Targets
+from storage.targets import Targets
 
 
-def encode_unit(
-    samples: Sequence[SampleTargets], targets: Targets, layout: Layout
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The attributes and arrays that store checked samples; equal samples give equal arrays.
-
-    `targets` are those of the samples one after the other.
-    """
+def encode_targets(targets: Targets, layout: Layout) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The attributes and arrays that store checked targets of a unit; equal targets give equal arrays."""
     soft = slice(None) if targets.soft.all() else targets.soft
     ids, logprobs, target_ids = targets.ids[soft], targets.logprobs[soft], targets.target_ids[soft]
     target = targets.target_ids + np.uint32(layout.top_k)
@@ -40,7 +34,6 @@ def encode_unit(
         "value_step": VALUE_STEP,
     }
     arrays: dict[str, NDArray[Any]] = {
-        **encode_samples(samples),
         "target": target,
         "target_logprob": targets.target_logprobs[soft].astype(np.float16),
         "tail": encode_tail(targets.tail[soft]),
@@ -51,10 +44,9 @@ def encode_unit(
     return attributes, arrays
 
 
-def decode_unit(attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], layout: Layout) -> DecodedUnit:
-    """The samples in the arrays of a unit; DecodeError naming the array that contradicts the others."""
+def decode_targets(attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Targets:
+    """The targets in the arrays of a unit; DecodeError naming the array that contradicts the others."""
     stored = arrays["target"]
-    keys, offsets, hard = decode_samples(arrays, len(stored))
     soft = stored < layout.top_k
     if np.count_nonzero(soft) != arrays["gap"].shape[1]:
         raise DecodeError("target", "it marks another number of soft positions than the unit has")
@@ -74,4 +66,4 @@ def decode_unit(attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]
         target_logprobs=arrays["target_logprob"].astype(np.float32),
         soft=np.ones(len(ids), dtype=np.bool_),
     )
-    return DecodedUnit(keys=keys, offsets=offsets, hard=hard, targets=dense.spread(soft, target_ids))
+    return dense.spread(soft, target_ids)

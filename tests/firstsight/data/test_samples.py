@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from firstsight.data.samples import check_files, load_samples
+from firstsight.data.source import DataSource
 from firstsight.errors import DataError
 
 
@@ -36,14 +37,10 @@ def load(tmp_path):
     return load
 
 
-def test_ids_may_hold_half_a_character(tmp_path):
-    rows = [{"id": name, "messages": [{"role": "user", "content": "q"}]} for name in ("\ud800", "\ud801", "", "\ud800")]
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
-    assert [sample.id for sample in load_samples(path, tmp_path)] == ["\ud800", "\ud801", ""]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"train.jsonl:4: id '\\ud800' was used in line 1"):
-        load_samples(path, tmp_path)
+def test_ids_are_names_made_where_there_are_none_and_numbered_where_they_are_repeated(load):
+    first, second, third, fourth, fifth = load(row(id=None), row(), row(id="a#2"), row(), row(id=7))
+    assert [each.id for each in (first, second, third, fourth, fifth)] == ["train.jsonl:1", "a", "a#2", "a#3", "7"]
+    assert first.key == second.key == fifth.key
 
 
 def test_row(load):
@@ -104,8 +101,13 @@ def test_key_follows_content_not_place(load, tmp_path):
     [
         ("{", r"train\.jsonl:2: not a JSON object"),
         ("[1]", r"train\.jsonl:2: expected a JSON object, got list"),
-        (row(id=None), r"train\.jsonl:2: key 'id' must be a string, got None"),
-        (row(), r"train\.jsonl:2: id 'a' was used in line 1 already"),
+        (row(id=["a"]), r"train\.jsonl:2: key 'id' must be a string, got \['a'\]"),
+        (row(id="\ud800"), r"train\.jsonl:2: the id has half a surrogate pair \(\\ud800\) at character 0"),
+        (row(category="\udfff"), r"the category has half a surrogate pair"),
+        (
+            row(messages=[{"role": "user", "content": "a\0b"}], images=[]),
+            r"a message has a NUL character at character 1",
+        ),
         (row(id="b", images=["three.png"]), r"train\.jsonl:2: image .*three\.png is not there"),
         (row(id="b", images=["../one.png"]), r"train\.jsonl:2: image '\.\./one\.png' lies outside data\.root"),
         (row(id="b", images=["/etc/hostname"]), r"lies outside data\.root"),
@@ -130,7 +132,7 @@ def test_each_mistake_is_one_line(load, bad, message):
 
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there"):
-        check_files([tmp_path / "none.jsonl"], tmp_path)
+        check_files([DataSource(files=(tmp_path / "none.jsonl",), root=tmp_path)])
 
 
 def test_hostile_images(load, tmp_path):

@@ -1,8 +1,13 @@
 """Samples by key without holding them."""
 
+import csv
+import gzip
+import json
+
 import pytest
 
 from firstsight.data.samples import load_samples
+from firstsight.data.source import DataSource
 from firstsight.errors import DataError
 from phase1_teacher.planning.sample_index import SampleIndex
 
@@ -12,7 +17,8 @@ def build(workshop, rows):
     root = workshop.directory / "data"
     files = [root / "train.jsonl", root / "validation.jsonl"]
     samples = [sample for file in files for sample in load_samples(file, root)]
-    return SampleIndex.build(files, root, lambda sample: len(sample.answer)), samples, files
+    sources = [DataSource(files=(file,), root=root) for file in files]
+    return SampleIndex.build(sources, lambda sample: len(sample.answer)), samples, files
 
 
 def test_every_sample_is_found_by_its_key_and_planned_once(workshop):
@@ -42,3 +48,31 @@ def test_a_row_that_changes_afterwards_is_refused(workshop):
     files[0].write_text(files[0].read_text().replace("s0", "s9").replace('"text": "', '"text": "so '))
     with pytest.raises(DataError, match=r"train.jsonl:1: the row or its images were changed while the dump ran"):
         index[samples[0].key]
+    with pytest.raises(DataError, match=r"train.jsonl:2: the row or its images were changed while the dump ran"):
+        index[samples[1].key]  # its line has moved
+
+
+@pytest.mark.parametrize("kind", ["array", "gzip", "csv", "carriage returns"])
+def test_rows_of_every_text_container_are_found_again(workshop, kind):
+    rows = workshop.rows(8)
+    root = workshop.directory / "data"
+    lines = [json.dumps(row) for row in rows]
+    path = root / {"array": "t.json", "gzip": "t.jsonl.gz", "csv": "t.csv", "carriage returns": "t.jsonl"}[kind]
+    if kind == "array":
+        path.write_text(json.dumps(rows, indent=1))
+    elif kind == "gzip":
+        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "messages", "images"])
+            writer.writeheader()
+            writer.writerows(
+                {**row, "messages": json.dumps(row["messages"])} | {"images": json.dumps(row["images"])} for row in rows
+            )
+    else:
+        path.write_bytes("\r".join([*lines[:3], "\n" + lines[3], *lines[4:]]).encode())
+    source = DataSource(files=(path,), root=root)
+    samples = load_samples(source)
+    assert [sample.id for sample in samples] == [row["id"] for row in rows]
+    index = SampleIndex.build([source], lambda sample: len(sample.answer))
+    assert [index[sample.key] for sample in samples] == samples

@@ -185,7 +185,7 @@ def test_what_was_generated_is_compared_where_it_is_named(world):
 def test_a_temperature_between_no_nodes_is_refused(world):
     recipe = load_recipe(world / "recipe.yaml")
     prompter = load_prompter(world / "models" / "student", recipe.student, max_length=512)
-    samples = load_samples(recipe.file("train"), recipe.data_root)
+    samples = load_samples(recipe.source("train"))
     with pytest.raises(TemperatureOutOfRange, match="temperature 6 lies outside the cache's nodes"):
         CachedDataset(samples, prompter, open_cache(recipe.cache_location), temperature=6.0)
 
@@ -218,7 +218,7 @@ def test_a_wrong_target_id_is_found_at_every_position(world):
     recipe = load_recipe(world / "recipe.yaml")
     cache = open_cache(recipe.cache_location)
     prompter = load_prompter(world / "models" / "student", recipe.student, max_length=512)
-    samples = load_samples(recipe.file("train"), recipe.data_root)
+    samples = load_samples(recipe.source("train"))
     sample = samples[5]
     count = len(prompter.answer_ids(sample.answer))
     assert count > 3

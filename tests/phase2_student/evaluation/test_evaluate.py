@@ -225,7 +225,7 @@ def test_confidence_is_what_a_plain_forward_says(recipe):
     directory = parse_candidates(recipe, ["base"])[0].directory
     model, _ = load_for_answers(directory, recipe.student)
     prompter = load_prompter(directory, recipe.student, max_length=512)
-    sample = load_samples(recipe.file("validation"), recipe.data_root)[0]
+    sample = load_samples(recipe.source("validation"))[0]
     watch = TokenWatch()
     (ids,) = generate_answers(model, prompter, [prompter.encode(sample, [])], max_new_tokens=3, watch=watch)
     whole = prompter.encode(sample, ids)
@@ -245,7 +245,7 @@ def test_a_nan_is_counted_and_not_dropped(recipe, place, tmp_path):
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     model, _ = load_for_answers(broken, recipe.student)
     prompter = load_prompter(broken, recipe.student, max_length=512)
-    samples = load_samples(recipe.file("validation"), recipe.data_root)[:2]
+    samples = load_samples(recipe.source("validation"))[:2]
     options = {"batch_size": 2, "max_new_tokens": 2, "root": recipe.data_root, "label": "", "progress": False}
     records = answer_records(model, prompter, samples, **options)
     assert [record.nonfinite for record in records] == [True, True]
@@ -269,7 +269,7 @@ def test_without_a_cache_the_distance_is_unknown_and_no_directory_is_named(recip
 def test_an_empty_answer_is_counted_and_not_dropped(recipe, monkeypatch):
     directory = parse_candidates(recipe, ["base"])[0].directory
     prompter = load_prompter(directory, recipe.student, max_length=512)
-    samples = load_samples(recipe.file("validation"), recipe.data_root)[:2]
+    samples = load_samples(recipe.source("validation"))[:2]
 
     def silent(_model, prompter, _prompts, *, watch, **_):
         watch(torch.zeros(2, 1), torch.tensor([[0.0, 0.0], [0.0, 0.0]]))

@@ -26,7 +26,7 @@ def batch(world):
     """Four samples of unlike length, one of them with several images; padded."""
     recipe = load_recipe(world / "recipe.yaml")
     prompter = load_prompter(world / "models" / "student", recipe.student, max_length=512)
-    samples = load_samples(recipe.file("train"), recipe.data_root)
+    samples = load_samples(recipe.source("train"))
     many = next(sample for sample in samples if len(sample.images) > 1)
     encoded = [prompter.encode(sample) for sample in [many, *samples[:3]]]
     assert len({len(sample.input_ids) for sample in encoded}) > 2

@@ -1,0 +1,72 @@
+"""Which container a file is, by its first bytes; its name decides only where they leave it open."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+from firstsight.data.containers.arrow import ArrowDirectory, Parquet
+from firstsight.data.containers.base import Container
+from firstsight.data.containers.json_array import JsonArray
+from firstsight.data.containers.jsonl import GzipLines, JsonLines
+from firstsight.data.containers.table import Table
+from firstsight.errors import DataError
+
+_HEAD = 4096
+_REFUSED = {
+    b"PK\x03\x04": "a zip archive (or a spreadsheet); unpack it, or save the sheet as CSV",
+    b"ARROW1": "an Arrow file; give the save_to_disk directory that holds it, or Parquet",
+    b"BZh": "compressed with bzip2; unpack it, or use gzip",
+    b"\xfd7zXZ": "compressed with xz; unpack it, or use gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it, or use gzip",
+}
+
+
+def open_container(path: Path, name: str) -> Container:
+    """The rows of a file or directory; nothing but its first bytes is read here.
+
+    Raises:
+        DataError: it is not there, or of a kind that is not read, with what to do.
+    """
+    if path.is_dir():
+        return _directory(path, name)
+    if not path.is_file():
+        raise DataError(f"data file {path} is not there; check data.root and the file's name in the recipe")
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    packed = head.startswith(b"\x1f\x8b")
+    if packed:
+        head = _unpacked(path, name)
+    for magic, kind in _REFUSED.items():
+        if head.startswith(magic):
+            raise DataError(f"{name}: is {kind}")
+    if head[257:262] == b"ustar":
+        raise DataError(f"{name}: is a tar archive; unpack it and give a JSONL file with the paths of its images")
+    if head.startswith(b"PAR1"):
+        if packed:
+            raise DataError(f"{name}: is Parquet in gzip; unpack it")
+        return Parquet(path, name)
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if first == b"[":
+        return JsonArray(path, name)
+    if first != b"{" and {".csv", ".tsv"} & set(path.suffixes):
+        return Table(path, name)
+    return GzipLines(path, name) if packed else JsonLines(path, name)
+
+
+def _directory(path: Path, name: str) -> Container:
+    if (path / "state.json").is_file():
+        return ArrowDirectory(path, name)
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
+        raise DataError(f"{name}: holds the splits {', '.join(splits)}; name one of them, such as {name}/{splits[0]}")
+    raise DataError(f"{name}: is a directory, but not one of save_to_disk (no state.json); give a file")
+
+
+def _unpacked(path: Path, name: str) -> bytes:
+    try:
+        with gzip.open(path, "rb") as file:
+            return file.read(_HEAD)
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{name}: is a damaged gzip file ({error}); make it again") from None

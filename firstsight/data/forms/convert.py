@@ -1,0 +1,126 @@
+"""A row of any form as `messages` of parts, with its pictures at their places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from firstsight.data.forms.base import COMMON, Form, listed_images
+from firstsight.data.forms.conversations import CONVERSATIONS
+from firstsight.data.forms.flat import FLAT
+from firstsight.data.forms.instruction import INSTRUCTION, QUERY
+from firstsight.data.forms.messages import MESSAGES, TRL
+from firstsight.data.forms.parts import content_parts
+from firstsight.data.forms.prompt_completion import PROMPT_COMPLETION
+from firstsight.data.source import DataSource
+from firstsight.data.strict import known_only
+from firstsight.errors import DataError
+
+FORMS = (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, INSTRUCTION, QUERY, FLAT, TRL)
+
+ROLES = ("system", "user", "assistant")
+
+
+def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
+    """`messages` of parts, `images` in their order, and the columns beside them.
+
+    Args:
+        value: a row as its file holds it.
+        place: of the row, for messages.
+        source: form and columns, where they are stated.
+
+    Raises:
+        DataError: an unknown or contradictory column, mark or part, by name and with what to do.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: expected a JSON object, got {type(value).__name__}")
+    value = _renamed(value, place, source)
+    form = _form(value, place, source)
+    row = known_only(value, COMMON | form.columns, place, "the row")
+    listed = listed_images(row, form, place)
+    messages = [_message(message, place, form.marks) for message in form.messages(row, place)]
+    return {
+        "messages": messages,
+        "images": _placed(messages, listed, place),
+        "is_frames": "frames" in row,
+        "environment": row.get("environment", row.get("source_dataset")),
+        **{name: row.get(name) for name in ("id", "times", "category", "options")},
+    }
+
+
+def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, Any]:
+    if not source.columns and not source.ignore_columns:
+        return row
+    row = {name: value for name, value in row.items() if name not in source.ignore_columns}
+    taken = set(source.columns.values())
+    made = {name: value for name, value in row.items() if name not in taken}
+    for ours, theirs in source.columns.items():
+        if theirs not in row:
+            continue  # a column that a row lacks is like one that is null
+        if ours in made:
+            raise DataError(
+                f"{place}: data.columns takes {ours!r} from {theirs!r}, and the row has a column {ours!r} as well; add it to "
+                f"data.ignore_columns: [{ours}]"
+            )
+        made[ours] = row[theirs]
+    return made
+
+
+def _form(row: dict[str, Any], place: str, source: DataSource) -> Form:
+    if source.format is not None:
+        return next(form for form in FORMS if form.name == source.format)
+    fitting = [form for form in FORMS if any(row.get(sign) is not None for sign in form.signs)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        signs = [next(sign for sign in form.signs if row.get(sign) is not None) for form in fitting]
+        raise DataError(
+            f"{place}: the row has {' and '.join(map(repr, signs))}: which of them is meant? Set data.format to "
+            f"{' or '.join(form.name for form in fitting)} and add the other to data.ignore_columns"
+        )
+    if "messages" in row:
+        return MESSAGES
+    known = ", ".join(sign for form in FORMS for sign in form.signs[:1])
+    raise DataError(
+        f"{place}: 'messages' must be a list of messages, got None; the row has {', '.join(map(repr, list(row)[:12])) or 'no columns'}: "
+        f"expected one of {known}; name other columns in data.columns, such as question: {next(iter(row), 'query')}"
+    )
+
+
+def _message(message: Any, place: str, marks: bool) -> dict[str, Any]:
+    role = message.get("role") if isinstance(message, dict) else None
+    if role not in ROLES:
+        raise DataError(f"{place}: a message's role must be one of {', '.join(ROLES)}, got {role!r:.80}")
+    message = known_only(message, ("role", "content"), place, "a message")
+    return {"role": role, "content": content_parts(message.get("content"), place, marks=marks)}
+
+
+def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> list[Any]:
+    """The pictures in the order of their places; `messages` are left with bare image parts."""
+    places = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    marks = sum("mark" in part for part in places)
+    if 0 < marks < len(places):
+        raise DataError(
+            f"{place}: the messages have {marks} <image> marks and {len(places) - marks} image parts; keep one kind"
+        )
+    own = sum("image" in part for part in places)
+    if not places and listed:
+        first = next((message for message in messages if message["role"] == "user"), None)
+        if first is not None:
+            places = [{"type": "image"} for _ in listed]
+            first["content"] = [*places, *first["content"]]
+    if len(places) - own != len(listed):
+        if own:
+            raise DataError(
+                f"{place}: {own} image parts bring their own picture, {len(places) - own} do not, and the row lists {len(listed)}; "
+                "give each picture once"
+            )
+        literal = "; if the mark is meant as text set data.format: trl" if marks else ""
+        raise DataError(
+            f"{place}: the messages have places for {len(places)} images, the row lists {len(listed)}; make them equal{literal}"
+        )
+    rest = iter(listed)
+    pictures = []
+    for part in places:
+        pictures.append(part.pop("image") if "image" in part else next(rest))
+        part.pop("mark", None)
+    return pictures

@@ -1,0 +1,203 @@
+"""Pictures of a row: files, or bytes inside the row; shown as an image viewer shows them, or refused by name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, ImageOps
+
+from firstsight.errors import DataError
+
+MAX_IMAGE_PIXELS = 64_000_000
+"""Larger images are refused before they are decoded: a few KB of PNG can hold gigabytes of pixels."""
+
+# our own cap is lower; for the whole process, because filters for a block are not for threads
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
+
+SHOWN = {
+    **dict.fromkeys(("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"), "opaque"),
+    **dict.fromkeys(("LA", "PA", "RGBA", "RGBa", "La"), "transparent"),
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), "sixteen bits"),
+    "I": "32 bits",
+}
+"""How each of Pillow's modes is shown: `opaque` as it is; `transparent` on white; `sixteen bits` from black = 0 to white = 65,535;
+`32 bits` likewise where the file's own values have 16 (PGM, PNG). Other modes have no way to be shown and are refused."""
+
+
+@dataclass(frozen=True)
+class InlineImage:
+    """A picture whose file is inside the data; equal to another one of the same bytes."""
+
+    name: str = field(compare=False)
+    data: bytes = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the bytes, 64 hex digits."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageSource = Path | InlineImage
+
+
+def image_digest(image: ImageSource) -> str:
+    """sha256 of a picture's file, 64 hex digits: the same whether it lies in a directory or inside the data."""
+    return image.digest if isinstance(image, InlineImage) else file_digest(image)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits; remembered while size and modification time stay the same."""
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16_384)
+def _file_digest(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def image_name(image: ImageSource, root: Path) -> str:
+    """What records call a picture: its path below `root`, or its name inside the data."""
+    return image.name if isinstance(image, InlineImage) else image.relative_to(root).as_posix()
+
+
+def image_path(file: Any, root: Path, place: str) -> Path:
+    """A row's image under `root`. DataError: it is not there, or lies outside."""
+    if not isinstance(file, str):
+        raise DataError(f"{place}: an image must be a path relative to data.root, got {type(file).__name__}")
+    if "\0" in file or any("\ud800" <= character <= "\udfff" for character in file):
+        raise DataError(f"{place}: image {file!r} is no path; repair the row")
+    path = root / file
+    if not Path(os.path.realpath(path)).is_relative_to(_real(root)):
+        raise DataError(f"{place}: image {file!r} lies outside data.root ({root}); move it under it")
+    if not path.is_file():
+        raise DataError(f"{place}: image {path} is not there; check data.root and the row's path")
+    return path
+
+
+@lru_cache(maxsize=64)
+def _real(root: Path) -> str:
+    return os.path.realpath(root)
+
+
+def image_source(value: Any, root: Path, place: str, number: int) -> ImageSource:
+    """A picture as rows give it.
+
+    Args:
+        value: a path, a `data:` URL, a file's bytes, or a mapping of `bytes` and `path` as `datasets` writes it.
+        root: of the paths.
+        place: of the row.
+        number: of the picture in the row, from 1.
+
+    Raises:
+        DataError: none of these, a file that is not there, or an address on the web.
+    """
+    name = f"{place}, image {number}"
+    if isinstance(value, dict):
+        if unknown := set(value) - {"bytes", "path"}:
+            raise DataError(f"{place}: an image has the unknown key {min(unknown)!r}; expected 'bytes' and 'path'")
+        if value.get("bytes") is None:
+            return image_path(value.get("path"), root, place)
+        value = value["bytes"]
+    if isinstance(value, bytes):
+        return InlineImage(name, value)
+    if isinstance(value, str) and value[:5].lower() == "data:":
+        head, comma, text = value.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise DataError(
+                f"{place}: image {number} is a data: URL that is not base64; expected data:image/...;base64,..."
+            )
+        return InlineImage(name, from_base64(text, place, number))
+    if isinstance(value, str) and "://" in value:
+        scheme, _, rest = value.partition("://")
+        if scheme.lower() != "file":
+            raise DataError(
+                f"{place}: image {value[:200]!r} is an address; nothing is fetched: download it and give its path under data.root"
+            )
+        value = rest
+    return image_path(value, root, place)
+
+
+def from_base64(text: str, place: str, number: int) -> bytes:
+    """The bytes of a picture in base64; DataError."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{place}: image {number} is not base64 ({error}); repair the row") from None
+
+
+@contextmanager
+def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
+    """A picture whose pixels are not decoded yet.
+
+    Raises:
+        DataError: here or while it is used: not there, no image, damaged, of a mode that cannot be shown, or larger than
+            `MAX_IMAGE_PIXELS`.
+    """
+    try:
+        with Image.open(io.BytesIO(image.data) if isinstance(image, InlineImage) else image) as picture:
+            if picture.width * picture.height > MAX_IMAGE_PIXELS:
+                raise DataError(
+                    f"{place}: image {image} has {picture.width} x {picture.height} pixels, more than "
+                    f"{MAX_IMAGE_PIXELS:,}; scale it down"
+                )
+            if not _showable(picture):
+                raise DataError(
+                    f"{place}: image {image} has the mode {picture.mode} ({picture.format}), which has no one way to be shown; "
+                    "save it as 8-bit RGB"
+                )
+            yield picture
+    except FileNotFoundError:
+        raise DataError(f"{place}: image {image} is not there; check data.root and the row's path") from None
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{place}: image {image} cannot be decoded ({error}); replace the file") from None
+
+
+def as_shown(picture: Image.Image) -> Image.Image:
+    """RGB, upright, as an image viewer shows it; of an animation the first frame."""
+    way = SHOWN[picture.mode]
+    picture = ImageOps.exif_transpose(picture)
+    if way in ("sixteen bits", "32 bits"):
+        return _sixteen_bits(picture)
+    if way == "transparent" or picture.has_transparency_data:
+        clear = picture.convert("RGBA") if picture.mode != "La" else picture.convert("LA").convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return picture.convert("RGB")
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height as it is shown, from the header."""
+    turned = picture.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    return (picture.height, picture.width) if turned else picture.size
+
+
+def _showable(picture: Image.Image) -> bool:
+    way = SHOWN.get(picture.mode)
+    return way is not None and (way != "32 bits" or picture.format in ("PPM", "PNG"))
+
+
+def _sixteen_bits(picture: Image.Image) -> Image.Image:
+    import numpy as np
+
+    values = np.asarray(picture).astype(np.int64)
+    shown = (values.clip(0, 65_535) * 255 + 32_767) // 65_535
+    return Image.fromarray(shown.astype(np.uint8)).convert("RGB")

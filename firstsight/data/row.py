@@ -1,0 +1,92 @@
+"""The one row that all forms become, checked and made a sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from firstsight.data.forms import to_row
+from firstsight.data.images import image_source
+from firstsight.data.sample import Sample
+from firstsight.data.source import DataSource
+from firstsight.data.strict import clean_text
+from firstsight.errors import DataError
+
+
+def parse_row(value: Any, place: str, source: DataSource) -> Sample:
+    """The sample of a row as its file holds it.
+
+    Args:
+        value: the row, of any form.
+        place: what messages call it; the id of a row that has none.
+        source: how its columns are to be understood, and where its images are.
+
+    Raises:
+        DataError: what is wrong, and what to do.
+    """
+    row = to_row(value, place, source)
+    images = tuple(
+        image_source(image, source.root, place, number) for number, image in enumerate(row["images"], start=1)
+    )
+    messages = row["messages"]
+    answer = None
+    if messages[-1]["role"] == "assistant":
+        if any(part["type"] == "image" for part in messages[-1]["content"]):
+            raise DataError(f"{place}: an answer cannot hold an image")
+        answer = "".join(part["text"] for part in messages[-1]["content"])
+        messages = messages[:-1]
+        if not answer.strip():
+            raise DataError(f"{place}: the answer is empty; remove the assistant message if there is no ground truth")
+    if not any(message["role"] == "user" for message in messages):
+        raise DataError(f"{place}: 'messages' has no user message before the answer")
+    return Sample(
+        id=_id(row["id"], place),
+        prompt=tuple(messages),
+        answer=answer,
+        images=images,
+        times=_times(row["times"], len(images), place),
+        category=_name(row["category"], "category", place),
+        environment=_name(row["environment"], "environment", place),
+        place=place,
+        options=_options(row["options"], place),
+    )
+
+
+def _id(value: Any, place: str) -> str:
+    if value is None:
+        return place
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise DataError(f"{place}: key 'id' must be a string, got {value!r:.80}")
+    return clean_text(str(value), place, "the id")
+
+
+def _name(value: Any, key: str, place: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{place}: {key!r} must be a name, got {value!r:.80}")
+    return clean_text(str(value), place, f"the {key}")
+
+
+def _times(times: Any, count: int, place: str) -> tuple[float, ...] | None:
+    if times is None:
+        return None
+    if (
+        not isinstance(times, list)
+        or len(times) != count
+        or not all(isinstance(t, int | float) and not isinstance(t, bool) and math.isfinite(t) for t in times)
+    ):
+        raise DataError(f"{place}: 'times' must list one number (seconds) per frame, {count} here, got {times!r:.80}")
+    return tuple(float(t) for t in times)
+
+
+def _options(options: Any, place: str) -> tuple[str, ...]:
+    if options is None:
+        return ()
+    if isinstance(options, dict):  # {"A": "a mug", "B": "a bottle"}
+        options = [options[letter] for letter in sorted(options) if options[letter] is not None]
+    if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
+        raise DataError(f"{place}: 'options' must list the texts of a multiple choice, A first, got {options!r:.80}")
+    if not 2 <= len(options) <= 26:
+        raise DataError(f"{place}: 'options' must list 2 to 26 texts, got {len(options)}")
+    return tuple(clean_text(option, place, "an option") for option in options)

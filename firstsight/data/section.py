@@ -1,0 +1,61 @@
+"""The section `data` of a recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from firstsight.data.source import COLUMNS, FORMATS
+from firstsight.recipe_yaml import Section, nearest
+
+_SHARE = re.compile(r"\d+(\.\d+)?%")
+
+
+class DataSection(Section):
+    """Where the samples are."""
+
+    root: Path = Path("data")
+    """Directory of the data files."""
+    train: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("train.jsonl")
+    """A file, or a list of files, relative to `root`: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory."""
+    validation: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("validation.jsonl")
+    """As `train`; or a share of the training rows such as `5%`, chosen by their content."""
+    image_root: Path | None = None
+    """Image paths of the rows are relative to it and stay under it; null: `root`."""
+    format: Literal[FORMATS] | None = None  # type: ignore[valid-type]
+    """The form of the rows (docs/data.md); null: found by looking at each row."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name of a column -> its name in the files, such as `{question: query, answer: label}`."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns of the rows that are of no use; any other column that nothing is done with is an error."""
+    max_length: Annotated[int, Field(gt=0)] = 4096
+    """Longest sequence in tokens, images and answer included; a longer sample is refused."""
+    system_prompt: str | None = None
+    """Put before the messages of samples that have no system message; null: the chat template's default."""
+
+    @property
+    def share(self) -> float:
+        """The part of the training rows that is for validation; 0: validation has files of its own."""
+        text = str(self.validation)
+        return float(text[:-1]) / 100 if _SHARE.fullmatch(text) else 0.0
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_of_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in COLUMNS:
+                raise ValueError(f"has no column {name!r}{nearest(name, sorted(COLUMNS))}")
+        if len(set(value.values())) < len(value):
+            raise ValueError("must take each column of ours from another one of the files")
+        return value
+
+    @field_validator("validation")
+    @classmethod
+    def _share_within(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        text = str(value)
+        if text.endswith("%") and not (_SHARE.fullmatch(text) and 0 < float(text[:-1]) < 100):
+            raise ValueError("must be a file or a share above 0% and below 100%, such as 5%")
+        return value

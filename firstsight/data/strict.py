@@ -1,0 +1,66 @@
+"""Nothing is ignored in silence: keys that nobody acts on are refused by name, with what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from firstsight.errors import DataError
+
+_VIDEO = "video files are not read: extract frames and list their pictures in 'frames' (docs/data.md)"
+_LIMITS = "a picture has no limits of its own: set teacher.max_pixels and student.max_pixels in the recipe"
+
+REMEDIES = {
+    "video": _VIDEO,
+    "videos": _VIDEO,
+    "fps": _VIDEO,
+    "nframes": _VIDEO,
+    "audio": "sound is not read",
+    "audios": "sound is not read",
+    "min_pixels": _LIMITS,
+    "max_pixels": _LIMITS,
+    "resized_height": _LIMITS,
+    "resized_width": _LIMITS,
+    "detail": _LIMITS,
+    "tools": "tools are not supported",
+    "tool_calls": "tools are not supported",
+    "weight": "every answer has the weight 1",
+    "loss": "every answer has the weight 1",
+    "train": "every answer has the weight 1",
+}
+"""What to do about keys that are well known elsewhere and have no effect here."""
+
+
+def known_only(given: Mapping[str, Any], known: Collection[str], place: str, owner: str) -> dict[str, Any]:
+    """The entries of a mapping that are not null (tables have null where a row has nothing).
+
+    Raises:
+        DataError: a key that is not known, with the nearest one or the remedy; a column can also be ignored by name.
+    """
+    content = {key: value for key, value in given.items() if value is not None}
+    for key in content:
+        if key in known:
+            continue
+        if remedy := REMEDIES.get(key):
+            raise DataError(f"{place}: {owner} has the key {key!r}: {remedy}{_ignore(owner, key)}")
+        close = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+        raise DataError(f"{place}: {owner} has the unknown key {key!r}; {hint}{_ignore(owner, key)}")
+    return content
+
+
+def _ignore(owner: str, key: str) -> str:
+    return f"; if it is of no use, add it to data.ignore_columns: [{key}]" if owner == "the row" else ""
+
+
+_UNFIT = re.compile("[\0\ud800-\udfff]")
+
+
+def clean_text(text: str, place: str, owner: str) -> str:
+    """A text that files, tokenizers and pages can hold; DataError: a NUL or half a surrogate pair in it."""
+    if found := _UNFIT.search(text):
+        what = "a NUL character" if found[0] == "\0" else f"half a surrogate pair (\\u{ord(found[0]):04x})"
+        raise DataError(f"{place}: {owner} has {what} at character {found.start()}; remove it")
+    return text

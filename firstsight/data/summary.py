@@ -1,0 +1,90 @@
+"""What a pass over the rows finds besides faults: counts, repeated and leaked rows, what is not trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from firstsight.data.compact import NumberSet
+from firstsight.data.sample import Sample
+
+
+@dataclass(kw_only=True)
+class DataSummary:
+    """Counts over the samples of both splits; some 10 bytes a sample are held."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    """By split."""
+    categories: Counter[str] = field(default_factory=Counter)
+    """Rows by category, both splits; those without one are not in it."""
+    images: int = 0
+    """Pictures of all rows."""
+    unanswered: int = 0
+    earlier_answers: int = 0
+    """Assistant messages before the closing one."""
+    with_earlier_answers: int = 0
+    """Rows that have some."""
+    repeated: Counter[str] = field(default_factory=Counter)
+    """By split: rows whose content an earlier row of the split has."""
+    leaked: int = 0
+    """Validation rows whose content a training row has."""
+    first_leaks: list[str] = field(default_factory=list)
+    """Places of the first of them."""
+    _seen: dict[str, NumberSet] = field(
+        default_factory=lambda: {"train": NumberSet(), "validation": NumberSet()}, repr=False
+    )
+
+    def add(self, split: str, sample: Sample) -> bool:
+        """Count a sample; whether no row before it has its content. Training rows come first.
+
+        Args:
+            split: `train` or `validation`.
+            sample: one row of it.
+        """
+        self.rows[split] += 1
+        if sample.category is not None:
+            self.categories[sample.category] += 1
+        self.images += len(sample.images)
+        self.unanswered += sample.answer is None
+        earlier = sample.earlier_answers
+        self.earlier_answers += earlier
+        self.with_earlier_answers += earlier > 0
+        mark = int(sample.key[:16], 16)
+        new = self._seen[split].add(mark)
+        if not new:
+            self.repeated[split] += 1
+        if split == "validation" and mark in self._seen["train"]:
+            self.leaked += 1
+            if len(self.first_leaks) < 5:
+                self.first_leaks.append(sample.place)
+            return False
+        return new
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts as plain types, with the notes."""
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        return {
+            **{name: dict(value) if isinstance(value, Counter) else value for name, value in counts.items()},
+            "notes": self.notes(),
+        }
+
+    def notes(self) -> list[str]:
+        """What a user should know before a dump or a training, a line each."""
+        lines = []
+        for split, count in self.repeated.items():
+            use = "trained on" if split == "train" else "measured"
+            lines.append(
+                f"{count:,} of {self.rows[split]:,} {split} rows repeat an earlier one: each is {use}, their targets are shared"
+            )
+        if self.leaked:
+            lines.append(
+                f"{self.leaked:,} validation rows are in the training data as well ({', '.join(self.first_leaks)}"
+                f"{', ...' if self.leaked > len(self.first_leaks) else ''}): the validation is too good"
+            )
+        if self.with_earlier_answers:
+            lines.append(
+                f"{self.with_earlier_answers:,} rows have several answers: {self.earlier_answers:,} earlier ones are context, "
+                "only each row's last is trained on"
+            )
+        return lines

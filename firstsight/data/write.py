@@ -1,0 +1,89 @@
+"""Rows of any form written as JSONL in the form `messages`, with their pictures beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from firstsight.data.forms.parts import MARK
+from firstsight.data.images import ImageSource, InlineImage, image_digest, opened
+from firstsight.data.sample import Sample
+from firstsight.data.samples import iter_samples
+from firstsight.data.source import DataSource
+from firstsight.errors import DataError
+
+IMAGES = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What `convert` wrote."""
+
+    rows: int
+    images: int
+    """Different pictures."""
+    literal_marks: bool
+    """A text has `<image>` or the like as text: the file must be read with `data.format: trl`."""
+
+
+def convert(source: DataSource, file: Path, *, progress: bool = False) -> Converted:
+    """Write `file`, and its pictures into `images` beside it, each once and named by its content. Keys stay as they are.
+
+    Raises:
+        DataError: a row that cannot be read; `file` exists.
+    """
+    if file.exists():
+        raise DataError(f"{file} exists; give another name, or delete it")
+    directory = file.parent / IMAGES
+    directory.mkdir(parents=True, exist_ok=True)
+    names: dict[str, str] = {}
+    partial = file.with_name(f"{file.name}.partial")
+    rows = 0
+    literal = False
+    with partial.open("w", encoding="utf-8", newline="\n") as out:
+        for sample in tqdm(iter_samples(source), desc="converting", unit=" sample", disable=not progress, leave=False):
+            images = [_written(image, sample, directory, names) for image in sample.images]
+            out.write(json.dumps(_row(sample, images), ensure_ascii=False) + "\n")
+            rows += 1
+            literal = literal or any(
+                part["type"] == "text" and MARK.search(part["text"])
+                for message in sample.prompt
+                for part in message["content"]
+            )
+    partial.rename(file)
+    return Converted(rows=rows, images=len(names), literal_marks=literal)
+
+
+def _row(sample: Sample, images: list[str]) -> dict[str, Any]:
+    messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.prompt]
+    if sample.answer is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
+    row: dict[str, Any] = {"id": sample.id, "messages": messages}
+    if images:
+        row["images" if sample.times is None else "frames"] = images
+    for name in ("times", "category", "environment"):
+        if (value := getattr(sample, name)) is not None:
+            row[name] = value
+    return {**row, "options": list(sample.options)} if sample.options else row
+
+
+def _written(image: ImageSource, sample: Sample, directory: Path, names: dict[str, str]) -> str:
+    digest = image_digest(image)
+    if digest not in names:
+        with opened(image, sample.place) as picture:
+            kind = picture.format or ""
+        suffix = next((ending for ending, name in Image.registered_extensions().items() if name == kind), "")
+        suffix = {"JPEG": ".jpg"}.get(kind, suffix)
+        path = directory / f"{digest[:32]}{suffix}"
+        if isinstance(image, InlineImage):
+            path.write_bytes(image.data)
+        else:
+            shutil.copyfile(image, path)
+        names[digest] = f"{IMAGES}/{path.name}"
+    return names[digest]
