@@ -50,7 +50,7 @@ def model_card(
         license: identifier of the hub, such as `apache-2.0`.
     """
     config = json.loads((run.directory / "best" / "config.json").read_text(encoding="utf-8"))
-    sees = family_of(SimpleNamespace(**config)).has_vision
+    sees = "model_type" not in config or family_of(SimpleNamespace(**config)).has_vision
     teacher_name, base = pair_names(run, cache)
     data = ModelCardData(
         base_model=base if "/" in base else None,  # a directory is known by its last part alone
