@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -52,7 +53,8 @@ def original(tmp_path_factory, cache_kind):
 
 def _files(location: Path, kind: str) -> list[Path]:
     files = sorted(location.glob(KINDS[kind]))
-    if not files and kind.startswith("head"):
+    version = json.loads((location / "zarr.json").read_text())["attributes"]["spec"]["format_version"]
+    if not files and kind.startswith("head") and version == 1:
         pytest.skip("a cache of version 1 has no head")
     assert files
     return files

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 
 import pytest
@@ -183,6 +184,8 @@ def arguments(world, **training):
 def test_it_arrives_at_the_stock_trainer(world, name):
     value = ARRIVES[name]
     if name not in FIELDS:
+        if os.environ.get("FIRSTSIGHT_CI") == "1":
+            pytest.fail(f"{name} is not in this transformers")
         pytest.skip("not in this transformers")
     found = getattr(arguments(world, **{name: value}), name)
     if name == "fsdp_config":
