@@ -32,6 +32,14 @@ TEXT = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 2048,
 }
+SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
 
 
 def byte_level(special: tuple[str, ...], size: int = 340) -> Tokenizer:
@@ -194,17 +202,9 @@ def _idefics3(prefix: str, image_class: str) -> Callable[..., tuple[Any, ...]]:
             "pad_token_id": tokenizer.pad_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         }
-        vision = {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "patch_size": 14,
-        }
         config = getattr(transformers, f"{prefix}Config")(
             text_config=text,
-            vision_config=vision,
+            vision_config=SIGLIP,
             scale_factor=2,
             tie_word_embeddings=False,
             **_ids(tokenizer, image_token_id="<image>"),
@@ -254,17 +254,9 @@ def _gemma3(text: dict[str, Any], rows: int) -> tuple[Any, ...]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": 0,
     }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 56,
-        "patch_size": 14,
-    }
     config = transformers.Gemma3Config(
         text_config=text,
-        vision_config=vision,
+        vision_config=SIGLIP,
         mm_tokens_per_image=4,
         **_ids(
             tokenizer,
@@ -287,16 +279,7 @@ def _llava_onevision(text: dict[str, Any], rows: int) -> tuple[Any, ...]:
     )
     points = [[56, 56], [56, 112], [112, 56], [112, 112]]
     text = {**text, "model_type": "qwen2", "vocab_size": len(tokenizer) + rows, "eos_token_id": tokenizer.eos_token_id}
-    vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 56,
-        "patch_size": 14,
-        "vision_use_head": False,
-    }
+    vision = {**SIGLIP, "model_type": "siglip_vision_model", "vision_use_head": False}
     config = transformers.LlavaOnevisionConfig(
         text_config=text,
         vision_config=vision,
