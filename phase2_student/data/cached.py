@@ -101,7 +101,8 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         progress: show a bar while the targets are compared.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run; one that is too long.
+        DataError: samples that the cache does not hold: how many, which, and what to run; none that the dump did not skip; one
+            that is too long.
         AlignmentError: target ids that differ from the student's own tokens of the answer, with the position.
         TemperatureOutOfRange: the cache has no tail mass for this temperature.
     """
@@ -120,6 +121,12 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
             )
         self.samples = [(key, sample) for key, sample in rows if key in cache]
         self.skipped = len(rows) - len(self.samples)
+        if rows and not self.samples:  # a mean over nothing would be the best loss of any run
+            key, sample = rows[0]
+            raise DataError(
+                f"the dump skipped all {len(rows)} samples of {sample.place.rpartition(':')[0]} ({skipped[key]}); mend the data and dump "
+                "again"
+            )
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature
@@ -133,7 +140,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
             self._check(sample, targets)
             self._lengths.append(prompter.prompt_tokens(sample)[0] + len(targets.targets))
             prompter.check_length(sample, self._lengths[-1])
-        if self.samples:
+        if self.samples:  # is the temperature within the nodes?
             self._at_temperature(cache[self.samples[0][0]].targets)
 
     def __len__(self) -> int:
@@ -143,7 +150,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
         key, sample = self.samples[index if index >= 0 else ~index]
         cached = self.cache[key]
-        targets = cached.targets if index >= 0 else _no_positions(cached.targets)
+        targets = cached.targets if index >= 0 else cached.targets.rows(slice(0))
         log_p, log_r = self._at_temperature(targets)
         ids = np.where(targets.soft[:, None], targets.ids.astype(np.int64), self._any_ids)
         encoded = self.prompter.encode(sample, targets.target_ids.tolist())
@@ -196,7 +203,3 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
                 f"{sample.place}: sample {sample.id!r}: answer position {at}: the student's token is {expected}, the cache "
                 f"holds {got}; the cache was made for another tokenizer: dump again for this student"
             )
-
-
-def _no_positions(targets: Targets) -> Targets:
-    return Targets(**{name: array[:0] for name, array in vars(targets).items()})

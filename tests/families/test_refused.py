@@ -231,8 +231,8 @@ def test_crops_of_gemma_are_refused_by_every_plan(tmp_path):
         assert "do_pan_and_scan of Gemma 3 is not supported" in result.output
 
 
-def rewrite(tmp_path, change):
-    file = tmp_path / "data" / "train.jsonl"
+def rewrite(tmp_path, change, split="train"):
+    file = tmp_path / "data" / f"{split}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     change(rows)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -278,3 +278,17 @@ def test_a_right_answer_behind_an_empty_thought_is_right(checkpoint, rows, monke
     (sample,) = rows(([], "What is it?", "A red mug."))
     monkeypatch.setattr(evaluate, "generate_answers", lambda *_, **__: [prompter.answer_ids("A red mug.")])
     assert evaluate._answer(None, prompter, [sample], 20) == ["A red mug."]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_of_which_nothing_is_left_is_refused(split, tmp_path):
+    recipe = make_world(tmp_path, "qwen2", "qwen2", cache={"on_error": "skip"})
+    rewrite(
+        tmp_path, lambda rows: [row["messages"][0].update(content=f"<|im_end|> {row['id']}") for row in rows], split
+    )
+    passes(fs_teacher, "dump", "--config", recipe, "--no-progress")
+    result = run(fs_student, "train", "--config", recipe, "--no-progress")
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert f"the dump skipped all {8 if split == 'train' else 4} samples of {split}.jsonl" in result.output
+    assert "has the control token <|im_end|>" in result.output
+    assert not (tmp_path / "run").exists()
