@@ -1,0 +1,95 @@
+"""Reading a recipe: the file, `--set` overrides, and one line for whatever is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from firstsight.errors import RecipeError
+from firstsight.recipe.whole import Recipe
+from firstsight.recipe_yaml import RecipeLoader, apply_override, nearest
+from firstsight.secrets import secret_places
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `section.key=value` overrides, check it.
+
+    Raises:
+        RecipeError: names the file and the key, what was expected and what was found.
+    """
+    if not path.is_file():
+        raise RecipeError(f"recipe {path} is not there")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected sections such as `teacher:`, got {type(content).__name__}")
+    for override in overrides:
+        apply_override(content, override)
+    return load_recipe_content(content, directory=path.resolve().parent, name=str(path))
+
+
+def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) -> Recipe:
+    """Check a recipe that is no file.
+
+    Args:
+        content: sections by name.
+        directory: relative paths are relative to it.
+        name: for messages.
+
+    Raises:
+        RecipeError: names the key, what was expected and what was found.
+    """
+    content = {key: value for key, value in content.items() if key != "directory"}
+    if secret := next(secret_places(content), None):
+        raise RecipeError(
+            f"{name}: {secret}: looks like a secret, and a recipe is written into runs, reports and published folders; remove it, and "
+            "give it to the program that needs it by the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...)"
+        )
+    try:
+        return Recipe.model_validate({**content, "directory": directory})
+    except ValidationError as error:
+        raise RecipeError(f"{name}: {_first_error(error)}") from None
+
+
+def check_training(training: dict[str, Any]) -> None:
+    """Check the names of the `training` section against `transformers.TrainingArguments` (imports them: seconds).
+
+    Raises:
+        RecipeError: an unknown name, with the nearest known one.
+    """
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for name in training:
+        if name not in known:
+            raise RecipeError(f"training.{name}: no such key in TrainingArguments{nearest(name, known)}")
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    dotted = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        owner: Any = Recipe
+        for part in place[:-1]:
+            owner = _section(owner.model_fields[part].annotation)
+        known = [name for name in owner.model_fields if name != "directory"]
+        return f"{dotted}: no such key{nearest(place[-1], known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    return f"{dotted}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _section(annotation: Any) -> Any:
+    """The section class of a field that holds one, or one or nothing."""
+    return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)

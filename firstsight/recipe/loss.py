@@ -1,0 +1,42 @@
+"""The section of a recipe that describes the distillation loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from firstsight.recipe_yaml import Section
+
+_BETAS = {"skewed_kl": 0.1, "js": 0.5}
+"""Divergences that have a `loss.beta`, and its default."""
+
+
+class LossSection(Section):
+    """The distillation loss: alpha * divergence at a temperature + (1 - alpha) * cross-entropy."""
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Within the range of cache.temperatures."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Weight of the divergence; 0: hard labels only."""
+    divergence: Literal["forward_kl", "reverse_kl", "skewed_kl", "js", "tv"] = "forward_kl"
+    """What is minimised between teacher p and student q. `forward_kl`: KL(p || q); `reverse_kl`: KL(q || p); `skewed_kl`:
+    KL(p || beta p + (1 - beta) q); `js`: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; `tv`: half the
+    sum of |p - q|. On a top_k cache that of the stored entries and the rest as one outcome, a lower bound."""
+    beta: Annotated[float | None, Field(validate_default=True)] = None
+    """Between 0 and 1, of `skewed_kl` (default 0.1) and `js` (default 0.5); the others have none."""
+    tail: Literal["bucket", "renormalize", "none"] = "bucket"
+    """What stands for the entries that are not stored."""
+
+    @field_validator("beta")
+    @classmethod
+    def _beta_of_the_divergence(cls, value: float | None, info: ValidationInfo) -> float | None:
+        divergence = info.data.get("divergence")
+        if value is None or divergence is None:  # a divergence that does not exist is reported by its own field
+            return _BETAS.get(str(divergence))
+        if divergence not in _BETAS:
+            raise ValueError(f"{divergence} has no beta; remove the key, or take one that has it: {', '.join(_BETAS)}")
+        if not 0 < value < 1:
+            ends = {"skewed_kl": "forward_kl is its limit at 0", "js": "forward_kl and reverse_kl stand for 0 and 1"}
+            raise ValueError(f"must lie between 0 and 1, both excluded ({ends[divergence]})")
+        return value

@@ -1,0 +1,123 @@
+"""A recipe as a whole: its sections, what they demand of each other, and the paths that they state."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from firstsight.data.section import DataSection
+from firstsight.data.source import DataSource
+from firstsight.errors import ModelError
+from firstsight.recipe.cache import CacheSection
+from firstsight.recipe.loss import LossSection
+from firstsight.recipe.models import StudentSection, TeacherSection
+from firstsight.recipe_yaml import Section
+
+
+class Recipe(Section):
+    """A run of both phases."""
+
+    teacher: TeacherSection = TeacherSection()
+    student: StudentSection = StudentSection()
+    data: DataSection = DataSection()
+    cache: CacheSection = CacheSection()
+    loss: LossSection = LossSection()
+    training: dict[str, Any] = Field(default_factory=dict)
+    """`transformers.TrainingArguments` by name."""
+    directory: Path = Field(default=Path(), exclude=True)
+    """Directory of the recipe file."""
+
+    @model_validator(mode="after")
+    def _temperature_within_nodes(self) -> Recipe:
+        low, high = self.cache.temperatures[0], self.cache.temperatures[-1]
+        if not low <= self.loss.temperature <= high:
+            raise PydanticCustomError(
+                "temperature_range",
+                "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}",
+                {"low": f"{low:g}", "high": f"{high:g}", "got": f"{self.loss.temperature:g}"},
+            )
+        return self
+
+    def source(self, split: Literal["train", "validation"]) -> DataSource:
+        """The files of a split and how their rows are to be understood."""
+        data = self.data
+        given = data.train if split == "train" or data.share else data.validation
+        return DataSource(
+            files=tuple(
+                self.data_root / path.expanduser() for path in (given if isinstance(given, tuple) else (given,))
+            ),
+            root=self.image_root,
+            format=data.format,
+            columns=data.columns,
+            ignore_columns=frozenset(data.ignore_columns),
+            share=data.share,
+            part=split,
+        )
+
+    def sources(self) -> list[DataSource]:
+        """Both splits, training first."""
+        return [self.source("train"), self.source("validation")]
+
+    @property
+    def data_root(self) -> Path:
+        """Directory of the data files."""
+        return self._path(self.data.root)
+
+    @property
+    def image_root(self) -> Path:
+        """Directory that the rows' image paths are relative to."""
+        return self.data_root if self.data.image_root is None else self._path(self.data.image_root)
+
+    def _path(self, path: Path) -> Path:
+        """A path of the recipe: relative to its directory, `~` expanded."""
+        return self.directory / path.expanduser()
+
+    @property
+    def cache_location(self) -> str:
+        """Directory or URL of the cache."""
+        return self.cache.path if "://" in self.cache.path else str(self._path(Path(self.cache.path)))
+
+    @property
+    def cache_scratch(self) -> Path | None:
+        """Directory for decoded units of the cache."""
+        scratch = self.cache.scratch
+        return None if scratch is None else self._path(scratch)
+
+    @property
+    def output_dir(self) -> Path:
+        """Directory of the training run."""
+        return self._path(Path(str(self.training.get("output_dir", "runs/student"))))
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> Recipe:
+        student = self.student
+        if student.lora is not None and (student.freeze or student.precision != "fp32_master"):
+            key = "freeze" if student.freeze else "precision"
+            raise PydanticCustomError(
+                "lora",
+                "student.{key}: does not go with student.lora, which freezes everything but float32 adapters; remove one of them",
+                {"key": key},
+            )
+        return self
+
+    def model_source(self, section: TeacherSection | StudentSection) -> str:
+        """A directory as a path, else the hub id.
+
+        Raises:
+            ModelError: the name can only be a directory, and the directory is not there.
+        """
+        local = (self.directory / Path(section.model).expanduser()).resolve()
+        if local.is_dir():
+            return str(local)
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", section.model) or section.model.startswith((".", "~")):
+            kind = "teacher" if isinstance(section, TeacherSection) else "student"
+            raise ModelError(f"{kind}.model: directory {local} is not there; give a directory or a hub id")
+        return section.model
+
+    def dump(self) -> dict[str, Any]:
+        """The recipe as plain YAML types, defaults included."""
+        return self.model_dump(mode="json")
