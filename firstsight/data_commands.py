@@ -13,7 +13,7 @@ import click
 import yaml
 
 from firstsight.console import progress_option, set_option
-from firstsight.data.source import FORMATS, DataSource
+from firstsight.data.source import FORMATS, DataSource, Turns
 from firstsight.errors import DataError, RecipeError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -101,6 +101,7 @@ def check(
     if (file is None) == (config is None):
         raise click.UsageError("give either a FILE or --config")
     judge = None
+    turns: Turns = "all"
     if config is not None:
         if root or form or columns or ignored:
             raise click.UsageError(
@@ -110,13 +111,13 @@ def check(
 
         recipe = load_recipe(config, overrides)
         sources = recipe.sources()
-        judge = _judge(recipe)
+        judge, turns = _judge(recipe), recipe.data.turns
     else:
         if overrides:
             raise click.UsageError("--set goes with --config")
         assert file is not None
         sources = [_source(file, root, form, columns, ignored)]
-    report = check_data(sources, judge=judge, images=not headers, progress=progress and not as_json)
+    report = check_data(sources, judge=judge, turns=turns, images=not headers, progress=progress and not as_json)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:

@@ -6,11 +6,13 @@ Phase 1 compares all of it with the store's; phase 2 compares the part that it c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.image_utils import SizeDict
 
+from firstsight.data.source import Turns
 from firstsight.families.base import Family
 from firstsight.models.loading import weights_digest
 from firstsight.prompting import Prompter
@@ -34,6 +36,7 @@ def cache_spec(
     """The spec that phase 1 writes into the root of the store: a JSON object."""
     section = recipe.teacher
     return {
+        **turns_field(recipe),
         "top_k": recipe.cache.top_k,
         "temperatures": list(recipe.cache.temperatures),
         "vocabulary_size": len(alignment.teacher_of_student),
@@ -54,6 +57,16 @@ def cache_spec(
         "student": student_identity(student),
         "alignment": {"kind": alignment.kind, "digest": alignment.digest},
     }
+
+
+def turns_field(recipe: Recipe) -> dict[str, Any]:
+    """What a spec says of `data.turns`: nothing at its meaning in format version 1, so that caches of that version are still found."""
+    return {"format_version": 2, "turns": "all"} if recipe.data.turns == "all" else {}
+
+
+def cached_turns(spec: Mapping[str, Any]) -> Turns:
+    """The `data.turns` of a cache."""
+    return "all" if spec.get("turns") == "all" else "last"
 
 
 def student_identity(student: Prompter) -> dict[str, Any]:

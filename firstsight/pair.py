@@ -1,11 +1,12 @@
 """Teacher and student without their weights: processors, tokenizers, and which of their tokens and positions correspond.
 
 pair = load_pair(recipe)
-rows = pair.answer_rows(teacher_ids, student_ids)     # the teacher's position for each of the student's
+rows = pair.answer_rows(sample, teacher_ids, student_ids)     # the teacher's position for each of the student's
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstsight.data.samples import Sample
+from firstsight.data.source import Turns
 from firstsight.errors import AlignmentError, DataError
 from firstsight.families import family_of
 from firstsight.identity import image_settings
@@ -38,22 +40,39 @@ class Pair:
     student_tokens: dict[int, Token]
     alignment: VocabularyAlignment
 
-    def answer_rows(self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def answer_rows(
+        self, sample: Sample, teacher: Sequence[Sequence[int]], student: Sequence[Sequence[int]]
+    ) -> NDArray[np.int64]:
         """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
 
         Args:
-            teacher_ids: [P_t], the answer in the teacher's tokens, end of turn included.
-            student_ids: [P], the same in the student's.
+            sample: whose answers these are, all or the first of them.
+            teacher: each answer in the teacher's tokens, end of turn included; P_t in all.
+            student: the same in the student's; P in all.
 
         Returns:
             int64 [P].
 
         Raises:
-            AlignmentError: the two sequences spell different text.
+            AlignmentError: the two sequences of an answer spell different text.
         """
+        rows = []
+        start = 0
+        for number, (theirs, ours) in enumerate(zip(teacher, student, strict=True), start=1):
+            found = self._turn_rows(np.array(theirs), np.array(ours), closing=number == self.student.turn_count(sample))
+            rows.append(np.where(found >= 0, found + start, -1))
+            start += len(theirs)
+        return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+    def _turn_rows(
+        self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64], *, closing: bool
+    ) -> NDArray[np.int64]:
+        """`answer_rows` of one answer: the closing one, or one before it."""
+        teacher, student = (
+            prompter.answer_offset if closing else prompter.earlier_offset for prompter in (self.teacher, self.student)
+        )
         mapped = self.alignment.student_of_teacher[teacher_ids]
-        same_start = self.teacher.answer_offset == self.student.answer_offset
-        if same_start and len(mapped) == len(student_ids) and (mapped == student_ids).all():
+        if teacher == student and len(mapped) == len(student_ids) and (mapped == student_ids).all():
             rows = np.arange(len(student_ids))
         else:
             rows = align_answer(
@@ -61,8 +80,8 @@ class Pair:
                 student_ids.tolist(),
                 self.teacher_tokens,
                 self.student_tokens,
-                teacher_offset=self.teacher.answer_offset,
-                student_offset=self.student.answer_offset,
+                teacher_offset=teacher,
+                student_offset=student,
             )
         return np.where(self.alignment.shared[student_ids], rows, -1)
 
@@ -90,10 +109,9 @@ class Pair:
             if prompter is self.teacher or not self.same_inputs or prompter.longest != self.teacher.longest:
                 extra = generated if sample.answer is None else 0
                 prompter.check_length(sample, prompter.sample_tokens(sample) + extra)
-        if sample.answer is not None and not self.same_inputs:
-            ids = [np.array(prompter.answer_ids(sample.answer)) for prompter in (self.teacher, self.student)]
+        if not self.same_inputs:
             try:
-                self.answer_rows(*ids)
+                self.answer_rows(sample, self.teacher.turn_ids(sample), self.student.turn_ids(sample))
             except AlignmentError as error:
                 raise DataError(
                     f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
@@ -143,24 +161,28 @@ def load_prompter(
     *,
     max_length: int | None = None,
     system_prompt: str | None = None,
+    turns: Turns | None = None,
 ) -> Prompter:
     """What turns samples into inputs of one model.
 
     Args:
         directory: of the model.
         section: of the recipe.
-        data: gives the longest sequence and the system prompt.
+        data: gives the longest sequence, the system prompt and which assistant messages are answers.
         max_length: in place of that of `data`; None and no data: the model's own limit alone.
         system_prompt: likewise.
+        turns: in place of that of `data`; None and no data: last.
     """
     config = load_config(directory, section)
     positions = max_positions(config)
     if data is not None:
         max_length, system_prompt = data.max_length, data.system_prompt
+        turns = turns or data.turns
     return Prompter(
         load_processor(directory, section),
         family_of(config),
         max_length=positions or 2**31 if max_length is None else max_length,
         system_prompt=system_prompt,
         max_positions=positions,
+        turns=turns or "last",
     )

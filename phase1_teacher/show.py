@@ -50,14 +50,24 @@ class ShownPosition:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownTurn:
+    """One of the answers."""
+
+    question: str
+    """The user message before it."""
+    answer: str | None
+    """None: the teacher's own."""
+    positions: tuple[ShownPosition, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShownSample:
     """A sample and its targets."""
 
     sample: Sample
     key: str
     images: tuple[Image.Image, ...]
-    positions: tuple[ShownPosition, ...]
-    hard: bool
+    turns: tuple[ShownTurn, ...]
     temperature: float
     teacher: str
 
@@ -110,12 +120,22 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
                 rest=float(np.exp(log_r[row])) if soft else 0.0,
             )
         )
+    asked = sample.asked()[-len(stored.all_turns()) :]
+    turns, start = [], 0
+    for turn, each in zip(stored.all_turns(), asked, strict=True):
+        turns.append(
+            ShownTurn(
+                question=each.question,
+                answer=each.answer if turn.hard else None,
+                positions=tuple(positions[start : start + turn.positions]),
+            )
+        )
+        start += turn.positions
     return ShownSample(
         sample=sample,
         key=sample.key,
         images=tuple(sample.open_images()),
-        positions=tuple(positions),
-        hard=stored.hard,
+        turns=tuple(turns),
         temperature=temperature,
         teacher=str(cache.spec["teacher"]["model"]),
     )
@@ -150,11 +170,18 @@ def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
         lines.append(f"image     {path} ({image.width} x {image.height})")
         if color:
             lines.append(half_blocks(image))
-    lines.append(f"question  {sample.question}")
-    lines.append(f"answer    {sample.answer if sample.answer is not None else '(by the teacher)'}")
     lines.append(f"teacher   {shown.teacher} at T = {shown.temperature:g}")
-    width = max(len(position.text) for position in shown.positions)
-    for position in shown.positions:
+    for turn in shown.turns:
+        lines.append(f"question  {turn.question}")
+        lines.append(f"answer    {turn.answer if turn.answer is not None else '(by the teacher)'}")
+        lines += _position_lines(turn.positions)
+    return "\n".join(lines)
+
+
+def _position_lines(positions: tuple[ShownPosition, ...]) -> list[str]:
+    lines = []
+    width = max((len(position.text) for position in positions), default=0)
+    for position in positions:
         if position.p is None:
             lines.append(
                 f"  {position.text:<{width}}      -  no soft target: the tokenizers cut the answer differently here"
@@ -166,7 +193,7 @@ def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
             f"  {position.text:<{width}}  {probability_text(position.p):>6} {bar:<10}  {others}  "
             f"(not stored {probability_text(position.rest)})"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def half_blocks(image: Image.Image) -> str:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from firstsight.data.images import image_digest, opened
 from firstsight.data.sample import Sample
 from firstsight.data.samples import SampleFiles
-from firstsight.data.source import DataSource
+from firstsight.data.source import DataSource, Turns
 from firstsight.data.summary import DataSummary
 from firstsight.errors import DataError
 
@@ -34,7 +34,7 @@ class DataReport:
     fault_count: int = 0
     repeated_ids: int = 0
     answer_characters: list[int] = field(default_factory=lambda: [0, 0, 0])
-    """Least, most and sum over the rows that have an answer."""
+    """Least, most and sum over the answers."""
     animations: int = 0
     """Pictures of several frames: the first one is used."""
     largest_image: tuple[int, int] = (0, 0)
@@ -61,6 +61,7 @@ def check_data(
     sources: Sequence[DataSource],
     *,
     judge: Callable[[Sample], object] | None = None,
+    turns: Turns = "all",
     images: bool = True,
     progress: bool = False,
 ) -> DataReport:
@@ -69,10 +70,11 @@ def check_data(
     Args:
         sources: the splits, training first.
         judge: raises DataError for a sample that a model does not take; called where the row and its pictures are right.
+        turns: which assistant messages are answers.
         images: decode the pictures; else their headers are read.
         progress: show a bar.
     """
-    report = DataReport()
+    report = DataReport(summary=DataSummary(turns=turns))
     seen: dict[str, DataError | None] = {}
     with tqdm(desc="checking samples", unit=" sample", disable=not progress, leave=False) as bar:
         for source in sources:
@@ -87,12 +89,14 @@ def check_data(
                 try:
                     report.summary.add(source.part, sample)
                     _check_images(sample, report, seen, decode=images)
+                    if turns == "all":
+                        sample.check_answers()
                     if judge is not None:
                         judge(sample)
                 except DataError as error:
                     report.fault(error)
-                if sample.answer is not None:
-                    _add_length(report.answer_characters, len(sample.answer))
+                for answer in sample.answers if turns == "all" else [a for a in (sample.answer,) if a is not None]:
+                    _add_length(report.answer_characters, len(answer))
             report.repeated_ids += files.repeated_ids
     return report
 
@@ -137,7 +141,8 @@ def report_text(report: DataReport, *, most: int = 20) -> str:
     lines = [
         f"Rows        {rows:,} ({by_split})" if rows else "Rows        0",
         f"Answers     {answered:,} rows have one, {summary.unanswered:,} do not"
-        + (f"; {_range(report.answer_characters, answered)}" if answered else ""),
+        + (f"; {summary.answers:,} with those before the last" if summary.answers != answered else "")
+        + (f"; {_range(report.answer_characters, summary.answers)}" if summary.answers else ""),
         f"Images      {summary.images:,}"
         + (
             f", from {_size(report.smallest_image)} to {_size(report.largest_image)} pixels"

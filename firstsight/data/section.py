@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from firstsight.data.source import COLUMNS, FORMATS
+from firstsight.data.source import COLUMNS, FORMATS, Turns
 from firstsight.recipe_yaml import Section, nearest
 
 _SHARE = re.compile(r"\d+(\.\d+)?%")
@@ -31,6 +31,9 @@ class DataSection(Section):
     """Our name of a column -> its name in the files, such as `{question: query, answer: label}`."""
     ignore_columns: tuple[str, ...] = ()
     """Columns of the rows that are of no use; any other column that nothing is done with is an error."""
+    turns: Turns = "all"
+    """Which assistant messages are answers, trained on and measured: `all`, or `last`, the one that closes a row; the others are
+    only read."""
     max_length: Annotated[int, Field(gt=0)] = 4096
     """Longest sequence in tokens, images and answer included; a longer sample is refused."""
     system_prompt: str | None = None

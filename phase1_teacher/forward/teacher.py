@@ -22,6 +22,7 @@ from phase1_teacher.forward.unit_batches import EncodedSample, UnitBatch
 from phase1_teacher.forward.vision import VisionFeatures
 from phase1_teacher.planning.batches import batch_by_tokens
 from phase1_teacher.planning.job import DumpJob
+from storage.targets import Turn
 
 # N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
 
@@ -36,9 +37,10 @@ class AnsweredSample:
     key: str
     name: str
     """Place and id, for messages."""
-    hard: bool
+    turns: tuple[Turn, ...]
+    """Its answers, in order; ground truth is hard."""
     student_ids: NDArray[np.int64]
-    """[P]"""
+    """[P], one answer after the other."""
     soft: NDArray[np.bool_]
     """[P]: positions for which the teacher has a row."""
 
@@ -228,22 +230,24 @@ class TeacherForward:
     def _answered(self, sample: EncodedSample) -> tuple[AnsweredSample, NDArray[np.int64]]:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
         pair = self.job.pair
-        teacher_ids = sample.encoded.target_ids.numpy()
-        mapped = pair.alignment.student_of_teacher[teacher_ids]
-        answer = sample.sample.answer
-        if answer is not None:
-            student_ids = np.array(pair.student.answer_ids(answer), dtype=np.int64)
-        elif (mapped >= 0).all():
-            student_ids = mapped
-        else:
-            student_ids = np.array(self.answers.student_ids(teacher_ids.tolist()), dtype=np.int64)
+        teacher = sample.encoded.turn_ids
+        student = pair.student.turn_ids(sample.sample)
+        turns = [Turn(len(ids), True) for ids in student]
+        for generated in teacher[len(student) :]:
+            mapped = pair.alignment.student_of_teacher[generated]
+            student.append(mapped.tolist() if (mapped >= 0).all() else self.answers.student_ids(generated))
+            turns.append(Turn(len(student[-1]), False))
         try:
-            rows = pair.answer_rows(teacher_ids, student_ids)
+            rows = pair.answer_rows(sample.sample, teacher, student)
         except AlignmentError as error:
             raise AlignmentError(f"{_name(sample)}: {error}") from None
         soft = rows >= 0
         answered = AnsweredSample(
-            key=sample.key, name=_name(sample), hard=answer is not None, student_ids=student_ids, soft=soft
+            key=sample.key,
+            name=_name(sample),
+            turns=tuple(turns),
+            student_ids=np.concatenate([np.array(ids, dtype=np.int64) for ids in student]),
+            soft=soft,
         )
         return answered, rows[soft]
 

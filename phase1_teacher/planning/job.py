@@ -11,12 +11,15 @@ from tqdm import tqdm
 
 from firstsight.data.samples import Sample, check_files
 from firstsight.errors import DataError
-from firstsight.identity import cache_spec
+from firstsight.identity import cache_spec, cached_turns
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.sample_index import SampleIndex
+from storage.errors import CacheMissing
 from storage.plan import PlannedUnit
+from storage.reader import read_root
+from storage.store import open_store
 from storage.writer import CacheWriter, create_cache
 
 
@@ -38,13 +41,39 @@ class DumpJob:
         return self.writer.pending()
 
 
-def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = True) -> SampleIndex:
+def with_turns_of_cache(recipe: Recipe) -> tuple[Recipe, bool]:
+    """The recipe with the `data.turns` of the cache that it would add to, where it states none; and whether that is another one."""
+    if "turns" in recipe.data.model_fields_set:
+        return recipe, False
+    try:
+        turns = cached_turns(read_root(open_store(recipe.cache_location)).spec)
+    except CacheMissing:
+        return recipe, False
+    if turns == recipe.data.turns:
+        return recipe, False
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"turns": turns})}), True
+
+
+def check_adopted_turns(sample: Sample, location: str) -> None:
+    """Raise DataError for a sample that has answers which an existing cache has no place for."""
+    if sample.earlier_answers:
+        raise DataError(
+            f"{sample.place}: sample {sample.id!r} has {len(sample.answers)} answers, and {location} holds only the last of each row "
+            "(format version 1, or data.turns: last); set data.turns: last to add to it, or give another cache.path to learn from "
+            "every answer"
+        )
+
+
+def index_samples(
+    recipe: Recipe, pair: Pair, *, total: int, adopted: bool = False, progress: bool = True
+) -> SampleIndex:
     """All samples of the recipe by key, with their answer positions.
 
     Args:
         recipe: its data checked by `samples.check_files`.
         pair: counts the positions; both models must take the samples' lengths.
         total: rows.
+        adopted: `data.turns` is that of the cache and not the recipe's.
         progress: show a bar.
 
     Raises:
@@ -53,6 +82,8 @@ def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = Tr
     """
 
     def positions(sample: Sample) -> int:
+        if adopted:
+            check_adopted_turns(sample, recipe.cache_location)
         if recipe.cache.on_error == "stop":
             pair.check(sample, generated=recipe.cache.generate_max_tokens)
         return answer_positions(recipe, pair.student, sample)
@@ -62,19 +93,20 @@ def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = Tr
 
 
 def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
-    """Tokens of a sample's answer; where the teacher answers, the most that it may generate.
+    """Tokens of a sample's answers; of one that the teacher is to give, the most that it may generate.
 
     Raises:
         DataError: no answer, and the recipe does not let the teacher answer.
     """
+    own = sum(map(len, student.turn_ids(sample)))
     if sample.answer is not None:
-        return len(student.answer_ids(sample.answer))
+        return own
     if not recipe.cache.generate_missing:
         raise DataError(
             f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
             "cache.generate_missing: true"
         )
-    return recipe.cache.generate_max_tokens
+    return own + recipe.cache.generate_max_tokens
 
 
 def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -> DumpJob:
@@ -91,8 +123,9 @@ def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = Tr
     """
     if rows is None:
         rows = check_files(recipe.sources(), progress=progress)
+    recipe, adopted = with_turns_of_cache(recipe)
     pair = load_pair(recipe)
-    samples = index_samples(recipe, pair, total=rows, progress=progress)
+    samples = index_samples(recipe, pair, total=rows, adopted=adopted, progress=progress)
     spec = cache_spec(
         recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
     )

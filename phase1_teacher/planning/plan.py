@@ -15,7 +15,7 @@ from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops
-from phase1_teacher.planning.job import answer_positions
+from phase1_teacher.planning.job import answer_positions, check_adopted_turns, with_turns_of_cache
 from storage.errors import CacheMissing
 from storage.maintenance.status import cache_status
 from storage.reader import Cache, open_cache
@@ -36,6 +36,8 @@ class Demand:
     """Rows of different content: what the teacher sees and the cache holds."""
     unreadable: int
     """Samples that cannot be made inputs, where `cache.on_error: skip` leaves them out."""
+    answers: int
+    """Those of the samples, the teacher's own included."""
     missing_answers: int
     """Samples that the teacher answers itself; counted with the longest answer."""
     positions: int
@@ -91,6 +93,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     Raises:
         FirstSightError: bad data or models.
     """
+    recipe, adopted = with_turns_of_cache(recipe)
     pair = load_pair(recipe, weights=False)
     try:
         cache: Cache | None = open_cache(recipe.cache_location)
@@ -100,7 +103,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     size = model_size(load_config(pair.directory, recipe.teacher))
     per_position = _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES if measured is None else measured
     return DumpPlan(
-        demand=_demand(recipe, pair, cache, progress),
+        demand=_demand(recipe, pair, cache, adopted, progress),
         size=size,
         bytes_per_position=per_position,
         measured=measured is not None,
@@ -111,17 +114,19 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     )
 
 
-def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> Demand:
+def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, adopted: bool, progress: bool) -> Demand:
     counts = dict.fromkeys((f.name for f in fields(Demand) if f.name not in ("work", "notes")), 0)
     per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
     work = dict.fromkeys((f.name for f in fields(TeacherWork)), 0)
     seen: set[int] = set()
-    summary = DataSummary()
+    summary = DataSummary(turns=recipe.data.turns)
     rows = ((source.part, sample) for source in recipe.sources() for sample in iter_samples(source))
     for split, sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
         counts["rows"] += 1
         if not summary.add(split, sample):
             continue
+        if adopted:
+            check_adopted_turns(sample, recipe.cache_location)
         positions = answer_positions(recipe, pair.student, sample)
         try:
             length, image_tokens = pair.teacher.prompt_tokens(sample)
@@ -132,6 +137,7 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
             continue
         total = length + positions
         counts["samples"] += 1
+        counts["answers"] += pair.teacher.turn_count(sample)
         counts["missing_answers"] += sample.answer is None
         counts["positions"] += positions
         counts["prompt_tokens"] += length - image_tokens
@@ -158,7 +164,7 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         f"Samples     {demand.samples:,}, {demand.images:,} image files; {demand.present:,} are in "
         f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
         f"Tokens      {demand.prompt_tokens:,} of text prompts, {demand.image_tokens:,} of images, {demand.positions:,} answer "
-        f"positions; longest sample {demand.longest:,}",
+        f"positions of {demand.answers:,} answers; longest sample {demand.longest:,}",
         f"Cache       {bytes_text(plan.bytes(1))} at {plan.bytes_per_position:.0f} bytes per position ({origin}), "
         f"k = {recipe.cache.top_k}",
         f"Teacher     {count_text(size.total)} parameters, {recipe.teacher.quantization}: about "

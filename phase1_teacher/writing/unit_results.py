@@ -65,7 +65,12 @@ class UnitResults:
             student_ids = sample.student_ids
             dense = _targets(block, rows, student_ids[sample.soft])
             targets = dense.spread(sample.soft, student_ids.astype(np.uint32))
-            self._targets[sample.key] = SampleTargets(key=sample.key, hard=sample.hard, targets=targets)
+            self._targets[sample.key] = SampleTargets(
+                key=sample.key,
+                hard=all(turn.hard for turn in sample.turns),
+                targets=targets,
+                turns=sample.turns if len(sample.turns) > 1 else (),
+            )
             done.append(targets)
         self._count(result, kept, done)
         self._measure(result, kept)
