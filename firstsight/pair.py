@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.data.samples import Sample
 from firstsight.data.source import Turns
 from firstsight.errors import AlignmentError, DataError
@@ -23,7 +24,7 @@ from firstsight.identity import image_settings
 from firstsight.models.loading import head_rows, load_config, load_processor, max_positions, resolve_directory
 from firstsight.prompting import Prompter
 from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
-from firstsight.vocabulary import Token, VocabularyAlignment, align_answer, align_vocabularies, token_table
+from firstsight.vocabulary import VocabularyAlignment
 
 # P answer positions of the student, P_t of the teacher
 
@@ -36,9 +37,12 @@ class Pair:
     """Directory of the teacher."""
     teacher: Prompter
     student: Prompter
-    teacher_tokens: dict[int, Token]
-    student_tokens: dict[int, Token]
-    alignment: VocabularyAlignment
+    answers: AnswerAlignment
+
+    @property
+    def alignment(self) -> VocabularyAlignment:
+        """The teacher's ids and the student's."""
+        return self.answers.vocabulary
 
     def answer_rows(
         self, sample: Sample, teacher: Sequence[Sequence[int]], student: Sequence[Sequence[int]]
@@ -59,31 +63,21 @@ class Pair:
         rows = []
         start = 0
         for number, (theirs, ours) in enumerate(zip(teacher, student, strict=True), start=1):
-            found = self._turn_rows(np.array(theirs), np.array(ours), closing=number == self.student.turn_count(sample))
+            closing = number == self.student.turn_count(sample)
+            found = self.answers.rows(np.array(theirs), np.array(ours), closing=closing)
             rows.append(np.where(found >= 0, found + start, -1))
             start += len(theirs)
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
-    def _turn_rows(
-        self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64], *, closing: bool
-    ) -> NDArray[np.int64]:
-        """`answer_rows` of one answer: the closing one, or one before it."""
-        teacher, student = (
-            prompter.answer_offset if closing else prompter.earlier_offset for prompter in (self.teacher, self.student)
-        )
-        mapped = self.alignment.student_of_teacher[teacher_ids]
-        if teacher == student and len(mapped) == len(student_ids) and (mapped == student_ids).all():
-            rows = np.arange(len(student_ids))
-        else:
-            rows = align_answer(
-                teacher_ids.tolist(),
-                student_ids.tolist(),
-                self.teacher_tokens,
-                self.student_tokens,
-                teacher_offset=teacher,
-                student_offset=student,
-            )
-        return np.where(self.alignment.shared[student_ids], rows, -1)
+    def student_turns(self, sample: Sample, teacher: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Each answer in the student's tokens: the sample's own, then the one that the teacher gave.
+
+        Args:
+            sample: whose answers these are.
+            teacher: each answer in the teacher's tokens.
+        """
+        own = self.student.turn_ids(sample)
+        return own + [self.answers.student_ids(np.array(ids)).tolist() for ids in teacher[len(own) :]]
 
     @cached_property
     def same_inputs(self) -> bool:
@@ -132,26 +126,39 @@ def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
     student_directory = resolve_directory(recipe, recipe.student, weights=False)
     teacher = load_prompter(directory, recipe.teacher, recipe.data)
     student = load_prompter(student_directory, recipe.student, recipe.data)
-    teacher_tokens, student_tokens = token_table(teacher.tokenizer), token_table(student.tokenizer)
-    alignment = align_vocabularies(
-        teacher_tokens,
-        student_tokens,
-        teacher_rows=head_rows(load_config(directory, recipe.teacher)),
+    answers = AnswerAlignment(
+        TeacherTokens.of_prompter(teacher, head_rows(load_config(directory, recipe.teacher))),
+        student,
         student_rows=head_rows(load_config(student_directory, recipe.student)),
     )
-    if recipe.cache.top_k > alignment.shared.sum():
+    check_top_k(recipe, answers.vocabulary)
+    return Pair(directory=directory, teacher=teacher, student=student, answers=answers)
+
+
+def load_teacher_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
+    """The teacher as its own student: what exact targets are dumped for.
+
+    Args:
+        recipe: its student need not be there.
+        weights: the teacher's weights must be there too.
+
+    Raises:
+        FirstSightError: a teacher that is not there.
+    """
+    directory = resolve_directory(recipe, recipe.teacher, weights=weights)
+    teacher = load_prompter(directory, recipe.teacher, recipe.data)
+    rows = head_rows(load_config(directory, recipe.teacher))
+    answers = AnswerAlignment(TeacherTokens.of_prompter(teacher, rows), teacher, student_rows=rows)
+    return Pair(directory=directory, teacher=teacher, student=teacher, answers=answers)
+
+
+def check_top_k(recipe: Recipe, alignment: VocabularyAlignment) -> None:
+    """Raise DataError where a recipe stores more entries than the two vocabularies share."""
+    shared = int(alignment.shared.sum())
+    if recipe.cache.targets == "top_k" and recipe.cache.top_k > shared:
         raise DataError(
-            f"cache.top_k: {recipe.cache.top_k} is more than the {alignment.shared.sum()} tokens that teacher and student "
-            "share; lower it"
+            f"cache.top_k: {recipe.cache.top_k} is more than the {shared} tokens that teacher and student share; lower it"
         )
-    return Pair(
-        directory=directory,
-        teacher=teacher,
-        student=student,
-        teacher_tokens=teacher_tokens,
-        student_tokens=student_tokens,
-        alignment=alignment,
-    )
 
 
 def load_prompter(

@@ -71,10 +71,10 @@ class Prompter:
         self._image_token_id = family.image_token_id(processor) if family.has_vision else -1
         self.answer_prefix = self.template.answer_prefix
         self.end_of_turn_ids = self.template.end_of_turn_ids
-        self.answer_offset = self._offset(self.template.answer_prefix)
-        """Bytes that stand before a closing answer in the spelling of its tokens: the template's, or a tokenizer's own space."""
-        self.earlier_offset = self._offset(self.template.earlier_prefix)
-        """Likewise before an answer that other messages follow."""
+        self._spelled = {
+            True: self._spelled_before(self.template.answer_prefix),
+            False: self._spelled_before(self.template.earlier_prefix),
+        }
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.end_of_turn_ids[-1] if pad is None else pad
         """Fills the shorter rows of a batch."""
@@ -100,9 +100,18 @@ class Prompter:
         """
         return [self._answer_ids(text) for text in self._conversation(sample).answers]
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of a closing answer as the chat template renders it, end of turn included."""
-        return self._answer_ids(self.template.answer_text(answer))
+    def answer_ids(self, answer: str, *, closing: bool = True) -> list[int]:
+        """Token ids of an answer as the chat template renders it, end of turn included.
+
+        Args:
+            answer: its text.
+            closing: no other message follows.
+        """
+        return self._answer_ids(self.template.answer_text(answer, closing=closing))
+
+    def spelled_prefix(self, *, closing: bool) -> bytes:
+        """What stands before an answer in the spelling of its tokens: the template's prefix, or a tokenizer's own space."""
+        return self._spelled[closing]
 
     def answer_text(self, ids: Sequence[int]) -> str:
         """The text of a generated answer, without end of turn and without what the template puts in front of it."""
@@ -277,9 +286,9 @@ class Prompter:
             )
         return ids[len(end) :]
 
-    def _offset(self, prefix: str) -> int:
+    def _spelled_before(self, prefix: str) -> bytes:
         ids: list[int] = self.tokenizer(prefix + "a", add_special_tokens=False)["input_ids"]
-        return len(spelling(self.tokenizer, ids)) - 1
+        return spelling(self.tokenizer, ids)[:-1]
 
     def _encode(self, contexts: Sequence[str], answers: Sequence[Sequence[int]], pictures: Pictures | None) -> Encoded:
         texts = () if pictures is None else pictures.texts

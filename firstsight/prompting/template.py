@@ -96,9 +96,9 @@ class ChatTemplate:
         """As `answer_prefix`, of an answer that is not the last message."""
         return "" if self._earlier is None else self._earlier.prefix
 
-    def answer_text(self, answer: str) -> str:
-        """A closing answer as the template renders it after the generation prompt."""
-        return self.answer_prefix + (answer.strip() if self._strips else answer)
+    def answer_text(self, answer: str, *, closing: bool = True) -> str:
+        """An answer as the template renders it after the generation prompt."""
+        return (self.answer_prefix if closing else self.earlier_prefix) + (answer.strip() if self._strips else answer)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The conversation as text; TemplateError where the template refuses it."""

@@ -113,8 +113,8 @@ def test_the_mask_is_every_answer_with_its_end(kind, checkpoint, talk):
         assert decode(own) == prefix + answer + ENDS.get(kind, "<|im_end|>")
         assert decode(ids[: first[number] + 1]).endswith(before)
     assert prompter.turn_ids(sample) == encoded.turn_ids
-    assert prompter.answer_offset == len(CLOSING.get(kind, CHATML)[1])
-    assert prompter.earlier_offset == len(EARLIER.get(kind, CHATML)[1])
+    assert prompter.spelled_prefix(closing=True) == CLOSING.get(kind, CHATML)[1].encode()
+    assert prompter.spelled_prefix(closing=False) == EARLIER.get(kind, CHATML)[1].encode()
     tokens, image_tokens, answers = prompter.count_tokens(sample)
     assert (tokens + sum(answers), answers) == (len(ids), list(encoded.turns))
     assert image_tokens == sum(int(types.sum()) for types in encoded.token_types.values()) or not encoded.token_types
