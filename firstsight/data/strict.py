@@ -15,6 +15,8 @@ _LIMITS = (
     "the recipe"
 )
 
+_PREFERENCE = "one answer a question is trained on, no preferences"
+
 REMEDIES = {
     "video": _VIDEO,
     "videos": _VIDEO,
@@ -27,6 +29,7 @@ REMEDIES = {
     "resized_height": _LIMITS,
     "resized_width": _LIMITS,
     "detail": _LIMITS,
+    **dict.fromkeys(("chosen", "rejected", "rejected_response", "kto_tag"), _PREFERENCE),
     "tools": "tools are not supported",
     "tool_calls": "tools are not supported",
     "weight": "every answer has the weight 1",

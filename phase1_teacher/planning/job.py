@@ -128,9 +128,15 @@ def index_samples(
     def positions(sample: Sample) -> int:
         if adopted:
             check_adopted_turns(sample, recipe.cache_location)
-        if recipe.cache.on_error == "stop":
-            pair.check(sample, generated=recipe.cache.generate_max_tokens)
-        return answer_positions(recipe, pair.student, sample)
+        check_answered(recipe, sample)
+        try:
+            if recipe.cache.on_error == "stop":
+                pair.check(sample, generated=recipe.cache.generate_max_tokens)
+            return answer_positions(recipe, pair.student, sample)
+        except DataError:
+            if recipe.cache.on_error == "stop":
+                raise
+            return 1  # it is skipped by name when its turn comes
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
         return SampleIndex.build(recipe.sources(), positions, progress=bar.update)
@@ -142,15 +148,18 @@ def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
     Raises:
         DataError: no answer, and the recipe does not let the teacher answer.
     """
+    check_answered(recipe, sample)
     own = sum(map(len, student.turn_ids(sample)))
-    if sample.answer is not None:
-        return own
-    if not recipe.cache.generate_missing:
+    return own if sample.answer is not None else own + recipe.cache.generate_max_tokens
+
+
+def check_answered(recipe: Recipe, sample: Sample) -> None:
+    """Raise DataError for a sample that ends without an answer where the recipe does not let the teacher answer."""
+    if sample.answer is None and not recipe.cache.generate_missing:
         raise DataError(
             f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
             "cache.generate_missing: true"
         )
-    return own + recipe.cache.generate_max_tokens
 
 
 def prepare_dump(
