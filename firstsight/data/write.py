@@ -53,7 +53,7 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
             rows += 1
             literal = literal or any(
                 part["type"] == "text" and MARK.search(part["text"])
-                for message in sample.prompt
+                for message in sample.messages
                 for part in message["content"]
             )
     partial.rename(file)
@@ -61,9 +61,7 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
 
 
 def _row(sample: Sample, images: list[str]) -> dict[str, Any]:
-    messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.prompt]
-    if sample.answer is not None:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
+    messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.messages]
     row: dict[str, Any] = {"id": sample.id, "messages": messages}
     if images:
         row["images" if sample.times is None else "frames"] = images
