@@ -40,12 +40,27 @@ def main() -> None:
     is_flag=True,
     help="Load the unquantised teacher as well and report how far both agree; takes memory for both.",
 )
+@click.option(
+    "--retry-skipped",
+    is_flag=True,
+    help="Try again also what was skipped for what the teacher computed: logits that are not finite, memory, its own answer. "
+    "Of several workers give it to one.",
+)
 @progress_option
-def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quantization: bool, progress: bool) -> None:
+def dump(
+    config: Path,
+    overrides: tuple[str, ...],
+    shard: str | None,
+    check_quantization: bool,
+    retry_skipped: bool,
+    progress: bool,
+) -> None:
     """Write the teacher's top-k soft targets for every sample that the cache does not hold.
 
     Interrupt it as you like: what is committed stays, and the same command continues with the rest. Any number of
     these processes may work on one cache: each begins with its shard and then takes whatever is not committed.
+    With cache.on_error: skip a sample that cannot be dumped is left out and named; every dump tries it again as soon as it can
+    be dumped: its image was repaired, data.max_length was raised.
     On SIGTERM or SIGUSR1 it commits or drops the unit that it works on and leaves within ten seconds, exit code 143.
 
     Example: fs-teacher dump --config recipe.yaml --set cache.top_k=32
@@ -60,24 +75,28 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
     try:
         with stop_on_signals():
             rows = check_files(recipe.sources(), progress=progress)
-            _dump(recipe, rows, worker, check_quantization, progress)
+            _dump(recipe, rows, worker, check_quantization, retry_skipped, progress)
     except Stopped as stopped:
         click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
         sys.exit(stopped.exit_code)
 
 
-def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, progress: bool) -> None:
+def _dump(
+    recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, retry_skipped: bool, progress: bool
+) -> None:
     from firstsight.models.loading import hide_bars
     from phase1_teacher.dump import dump as run
     from phase1_teacher.dump import prepare_dump
     from phase1_teacher.summary import summary_text
 
-    job = prepare_dump(recipe, rows=rows, progress=progress)
+    job = prepare_dump(recipe, rows=rows, retry_skipped=retry_skipped, progress=progress)
     if not job.pending:
         click.echo(f"Nothing to do: {_held(recipe, job)}")
     else:
         worker = f", worker {shard}" if shard.count > 1 else ""
         click.echo(f"Teacher {recipe.teacher.model} ({recipe.teacher.quantization}) -> {recipe.cache_location}{worker}")
+        if job.again:
+            click.echo(f"{job.again:,} samples that an earlier dump skipped are tried again")
     if not progress:
         hide_bars()
     summary = run(job, shard=shard, check_quantization=check_quantization, progress=progress)
@@ -86,15 +105,21 @@ def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, pro
 
 def _held(recipe: Recipe, job: DumpJob) -> str:
     """What the cache holds of a recipe whose samples are all planned and committed."""
-    from storage.reader import open_cache
+    from phase1_teacher.planning.retry import open_committed
 
-    cache = open_cache(recipe.cache_location)
-    skipped = [reason for key, reason in cache.skipped().items() if key in job.samples and key not in cache]
+    cache = open_committed(job.writer)
+    skipped = [reason for key, reason in cache.skipped().items() if key in job.samples]
     if not skipped:
         return f"{recipe.cache_location} holds all {len(job.samples):,} samples of this recipe."
+    retried = job.writer.version.replans_skipped
+    advice = (
+        "mend them and run the same command, or try --retry-skipped for what only the teacher can judge"
+        if retried
+        else "to have them as well use another cache.path"
+    )
     return (
         f"{recipe.cache_location} holds the samples of this recipe but for {len(skipped):,} that an earlier dump skipped "
-        f"({skipped[0]}); to have them as well use another cache.path"
+        f"({skipped[0]}); {advice}"
     )
 
 

@@ -34,6 +34,9 @@ class DumpSummary:
     """What a dump did."""
 
     samples: int = 0
+    """With targets."""
+    skipped: tuple[str, ...] = ()
+    """Why each sample was skipped that this dump skipped."""
     positions: int = 0
     units: int = 0
     seconds: float = 0.0
@@ -65,8 +68,9 @@ def dump(
 
     Raises:
         TargetError: the teacher's logits are not finite (the sample is named, its unit is not committed), or the device's
-            memory does not take a sample.
+            memory does not take a sample. This and the next two only where the recipe does not skip such samples.
         DataError: a sample that cannot be encoded.
+        AlignmentError: an answer of the teacher that the student's tokens do not spell.
         CacheError: the store refused a write, as on a full disk.
     """
     pending = work_order(job.pending, shard or Shard())
@@ -101,6 +105,7 @@ def dump(
     budget = job.recipe.teacher.batch_tokens
     return DumpSummary(
         samples=commits.samples,
+        skipped=tuple(commits.skipped),
         positions=commits.positions,
         units=commits.units,
         seconds=time.perf_counter() - begin,

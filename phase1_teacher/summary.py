@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from phase1_teacher.dump import DumpSummary
 from phase1_teacher.forward.fidelity import report_lines
 from storage.maintenance.status import cache_status
 from storage.reader import open_cache
+
+_SHOWN = 5
+"""Skipped samples that are named."""
 
 
 def summary_text(location: str, summary: DumpSummary) -> str:
@@ -33,8 +36,16 @@ def summary_text(location: str, summary: DumpSummary) -> str:
     lines.extend(_mass_lines(sums, cache.temperatures))
     lines.extend(report_lines(sums, cache.top_k, cache.temperatures))
     if status.skipped:
-        lines.append(f"Skipped:   {len(status.skipped):,} samples; fs-teacher status {location} lists them")
+        lines += _skipped_lines(location, status.skipped, summary.skipped)
     return "\n".join(lines)
+
+
+def _skipped_lines(location: str, skipped: Mapping[str, str], now: Sequence[str]) -> list[str]:
+    """How many samples the cache lacks because they were skipped, and why the first of them; those of this dump before others."""
+    reasons = list(dict.fromkeys([*now, *skipped.values()]))
+    more = f"; fs-teacher status {location} lists all" if len(reasons) > _SHOWN else ""
+    by = f", {len(now):,} of them by this dump" if 0 < len(now) < len(skipped) else ""
+    return [f"Skipped:   {len(skipped):,} samples{by}{more}", *(f"           {reason}" for reason in reasons[:_SHOWN])]
 
 
 def _run_line(summary: DumpSummary) -> str:

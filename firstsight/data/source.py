@@ -11,7 +11,7 @@ FORMATS = ("messages", "trl", "conversations", "prompt_completion", "instruction
 """Forms of rows by name; `firstsight.data.forms` has the module of each."""
 
 COLUMNS = frozenset([
-    "id", "images", "image", "frames", "times", "category", "environment", "options", "messages",
+    "id", "images", "image", "frames", "times", "category", "environment", "options", "answers", "messages",
     "conversations", "system", "prompt", "completion", "instruction", "input", "output",
     "history", "query", "response", "question", "answer",
 ])  # fmt: skip

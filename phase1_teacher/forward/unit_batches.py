@@ -13,7 +13,7 @@ from firstsight.errors import DataError
 from firstsight.families.base import Pictures
 from firstsight.prompting import Encoded
 from phase1_teacher.planning.batches import batch_by_tokens
-from phase1_teacher.planning.job import DumpJob
+from phase1_teacher.planning.job import DumpJob, check_sample
 from storage.plan import PlannedUnit
 
 
@@ -28,6 +28,11 @@ class EncodedSample:
     images: tuple[str, ...]
     """sha256 of each image's file: equal digests share one vision pass."""
 
+    @property
+    def name(self) -> str:
+        """Place and id, for messages."""
+        return f"{self.sample.place}: sample {self.sample.id!r}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnitBatch:
@@ -39,6 +44,8 @@ class UnitBatch:
     samples: list[EncodedSample]
     skipped: dict[str, str] = field(default_factory=dict)
     """Samples found unusable on the way, with the reason."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Samples that the forward pass could do nothing with, likewise; it fills this."""
     later_images: frozenset[str] = frozenset()
     """Digests of the images that later batches of the unit need."""
 
@@ -77,7 +84,7 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
                 )
             sample = job.samples[key]
             if skip:  # else everything was checked before the dump began
-                job.pair.check(sample, generated=job.recipe.cache.generate_max_tokens)
+                check_sample(job.recipe, job.pair, sample)
             digests[key] = tuple(image_digest(image) for image in sample.images)
             lengths.append(_length(job, sample))
             samples[key] = sample

@@ -15,6 +15,7 @@ from firstsight.identity import cache_spec
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from phase1_teacher.planning.retry import plan_again
 from phase1_teacher.planning.sample_index import SampleIndex
 from storage.plan import PlannedUnit
 from storage.writer import CacheWriter, create_cache
@@ -31,6 +32,8 @@ class DumpJob:
     writer: CacheWriter
     planned: int
     """Samples that this job added to the plan."""
+    again: int
+    """Those among them that earlier dumps skipped."""
 
     @property
     def pending(self) -> list[PlannedUnit]:
@@ -54,7 +57,9 @@ def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = Tr
 
     def positions(sample: Sample) -> int:
         if recipe.cache.on_error == "stop":
-            pair.check(sample, generated=recipe.cache.generate_max_tokens)
+            check_sample(recipe, pair, sample)
+        elif lacks_answer(recipe, sample):
+            return 1  # of a sample that will be skipped
         return answer_positions(recipe, pair.student, sample)
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
@@ -69,7 +74,7 @@ def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
     """
     if sample.answer is not None:
         return len(student.answer_ids(sample.answer))
-    if not recipe.cache.generate_missing:
+    if lacks_answer(recipe, sample):
         raise DataError(
             f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
             "cache.generate_missing: true"
@@ -77,12 +82,37 @@ def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
     return recipe.cache.generate_max_tokens
 
 
-def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -> DumpJob:
+def lacks_answer(recipe: Recipe, sample: Sample) -> bool:
+    """Whether a sample has no answer, and the recipe does not let the teacher answer."""
+    return sample.answer is None and not recipe.cache.generate_missing
+
+
+def check_sample(recipe: Recipe, pair: Pair, sample: Sample, *, images: bool = False) -> None:
+    """Raise DataError for a sample that cannot be dumped, as far as that can be told without weights.
+
+    Args:
+        recipe: of the dump.
+        pair: both models.
+        sample: of the data.
+        images: decode its images as well.
+    """
+    answer_positions(recipe, pair.student, sample)
+    pair.check(sample, generated=recipe.cache.generate_max_tokens)
+    if images:
+        pair.teacher.encode(sample, [])
+
+
+def prepare_dump(
+    recipe: Recipe, *, rows: int | None = None, retry_skipped: bool = False, progress: bool = True
+) -> DumpJob:
     """Check data, models and cache, and plan what is missing.
+
+    Samples that earlier dumps skipped are planned again where they can be dumped now, as far as that can be told without weights.
 
     Args:
         recipe: of the dump.
         rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
+        retry_skipped: plan also those again that were skipped for what the teacher computed.
         progress: show bars.
 
     Raises:
@@ -104,4 +134,12 @@ def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = Tr
         }
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
-    return DumpJob(recipe=recipe, pair=pair, samples=samples, writer=writer, planned=planned)
+    again = plan_again(
+        writer,
+        samples,
+        lambda sample: check_sample(recipe, pair, sample, images=True),
+        unit_positions=recipe.cache.unit_positions,
+        all_skipped=retry_skipped,
+        stop=recipe.cache.on_error == "stop",
+    )
+    return DumpJob(recipe=recipe, pair=pair, samples=samples, writer=writer, planned=planned + again, again=again)

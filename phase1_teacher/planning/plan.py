@@ -122,8 +122,8 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> 
         counts["rows"] += 1
         if not summary.add(split, sample):
             continue
-        positions = answer_positions(recipe, pair.student, sample)
         try:
+            positions = answer_positions(recipe, pair.student, sample)
             length, image_tokens = pair.teacher.prompt_tokens(sample)
         except DataError:
             if recipe.cache.on_error == "stop":

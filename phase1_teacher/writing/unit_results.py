@@ -13,6 +13,7 @@ from firstsight.errors import TargetError
 from phase1_teacher.forward.fidelity import fidelity_sums
 from phase1_teacher.forward.soft_targets import TopKTargets
 from phase1_teacher.forward.teacher import ForwardResult
+from phase1_teacher.planning.retry import BY_TEACHER
 from storage.format.layout import Layout
 from storage.plan import PlannedUnit
 from storage.targets import SampleTargets, Targets
@@ -33,6 +34,8 @@ class UnitResults:
     def __init__(self, unit: PlannedUnit, layout: Layout, *, skip: bool) -> None:
         self.unit = unit
         self.skipped: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        """Skipped for what the teacher computed, and why."""
         self.sums: dict[str, float] = {}
         self.notes: dict[str, Any] = {}
         self._layout = layout
@@ -59,7 +62,7 @@ class UnitResults:
                 reason = f"{sample.name}: the teacher's logits are not finite"
                 if not self._skip:
                     raise TargetError(f"{reason}; try teacher.dtype: bfloat16, or set cache.on_error: skip")
-                self.skipped[sample.key] = reason
+                self.refused[sample.key] = reason
                 kept[rows] = False
                 continue
             student_ids = sample.student_ids
@@ -74,6 +77,9 @@ class UnitResults:
 
     def fill(self, out: UnitWriter) -> None:
         """Hand everything to the unit's writer, in the planned order."""
+        self.skipped |= self.refused
+        if self.refused:
+            self.notes[BY_TEACHER] = sorted(self.refused)
         for key in self.unit.keys:
             if key in self.skipped:
                 out.skip(key, self.skipped[key])

@@ -16,7 +16,7 @@ from firstsight import __version__
 from firstsight.page import render
 from phase2_student.evaluation.files import read_evaluation
 from phase2_student.evaluation.results import Evaluation
-from phase2_student.evaluation.summary import difference_lines, summary_table
+from phase2_student.evaluation.summary import difference_lines, preprocessing_lines, sample_lines, summary_table
 from phase2_student.report import charts, figures, gallery
 from phase2_student.report.costs import cost_lines, cost_rows
 from phase2_student.runs.lineage import pair_names, read_cache
@@ -135,12 +135,14 @@ def _evaluated(
         "tiles": figures.tiles(models, student),
         "table": summary_table(evaluation),
         "differences": difference_lines(models),
+        "sample_lines": [*sample_lines(evaluation), *preprocessing_lines(models)],
         "accuracy": [charts.intervals(f"By {key}", rows) for key, rows in groups.items() if rows],
         "reliability": charts.reliability("Confidence against share right", [bins for _, bins, _ in known])
         if known
         else None,
         "calibration": [(name, series[name], error) for name, _, error in known],
         "cards": cards,
+        "judged": any(card.truth is not None for card in cards),
         "categories": sorted({card.category for card in cards} - {""}),
         "environments": sorted({card.environment for card in cards} - {""}),
         "total": len(student.samples),
