@@ -20,8 +20,10 @@ from storage.reader import open_cache
 
 
 @pytest.fixture(autouse=True)
-def _version_2(monkeypatch):
-    monkeypatch.setattr("storage.spec.WRITTEN", 2)
+def _version_2():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.spec.WRITTEN", 2)
+        yield
 
 
 def run(recipe, **options):
