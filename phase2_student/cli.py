@@ -56,6 +56,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
             f"Student {recipe.student.model}, {len(plan.train):,} samples{plan.source.note and f', {plan.source.note}'}; "
             f"{plan.objective_text}; {plan.precision}"
         )
+        if plan.skipped:
+            click.echo(plan.skipped_text, err=True)
     result = run(plan, overwrite=overwrite)
     if not result.finished:
         click.echo(f"{result.stopped_text[0].upper()}{result.stopped_text[1:]}.", err=True)

@@ -91,7 +91,7 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
         except DataError as error:
             if not skip:
                 raise
-            skipped[key] = str(error)
+            skipped[key] = job.recipe.without_roots(str(error))
     keys = list(samples)
     batches = batch_by_tokens(lengths, job.recipe.teacher.batch_tokens)
     images = [{digest for index in batch for digest in digests[keys[index]]} for batch in batches]
@@ -139,7 +139,7 @@ def _encode(
         except DataError as error:
             if not skip:
                 raise
-            skipped[key] = str(error)
+            skipped[key] = job.recipe.without_roots(str(error))
             continue
         encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=digests))
     return encoded

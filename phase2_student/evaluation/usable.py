@@ -41,7 +41,7 @@ def usable_samples(
         except DataError as error:
             if recipe.cache.on_error == "stop":
                 raise DataError(f"{error}; or leave such samples out: cache.on_error: skip") from None
-            skipped.append(str(error))
+            skipped.append(recipe.without_roots(str(error)))
             continue
         taken.append(sample)
     if not taken:

@@ -75,6 +75,7 @@ def write_report(
     notes = [trouble] if trouble else []
     if found is None:
         notes.append("No evaluation was found: run fs-student eval, then this command again.")
+    notes += [line for run in runs if (line := _skipped(run))]
     models = found.models if found else []
     series = figures.series_of(models, runs)
     keys = _run_keys(runs)
@@ -160,6 +161,15 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
         if len({str(run.setting(name)) for run in runs}) > 1 and name != "training.output_dir"
     }
     return {**_RUN_KEYS, **{name: label for name, label in differing.items() if name not in _RUN_KEYS}}
+
+
+def _skipped(run: Run) -> str:
+    """How many samples the dump skipped that were in the data of a run, and why; empty for none."""
+    count, first = run.facts.get("skipped_samples"), run.facts.get("skipped_first") or []
+    if not count:
+        return ""
+    why = f": {'; '.join(map(str, first))}{'; ...' if count > len(first) else ''}" if first else ""
+    return f"{run.name}: {count:,} samples were left out, since the dump skipped them{why}"
 
 
 def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, object]:

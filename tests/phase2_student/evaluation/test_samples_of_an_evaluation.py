@@ -147,6 +147,7 @@ def test_a_row_that_cannot_be_used_ends_it_or_is_left_out_and_named(made_world, 
     assert name not in found.models[0].sample_ids
     (reason,) = found.data.skipped
     assert reason.startswith("validation.jsonl:3: ")
+    assert str(tmp_path) not in json.dumps(found.to_json())
     assert f"1 samples were skipped (cache.on_error: skip): {reason}" in summary_text(found)
     assert Evaluation.model_validate(found.to_json()) == found
 
@@ -161,6 +162,11 @@ def test_dump_train_and_eval_go_on_over_a_broken_validation_image(made_world, tm
     dump(prepare_dump(recipe, progress=False), progress=False)
     trained = CliRunner().invoke(main, ["train", *config, "--set", "training.max_steps=1"])
     assert trained.exit_code == 0, trained.output
+    assert "2 samples are left out, since the dump skipped them:\n  validation.jsonl:3: " in trained.output
+    facts = json.loads((tmp_path / "runs" / "a" / "run.json").read_text())
+    assert (facts["validation_samples"], facts["skipped_samples"]) == (5, 2)  # it is in both splits here
+    page = CliRunner().invoke(main, ["report", str(tmp_path / "runs" / "a")])
+    assert "2 samples were left out, since the dump skipped them: validation.jsonl:3: " in page.stderr
     options = ["--model", "student", "--timed", "1", "--requests", "1", "--max-new-tokens", "2"]
     done = CliRunner().invoke(main, ["eval", *config, *options])
     assert done.exit_code == 0, done.output
