@@ -34,7 +34,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _temperature_within_nodes(self) -> Recipe:
         low, high = self.cache.temperatures[0], self.cache.temperatures[-1]
-        if not low <= self.loss.temperature <= high:
+        if self.cache.targets == "top_k" and not low <= self.loss.temperature <= high:
             raise PydanticCustomError(
                 "temperature_range",
                 "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}",
@@ -123,5 +123,5 @@ class Recipe(Section):
         return section.model
 
     def dump(self) -> dict[str, Any]:
-        """The recipe as plain YAML types, defaults included."""
-        return self.model_dump(mode="json")
+        """The recipe as plain YAML types, defaults included; it can be read again."""
+        return {**self.model_dump(mode="json"), "cache": self.cache.effective()}

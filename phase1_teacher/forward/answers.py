@@ -28,7 +28,6 @@ class TeacherAnswers:
         self.model = model
         self.recipe = job.recipe.cache
         self.teacher = job.pair.teacher
-        self.student = job.pair.student
         self.generated = 0
         """Answers so far."""
 
@@ -77,11 +76,3 @@ class TeacherAnswers:
                 return {}
             return {key: ids for sample in waiting for key, ids in self._answers([sample], refuse).items()}
         return dict(zip([sample.key for sample in waiting], answers, strict=True))
-
-    def student_ids(self, teacher_ids: Sequence[int]) -> list[int]:
-        """An answer of the teacher in the student's tokens; its end of turn becomes the student's."""
-        end = self.teacher.end_of_turn_ids
-        ended = list(teacher_ids[-len(end) :]) == end
-        text = self.teacher.answer_text(teacher_ids[: -len(end)] if ended else teacher_ids)
-        ids = self.student.answer_ids(text)
-        return ids if ended else ids[: -len(self.student.end_of_turn_ids)]

@@ -6,24 +6,16 @@ A skip is a decision of one run: an image may have been repaired since, `data.ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError
 from phase1_teacher.planning.sample_index import SampleIndex
-from storage.exact import open_exact_cache
-from storage.format.base import EXACT
+from storage.exact import open_any_cache
 from storage.plan import PlannedSample
-from storage.reader import CommittedCache, open_cache
 from storage.writer import CacheWriter
 
 BY_TEACHER = "skipped_by_teacher"
 """Name of a unit's note: the keys that were skipped for what the teacher computed, such as logits that are not finite."""
-
-
-def open_committed(writer: CacheWriter) -> CommittedCache[Any]:
-    """What a writer's cache holds, of either kind."""
-    return open_exact_cache(writer.store) if writer.version.kind == EXACT else open_cache(writer.store)
 
 
 def plan_again(
@@ -51,7 +43,7 @@ def plan_again(
     """
     if not writer.version.replans_skipped and not all_skipped:
         return 0
-    cache = open_committed(writer)
+    cache = open_any_cache(writer.store)
     skipped = cache.skipped()
     if not skipped:
         return 0

@@ -19,13 +19,6 @@ from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
 
 
-@pytest.fixture(autouse=True)
-def _version_2():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("storage.spec.WRITTEN", 2)
-        yield
-
-
 def run(recipe, **options):
     job = prepare_dump(recipe, progress=False, **options)
     return job, dump(job, progress=False)
