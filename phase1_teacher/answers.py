@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +126,7 @@ def left_out(written: WrittenAnswers) -> list[str]:
 
 def _rows(
     recipe: Recipe,
-    samples: Iterator[Sample],
+    samples: Iterable[Sample],
     cache: Cache | ExactCache,
     tokens: _Tokens,
     written: WrittenAnswers,
