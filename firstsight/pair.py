@@ -59,17 +59,23 @@ class Pair:
             and image_settings(teacher.processor, teacher.family) == image_settings(student.processor, student.family)
         )
 
-    def check(self, sample: Sample, *, generated: int = 0) -> None:
-        """Raise DataError for a sample that one of the two models cannot take; no image is decoded.
+    def check(self, sample: Sample, *, generated: int = 0) -> int:
+        """Tokens of a sample, those of the model that makes more of it; no image is decoded.
 
         Args:
-            sample: too long for one of them, or with an answer that their templates spell differently.
+            sample: of the data.
             generated: tokens of the longest answer that the teacher may give where there is none.
+
+        Raises:
+            DataError: it is too long for one of them, or has an answer that their templates spell differently.
         """
+        longest = 0
         for prompter in (self.teacher, self.student):
             if prompter is self.teacher or not self.same_inputs or prompter.longest != self.teacher.longest:
                 extra = generated if sample.answer is None else 0
-                prompter.check_length(sample, prompter.sample_tokens(sample) + extra)
+                length = prompter.sample_tokens(sample) + extra
+                prompter.check_length(sample, length)
+                longest = max(longest, length)
         if sample.answer is not None and not self.same_inputs:
             ids = [np.array(prompter.answer_ids(sample.answer)) for prompter in (self.teacher, self.student)]
             try:
@@ -79,6 +85,7 @@ class Pair:
                     f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
                     "answer and the other does not, remove them in the data"
                 ) from None
+        return longest
 
 
 def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:

@@ -102,8 +102,6 @@ def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = Tr
     def positions(sample: Sample) -> int:
         if recipe.cache.on_error == "stop":
             check_sample(recipe, pair, sample)
-        elif lacks_answer(recipe, sample):
-            return 1  # of a sample that will be skipped
         return answer_positions(recipe, pair.student, sample)
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
@@ -118,17 +116,12 @@ def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
     """
     if sample.answer is not None:
         return len(student.answer_ids(sample.answer))
-    if lacks_answer(recipe, sample):
+    if not recipe.cache.generate_missing:
         raise DataError(
             f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
             "cache.generate_missing: true"
         )
     return recipe.cache.generate_max_tokens
-
-
-def lacks_answer(recipe: Recipe, sample: Sample) -> bool:
-    """Whether a sample has no answer, and the recipe does not let the teacher answer."""
-    return sample.answer is None and not recipe.cache.generate_missing
 
 
 def check_sample(recipe: Recipe, pair: Pair, sample: Sample, *, images: bool = False) -> None:
@@ -140,7 +133,6 @@ def check_sample(recipe: Recipe, pair: Pair, sample: Sample, *, images: bool = F
         sample: of the data.
         images: decode its images as well.
     """
-    answer_positions(recipe, pair.student, sample)
     pair.check(sample, generated=recipe.cache.generate_max_tokens)
     if images:
         pair.teacher.encode(sample, [])

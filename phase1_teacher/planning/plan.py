@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-from tqdm import tqdm
-
-from firstsight.data.samples import iter_samples
-from firstsight.data.summary import DataSummary
+from firstsight.data.check import check_data, refusal
+from firstsight.data.sample import Sample
 from firstsight.errors import DataError
 from firstsight.families.parts import HeadShape, head_shape
 from firstsight.models.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
@@ -50,6 +48,8 @@ class Demand:
     """Tokens of the longest sample."""
     too_long: int
     """Samples longer than `data.max_length` or the positions of a model: the dump refuses or skips them."""
+    first_too_long: tuple[str, ...]
+    """Places of the first of them."""
     images: int
     """Distinct files."""
     work: TeacherWork
@@ -138,42 +138,51 @@ def _head_bytes(recipe: Recipe, pair: Pair, head: HeadShape) -> int:
 
 
 def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, progress: bool) -> Demand:
-    counts = dict.fromkeys((f.name for f in fields(Demand) if f.name not in ("work", "notes")), 0)
+    counts = dict.fromkeys((f.name for f in fields(Demand) if f.name not in ("work", "notes", "first_too_long")), 0)
     per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
     work = dict.fromkeys((f.name for f in fields(TeacherWork)), 0)
     seen: set[int] = set()
-    summary = DataSummary()
-    rows = ((source.part, sample) for source in recipe.sources() for sample in iter_samples(source))
-    for split, sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
-        counts["rows"] += 1
-        if not summary.add(split, sample):
-            continue
+    too_long: list[str] = []
+    unanswered: list[DataError] = []
+
+    def judge(_split: str, sample: Sample, new: bool) -> int:
+        if not new:
+            return 0
         try:
             positions = answer_positions(recipe, pair.student, sample)
-            length, image_tokens = pair.teacher.prompt_tokens(sample)
-        except DataError:
-            if recipe.cache.on_error == "stop":
-                raise
-            counts["unreadable"] += 1
-            continue
+        except DataError as error:
+            unanswered.append(error)
+            raise
+        length, image_tokens = pair.teacher.prompt_tokens(sample)
         total = length + positions
+        other = total if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
         counts["samples"] += 1
         counts["missing_answers"] += sample.answer is None
         counts["positions"] += positions
         counts["prompt_tokens"] += length - image_tokens
         counts["image_tokens"] += image_tokens
         counts["longest"] = max(counts["longest"], total)
-        other = total if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
-        counts["too_long"] += total > pair.teacher.longest or other > pair.student.longest
+        if total > pair.teacher.longest or other > pair.student.longest:
+            counts["too_long"] += 1
+            too_long.extend([sample.place] if len(too_long) < 5 else [])
         counts["present"] += cache is not None and sample.key in cache
-        new = {hash(image) for image in sample.images} - seen
-        seen |= new
-        counts["images"] += len(new)
-        work["patches"] += image_tokens * per_token * len(new) // max(1, len(sample.images))
+        first_seen = {hash(image) for image in sample.images} - seen
+        seen.update(first_seen)
+        counts["images"] += len(first_seen)
+        work["patches"] += image_tokens * per_token * len(first_seen) // max(1, len(sample.images))
         work["tokens"] += total
         work["squared_tokens"] += total * total
         work["positions"] += positions
-    return Demand(**counts, work=TeacherWork(**work), notes=tuple(summary.notes()))
+        return total
+
+    report = check_data(recipe.sources(), judge=judge, images=False, progress=progress)
+    if report.row_faults or unanswered or (report.lost and recipe.cache.on_error == "stop"):
+        raise refusal(report)
+    counts["rows"] = sum(report.summary.rows.values())
+    counts["unreadable"] = report.fault_count
+    return Demand(
+        **counts, work=TeacherWork(**work), first_too_long=tuple(too_long), notes=tuple(report.summary.notes())
+    )
 
 
 def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
@@ -202,7 +211,8 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         lines.append(
             f"            {demand.too_long:,} samples are too long: the teacher takes {plan.longest_teacher:,} tokens"
             + ("" if recipe.cache.targets == "exact" else f", the student {plan.longest_student:,}")
-            + " (data.max_length, max_position_embeddings)"
+            + f" (data.max_length, max_position_embeddings): {', '.join(demand.first_too_long)}"
+            + (", ..." if demand.too_long > len(demand.first_too_long) else "")
         )
     if demand.unreadable:
         lines.append(

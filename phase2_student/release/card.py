@@ -18,6 +18,7 @@ from firstsight.families import family_of
 from firstsight.page import render
 from phase2_student.evaluation.results import Evaluation, ModelResult
 from phase2_student.evaluation.summary import difference_lines, preprocessing_lines, sample_lines, summary_table
+from phase2_student.runs.best import trained_student
 from phase2_student.runs.lineage import CacheFacts, pair_names
 from phase2_student.runs.preprocessing import read_preprocessing
 from phase2_student.runs.records import Run
@@ -44,17 +45,17 @@ def model_card(
     """The card.
 
     Args:
-        run: the run that trained the student; its `best/` exists.
+        run: the run that trained the student.
         evaluation: None: the card says that the student was not evaluated.
         student: the student in the evaluation.
         cache: for the teacher's identity; None where it cannot be opened.
         repo: `user/name`.
         license: identifier of the hub, such as `apache-2.0`.
     """
-    config = json.loads((run.directory / "best" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((trained_student(run.directory) / "config.json").read_text(encoding="utf-8"))
     sees = "model_type" not in config or family_of(SimpleNamespace(**config)).has_vision
     teacher_name, base = pair_names(run, cache)
-    own = read_preprocessing(run.directory / "best")
+    own = read_preprocessing(trained_student(run.directory))
     system_prompt = None if own is None or own.system_prompt is None else repr(own.system_prompt)  # as the code has it
     data = ModelCardData(
         base_model=base if "/" in base else None,  # a directory is known by its last part alone
