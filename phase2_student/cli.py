@@ -59,6 +59,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         )
         if plan.skipped:
             click.echo(plan.skipped_text, err=True)
+        if plan.unlearned_text:
+            click.echo(plan.unlearned_text)
     result = run(plan, overwrite=overwrite)
     if not result.finished:
         click.echo(f"{result.stopped_text[0].upper()}{result.stopped_text[1:]}.", err=True)

@@ -53,7 +53,7 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
             rows += 1
             literal = literal or any(
                 part["type"] == "text" and MARK.search(part["text"])
-                for message in sample.prompt
+                for message in sample.messages
                 for part in message["content"]
             )
     partial.rename(file)
@@ -62,9 +62,7 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
 
 def canonical_row(sample: Sample, images: list[str]) -> dict[str, Any]:
     """A sample in the form `messages`, with its images as they are named there."""
-    messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.prompt]
-    if sample.answer is not None:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
+    messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.messages]
     row: dict[str, Any] = {"id": sample.id, "messages": messages}
     if images:
         row["images" if sample.times is None else "frames"] = images
