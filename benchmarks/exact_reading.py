@@ -49,8 +49,10 @@ def samples_of(prompter: Prompter, positions: int) -> list[Sample]:
         found.append(
             Sample(
                 id=f"q{number}",
-                prompt=({"role": "user", "content": [{"type": "text", "text": f"Question {number}?"}]},),
-                answer=answer,
+                messages=(
+                    {"role": "user", "content": [{"type": "text", "text": f"Question {number}?"}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+                ),
                 images=(),
                 times=None,
                 category=None,

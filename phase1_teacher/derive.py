@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.errors import AlignmentError, ModelError, RecipeError
-from firstsight.identity import teacher_of_exact, top_k_spec
+from firstsight.identity import cached_turns, teacher_of_exact, top_k_spec
 from firstsight.models.loading import default_device, head_rows, load_config, resolve_directory
 from firstsight.pair import check_top_k, load_prompter
 from firstsight.recipe import Recipe
@@ -95,7 +95,7 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
     exact = open_exact_cache(location, memory_budget=recipe.cache.memory, scratch=recipe.cache_scratch)
     _check_stated(recipe, exact)
     directory = resolve_directory(recipe, recipe.student, weights=False)
-    student = load_prompter(directory, recipe.student, recipe.data)
+    student = load_prompter(directory, recipe.student, recipe.data, turns=cached_turns(exact.spec))
     answers = AnswerAlignment(
         TeacherTokens.of_cache(exact.spec, exact.head().tokens()),
         student,
@@ -224,11 +224,12 @@ def _derived(answers: AnswerAlignment, key: str, stored: ExactRows) -> DerivedAn
     ids, rows, turns = [], [], []
     start = 0
     teacher_ids = stored.target_ids.astype(np.int64)
-    for turn in stored.turns or (Turn(len(teacher_ids), stored.hard),):
+    stored_turns = stored.turns or (Turn(len(teacher_ids), stored.hard),)
+    for number, turn in enumerate(stored_turns, start=1):
         own = teacher_ids[start : start + turn.positions]
         try:
-            student_ids = answers.student_ids(own)
-            places = answers.rows(own, student_ids)
+            student_ids = answers.student_ids(own, closing=number == len(stored_turns))
+            places = answers.rows(own, student_ids, closing=number == len(stored_turns))
         except AlignmentError as error:
             raise AlignmentError(f"sample {key}: {error}") from None
         ids.append(student_ids)
@@ -253,5 +254,7 @@ def _check_stated(recipe: Recipe, exact: ExactCache) -> None:
     stated.append(("teacher.system_prompt", cached.get("system_prompt", absent), recipe.data.system_prompt))
     own, other = Path(section.model).name, Path(str(cached.get("model", absent))).name
     stated.append(("teacher.model", other, own))
+    if "turns" in recipe.data.model_fields_set:
+        stated.append(("turns", cached_turns(exact.spec), recipe.data.turns))
     if differences := [(name, theirs, ours) for name, theirs, ours in stated if theirs != ours]:
         raise SpecMismatch(exact.location, differences)

@@ -46,6 +46,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     """
     recipe = _checked_recipe(config, overrides)
 
+    from phase2_student.training.arguments import validation_note
     from phase2_student.training.prepare import prepare
     from phase2_student.training.train import train as run
 
@@ -54,8 +55,10 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     if main_process:
         click.echo(
             f"Student {recipe.student.model}, {len(plan.train):,} samples{plan.source.note and f', {plan.source.note}'}; "
-            f"{plan.objective_text}; {plan.precision}"
+            f"{plan.objective_text}; {plan.precision}" + (f"; {note}" if (note := validation_note(recipe)) else "")
         )
+        if plan.unlearned_text:
+            click.echo(plan.unlearned_text)
     result = run(plan, overwrite=overwrite)
     if not result.finished:
         click.echo(f"{result.stopped_text[0].upper()}{result.stopped_text[1:]}.", err=True)
@@ -65,7 +68,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     elif main_process:
         click.echo(
             f"{result.steps:,} steps in {result.seconds:.0f} s, {result.best_text}: "
-            f"{result.output_dir / 'best'} and {result.output_dir / 'final'}"
+            + " and ".join(str(model) for name in ("best", "final") if (model := result.output_dir / name).is_dir())
         )
 
 
@@ -295,8 +298,11 @@ def export(
     if config is None and overrides:
         raise click.UsageError("--set overrides a key of a recipe; give its --config")
     kind: Literal["int8", "nf4"] = "int8" if int8 else "nf4"
+
+    from phase2_student.runs.best import trained_student
+
     recipe = load_recipe(config, overrides) if config is not None else None
-    source = model or (recipe.output_dir / "best" if recipe else Path())
+    source = model or (trained_student(recipe.output_dir) if recipe else Path())
 
     from firstsight.recipe import StudentSection
     from phase2_student.release.export import export as run

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from firstsight.data.forms.parts import MARK
-from firstsight.data.images import ImageSource, InlineImage, image_digest, opened
+from firstsight.data.images import FetchedImage, ImageSource, InlineImage, image_digest, opened
 from firstsight.data.sample import Sample
 from firstsight.data.samples import iter_samples
 from firstsight.data.source import DataSource
@@ -53,7 +53,7 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
             rows += 1
             literal = literal or any(
                 part["type"] == "text" and MARK.search(part["text"])
-                for message in sample.prompt
+                for message in sample.messages
                 for part in message["content"]
             )
     partial.rename(file)
@@ -61,9 +61,7 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
 
 
 def _row(sample: Sample, images: list[str]) -> dict[str, Any]:
-    messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.prompt]
-    if sample.answer is not None:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
+    messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.messages]
     row: dict[str, Any] = {"id": sample.id, "messages": messages}
     if images:
         row["images" if sample.times is None else "frames"] = images
@@ -84,6 +82,6 @@ def _written(image: ImageSource, sample: Sample, directory: Path, names: dict[st
         if isinstance(image, InlineImage):
             path.write_bytes(image.data)
         else:
-            shutil.copyfile(image, path)
+            shutil.copyfile(image.path if isinstance(image, FetchedImage) else image, path)
         names[digest] = f"{IMAGES}/{path.name}"
     return names[digest]

@@ -44,7 +44,7 @@ class AnsweredSample:
     turns: tuple[Turn, ...]
     """Its answers, in order; ground truth is hard."""
     student_ids: NDArray[np.int64]
-    """[P]; of exact targets the teacher's own."""
+    """[P], one answer after the other; of exact targets the teacher's own."""
     soft: NDArray[np.bool_]
     """[P]: positions for which the teacher has a row."""
 
@@ -218,7 +218,7 @@ class TeacherForward:
                 self.watched.append(
                     WatchedPosition(
                         sample=sample.sample,
-                        teacher_ids=tuple(sample.encoded.target_ids.tolist()),
+                        teacher_ids=sample.encoded.turn_ids,
                         place=int(places_N[row]),
                         logits_V=logits_V,
                     )
@@ -263,18 +263,16 @@ class TeacherForward:
     def _answered(self, sample: EncodedSample) -> tuple[AnsweredSample, NDArray[np.int64]]:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
         pair = self.job.pair
-        teacher_ids = sample.encoded.target_ids.numpy()
-        answer = sample.sample.answer
-        if answer is not None:
-            student_ids = np.array(pair.student.answer_ids(answer), dtype=np.int64)
-        else:
-            student_ids = pair.answers.student_ids(teacher_ids)
+        teacher = sample.encoded.turn_ids
+        student = pair.student_turns(sample.sample, teacher)
+        own = len(student) - (sample.sample.answer is None)
+        turns = tuple(Turn(len(ids), number < own) for number, ids in enumerate(student))
         try:
-            rows = pair.answer_rows(teacher_ids, student_ids)
+            rows = pair.answer_rows(sample.sample, teacher, student)
         except AlignmentError as error:
             raise AlignmentError(f"{_name(sample)}: {error}") from None
         soft = rows >= 0
-        turns = (Turn(len(student_ids), answer is not None),)
+        student_ids = np.array([index for ids in student for index in ids], dtype=np.int64)
         answered = AnsweredSample(key=sample.key, name=_name(sample), turns=turns, student_ids=student_ids, soft=soft)
         return answered, rows[soft]
 

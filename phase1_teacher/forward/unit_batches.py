@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import AsyncResult, ThreadPool
 
-from firstsight.data.images import image_digest
 from firstsight.data.samples import Sample
 from firstsight.errors import DataError
 from firstsight.families.base import Pictures
@@ -26,7 +25,7 @@ class EncodedSample:
     encoded: Encoded
     """With the answer; the prompt alone where the teacher is to answer."""
     images: tuple[str, ...]
-    """sha256 of each image's file: equal digests share one vision pass."""
+    """`Sample.image_marks`: images of equal marks share one vision pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
             sample = job.samples[key]
             if skip:  # else everything was checked before the dump began
                 job.pair.check(sample, generated=job.recipe.cache.generate_max_tokens)
-            digests[key] = tuple(image_digest(image) for image in sample.images)
+            digests[key] = sample.image_marks
             lengths.append(_length(job, sample))
             samples[key] = sample
         except DataError as error:
@@ -116,7 +115,7 @@ def _encode(
 
     def make(sample: Sample) -> Pictures | ValueError:
         try:
-            return teacher.pictures(sample.open_images())
+            return teacher.pictures(sample.open_images(), sample.image_limits)
         except ValueError as error:  # a DataError, or what the processor refuses
             return error
 
@@ -139,6 +138,5 @@ def _encode(
 
 
 def _length(job: DumpJob, sample: Sample) -> int:
-    teacher = job.pair.teacher
-    answer = job.recipe.cache.generate_max_tokens if sample.answer is None else len(teacher.answer_ids(sample.answer))
-    return teacher.prompt_tokens(sample)[0] + answer
+    missing = job.recipe.cache.generate_max_tokens if sample.answer is None else 0
+    return job.pair.teacher.sample_tokens(sample) + missing

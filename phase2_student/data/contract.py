@@ -3,7 +3,8 @@
 `data.system_prompt` and the name of the teacher are stated by every recipe, by their defaults if not by name; so are the
 student's tokens, roles and rows of its head, `cache.top_k` and `cache.temperatures`, which a cache of exact targets does not depend
 on. Other settings of the dump are compared where the recipe or an override names them: a recipe that is silent about
-`teacher.quantization` trains on any, one that is silent about `cache.targets` on either kind. The teacher need not be there;
+`teacher.quantization` trains on any, one that is silent about `cache.targets` on either kind, one that is silent about `data.turns`
+on the answers that the cache has. The teacher need not be there;
 where it is not, `teacher.max_pixels` is compared for image processors that count pixels (Qwen2-VL and its successors).
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 from firstsight.errors import ModelError, RecipeError
 from firstsight.families import family_of
-from firstsight.identity import image_settings, model_name, student_identity
+from firstsight.identity import cached_turns, image_settings, model_name, student_identity
 from firstsight.models.loading import load_config, load_processor
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
@@ -91,6 +92,8 @@ def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     teacher, section, absent = spec.get("teacher", {}), recipe.teacher, SpecMismatch.ABSENT
     compared = _kind(recipe, spec)
     compared.append(("teacher.system_prompt", teacher.get("system_prompt", absent), recipe.data.system_prompt))
+    if "turns" in recipe.data.model_fields_set:
+        compared.append(("turns", cached_turns(spec), recipe.data.turns))
     name, cached_name = _teacher_name(recipe), teacher.get("model", absent)
     if not _same_model(name, cached_name):
         compared.append(("teacher.model", cached_name, name))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ class StateTargets(PositionTargets):
 class AnswerRows:
     """Where a sample's targets are, before its states are read."""
 
-    student_ids: NDArray[np.int64]
-    """[P] the answer in the student's tokens."""
+    student_ids: tuple[list[int], ...]
+    """Each answer in the student's tokens, P in all."""
     rows: NDArray[np.int64]
     """[P] the stored position that speaks for each of the student's; -1: none, only the hard label."""
     hard: NDArray[np.bool_]
@@ -229,7 +230,7 @@ class ExactDataset(Dataset[Item[StateTargets]]):
             self.samples.append((key, sample))
             positions += len(found.rows)
             soft += int((found.rows >= 0).sum())
-            self._lengths.append(prompter.prompt_tokens(sample)[0] + len(found.student_ids))
+            self._lengths.append(prompter.prompt_tokens(sample)[0] + len(found.rows))
             prompter.check_length(sample, self._lengths[-1])
         self.skipped = len(samples) - len(self.samples)
         if known and not soft:
@@ -250,7 +251,7 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         rows = found.rows[kept]
         states = np.zeros((len(rows), self.cache.hidden_size), dtype=cached.states.dtype)
         states[rows >= 0] = cached.states[rows[rows >= 0]]
-        encoded = self.prompter.encode(sample, found.student_ids[kept].tolist())
+        encoded = self.prompter.encode(sample, found.student_ids[kept])
         return Item(
             name=sample.id,
             encoded=encoded,
@@ -270,31 +271,32 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         """The sample's answers in the student's tokens, without its states."""
         stored = self.cache.rows(key)
         turns = stored.turns or (Turn(len(stored.target_ids), stored.hard),)
-        texts = (sample.answer,)
+        count = self.prompter.turn_count(sample)
         try:
-            if len(turns) != len(texts):
-                raise AlignmentError(f"it has {len(texts)} answers, the cache holds {len(turns)}; dump it again")
+            if len(turns) != count:
+                raise AlignmentError(
+                    f"it has {count} answers, the cache holds {len(turns)}; the cache was made with another data.turns: dump again"
+                )
             parts = []
             start = 0
-            for turn, text in zip(turns, texts, strict=True):
-                own = stored.target_ids[start : start + turn.positions].astype(np.int64)
-                parts.append(self._turn(own, text if turn.hard else None, start, turn.hard))
+            # an answer that the teacher gave may stand in for a ground truth that came later
+            for number, (turn, own) in enumerate(zip_longest(turns, self.prompter.turn_ids(sample)), start=1):
+                teacher_ids = stored.target_ids[start : start + turn.positions].astype(np.int64)
+                found = self._turn(teacher_ids, own if turn.hard else None, closing=number == count)
+                parts.append((found[0], np.where(found[1] >= 0, found[1] + start, -1), turn.hard))
                 start += turn.positions
         except AlignmentError as error:
             raise AlignmentError(f"{sample.place}: sample {sample.id!r}: {error}") from None
         ids, rows, hard = zip(*parts, strict=True)
-        return AnswerRows(student_ids=np.concatenate(ids), rows=np.concatenate(rows), hard=np.concatenate(hard))
+        return AnswerRows(student_ids=ids, rows=np.concatenate(rows), hard=np.repeat(hard, list(map(len, rows))))
 
     def _turn(
-        self, teacher_ids: NDArray[np.int64], text: str | None, start: int, hard: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Ids, rows and whether it is ground truth of one answer that begins at the stored position `start`."""
+        self, teacher_ids: NDArray[np.int64], own: list[int] | None, *, closing: bool
+    ) -> tuple[list[int], NDArray[np.int64]]:
+        """The student's tokens of one answer, and the teacher's position for each; `own`: of the ground truth."""
         if not self.answers.vocabulary.teacher_tokens[teacher_ids].all():
             raise AlignmentError("the cache holds an id that is no token of its teacher's")
-        if text is None:
+        if own is None:
             teacher_ids = self.answers.readable(teacher_ids)
-            student_ids = self.answers.student_ids(teacher_ids)
-        else:
-            student_ids = np.array(self.prompter.answer_ids(text), dtype=np.int64)
-        rows = self.answers.rows(teacher_ids, student_ids)
-        return student_ids, np.where(rows >= 0, rows + start, -1), np.full(len(rows), hard)
+            own = self.answers.student_ids(teacher_ids, closing=closing).tolist()
+        return own, self.answers.rows(teacher_ids, np.array(own, dtype=np.int64), closing=closing)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from firstsight.data.samples import Sample
+from firstsight.identity import cached_turns
 from firstsight.models.loading import head_rows, load_config
 from firstsight.pair import load_pair, load_prompter
 from firstsight.prompting import Encoded, Prompter
@@ -113,7 +114,7 @@ def open_source(recipe: Recipe, directory: Path, *, online: bool, progress: bool
         check_loss(recipe, "the teacher in memory gives")
         return TeacherSource(recipe, load_pair(recipe))
     cache = open_recipe_cache(recipe)
-    prompter = load_prompter(directory, recipe.student, recipe.data)
+    prompter = load_prompter(directory, recipe.student, recipe.data, turns=cached_turns(cache.spec))
     return source_of(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)), progress=progress)
 
 

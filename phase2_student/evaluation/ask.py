@@ -130,8 +130,7 @@ def _sample(question: str, images: Sequence[Path]) -> Sample:
     parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
     return Sample(
         id="question",
-        prompt=({"role": "user", "content": parts},),
-        answer=None,
+        messages=({"role": "user", "content": parts},),
         images=tuple(images),
         times=None,
         category=None,

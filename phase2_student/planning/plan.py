@@ -6,11 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
-from firstsight.data.samples import iter_samples
-from firstsight.data.summary import DataSummary
-from firstsight.errors import DataError
+from firstsight.data.check import check_data, refusal
+from firstsight.data.sample import Sample
 from firstsight.families.parts import head_shape
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
@@ -19,7 +16,7 @@ from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.order import GlobalBatches
 from phase2_student.planning.footprint import MODES, Footprint, HeadOfTeacher, Mode, Shape, footprint, student_shape
-from phase2_student.training.arguments import training_arguments
+from phase2_student.training.arguments import training_arguments, validation_note
 from phase2_student.training.weights import check_weights
 from storage.errors import CacheError
 from storage.format.base import EXACT
@@ -40,6 +37,8 @@ class Work:
     """Tokens of one epoch: prompts, images and answers, without padding."""
     positions: int
     """Answer positions of one epoch."""
+    answers: int
+    """Those that the positions belong to, the teacher's own included."""
     padding: float
     """Share of padding in the micro-batches of the first epoch; 0 with `student.padding_free`."""
     longest: int
@@ -159,29 +158,27 @@ def _teacher_head(recipe: Recipe, student_rows: int) -> HeadOfTeacher | None:
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = longest_answer = most_patches = too_long = unreadable = 0
+    positions = given = longest_answer = most_patches = too_long = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
-    summary = DataSummary()
-    rows = iter_samples(recipe.source("train"))
-    for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
-        summary.add("train", sample)
-        try:
-            prompt, image_tokens = prompter.prompt_tokens(sample)
-        except DataError:
-            if recipe.cache.on_error == "stop":
-                raise
-            unreadable += 1
-            continue
+
+    def judge(split: str, sample: Sample, _new: bool) -> int:
+        nonlocal positions, given, longest_answer, most_patches, too_long
+        prompt, image_tokens, answers = prompter.count_tokens(sample)
         # an answer that the teacher gave is in the cache alone: taken at its longest
-        answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
-        lengths.append(prompt + answer)
+        answer = sum(answers) + (recipe.cache.generate_max_tokens if sample.answer is None else 0)
         too_long += prompt + answer > prompter.longest
-        positions += answer
-        longest_answer = max(longest_answer, answer)
-        most_patches = max(most_patches, image_tokens * per_token)
-    for sample in iter_samples(recipe.source("validation")):
-        summary.add("validation", sample)
-        too_long += prompter.sample_tokens(sample) > prompter.longest
+        if split == "train":
+            lengths.append(prompt + answer)
+            positions += answer
+            longest_answer = max(longest_answer, answer)
+            given += prompter.turn_count(sample)
+            most_patches = max(most_patches, image_tokens * per_token)
+        return prompt + answer
+
+    report = check_data(recipe.sources(), judge=judge, turns=recipe.data.turns, images=False, progress=progress)
+    if report.row_faults or (report.lost and recipe.cache.on_error == "stop"):
+        raise refusal(report)
+    summary, unreadable = report.summary, report.fault_count
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     batches = GlobalBatches(
@@ -194,12 +191,18 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         validation_samples=summary.rows["validation"],
         tokens=sum(lengths),
         positions=positions,
+        answers=given,
         padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
         longest=max(lengths, default=0),
         longest_answer=longest_answer,
         most_patches=most_patches,
         too_long=too_long,
-        notes=tuple(summary.notes() + ([_UNREADABLE.format(unreadable)] if unreadable else [])),
+        notes=tuple(
+            filter(
+                None,
+                [*summary.notes(), _UNREADABLE.format(unreadable) if unreadable else None, validation_note(recipe)],
+            )
+        ),
         micro_batch=size,
         global_batch=size * accumulation * processes,
         processes=processes,
@@ -227,8 +230,9 @@ def plan_text(plan: TrainingPlan) -> str:
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         *(f"            {note}" for note in work.notes),
-        f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them answer positions; padding adds {work.padding:.1%}; "
-        f"longest sample {work.longest:,}" + (f"; {work.too_long:,} are too long" if work.too_long else ""),
+        f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them positions of {work.answers:,} answers; "
+        f"padding adds {work.padding:.1%}; longest sample {work.longest:,}"
+        + (f"; {work.too_long:,} are too long" if work.too_long else ""),
         f"Steps       {work.steps_per_epoch:,} per epoch, {work.steps:,} in {work.epochs:g} epochs, of {work.global_batch} "
         f"samples: micro-batches of {work.micro_batch}{on}",
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "

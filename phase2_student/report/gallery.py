@@ -105,8 +105,7 @@ def _picture(name: str, root: Path | None) -> Markup | None:
         path = image_path(name, root, "the evaluation")
         sample = Sample(
             id=name,
-            prompt=(),
-            answer=None,
+            messages=(),
             images=(path,),
             times=None,
             category=None,

@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, Any] = {
     # a step that is not finite stops the run; the filter would wait for the device after every micro-batch
     "logging_nan_inf_filter": False,
 }
+_VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size")
 _TRACKERS = {"tensorboard", "wandb", "trackio"}
 _FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": [], "load_best_model_at_end": False}
 """`best/` holds the best student, whatever was trained last."""
@@ -49,7 +50,7 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
             TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise RecipeError(f"training.{name}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
-        if reason := refusal(name, value):
+        if (reason := refusal(name, value)) and not (name == "eval_strategy" and recipe.data.validation is None):
             # a token is not shown
             raise RecipeError(f"training.{name}: {reason}{'' if name == 'hub_token' else f', got {value!r}'}")
     if recipe.training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -65,6 +66,9 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         **_FIXED,
         "output_dir": str(recipe.output_dir),
     }
+    if recipe.data.validation is None:
+        values = {name: value for name, value in values.items() if name not in _VALIDATION}
+        values["eval_strategy"] = "no"
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
         # transformers 5.23 renames them, knows the old names until 6, and warns of those
         new = old.replace("gradient", "activation")
@@ -83,6 +87,16 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     _check_trackers(arguments.report_to)
     _check_schedule(arguments)
     return arguments
+
+
+def validation_note(recipe: Recipe) -> str | None:
+    """What a training without validation data leaves out; None: it has some."""
+    if recipe.data.validation is not None:
+        return None
+    idle = [f"training.{name}" for name in _VALIDATION if recipe.training.get(name) not in (None, False, "no")]
+    return "no validation data: no validation loss and no best/, the student is final/" + (
+        f"; without effect: {', '.join(idle)}" if idle else ""
+    )
 
 
 def training_defaults() -> dict[str, Any]:

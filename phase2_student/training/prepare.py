@@ -47,6 +47,19 @@ class Plan:
         """What is minimised, in words."""
         return Objective.of_recipe(self.recipe.loss).text(self.source.entries)
 
+    @property
+    def unlearned_text(self) -> str:
+        """Which answers of the rows are not trained on, in words; empty: every one is."""
+        if self.source.prompter.turns == "all":
+            return ""
+        count = sum(sample.earlier_answers for _, sample in self.train.samples)
+        how = (
+            "the cache holds each row's last answer"
+            if "turns" not in self.recipe.data.model_fields_set
+            else "data.turns: last"
+        )
+        return f"{count:,} answers before the last of their rows are only read ({how})" if count else ""
+
     def identity(self) -> dict[str, Any]:
         """What the weights of the run depend on, by dotted names."""
         arguments = self.arguments
@@ -113,7 +126,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
             validation=source.reused(like.validation),
         )
     train_samples = load_samples(recipe.source("train"))
-    validation_samples = load_samples(recipe.source("validation"))
+    validation_samples = [] if recipe.data.validation is None else load_samples(recipe.source("validation"))
     directory = resolve_directory(recipe, recipe.student)
     arguments = training_arguments(recipe, progress=progress)
     check_weights(recipe, load_config(directory, recipe.student))

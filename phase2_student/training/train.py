@@ -104,7 +104,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             complete=complete,
             data_collator=plan.source.collator(prompter.blank() if arguments.world_size > 1 else None),
             train_dataset=plan.train,
-            eval_dataset=plan.validation,
+            eval_dataset=plan.validation if len(plan.validation) else None,
             optimizer_cls_and_kwargs=optimizer_class(recipe.student, arguments),
             callbacks=[HistoryCallback(output_dir, save, plan.objective_text), stop, ValidationLines(), log],
         )

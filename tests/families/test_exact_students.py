@@ -18,6 +18,12 @@ from phase2_student.training.prepare import prepare
 
 TEACHER, STUDENTS = "llama", ("qwen2", "gemma3", "llama")
 STEPS = 20
+TALK = (
+    ("user", "Where am I?"),
+    ("assistant", "You are in the kitchen."),
+    ("user", "And now?"),
+    ("assistant", "A red mug."),
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,9 @@ def made(tmp_path_factory):
         for row in rows[::2]:
             del row["messages"][-1]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    conversation = [{"role": role, "content": text} for role, text in TALK]
+    with (directory / "data" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "talk", "messages": conversation}) + "\n")
     for name in ("recipe.yaml", "answers.yaml"):
         passes(fs_teacher, "dump", "--config", directory / name, "--no-progress", "--student", "none")
     return directory
@@ -57,13 +66,13 @@ def test_targets_are_the_teachers_at_the_bytes_where_both_stand(made, kind):
     soft = hard = 0
     for index, (key, sample) in enumerate(plan.train.samples):
         teacher_ids = plan.source.cache.rows(key).target_ids.astype(np.int64)
-        encoded = pair.teacher.encode(sample, teacher_ids.tolist())
+        encoded = pair.teacher.encode(sample, [teacher_ids.tolist()])
         with torch.inference_mode():
             logits_LV = teacher(**collate([encoded], pair.teacher.pad_id)).logits[0]
         targets = complete(collator([plan.train[index]])).targets
         # the random teacher's answers are not always text to their end
         known = teacher_ids if sample.answer is not None else pair.answers.readable(teacher_ids)
-        rows = pair.answer_rows(known, targets.target_ids_N.numpy())
+        rows = pair.answers.rows(known, targets.target_ids_N.numpy())
         assert torch.equal(targets.soft_N, torch.from_numpy(rows >= 0))
         assert bool(targets.hard_N.all()) == bool(targets.hard_N.any()) == (sample.answer is not None)
         if sample.answer is not None:
@@ -76,6 +85,20 @@ def test_targets_are_the_teachers_at_the_bytes_where_both_stand(made, kind):
         soft, hard = soft + len(wanted), hard + int(targets.hard_N.sum())
     assert soft > 10
     assert hard > 10
+
+
+def test_every_answer_of_a_conversation_has_its_targets(made):
+    recipe = load_recipe(made / "recipe.yaml", ["student.model=qwen2"])
+    exact, online = prepare(recipe, progress=False), prepare(recipe, online=True, progress=False)
+    (index,) = [number for number, (_, sample) in enumerate(exact.train.samples) if len(sample.answers) == 2]
+    one, two = exact.train[index], online.train[index]
+    assert one.encoded.turn_ids == two.encoded.turn_ids
+    assert len(one.encoded.turn_ids) == 2
+    assert torch.equal(one.targets.soft_N, two.targets.rows >= 0)
+    assert one.targets.hard_N.all()
+    refused = run(fs_student, "train", "--config", made / "recipe.yaml", "--set", "data.turns=last")
+    assert refused.exit_code == 2
+    assert "turns: the cache has" in refused.output
 
 
 def losses(directory):
@@ -98,8 +121,9 @@ def test_a_run_from_exact_targets_is_the_run_with_the_teacher_in_memory(made, tm
     one, two = losses(tmp_path / "exact"), losses(tmp_path / "online")
     assert len(one) == len(two) == STEPS
     for a, b in zip(one, two, strict=True):
-        for name in ("loss", "kd", "ce"):
-            assert a[name] == pytest.approx(b[name], rel=1e-5), (a["step"], name)
+        # a small KL is a difference of logs: its own rounding is larger
+        for name, allowed in (("loss", 1e-5), ("ce", 1e-5), ("kd", 1e-4)):
+            assert a[name] == pytest.approx(b[name], rel=allowed), (a["step"], name)
         assert a["agreement"] == b["agreement"]
 
 
@@ -121,10 +145,10 @@ def test_an_answer_that_a_student_cannot_spell_is_an_error_or_left_out_and_count
 
     original = AnswerAlignment.rows
 
-    def rows(self, teacher_ids, student_ids):
+    def rows(self, teacher_ids, student_ids, **options):
         if len(teacher_ids) == shortest:
             raise AlignmentError("the two tokenizers spell an answer differently")
-        return original(self, teacher_ids, student_ids)
+        return original(self, teacher_ids, student_ids, **options)
 
     recipe = load_recipe(made / "recipe.yaml")
     cache = prepare(recipe, progress=False).source.cache

@@ -208,7 +208,7 @@ def test_a_damaged_head_is_named_before_a_step(exact_world, made_exact):
 
 
 def test_targets_of_another_tokenizer_are_refused_with_the_sample(exact_world, monkeypatch):
-    monkeypatch.setattr("firstsight.prompting.Prompter.answer_ids", lambda self, _: [20, 21, *self.end_of_turn_ids])
+    monkeypatch.setattr("firstsight.prompting.Prompter.turn_ids", lambda self, _: [[20, 21, *self.end_of_turn_ids]])
     with pytest.raises(AlignmentError, match=r"train\.jsonl:1: sample .* spell an answer differently"):
         prepared(exact_world)
 
