@@ -219,20 +219,21 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         self.samples: list[tuple[str, Sample]] = []
         self._lengths: list[int] = []
         positions = soft = 0
-        known = samples_with_targets(samples, cache)
+        known, skipped = samples_with_targets(samples, cache)
         for key, sample in tqdm(known, desc="checking targets", unit=" sample", disable=not progress, leave=False):
             try:
                 found = self._answer(key, sample)
-            except AlignmentError:
+            except AlignmentError as error:
                 if not skip:
                     raise
+                skipped = [*skipped, str(error)]
                 continue
             self.samples.append((key, sample))
             positions += len(found.rows)
             soft += int((found.rows >= 0).sum())
             self._lengths.append(prompter.prompt_tokens(sample)[0] + len(found.rows))
             prompter.check_length(sample, self._lengths[-1])
-        self.skipped = len(samples) - len(self.samples)
+        self.skipped: Sequence[str] = skipped
         if known and not soft:
             raise TargetError(
                 f"{cache.location}: none of the {positions:,} answer positions has a soft target for this student: the two "
