@@ -7,7 +7,7 @@ summary = derive(job)                              # what a dump for this studen
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult, measur
 from phase1_teacher.workers import Shard, work_order
 from phase1_teacher.writing.unit_results import TopKResults
 from storage.errors import SpecMismatch
-from storage.exact import ExactCache, ExactRows, open_exact_cache
+from storage.exact import ExactCache, ExactRows, open_any_cache, open_exact_cache
 from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample, PlannedUnit
 from storage.targets import Turn
@@ -65,6 +65,8 @@ class Derivation:
     """Samples that this job added to the plan."""
     open_units: int
     """Planned units of the exact cache that nobody has committed yet."""
+    skipped: dict[str, str]
+    """Samples that the exact cache has skipped, and why: the recipe's cache skips them as well."""
 
     @property
     def compared(self) -> Comparison:
@@ -106,7 +108,13 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
         name: value for name, value in exact.spec.items() if name not in _OF_EXACT
     }
     writer = create_cache(recipe.cache_location, spec)
-    planned = writer.plan(_planned(exact), unit_positions=recipe.cache.unit_positions)
+    skipped = exact.skipped()
+    planned = writer.plan(_planned(exact, skipped), unit_positions=recipe.cache.unit_positions)
+    # what was skipped before, and the exact cache has now in tokens that the student's spell
+    lacking = [key for key in open_any_cache(writer.store).skipped() if key in exact and _spelled(answers, exact, key)]
+    if lacking:
+        again = (PlannedSample(key=key, positions=len(exact.rows(key).target_ids)) for key in lacking)
+        planned += writer.plan(again, unit_positions=recipe.cache.unit_positions, retry_skipped=True)
     return Derivation(
         recipe=recipe,
         exact=exact,
@@ -114,6 +122,7 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
         writer=writer,
         planned=planned,
         open_units=len(cache_status(location).pending),
+        skipped=skipped,
     )
 
 
@@ -186,6 +195,9 @@ def _results(job: Derivation, unit: PlannedUnit, head: TopKHead) -> TopKResults:
     answered: list[AnsweredSample] = []
     states: list[NDArray[Any]] = []
     for key in unit.keys:
+        if key in job.skipped:
+            results.skipped[key] = job.skipped[key]
+            continue
         try:
             answer = job.answer(key)
         except AlignmentError as error:
@@ -239,11 +251,22 @@ def _derived(answers: AnswerAlignment, key: str, stored: ExactRows) -> DerivedAn
     return DerivedAnswer(student_ids=np.concatenate(ids), rows=np.concatenate(rows), turns=tuple(turns))
 
 
-def _planned(exact: ExactCache) -> Iterator[PlannedSample]:
-    """Every sample of an exact cache in the order of its units, with the positions that it has for the teacher."""
+def _planned(exact: ExactCache, skipped: Iterable[str]) -> Iterator[PlannedSample]:
+    """Every sample of an exact cache in the order of its units, with the positions that it has for the teacher; then the skipped."""
     for name in exact.units():
         for key in exact.unit_keys(name):
             yield PlannedSample(key=key, positions=len(exact.rows(key).target_ids))
+    for key in skipped:
+        yield PlannedSample(key=key, positions=0)
+
+
+def _spelled(answers: AnswerAlignment, exact: ExactCache, key: str) -> bool:
+    """Whether the student's tokens spell an answer."""
+    try:
+        _derived(answers, key, exact.rows(key))
+    except AlignmentError:
+        return False
+    return True
 
 
 def _check_stated(recipe: Recipe, exact: ExactCache) -> None:

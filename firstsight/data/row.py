@@ -46,6 +46,7 @@ def parse_row(value: Any, place: str, source: DataSource) -> Sample:
         environment=_name(row["environment"], "environment", place),
         place=place,
         options=_options(row["options"], place),
+        truths=_truths(row["answers"], place),
     )
 
 
@@ -87,3 +88,13 @@ def _options(options: Any, place: str) -> tuple[str, ...]:
     if not 2 <= len(options) <= 26:
         raise DataError(f"{place}: 'options' must list 2 to 26 texts, got {len(options)}")
     return tuple(clean_text(option, place, "an option") for option in options)
+
+
+def _truths(answers: Any, place: str) -> tuple[str, ...]:
+    if answers is None:
+        return ()
+    if isinstance(answers, list):  # [{"answer": "yes", "answer_confidence": "maybe", "answer_id": 1}]
+        answers = [each.get("answer") if isinstance(each, dict) else each for each in answers]
+    if not isinstance(answers, list) or not answers or not all(isinstance(each, str) for each in answers):
+        raise DataError(f"{place}: 'answers' must list the texts that several people answered, got {answers!r:.80}")
+    return tuple(clean_text(each, place, "one of the answers") for each in answers)

@@ -39,6 +39,8 @@ class Sample:
     """`file:line`, for messages."""
     options: tuple[str, ...] = ()
     """Texts of a multiple choice, A first; no part of the key: what the model sees is in the messages."""
+    truths: tuple[str, ...] = ()
+    """What several people answered, for VQA accuracy; likewise no part of the key."""
 
     @property
     def prompt(self) -> tuple[dict[str, Any], ...]:

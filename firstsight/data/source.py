@@ -16,7 +16,7 @@ Turns = Literal["all", "last"]
 """Which assistant messages are answers: each, or the one that closes a row; the others are only read."""
 
 COLUMNS = frozenset([
-    "id", "images", "image", "frames", "times", "category", "environment", "options", "messages",
+    "id", "images", "image", "frames", "times", "category", "environment", "options", "answers", "messages",
     "conversations", "system", "prompt", "completion", "instruction", "input", "output",
     "history", "query", "response", "question", "answer",
 ])  # fmt: skip

@@ -18,6 +18,7 @@ from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair, load_teacher_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from phase1_teacher.planning.retry import plan_again
 from phase1_teacher.planning.sample_index import SampleIndex
 from storage.errors import CacheMissing
 from storage.plan import PlannedUnit
@@ -40,6 +41,8 @@ class DumpJob:
     writer: CacheWriter
     planned: int
     """Samples that this job added to the plan."""
+    again: int
+    """Those among them that earlier dumps skipped."""
 
     @property
     def pending(self) -> list[PlannedUnit]:
@@ -131,7 +134,7 @@ def index_samples(
         check_answered(recipe, sample)
         try:
             if recipe.cache.on_error == "stop":
-                pair.check(sample, generated=recipe.cache.generate_max_tokens)
+                check_sample(recipe, pair, sample)
             return answer_positions(recipe, pair.student, sample)
         except DataError:
             if recipe.cache.on_error == "stop":
@@ -162,14 +165,36 @@ def check_answered(recipe: Recipe, sample: Sample) -> None:
         )
 
 
+def check_sample(recipe: Recipe, pair: Pair, sample: Sample, *, images: bool = False) -> None:
+    """Raise DataError for a sample that cannot be dumped, as far as that can be told without weights.
+
+    Args:
+        recipe: of the dump.
+        pair: both models.
+        sample: of the data.
+        images: decode its images as well.
+    """
+    pair.check(sample, generated=recipe.cache.generate_max_tokens)
+    if images:
+        pair.teacher.encode(sample, [])
+
+
 def prepare_dump(
-    recipe: Recipe, *, rows: int | None = None, measure_student: bool = False, progress: bool = True
+    recipe: Recipe,
+    *,
+    rows: int | None = None,
+    retry_skipped: bool = False,
+    measure_student: bool = False,
+    progress: bool = True,
 ) -> DumpJob:
     """Check data, models and cache, and plan what is missing.
+
+    Samples that earlier dumps skipped are planned again where they can be dumped now, as far as that can be told without weights.
 
     Args:
         recipe: of the dump.
         rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
+        retry_skipped: plan also those again that were skipped for what the teacher computed.
         measure_student: say what a top_k cache costs the gradient of the recipe's student, whose base is loaded after the dump.
         progress: show bars.
 
@@ -192,4 +217,20 @@ def prepare_dump(
         }
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
-    return DumpJob(recipe=recipe, pair=pair, student=student, samples=samples, writer=writer, planned=planned)
+    again = plan_again(
+        writer,
+        samples,
+        lambda sample: check_sample(recipe, pair, sample, images=True),
+        unit_positions=recipe.cache.unit_positions,
+        all_skipped=retry_skipped,
+        stop=recipe.cache.on_error == "stop",
+    )
+    return DumpJob(
+        recipe=recipe,
+        pair=pair,
+        student=student,
+        samples=samples,
+        writer=writer,
+        planned=planned + again,
+        again=again,
+    )

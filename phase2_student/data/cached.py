@@ -120,7 +120,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
                 "the dump; run fs-teacher dump with this recipe"
             )
         self.samples = [(key, sample) for key, sample in rows if key in cache]
-        self.skipped = len(rows) - len(self.samples)
+        self.skipped: Sequence[str] = [skipped[key] for key, _ in rows if key not in cache]
         if rows and not self.samples:  # a mean over nothing would be the best loss of any run
             key, sample = rows[0]
             raise DataError(

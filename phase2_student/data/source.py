@@ -35,8 +35,8 @@ class SampleDataset(Protocol):
 
     samples: list[tuple[str, Sample]]
     """By their keys, in the order of the file."""
-    skipped: int
-    """Samples that have no targets, and are left out."""
+    skipped: Sequence[str]
+    """Why each sample has no targets that is left out for it."""
 
     def __len__(self) -> int: ...
 

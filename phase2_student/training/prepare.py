@@ -20,6 +20,9 @@ from phase2_student.runs.run_directory import check_run, run_identity
 from phase2_student.training.arguments import training_arguments, training_defaults
 from phase2_student.training.weights import check_weights, precision_text
 
+_NAMED = 5
+"""Skipped samples that are named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -36,6 +39,20 @@ class Plan:
     """The teacher is kept in memory."""
     train: SampleDataset
     validation: SampleDataset
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why each sample that the dump skipped has no targets, both splits."""
+        return [*self.train.skipped, *self.validation.skipped]
+
+    @property
+    def skipped_text(self) -> str:
+        """How many samples the dump skipped, and why the first of them; empty for none."""
+        if not self.skipped:
+            return ""
+        named = "\n".join(f"  {reason}" for reason in self.skipped[:_NAMED])
+        more = "\n  ..." if len(self.skipped) > _NAMED else ""
+        return f"{len(self.skipped):,} samples are left out, since the dump skipped them:\n{named}{more}"
 
     @property
     def precision(self) -> str:
@@ -97,7 +114,8 @@ class Plan:
             "processes": self.arguments.world_size,
             "train_samples": len(self.train),
             "validation_samples": len(self.validation),
-            "skipped_samples": self.train.skipped + self.validation.skipped,
+            "skipped_samples": len(self.skipped),
+            "skipped_first": self.skipped[:_NAMED],
         }
 
 
