@@ -222,7 +222,7 @@ def evaluate(
 ) -> None:
     """Measure teacher and students side by side on the validation file.
 
-    Without true answers it gives KL and agreement to the teacher of the cache, and latency. A student is asked with the image size
+    A row of several answers is asked for each, given the true history before it. Without true answers it gives KL and agreement to the teacher of the cache, and latency. A student is asked with the image size
     and the system prompt of its own run; where models differ in them it is said. Samples that a model cannot take end it, or
     are left out and named with cache.on_error: skip.
 
