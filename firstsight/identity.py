@@ -20,7 +20,7 @@ from firstsight.models.loading import weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from firstsight.vocabulary import VocabularyAlignment, table_digest, token_table
-from storage.errors import CacheMissing
+from storage.errors import CacheError
 from storage.reader import read_root
 from storage.store import open_store
 
@@ -124,16 +124,12 @@ def teacher_identity(recipe: Recipe, *, directory: Path, teacher: Prompter) -> d
 
 
 def with_turns_of_cache(recipe: Recipe) -> Recipe:
-    """The recipe with the `data.turns` of its cache where it states none itself: the recipe as it is where there is no cache.
-
-    Raises:
-        CacheError: a cache that cannot be read.
-    """
+    """The recipe with the `data.turns` of its cache where it states none itself: the same where no cache can be read."""
     if "turns" in recipe.data.model_fields_set:
         return recipe
     try:
         turns = cached_turns(read_root(open_store(recipe.cache_location)).spec)
-    except CacheMissing:
+    except CacheError:
         return recipe
     if turns == recipe.data.turns:
         return recipe

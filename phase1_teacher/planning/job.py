@@ -144,7 +144,8 @@ def check_answered(recipe: Recipe, sample: Sample) -> None:
     """Raise DataError for a sample that ends without an answer where the recipe does not let the teacher answer."""
     if sample.answer is None and not recipe.cache.generate_missing:
         raise DataError(
-            f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
+            f"{sample.place}: sample {sample.id!r} has no answer{' to its last question' if sample.answers else ''}; add an assistant "
+            "message, or let the teacher answer: "
             "cache.generate_missing: true"
         )
 

@@ -19,7 +19,6 @@ from phase2_student.runs.best import trained_student
 from phase2_student.runs.exports import check_export, export_directory
 from phase2_student.runs.preprocessing import read_preprocessing
 from phase2_student.runs.records import NAMES
-from storage.errors import CacheError
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _WITHOUT_EFFECT = {
@@ -66,14 +65,6 @@ class Candidate:
         }
 
 
-def asked_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with the `data.turns` of its cache where it states none; an evaluation needs no cache."""
-    try:
-        return with_turns_of_cache(recipe)
-    except CacheError:
-        return recipe
-
-
 def default_names(recipe: Recipe) -> list[str]:
     """`teacher`, `base`, `student`, and the exports beside the student."""
     exported = [f"student-{kind}" for kind in ("int8", "nf4") if export_directory(recipe, kind).is_dir()]
@@ -89,7 +80,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
         ModelError: a directory that does not exist, a name that is unknown or given twice, an export of other weights.
     """
     candidates: list[Candidate] = []
-    recipe = asked_recipe(recipe)
+    recipe = with_turns_of_cache(recipe)
     for text in names:
         name, equals, path = text.partition("=")
         if name in [candidate.name for candidate in candidates]:

@@ -24,12 +24,12 @@ from pydantic import ValidationError
 from firstsight.data.samples import Sample
 from firstsight.errors import ModelError
 from firstsight.generation import generate_answers
-from firstsight.identity import text_digest
+from firstsight.identity import text_digest, with_turns_of_cache
 from firstsight.models.loading import weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.evaluation.answers import answer_records
-from phase2_student.evaluation.candidates import Candidate, asked_recipe
+from phase2_student.evaluation.candidates import Candidate
 from phase2_student.evaluation.goals import check_goals
 from phase2_student.evaluation.loading import device_name, load
 from phase2_student.evaluation.measure.memory import PeakMemory
@@ -100,7 +100,7 @@ def evaluate(
         FirstSightError: data or models that cannot be used, or that do not fit into the memory.
     """
     settings = settings or Settings()
-    recipe = asked_recipe(recipe)
+    recipe = with_turns_of_cache(recipe)
     prompters = {(c.directory, c.section.max_pixels, c.data.system_prompt): c.prompter for c in candidates}
     samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
     asked = [each for sample in samples for each in (sample.asked() if recipe.data.turns == "all" else [sample])]

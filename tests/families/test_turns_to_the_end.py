@@ -191,6 +191,8 @@ def test_a_cache_of_last_answers(tmp_path, monkeypatch):
     cache = open_cache(str(tmp_path / "cache.zarr"))
     assert (cache.spec["format_version"], "turns" in cache.spec) == (1, False)
 
+    assert "positions of 8 answers" in passes(fs_student, "plan", *config)
+    assert "positions of 15 answers" in passes(fs_student, "plan", *config, "--set", "data.turns=all")
     trained = passes(fs_student, "train", *config)
     assert "answers before the last of their rows are only read (the cache holds each row's last answer)" in trained
     said = run(fs_student, "train", *config, "--set", "data.turns=all", "--set", "training.output_dir=other")
