@@ -237,6 +237,14 @@ def test_exact_targets_of_every_answer_and_what_is_derived_of_them(tmp_path):
         assert (one.turns, one.hard) == (other.turns, other.hard)
         for name in ("target_ids", "soft"):
             assert getattr(one.targets, name).tolist() == getattr(other.targets, name).tolist(), name
+    exact, stored = (prepare(load_recipe(path), progress=False).train for path in (tmp_path / "exact.yaml", top_k))
+    for index in range(len(stored)):
+        one, other = exact[index], stored[index]
+        assert one.encoded.turns == other.encoded.turns
+        assert one.encoded.input_ids.tolist() == other.encoded.input_ids.tolist()
+        for name in ("soft_N", "hard_N", "target_ids_N"):
+            assert getattr(one.targets, name).tolist() == getattr(other.targets, name).tolist(), name
+    passes(fs_student, "train", "--config", tmp_path / "exact.yaml", "--no-progress")
     other = run(fs_teacher, "derive", tmp_path / "exact.zarr", "--config", top_k, "--set", "data.turns=last")
     assert other.exit_code == 2
     assert 'turns: the cache has "all", requested is "last"' in other.output
