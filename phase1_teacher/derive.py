@@ -24,6 +24,7 @@ from firstsight.models.loading import default_device, head_rows, load_config, re
 from firstsight.pair import check_top_k, load_prompter
 from firstsight.recipe import Recipe
 from phase1_teacher.dump import DumpSummary
+from phase1_teacher.forward.device_clock import DeviceClock
 from phase1_teacher.forward.fidelity import Comparison, comparison
 from phase1_teacher.forward.soft_targets import TopKHead
 from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult, measured_rows
@@ -229,6 +230,7 @@ def _result(job: Derivation, answered: list[AnsweredSample], states: NDArray[Any
         samples=answered,
         block=head(states_ND, target_ids, measured).to_host(),
         measured_m=measured,
+        ready=DeviceClock(head.device).event(),
     )
 
 
