@@ -226,7 +226,7 @@ class ExactDataset(Dataset[Item[StateTargets]]):
             except AlignmentError as error:
                 if not skip:
                     raise
-                skipped = [*skipped, str(error)]
+                skipped = [*skipped, f"{error} (not skipped by the dump, but for this student: cache.on_error)"]
                 continue
             self.samples.append((key, sample))
             positions += len(found.rows)
