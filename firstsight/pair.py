@@ -1,11 +1,12 @@
 """Teacher and student without their weights: processors, tokenizers, and which of their tokens and positions correspond.
 
 pair = load_pair(recipe)
-rows = pair.answer_rows(teacher_ids, student_ids)     # the teacher's position for each of the student's
+rows = pair.answer_rows(sample, teacher_ids, student_ids)     # the teacher's position for each of the student's
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.data.samples import Sample
+from firstsight.data.source import Turns
 from firstsight.errors import AlignmentError, DataError
 from firstsight.families import family_of
 from firstsight.identity import image_settings
 from firstsight.models.loading import head_rows, load_config, load_processor, max_positions, resolve_directory
 from firstsight.prompting import Prompter
 from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
-from firstsight.vocabulary import Token, VocabularyAlignment, align_answer, align_vocabularies, token_table
+from firstsight.vocabulary import VocabularyAlignment
 
 # P answer positions of the student, P_t of the teacher
 
@@ -34,37 +37,47 @@ class Pair:
     """Directory of the teacher."""
     teacher: Prompter
     student: Prompter
-    teacher_tokens: dict[int, Token]
-    student_tokens: dict[int, Token]
-    alignment: VocabularyAlignment
+    answers: AnswerAlignment
 
-    def answer_rows(self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    @property
+    def alignment(self) -> VocabularyAlignment:
+        """The teacher's ids and the student's."""
+        return self.answers.vocabulary
+
+    def answer_rows(
+        self, sample: Sample, teacher: Sequence[Sequence[int]], student: Sequence[Sequence[int]]
+    ) -> NDArray[np.int64]:
         """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
 
         Args:
-            teacher_ids: [P_t], the answer in the teacher's tokens, end of turn included.
-            student_ids: [P], the same in the student's.
+            sample: whose answers these are, all or the first of them.
+            teacher: each answer in the teacher's tokens, end of turn included; P_t in all.
+            student: the same in the student's; P in all.
 
         Returns:
             int64 [P].
 
         Raises:
-            AlignmentError: the two sequences spell different text.
+            AlignmentError: the two sequences of an answer spell different text.
         """
-        mapped = self.alignment.student_of_teacher[teacher_ids]
-        same_start = self.teacher.answer_offset == self.student.answer_offset
-        if same_start and len(mapped) == len(student_ids) and (mapped == student_ids).all():
-            rows = np.arange(len(student_ids))
-        else:
-            rows = align_answer(
-                teacher_ids.tolist(),
-                student_ids.tolist(),
-                self.teacher_tokens,
-                self.student_tokens,
-                teacher_offset=self.teacher.answer_offset,
-                student_offset=self.student.answer_offset,
-            )
-        return np.where(self.alignment.shared[student_ids], rows, -1)
+        rows = []
+        start = 0
+        for number, (theirs, ours) in enumerate(zip(teacher, student, strict=True), start=1):
+            closing = number == self.student.turn_count(sample)
+            found = self.answers.rows(np.array(theirs), np.array(ours), closing=closing)
+            rows.append(np.where(found >= 0, found + start, -1))
+            start += len(theirs)
+        return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+    def student_turns(self, sample: Sample, teacher: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Each answer in the student's tokens: the sample's own, then the one that the teacher gave.
+
+        Args:
+            sample: whose answers these are.
+            teacher: each answer in the teacher's tokens.
+        """
+        own = self.student.turn_ids(sample)
+        return own + [self.answers.student_ids(np.array(ids)).tolist() for ids in teacher[len(own) :]]
 
     @cached_property
     def same_inputs(self) -> bool:
@@ -96,10 +109,9 @@ class Pair:
                 length = prompter.sample_tokens(sample) + extra
                 prompter.check_length(sample, length)
                 longest = max(longest, length)
-        if sample.answer is not None and not self.same_inputs:
-            ids = [np.array(prompter.answer_ids(sample.answer)) for prompter in (self.teacher, self.student)]
+        if not self.same_inputs:
             try:
-                self.answer_rows(*ids)
+                self.answer_rows(sample, self.teacher.turn_ids(sample), self.student.turn_ids(sample))
             except AlignmentError as error:
                 raise DataError(
                     f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
@@ -121,26 +133,39 @@ def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
     student_directory = resolve_directory(recipe, recipe.student, weights=False)
     teacher = load_prompter(directory, recipe.teacher, recipe.data)
     student = load_prompter(student_directory, recipe.student, recipe.data)
-    teacher_tokens, student_tokens = token_table(teacher.tokenizer), token_table(student.tokenizer)
-    alignment = align_vocabularies(
-        teacher_tokens,
-        student_tokens,
-        teacher_rows=head_rows(load_config(directory, recipe.teacher)),
+    answers = AnswerAlignment(
+        TeacherTokens.of_prompter(teacher, head_rows(load_config(directory, recipe.teacher))),
+        student,
         student_rows=head_rows(load_config(student_directory, recipe.student)),
     )
-    if recipe.cache.top_k > alignment.shared.sum():
+    check_top_k(recipe, answers.vocabulary)
+    return Pair(directory=directory, teacher=teacher, student=student, answers=answers)
+
+
+def load_teacher_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
+    """The teacher as its own student: what exact targets are dumped for.
+
+    Args:
+        recipe: its student need not be there.
+        weights: the teacher's weights must be there too.
+
+    Raises:
+        FirstSightError: a teacher that is not there.
+    """
+    directory = resolve_directory(recipe, recipe.teacher, weights=weights)
+    teacher = load_prompter(directory, recipe.teacher, recipe.data)
+    rows = head_rows(load_config(directory, recipe.teacher))
+    answers = AnswerAlignment(TeacherTokens.of_prompter(teacher, rows), teacher, student_rows=rows)
+    return Pair(directory=directory, teacher=teacher, student=teacher, answers=answers)
+
+
+def check_top_k(recipe: Recipe, alignment: VocabularyAlignment) -> None:
+    """Raise DataError where a recipe stores more entries than the two vocabularies share."""
+    shared = int(alignment.shared.sum())
+    if recipe.cache.targets == "top_k" and recipe.cache.top_k > shared:
         raise DataError(
-            f"cache.top_k: {recipe.cache.top_k} is more than the {alignment.shared.sum()} tokens that teacher and student "
-            "share; lower it"
+            f"cache.top_k: {recipe.cache.top_k} is more than the {shared} tokens that teacher and student share; lower it"
         )
-    return Pair(
-        directory=directory,
-        teacher=teacher,
-        student=student,
-        teacher_tokens=teacher_tokens,
-        student_tokens=student_tokens,
-        alignment=alignment,
-    )
 
 
 def load_prompter(
@@ -150,24 +175,28 @@ def load_prompter(
     *,
     max_length: int | None = None,
     system_prompt: str | None = None,
+    turns: Turns | None = None,
 ) -> Prompter:
     """What turns samples into inputs of one model.
 
     Args:
         directory: of the model.
         section: of the recipe.
-        data: gives the longest sequence and the system prompt.
+        data: gives the longest sequence, the system prompt and which assistant messages are answers.
         max_length: in place of that of `data`; None and no data: the model's own limit alone.
         system_prompt: likewise.
+        turns: in place of that of `data`; None and no data: last.
     """
     config = load_config(directory, section)
     positions = max_positions(config)
     if data is not None:
         max_length, system_prompt = data.max_length, data.system_prompt
+        turns = turns or data.turns
     return Prompter(
         load_processor(directory, section),
         family_of(config),
         max_length=positions or 2**31 if max_length is None else max_length,
         system_prompt=system_prompt,
         max_positions=positions,
+        turns=turns or "last",
     )

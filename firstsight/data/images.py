@@ -126,7 +126,7 @@ def image_path(file: Any, root: Path, place: str) -> Path:
         mode = 0
     # a plain file is where its directory is; for the rest every part of the path is looked at
     real = (
-        f"{_real(folder)}{os.sep}{last}"
+        os.path.join(_real(folder or os.sep), last)
         if stat.S_ISREG(mode) and last not in ("", ".", "..")
         else os.path.realpath(name)
     )

@@ -35,7 +35,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _temperature_within_nodes(self) -> Recipe:
         low, high = self.cache.temperatures[0], self.cache.temperatures[-1]
-        if not low <= self.loss.temperature <= high:
+        if self.cache.targets == "top_k" and not low <= self.loss.temperature <= high:
             raise PydanticCustomError(
                 "temperature_range",
                 "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}",
@@ -89,6 +89,10 @@ class Recipe(Section):
         """Directory that the rows' image paths are relative to."""
         return self.data_root if self.data.image_root is None else self._path(self.data.image_root)
 
+    def without_roots(self, text: str) -> str:
+        """A message without this machine's directory of the images: it is kept where others read it."""
+        return text.replace(f"{self.image_root}/", "")
+
     def _path(self, path: Path) -> Path:
         """A path of the recipe: relative to its directory, `~` expanded."""
         return self.directory / path.expanduser()
@@ -136,5 +140,5 @@ class Recipe(Section):
         return section.model
 
     def dump(self) -> dict[str, Any]:
-        """The recipe as plain YAML types, defaults included."""
-        return self.model_dump(mode="json")
+        """The recipe as plain YAML types, defaults included; it can be read again."""
+        return {**self.model_dump(mode="json"), "cache": self.cache.effective()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from firstsight.errors import AlignmentError, TargetError
+from firstsight.errors import AlignmentError, FirstSightError, TargetError
 from firstsight.families.self_check import check_logits, checked_columns
 from firstsight.models.loading import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.forward.answers import TeacherAnswers
 from phase1_teacher.forward.device_clock import DeviceClock
+from phase1_teacher.forward.exact_states import ExactStates, exact_states
+from phase1_teacher.forward.fidelity import comparison
+from phase1_teacher.forward.gradient import POSITIONS, WatchedPosition
 from phase1_teacher.forward.soft_targets import TopKHead, TopKTargets
 from phase1_teacher.forward.unit_batches import EncodedSample, UnitBatch
 from phase1_teacher.forward.vision import VisionFeatures
 from phase1_teacher.planning.batches import batch_by_tokens
 from phase1_teacher.planning.job import DumpJob
+from storage.format.v2.layout import ExactLayout
+from storage.targets import Turn
 
 # N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
 
@@ -36,9 +41,10 @@ class AnsweredSample:
     key: str
     name: str
     """Place and id, for messages."""
-    hard: bool
+    turns: tuple[Turn, ...]
+    """Its answers, in order; ground truth is hard."""
     student_ids: NDArray[np.int64]
-    """[P]"""
+    """[P], one answer after the other; of exact targets the teacher's own."""
     soft: NDArray[np.bool_]
     """[P]: positions for which the teacher has a row."""
 
@@ -48,21 +54,21 @@ class ForwardResult:
     """Targets of the samples of one forward pass, on their way to the host."""
 
     samples: list[AnsweredSample]
-    block: TopKTargets
+    block: TopKTargets | ExactStates
     """All soft positions, sample by sample."""
     measured_m: Tensor
     """int64: soft positions that the fidelity report is measured on."""
-    check_sums: dict[str, float]
+    check_sums: dict[str, float] = field(default_factory=dict)
     """Agreement with the unquantised teacher, where that was asked for."""
-    split_budget: int | None
+    split_budget: int | None = None
     """Tokens per forward pass where memory took less than the recipe's `teacher.batch_tokens`."""
-    generated: int
+    generated: int = 0
     """Answers by the teacher."""
-    tokens: int
-    padded_tokens: int
-    images_used: int
-    images_encoded: int
-    ready: Any
+    tokens: int = 0
+    padded_tokens: int = 0
+    images_used: int = 0
+    images_encoded: int = 0
+    ready: Any = None
     """CUDA event after which the host copies are there; None on a CPU."""
 
 
@@ -80,25 +86,33 @@ class TeacherForward:
         self.reference = reference
         self.model = load_teacher(job.pair.directory, job.recipe.teacher) if model is None else model
         head = self.model.get_output_embeddings()
+        self.compared = comparison(job.writer.version, job.pair.alignment, job.recipe.loss.temperature)
         self.head = TopKHead(
             head.weight,
             getattr(head, "bias", None),
             job.pair.alignment,
-            top_k=job.recipe.cache.top_k,
-            temperatures=job.recipe.cache.temperatures,
+            top_k=self.compared.layout.top_k,
+            temperatures=self.compared.layout.temperatures,
+            reported=self.compared.temperatures,
         )
         self.vision = VisionFeatures(self.model, job.pair.teacher)
         self.answers = TeacherAnswers(self.model, job)
+        self.skip = job.recipe.cache.on_error == "skip"
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
+        self.watched: list[WatchedPosition] = []
+        """Positions that the student's gradient is measured on afterwards."""
         self._soft_seen = 0
         self._checked = False
 
     def run(self, batch: UnitBatch) -> Iterator[ForwardResult]:
         """Targets of a batch, in one forward pass or, where memory forces it, in several.
 
+        What cannot be done for a sample is put into `batch.refused` where the recipe skips such samples.
+
         Raises:
-            TargetError: memory does not take even one sample.
+            TargetError: memory does not take even one sample, or the teacher cannot answer it.
+            AlignmentError: an answer of the teacher that the student's tokens do not spell.
         """
         if batch.samples and not self._checked:
             self._self_check(batch.samples)
@@ -113,11 +127,17 @@ class TeacherForward:
                 continue
             try:
                 with self.clock.busy():
-                    result = self._forward(samples, check=check)
+                    result = self._forward(samples, batch.refused, check=check)
             except torch.OutOfMemoryError as error:
-                self._halve(samples, error)
+                if len(samples) == 1:
+                    self._forget()
+                    self._refuse(samples[0], _too_large(samples[0], error), batch.refused)
+                    continue
+                self._halve(samples)
                 rest = [sample for each in [samples, *waiting] for sample in each]
                 waiting = self._split(rest)
+                continue
+            if result is None:
                 continue
             check = False
             yield result
@@ -134,15 +154,19 @@ class TeacherForward:
         on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         self._checked = check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
 
-    def _halve(self, samples: Sequence[EncodedSample], error: Exception) -> None:
-        if len(samples) == 1:
-            name = _name(samples[0])
-            raise TargetError(
-                f"{name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
-                "teacher.max_pixels, or take a larger GPU"
-            ) from None
+    def _refuse(self, sample: EncodedSample, error: FirstSightError, refused: dict[str, str]) -> None:
+        """Skip a sample, or raise what is wrong with it."""
+        if not self.skip:
+            raise error
+        refused[sample.key] = str(error)
+
+    def _halve(self, samples: Sequence[EncodedSample]) -> None:
         longest = max(len(sample.encoded.input_ids) for sample in samples)
         self.budget = max(1, min(self.budget, longest * len(samples)) // 2)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Leave the device's memory to what comes."""
         self.vision.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -152,10 +176,20 @@ class TeacherForward:
         return [[samples[index] for index in part] for part in batch_by_tokens(lengths, self.budget)]
 
     @torch.inference_mode()
-    def _forward(self, samples: Sequence[EncodedSample], *, check: bool) -> ForwardResult:
+    def _forward(
+        self, samples: Sequence[EncodedSample], refused: dict[str, str], *, check: bool
+    ) -> ForwardResult | None:
+        """Targets of some samples; None where none of them can have any."""
         encoded_before, generated_before = self.vision.encoded, self.answers.generated
-        samples = self.answers.complete(samples)
-        answered, teacher_rows = zip(*(self._answered(sample) for sample in samples), strict=True)
+        done: list[tuple[EncodedSample, AnsweredSample, NDArray[np.int64]]] = []
+        for sample in self.answers.complete(samples, lambda sample, error: self._refuse(sample, error, refused)):
+            try:
+                done.append((sample, *self._answered(sample)))
+            except AlignmentError as error:
+                self._refuse(sample, error, refused)
+        if not done:
+            return None
+        samples, answered, teacher_rows = map(list, zip(*done, strict=True))
         encoded = [sample.encoded for sample in samples]
         rows, columns = answer_index(encoded)
         offsets = np.cumsum([0, *(each.positions for each in encoded)])
@@ -164,11 +198,13 @@ class TeacherForward:
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
         target_ids = to_device(target_ids, self.head.device)
         states_ND = self._states(samples, rows, columns)
-        measured = self._measured_rows(len(chosen))
-        block = self.head(states_ND, target_ids, measured)
+        measured = measured_rows(self._soft_seen, len(chosen), self.job.recipe.cache.unit_positions)
+        block = self._block(states_ND, target_ids, measured)
+        if self.job.student is not None:
+            self._watch(samples, teacher_rows, states_ND, measured)
         budget = self.job.recipe.teacher.batch_tokens
         result = ForwardResult(
-            samples=list(answered),
+            samples=answered,
             block=block.to_host(),
             measured_m=measured,
             check_sums=self._check(samples, rows, columns, states_ND) if check else {},
@@ -182,6 +218,35 @@ class TeacherForward:
         )
         self._soft_seen += len(chosen)
         return result
+
+    def _block(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor) -> TopKTargets | ExactStates:
+        layout = self.job.writer.version.layout
+        if isinstance(layout, ExactLayout):
+            return exact_states(states_ND, target_ids_N, measured_m, self.head, layout)
+        return self.head(states_ND, target_ids_N, measured_m)
+
+    def _watch(
+        self,
+        samples: Sequence[EncodedSample],
+        teacher_rows: Sequence[NDArray[np.int64]],
+        states_ND: Tensor,
+        measured_m: Tensor,
+    ) -> None:
+        """Keep the logits of the first measured positions of the dump."""
+        owner_N = np.repeat(np.arange(len(samples)), [len(rows) for rows in teacher_rows])
+        places_N = np.concatenate(teacher_rows)
+        for row in measured_m.tolist()[: POSITIONS - len(self.watched)]:
+            sample = samples[owner_N[row]]
+            logits_V = self.head.logits(states_ND[row : row + 1])[0].cpu()
+            if logits_V.isfinite().all():
+                self.watched.append(
+                    WatchedPosition(
+                        sample=sample.sample,
+                        teacher_ids=sample.encoded.turn_ids,
+                        place=int(places_N[row]),
+                        logits_V=logits_V,
+                    )
+                )
 
     def _check(
         self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, states_ND: Tensor
@@ -219,34 +284,37 @@ class TeacherForward:
             model, inputs = self.model, self.vision.inputs(samples)
         return backbone_states(model, inputs, rows, columns)
 
-    def _measured_rows(self, count: int) -> Tensor:
-        """Evenly spaced soft positions of the unit, whatever batches it is cut into."""
-        unit_positions = self.job.recipe.cache.unit_positions
-        stride = max(16, unit_positions // FIDELITY_POSITIONS)
-        return torch.tensor(range(-self._soft_seen % stride, count, stride), dtype=torch.int64)
-
     def _answered(self, sample: EncodedSample) -> tuple[AnsweredSample, NDArray[np.int64]]:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
         pair = self.job.pair
-        teacher_ids = sample.encoded.target_ids.numpy()
-        mapped = pair.alignment.student_of_teacher[teacher_ids]
-        answer = sample.sample.answer
-        if answer is not None:
-            student_ids = np.array(pair.student.answer_ids(answer), dtype=np.int64)
-        elif (mapped >= 0).all():
-            student_ids = mapped
-        else:
-            student_ids = np.array(self.answers.student_ids(teacher_ids.tolist()), dtype=np.int64)
+        teacher = sample.encoded.turn_ids
+        student = pair.student_turns(sample.sample, teacher)
+        own = len(student) - (sample.sample.answer is None)
+        turns = tuple(Turn(len(ids), number < own) for number, ids in enumerate(student))
         try:
-            rows = pair.answer_rows(teacher_ids, student_ids)
+            rows = pair.answer_rows(sample.sample, teacher, student)
         except AlignmentError as error:
-            raise AlignmentError(f"{_name(sample)}: {error}") from None
+            raise AlignmentError(f"{sample.name}: {error}") from None
         soft = rows >= 0
-        answered = AnsweredSample(
-            key=sample.key, name=_name(sample), hard=answer is not None, student_ids=student_ids, soft=soft
-        )
+        student_ids = np.array([index for ids in student for index in ids], dtype=np.int64)
+        answered = AnsweredSample(key=sample.key, name=sample.name, turns=turns, student_ids=student_ids, soft=soft)
         return answered, rows[soft]
 
 
-def _name(sample: EncodedSample) -> str:
-    return f"{sample.sample.place}: sample {sample.sample.id!r}"
+def measured_rows(seen: int, count: int, unit_positions: int) -> Tensor:
+    """Evenly spaced soft positions of a unit, whatever batches it is cut into.
+
+    Args:
+        seen: soft positions of the unit in earlier batches.
+        count: of this one.
+        unit_positions: of the recipe.
+    """
+    stride = max(16, unit_positions // FIDELITY_POSITIONS)
+    return torch.tensor(range(-seen % stride, count, stride), dtype=torch.int64)
+
+
+def _too_large(sample: EncodedSample, error: Exception) -> TargetError:
+    return TargetError(
+        f"{sample.name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
+        "teacher.max_pixels, or take a larger GPU"
+    )

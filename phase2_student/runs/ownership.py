@@ -16,10 +16,12 @@ from phase2_student.runs.checkpoints import SEAL, checkpoints
 _FILES = {
     "recipe.yaml",
     "run.json",
+    "preprocessing.json",
     "run.log",
     "training_history.json",
     ".training_history.json.tmp",
     ".run.json.tmp",
+    ".preprocessing.json.tmp",
     "report.html",
     "error.txt",
 }

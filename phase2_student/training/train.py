@@ -23,6 +23,7 @@ from firstsight.prompting import collate
 from phase2_student.loss.objective import Objective
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory
+from phase2_student.runs.preprocessing import preprocessing_of
 from phase2_student.runs.run_directory import begin_run
 from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.packing import packed_states
@@ -81,12 +82,14 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
 
     recipe, arguments, prompter = plan.recipe, plan.arguments, plan.source.prompter
     output_dir, identity = recipe.output_dir, plan.identity()
+    preprocessing = preprocessing_of(recipe, prompter.processor)
     with arguments.main_process_first(desc="run directory"):
         main = arguments.process_index == 0
         if plan.check_run(overwrite=overwrite and main):
             return _finished(output_dir)
         if main:
             begin_run(output_dir, recipe, identity, plan.facts())
+            preprocessing.write(output_dir)
     complete = plan.source.completion(arguments.device)
     model = _student(plan)
 
@@ -95,6 +98,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             gather_weights(model)
         else:
             save_student(model, prompter.processor, directory, getattr(torch, recipe.student.dtype))
+            preprocessing.write(directory)
 
     first = f"FirstSight {firstsight.__version__}, {plan.objective_text}; {plan.precision}"
     with RunLog(output_dir, first, main=main) as log, StopOnSignal(processes=arguments.world_size) as stop:

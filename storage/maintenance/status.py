@@ -44,6 +44,8 @@ class CacheStatus:
     spec: dict[str, Any]
     kind: str
     """Which targets it holds: top_k or exact."""
+    targets: str
+    """The same in a few words, with the numbers that belong to it."""
     head_bytes: int | None
     """Bytes of the head object, written once, as far as they are there; None: such a cache has none."""
 
@@ -104,5 +106,6 @@ def cache_status(location: Location) -> CacheStatus:
         split_units=split_units,
         spec=version.spec,
         kind=version.kind,
+        targets=version.describe(),
         head_bytes=None if version.head is None else sum(store.tree(HEAD).values()),
     )
