@@ -67,7 +67,7 @@ class SampleFiles:
             DataError: names file and row, and what is wrong; no rows at all.
         """
         self.repeated_ids = 0
-        rows = taken = 0
+        rows = taken = broken = 0
         seen = NumberSet()
         repeated: dict[str, int] = {}
         for file, container in enumerate(self.containers):
@@ -94,7 +94,8 @@ class SampleFiles:
                 if fault is None:
                     raise
                 fault(error)
-        if not taken and (fault is None or not rows):
+                broken += 1
+        if not taken and (fault is None or not (rows or broken)):
             empty = DataError(
                 f"{self.source}: none of the {rows} rows falls into this split; change the share of data.validation"
                 if rows
@@ -115,7 +116,7 @@ class SampleFiles:
         except DataError as error:
             name = value.get(source.columns.get("id", "id")) if isinstance(value, dict) else None
             if isinstance(name, str | int):  # so that a row is found again by its own name as well
-                raise DataError(f"{error} (the row's id is {name!r:.80})") from None
+                raise type(error)(f"{error} (the row's id is {name!r:.80})") from None
             raise
 
     def place(self, file: int, number: int) -> str:
