@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from firstsight.data.images import file_digest
+from firstsight.data.source import Turns
 from firstsight.errors import ModelError
 from firstsight.models.loading import resolve_directory, weights_digest
 from firstsight.pair import load_prompter
@@ -44,12 +45,14 @@ class Candidate:
     """How it is loaded."""
     data: DataSection
     """The system prompt and the longest sample."""
+    trained_turns: str | None
+    """Which answers of a conversation its run trained on; None where that is not known."""
     origin: Literal["run", "recipe"]
     """Whose `max_pixels` and system prompt these are: those of its own run, or the recipe's, since it carries none."""
 
-    def prompter(self) -> Prompter:
-        """What makes samples its inputs."""
-        return load_prompter(self.directory, self.section, self.data)
+    def prompter(self, turns: Turns | None = None) -> Prompter:
+        """What makes samples its inputs; `turns` in place of `data.turns`."""
+        return load_prompter(self.directory, self.section, self.data, turns=turns)
 
     def identity(self) -> dict[str, object]:
         """What its answers depend on, as plain JSON: digests of its files, and how they are loaded."""
@@ -121,6 +124,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
                 directory=directory,
                 section=section,
                 data=data,
+                trained_turns=None if own is None else own.turns,
                 origin="recipe" if own is None else "run",
             )
         )

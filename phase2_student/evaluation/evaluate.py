@@ -36,7 +36,7 @@ from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.evaluation.measure.power import EnergyMeter
 from phase2_student.evaluation.measure.timing import Stopwatch, Timing, throughput
 from phase2_student.evaluation.metrics.answer_metrics import ANLS_THRESHOLD
-from phase2_student.evaluation.metrics.distance import add_distance, cache_digest
+from phase2_student.evaluation.metrics.distance import add_distance, cache_digest, cache_turns
 from phase2_student.evaluation.metrics.scores import RESAMPLES, grouped_scores
 from phase2_student.evaluation.results import (
     AnswerRecord,
@@ -100,7 +100,10 @@ def evaluate(
     """
     settings = settings or Settings()
     prompters = {(c.directory, c.section.max_pixels, c.data.system_prompt): c.prompter for c in candidates}
-    samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
+    turns = cache_turns(recipe)  # the distance is over the answers that the cache holds
+    samples, skipped = usable_samples(
+        recipe, [make(turns) for make in prompters.values()], limit=limit, progress=progress
+    )
     shared = _shared_identity(recipe, samples, settings)
     models = []
     for candidate in candidates:
@@ -170,7 +173,7 @@ def _measure(
     It is loaded twice; memory and load time are those of the second time, since the first one also pays for libraries and for
     reading the files from the disk.
     """
-    prompter = candidate.prompter()
+    prompter = candidate.prompter(cache_turns(recipe))
     answered = _answers(recipe, candidate, prompter, samples, settings, progress)
     _release_memory()
     with PeakMemory() as memory:
@@ -203,6 +206,7 @@ def _measure(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,
             system_prompt=candidate.data.system_prompt,
+            turns=candidate.trained_turns,
             chat_template=text_digest(prompter.processor.chat_template),
         ),
         scores=grouped_scores(records),

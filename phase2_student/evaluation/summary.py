@@ -201,6 +201,8 @@ def preprocessing_lines(models: Sequence[ModelResult]) -> list[str]:
         ),
         "chat template": lambda each: each.chat_template[:12],
     }
+    if all(settings.turns for _, settings in known):
+        fields["turns"] = lambda each: str(each.turns)
     for label, shown in fields.items():
         if len({shown(settings) for _, settings in known}) > 1:
             lines.append(

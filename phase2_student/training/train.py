@@ -82,7 +82,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
 
     recipe, arguments, prompter = plan.recipe, plan.arguments, plan.source.prompter
     output_dir, identity = recipe.output_dir, plan.identity()
-    preprocessing = preprocessing_of(recipe, prompter.processor)
+    preprocessing = preprocessing_of(recipe, prompter)
     with arguments.main_process_first(desc="run directory"):
         main = arguments.process_index == 0
         if plan.check_run(overwrite=overwrite and main):

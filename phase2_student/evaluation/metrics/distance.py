@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from firstsight.data.samples import Sample
+from firstsight.data.source import Turns
 from firstsight.errors import AlignmentError, DataError
+from firstsight.identity import cached_turns
 from firstsight.models.loading import backbone_states
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
@@ -31,6 +33,14 @@ def cache_digest(recipe: Recipe) -> str | None:
     """Digest of the recipe's cache; None where there is none that can be read."""
     try:
         return open_recipe_cache(recipe).digest
+    except CacheError:
+        return None
+
+
+def cache_turns(recipe: Recipe) -> Turns | None:
+    """Which answers of a conversation the recipe's cache holds; None where there is none that can be read."""
+    try:
+        return cached_turns(open_recipe_cache(recipe).spec)
     except CacheError:
         return None
 

@@ -109,7 +109,9 @@ def test_a_run_of_before_is_read_from_its_recipe(trained, tmp_path):
     run = shutil.copytree(trained / "runs" / "small", tmp_path / "old")
     for directory in (run, run / "best", run / "final"):
         (directory / PREPROCESSING).unlink()
-    assert read_preprocessing(run / "best") == Preprocessing(max_pixels=3136, system_prompt=PROMPT, chat_template=None)
+    assert read_preprocessing(run / "best") == Preprocessing(
+        max_pixels=3136, system_prompt=PROMPT, turns=None, chat_template=None
+    )
     (run / "run.json").unlink()
     assert read_preprocessing(run / "best") is None
     assert read_preprocessing(trained / "models" / "student") is None
@@ -117,7 +119,13 @@ def test_a_run_of_before_is_read_from_its_recipe(trained, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"max_pixels": "3", "system_prompt": null, "chat_template": null}', '{"max_pixels": 0}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"max_pixels": "3", "system_prompt": null, "turns": null, "chat_template": null}',
+        '{"max_pixels": 0}',
+    ],
 )
 def test_a_damaged_file_is_one_line(models, tmp_path, content):
     directory = shutil.copytree(models / "student", tmp_path / "student")
@@ -145,7 +153,7 @@ def test_the_cards_code_has_the_system_prompt(tmp_path, kind, prompt):
     (run,) = make_runs(tmp_path, names=("distilled",))
     if kind == "text":
         (run / "best" / "config.json").write_text('{"model_type": "llama"}')
-    Preprocessing(max_pixels=None, system_prompt=prompt, chat_template=None).write(run / "best")
+    Preprocessing(max_pixels=None, system_prompt=prompt, turns="all", chat_template=None).write(run / "best")
     card = str(model_card(read_runs([run])[0], None, None, None, repo="me/s", license=None))
     code = card.split("```python\n")[1].split("\n```")[0]
     begin = code.index("messages = ")
@@ -178,13 +186,15 @@ def test_what_differs_is_said_for_any_number_of_models():
         "Image size and system prompt: a, b with those of its own run; c with the recipe's, since it carries none.",
         f"They differ in chat template: a {'ab' * 6}, b {'cd' * 6}, c {'ab' * 6}.",
     ]
+    lines = preprocessing_lines([model("a", turns="all"), model("b", turns="last")])
+    assert lines[1:] == ["They differ in turns: a all, b last."]
     assert preprocessing_lines([make_result([make_record()])]) == []
 
 
 def test_it_is_that_of_the_recipe_and_the_template(made_world):
     recipe = load_recipe(made_world / "recipe.yaml", ["data.system_prompt=Look."])
     prompter = load_prompter(made_world / "models" / "student", recipe.student, recipe.data)
-    own = preprocessing_of(recipe, prompter.processor)
-    assert (own.max_pixels, own.system_prompt) == (None, "Look.")
+    own = preprocessing_of(recipe, prompter)
+    assert (own.max_pixels, own.system_prompt, own.turns) == (None, "Look.", "all")
     prompter.processor.chat_template += " "
-    assert preprocessing_of(recipe, prompter.processor).chat_template != own.chat_template
+    assert preprocessing_of(recipe, prompter).chat_template != own.chat_template

@@ -19,6 +19,7 @@ from phase2_student.evaluation.files import read_evaluation, write_evaluation
 from phase2_student.evaluation.measure.timing import Timing
 from phase2_student.evaluation.results import Evaluation
 from phase2_student.evaluation.summary import details_text, summary_text
+from storage.reader import open_cache
 
 QUICK = Settings(
     batch_size=4, max_new_tokens=3, timing=Timing(timed=2, warm_up=0, batch_sizes=(), users=(1,), requests=1)
@@ -240,3 +241,19 @@ def test_several_truths_give_vqa_accuracy_and_are_no_target(made_world, tmp_path
     assert "VQA accuracy" in summary_text(found)
     keys = [sample.key for sample in load_samples(made_world / "data" / "validation.jsonl")][:2]
     assert [sample.key for sample in load_samples(tmp_path / "data" / "validation.jsonl")][:2] == keys
+
+
+def test_the_distance_is_over_the_answers_that_the_cache_holds(made_world, tmp_path):
+    def change(rows):
+        for row in rows:
+            more = [{"type": "text", "text": "And now?"}]
+            row["messages"] += [{"role": "user", "content": more}, row["messages"][1]]
+
+    recipe = place_of(made_world, tmp_path, change)
+    last = recipe.data.model_copy(update={"turns": "last"})
+    dump(prepare_dump(recipe.model_copy(update={"data": last}), progress=False), progress=False)
+    found = measure(recipe, tmp_path / "measured").models[0]
+    assert recipe.data.turns == "all"
+    assert found.distance_unknown is None
+    cache = open_cache(recipe.cache_location)
+    assert {record.soft_positions for record in found.samples} <= {len(cache[key].targets) for key in cache}
