@@ -36,7 +36,7 @@ from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.evaluation.measure.power import EnergyMeter
 from phase2_student.evaluation.measure.timing import Stopwatch, Timing, throughput
 from phase2_student.evaluation.metrics.answer_metrics import ANLS_THRESHOLD
-from phase2_student.evaluation.metrics.distance import add_distance, cache_digest, cache_turns
+from phase2_student.evaluation.metrics.distance import add_distance, cache_digest, cache_kind, cache_turns
 from phase2_student.evaluation.metrics.scores import RESAMPLES, grouped_scores
 from phase2_student.evaluation.results import (
     AnswerRecord,
@@ -202,6 +202,7 @@ def _measure(
             "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
+        distance_targets=None if candidate.role == "teacher" or answered.distance_unknown else cache_kind(recipe),
         preprocessing=InputSettings(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,

@@ -308,7 +308,13 @@ def _notes(evaluation: Evaluation) -> list[str]:
         "warm-up;",
         f"larger batches over {settings.requests} answers or more. Each user asks again once answered; waiting requests are answered as "
         "one batch.",
-        "Confidence: geometric mean of the tokens' probabilities. KL over the cached top-k and tail at T = 1.",
+        f"Confidence: geometric mean of the tokens' probabilities. KL over the {_distance_text(evaluation)} at T = 1.",
         *(f"No distance to the teacher: {reason}" for reason in unknown),
         "",
     ]
+
+
+def _distance_text(evaluation: Evaluation) -> str:
+    """What the distances to the teacher were measured on."""
+    exact = any(model.distance_targets == "exact" for model in evaluation.models)
+    return "whole distributions of the exact cache" if exact else "cached top-k and tail"

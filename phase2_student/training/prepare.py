@@ -42,17 +42,17 @@ class Plan:
 
     @property
     def skipped(self) -> list[str]:
-        """Why each sample that the dump skipped has no targets, both splits."""
+        """Why each sample is left out that is, of both splits."""
         return [*self.train.skipped, *self.validation.skipped]
 
     @property
     def skipped_text(self) -> str:
-        """How many samples the dump skipped, and why the first of them; empty for none."""
+        """How many samples are left out, and why the first of them; empty for none."""
         if not self.skipped:
             return ""
         named = "\n".join(f"  {reason}" for reason in self.skipped[:_NAMED])
         more = "\n  ..." if len(self.skipped) > _NAMED else ""
-        return f"{len(self.skipped):,} samples are left out, since the dump skipped them:\n{named}{more}"
+        return f"{len(self.skipped):,} samples are left out (cache.on_error: skip):\n{named}{more}"
 
     @property
     def precision(self) -> str:

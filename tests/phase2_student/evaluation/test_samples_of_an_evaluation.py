@@ -163,11 +163,11 @@ def test_dump_train_and_eval_go_on_over_a_broken_validation_image(made_world, tm
     dump(prepare_dump(recipe, progress=False), progress=False)
     trained = CliRunner().invoke(main, ["train", *config, "--set", "training.max_steps=1"])
     assert trained.exit_code == 0, trained.output
-    assert "2 samples are left out, since the dump skipped them:\n  validation.jsonl:3: " in trained.output
+    assert "2 samples are left out (cache.on_error: skip):\n  validation.jsonl:3: " in trained.output
     facts = json.loads((tmp_path / "runs" / "a" / "run.json").read_text())
     assert (facts["validation_samples"], facts["skipped_samples"]) == (5, 2)  # it is in both splits here
     page = CliRunner().invoke(main, ["report", str(tmp_path / "runs" / "a")])
-    assert "2 samples were left out, since the dump skipped them: validation.jsonl:3: " in page.stderr
+    assert "2 samples were left out (cache.on_error: skip): validation.jsonl:3: " in page.stderr
     options = ["--model", "student", "--timed", "1", "--requests", "1", "--max-new-tokens", "2"]
     done = CliRunner().invoke(main, ["eval", *config, *options])
     assert done.exit_code == 0, done.output
