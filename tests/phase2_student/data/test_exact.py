@@ -243,7 +243,7 @@ def test_what_is_too_long_for_the_student_is_skipped_by_name_or_refused(exact_wo
     plan = prepared(exact_world)
     lengths = [*plan.train.lengths(), *plan.validation.lengths()]
     shorter = f"data.max_length={max(lengths) - 1}"
-    with pytest.raises(DataError, match="more than data.max_length"):
+    with pytest.raises(DataError, match=r"more than data\.max_length"):
         prepared(exact_world, shorter)
     skipping = prepared(exact_world, shorter, "cache.on_error=skip")
     count = lengths.count(max(lengths))
