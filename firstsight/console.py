@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,13 @@ set_option = click.option(
     help="Override a key of the recipe; may be given several times.",
 )
 progress_option = click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+
+NAMED = 5
+"""Samples left out that are named."""
+
+
+def left_out_text(reasons: Sequence[str]) -> str:
+    """How many samples `cache.on_error: skip` leaves out, and why the first of them."""
+    named = [f"  {reason}" for reason in reasons[:NAMED]]
+    more = ["  ..."] if len(reasons) > NAMED else []
+    return "\n".join([f"{len(reasons):,} samples are left out (cache.on_error: skip):", *named, *more])
