@@ -20,7 +20,7 @@ from firstsight.pair import load_prompter
 from firstsight.recipe import Recipe
 from firstsight.vocabulary import Token, token_table
 from storage.errors import SkippedSample
-from storage.reader import open_cache
+from storage.reader import Cache, open_cache
 from storage.temperature import at_temperature
 
 _PICTURE = 640  # pixels of the longer side in the page, at most
@@ -55,6 +55,8 @@ class ShownSample:
 
     sample: Sample
     key: str
+    conversation: tuple[tuple[str, str], ...]
+    """What stands before the question: role and text of each message, `[image]` where one stands; the recipe's system prompt too."""
     images: tuple[Image.Image, ...]
     positions: tuple[ShownPosition, ...]
     hard: bool
@@ -62,13 +64,15 @@ class ShownSample:
     teacher: str
 
 
-def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float, alternatives: int) -> ShownSample:
+def find_sample(
+    recipe: Recipe, location: str, name: str | None, *, temperature: float, alternatives: int
+) -> ShownSample:
     """Look a sample up in the recipe's data and the cache.
 
     Args:
         recipe: its data and the student's tokenizer are read.
         location: of the cache.
-        name: the sample's id, or its key or the beginning of it (8 digits at least).
+        name: the sample's id, or its key or the beginning of it (8 digits at least); None: the first that the cache holds.
         temperature: within the cache's nodes.
         alternatives: how many tokens to keep per position.
 
@@ -83,7 +87,7 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
             f"{location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
             "give the recipe of this cache with --config"
         )
-    sample = _find(recipe, name)
+    sample = _first(recipe, cache) if name is None else _find(recipe, name)
     if sample.key not in cache and sample.key not in cache.skipped():
         raise DataError(
             f"{location} has no targets of {sample.place} (sample {sample.id!r}): edited since the dump, or not dumped yet; "
@@ -113,6 +117,7 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
     return ShownSample(
         sample=sample,
         key=sample.key,
+        conversation=_before(sample, recipe.data.system_prompt),
         images=tuple(sample.open_images()),
         positions=tuple(positions),
         hard=stored.hard,
@@ -129,6 +134,31 @@ def _find(recipe: Recipe, name: str) -> Sample:
             if sample.id == name or (len(name) >= 8 and sample.key.startswith(name)):
                 return sample
     raise DataError(f"no sample has the id {name!r} (or a key that begins with it) among the {count:,} of this recipe")
+
+
+def _first(recipe: Recipe, cache: Cache) -> Sample:
+    for source in recipe.sources():
+        for sample in iter_samples(source):
+            if sample.key in cache:
+                return sample
+    raise DataError(
+        f"{cache.location} holds none of the samples of this recipe; run fs-teacher dump, or give its recipe by --config"
+    )
+
+
+def _before(sample: Sample, system_prompt: str | None) -> tuple[tuple[str, str], ...]:
+    """The messages before the question, as the model sees them."""
+    messages = list(sample.prompt)
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system_prompt}]})
+    last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=len(messages))
+    return tuple(
+        (
+            message["role"],
+            " ".join(part["text"] if part["type"] == "text" else "[image]" for part in message["content"]),
+        )
+        for message in messages[:last]
+    )
 
 
 def token_text(table: dict[int, Token], index: int) -> str:
@@ -150,6 +180,7 @@ def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
         lines.append(f"image     {path} ({image.width} x {image.height})")
         if color:
             lines.append(half_blocks(image))
+    lines += [f"{role:<9} {text}" for role, text in shown.conversation]
     lines.append(f"question  {sample.question}")
     lines.append(f"answer    {sample.answer if sample.answer is not None else '(by the teacher)'}")
     lines.append(f"teacher   {shown.teacher} at T = {shown.temperature:g}")

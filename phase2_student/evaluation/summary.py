@@ -134,13 +134,18 @@ def difference_lines(models: Sequence[ModelResult]) -> list[str]:
     """Paired difference in exact match of each model to the one before it, with its 95 % interval."""
     lines = []
     for before, model in itertools.pairwise(models):
-        first, second = ([float(r.exact) for r in m.samples] for m in (model, before))
-        mean, low, high = paired_bootstrap(first, second)
+        mean, low, high = exact_difference(model, before)
         lines.append(
             f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95 % interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
     return lines
+
+
+def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float]:
+    """By how much a model's share of exact answers is higher than another's on the same samples, and its 95 % interval."""
+    first, second = ([float(record.exact) for record in each.samples] for each in (model, other))
+    return paired_bootstrap(first, second)
 
 
 def _users_lines(models: Sequence[ModelResult]) -> list[list[str]]:

@@ -6,8 +6,6 @@ upload(folder.path, repo="me/student", private=True)
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from firstsight.errors import DataError, ModelError
 from firstsight.recipe import Recipe
 from phase2_student.evaluation.files import read_evaluation
 from phase2_student.evaluation.results import Evaluation, ModelResult
-from phase2_student.runs.files import replace_directory, write_json
+from phase2_student.runs.exports import student_directory
+from phase2_student.runs.files import copy_files, replace_directory, write_json
 from phase2_student.runs.lineage import read_cache, without_directories
 from phase2_student.runs.records import Run, read_runs
 
@@ -69,7 +68,7 @@ def prepare_folder(
     evaluated: bool = True,
     license: str | None = None,
 ) -> Folder:
-    """Write the folder of a run: `best/`, its card, its evaluation, its recipe.
+    """Write the folder of a run: copies of its student's files, its card, its evaluation, its recipe.
 
     Args:
         recipe: its `training.output_dir` holds the run.
@@ -85,7 +84,7 @@ def prepare_folder(
     """
     from phase2_student.release.card import model_card
 
-    best = recipe.output_dir / "best"
+    best = student_directory(recipe.output_dir)
     if not (best / "config.json").is_file() or not any(best.glob("*.safetensors")):
         raise ModelError(f"{best}: no student found; run fs-student train with this recipe first")
     (run,) = read_runs([recipe.output_dir])
@@ -101,8 +100,7 @@ def prepare_folder(
     card = model_card(run, found, student, cache, repo=repo, license=license)
 
     def fill(scratch: Path) -> None:
-        ours = shutil.ignore_patterns(_CARD, _EVALUATION, _RECIPE)  # linked, they would be overwritten in best/ as well
-        shutil.copytree(best, scratch, ignore=ours, dirs_exist_ok=True, copy_function=_link_or_copy)
+        copy_files(best, scratch, leave_out={_CARD, _EVALUATION, _RECIPE})
         card.save(scratch / _CARD)
         (scratch / _RECIPE).write_text(
             yaml.safe_dump(_portable(run.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
@@ -157,7 +155,7 @@ def _evaluation(run: Run, given: Path | None) -> tuple[Evaluation, ModelResult]:
         )
     from firstsight.models.loading import weights_digest
 
-    best = run.directory / "best"
+    best = student_directory(run.directory)
     weights = weights_digest(best)
     for model in found.models:
         if model.role == "student" and model.weights == weights:
@@ -173,11 +171,3 @@ def _portable(recipe: dict[str, Any]) -> dict[str, Any]:
     return {
         section: {key: without_directories(value) for key, value in part.items()} for section, part in recipe.items()
     }
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)  # the weights take their space once
-    except OSError:
-        shutil.copy2(source, target)
-    return target

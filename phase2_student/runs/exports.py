@@ -1,4 +1,4 @@
-"""Quantised exports of a run's best student: where they are, and of which weights they were made."""
+"""A run's student and its quantised exports: where they are, and of which weights the exports were made."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ EXPORT = "export.json"
 """Beside the exported weights: the quantisation, and the digest of the weights that were quantised."""
 
 
+def student_directory(output_dir: Path) -> Path:
+    """Where the student of a run is, or would be: the best by validation loss; the last one where nothing was validated."""
+    best, final = output_dir / "best", output_dir / "final"
+    return final if final.is_dir() and not best.is_dir() else best
+
+
 def export_directory(recipe: Recipe, kind: Quantization) -> Path:
-    """Where the export of the recipe's best student is, or would be."""
-    return recipe.output_dir / f"best-{kind}"
+    """Where the export of the recipe's student is, or would be."""
+    source = student_directory(recipe.output_dir)
+    return source.with_name(f"{source.name}-{kind}")
 
 
 def check_export(directory: Path, source: Path) -> None:

@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, Any] = {
     # a step that is not finite stops the run; the filter would wait for the device after every micro-batch
     "logging_nan_inf_filter": False,
 }
+_STRATEGIES = {"eval_strategy", "save_strategy", "logging_strategy"}
 _TRACKERS = {"tensorboard", "wandb", "trackio"}
 _FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": [], "load_best_model_at_end": False}
 """`best/` holds the best student, whatever was trained last."""
@@ -43,8 +44,12 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     from transformers import TrainingArguments
 
     check_training(recipe.training)
+    # `no` without quotes is false in YAML
+    training = {
+        name: "no" if value is False and name in _STRATEGIES else value for name, value in recipe.training.items()
+    }
     hints = get_type_hints(TrainingArguments)
-    for name, value in recipe.training.items():
+    for name, value in training.items():
         try:
             TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
@@ -52,16 +57,16 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         if reason := refusal(name, value):
             # a token is not shown
             raise RecipeError(f"training.{name}: {reason}{'' if name == 'hub_token' else f', got {value!r}'}")
-    if recipe.training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise RecipeError("training.ddp_backend: is for several processes, started by torchrun or accelerate launch")
-    if reason := lacking(recipe.training, training_defaults()):
+    if reason := lacking(training, training_defaults()):
         raise RecipeError(reason)
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
     values = {
         **_DEFAULTS,
         "disable_tqdm": not progress,
         "report_to": report_to,
-        **recipe.training,
+        **training,
         **_FIXED,
         "output_dir": str(recipe.output_dir),
     }
@@ -70,10 +75,16 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         new = old.replace("gradient", "activation")
         if new in hints and old in values:
             values.setdefault(new, values.pop(old))
+    processes = _processes(values)
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"training: {' '.join(str(error).split())[:240]}") from None
+    if arguments.world_size != processes:
+        raise RecipeError(
+            f"{processes} processes were started (WORLD_SIZE), but they cannot train together on {arguments.device}: each would train "
+            "the whole run; start fs-student train by torchrun or accelerate launch, or once"
+        )
     if arguments.n_gpu > 1:
         # DataParallel would cut images and answers at other places than samples
         click.echo(
@@ -83,6 +94,27 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     _check_trackers(arguments.report_to)
     _check_schedule(arguments)
     return arguments
+
+
+def _processes(values: dict[str, Any]) -> int:
+    """How many processes the launcher started; on CPUs they are told so, else each of them would train alone.
+
+    Raises:
+        RecipeError: more of them on this machine than it has GPUs.
+    """
+    import torch
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or values.get("use_cpu"):
+        return world
+    if not torch.accelerator.is_available():
+        values["use_cpu"] = True
+    elif torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
+        raise RecipeError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s); "
+            "start one for each, or set training.use_cpu"
+        )
+    return world
 
 
 def training_defaults() -> dict[str, Any]:

@@ -38,7 +38,7 @@ ACTS = frozenset({
 _LOSS = "the loss is the section `loss` of the recipe"
 _LOOP = "it belongs to the stock validation loop; here sums and counts are kept over the whole set"
 _PUSH = "a training publishes nothing; fs-student publish does, when you ask for it"
-_BEST = "best/ is the student with the lowest validation loss"
+_BEST = "best/ is the student with the lowest validation loss, if any was measured"
 _COMPILED = "the loss makes its gradients inside the student's forward, which is not compiled"
 _LIGER = "its kernels would take the place of those that the first batch was checked with; the loss is fused already"
 _COMMAND = "fs-student train trains and validates, fs-student eval measures answers"
@@ -119,10 +119,6 @@ _VALUES: dict[str, tuple[Any, str]] = {
     "torch_empty_cache_steps": (lambda value: value is None or value >= 1, "must be 1 or more, or null"),
     "seed": (lambda value: 0 <= value < 2**32, "must lie between 0 and 2^32 - 1"),
     "data_seed": (lambda value: value is None or 0 <= value < 2**32, "must lie between 0 and 2^32 - 1"),
-    "eval_strategy": (
-        lambda value: value != "no",
-        "must be steps or epoch: best/ and the history are those of validations",
-    ),
     "save_strategy": (lambda value: value != "best", f"must be steps, epoch or no: {_BEST}, whatever is saved"),
     "lr_scheduler_type": (
         lambda value: value != "greedy" and value != "reduce_lr_on_plateau",
@@ -136,6 +132,10 @@ _NEEDS: dict[str, tuple[str, Any, str]] = {
     "logging_steps": ("logging_strategy", lambda value: value == "steps", "steps"),
     "eval_steps": ("eval_strategy", lambda value: value == "steps", "steps"),
     "save_steps": ("save_strategy", lambda value: value == "steps", "steps"),
+    **{
+        name: ("eval_strategy", lambda value: value != "no", "steps or epoch")
+        for name in ("per_device_eval_batch_size", "eval_delay", "eval_on_start")
+    },
     "dataloader_persistent_workers": ("dataloader_num_workers", lambda value: value > 0, "1 or more"),
     "dataloader_prefetch_factor": ("dataloader_num_workers", lambda value: value > 0, "1 or more"),
     "dataloader_multiprocessing_context": ("dataloader_num_workers", lambda value: value > 0, "1 or more"),
