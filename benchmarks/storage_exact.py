@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from storage.exact import ExactCache, open_exact_cache
 from storage.format import format_of
 from storage.format.v2.exact import STATE_ARRAYS, Exact2
+from storage.format.v2.layout import STATE_CHUNK
 from storage.head.content import HeadContent, pack_tokens
 from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample
@@ -73,7 +74,7 @@ def widened(states: NDArray[np.uint16], width: int | None) -> NDArray[np.uint16]
 
 def spec_of(width: int) -> dict[str, Any]:
     head = {"rows": HEAD_ROWS, "dtype": "bfloat16", "bias": False}
-    return {"format_version": 2, "targets": "exact", "hidden_size": width, "state_dtype": "bfloat16", "head": head}
+    return {"targets": "exact", "hidden_size": width, "state_dtype": "bfloat16", "head": head}
 
 
 def samples_of(states: NDArray[np.uint16], count: int) -> Iterator[ExactSample]:
@@ -106,6 +107,7 @@ def codec_facts(states: NDArray[np.uint16]) -> dict[str, Any]:
     sizes = {name: sum(len(data) for path, data in files.items() if path.startswith(name)) for name in STATE_ARRAYS}
     return {
         "positions": positions,
+        "chunk": STATE_CHUNK,
         "hidden_size": states.shape[1],
         "bytes_per_position": sum(map(len, files.values())) / positions,
         "bytes_per_number": {name: size / positions / states.shape[1] for name, size in sizes.items()},
@@ -118,7 +120,7 @@ def codec_facts(states: NDArray[np.uint16]) -> dict[str, Any]:
 def cache_walk(cache: ExactCache, unit: str) -> None:
     """Every chunk of the states of a unit once: read, checked, decoded."""
     manifest, rows = cache._unit(unit)
-    for chunk in range(-(-int(rows.offsets[-1]) // WINDOW)):
+    for chunk in range(-(-int(rows.offsets[-1]) // STATE_CHUNK)):
         cache._states(manifest, chunk)
 
 

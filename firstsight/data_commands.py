@@ -33,35 +33,66 @@ def _file_options(function: _F) -> _F:
         ),
         click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="A column by another name."),
         click.option("--ignore-column", "ignored", multiple=True, metavar="NAME", help="A column of no use."),
+        click.option("--allow-urls", is_flag=True, help="Images may be addresses on the web; they are fetched."),
+        click.option("--name", metavar="NAME", help="A dataset of a dataset_info.json."),
+        click.option("--subset", metavar="NAME", help="A configuration of a dataset of the hub."),
+        click.option("--split", metavar="SPLIT", help="A split of a dataset of the hub, such as train[:1%]."),
     )
     for option in reversed(options):
         function = option(function)
     return function
 
 
-def _source(
-    file: Path, root: Path | None, form: str | None, columns: tuple[str, ...], ignored: tuple[str, ...]
-) -> DataSource:
-    """The file as the keys of a recipe's data section describe it; RecipeError."""
-    from firstsight.recipe import Recipe, load_recipe_content
-
+def _section(
+    file: str,
+    *,
+    root: Path | None,
+    form: str | None,
+    columns: tuple[str, ...],
+    ignored: tuple[str, ...],
+    allow_urls: bool,
+    name: str | None,
+    subset: str | None,
+    split: str | None,
+) -> dict[str, Any]:
+    """A recipe's data section for a file; RecipeError: options that do not go with it."""
     pairs = [column.partition("=") for column in columns]
     if wrong := [column for column, (ours, _, theirs) in zip(columns, pairs, strict=True) if not (ours and theirs)]:
         raise RecipeError(f"--column {wrong[0]}: expected OURS=THEIRS, such as question=query")
-    file = file.expanduser().absolute()
-    data = {
-        "root": str(root or file.parent),
-        "train": str(file),
+    hub = file.removeprefix("hub:") if file.startswith("hub:") else None
+    path = Path(hub or file).expanduser().absolute()
+    if hub is None and (subset or split):
+        raise RecipeError(f"--{'subset' if subset else 'split'}: is for a dataset of the hub; give it as hub:{file}")
+    if hub is not None and name:
+        raise RecipeError("--name: is for a dataset_info.json, not for a dataset of the hub; use --subset")
+    train: str | dict[str, str] = str(path)
+    if hub is not None:
+        asked = {"hub": str(path) if path.is_dir() else hub, "subset": subset, "split": split}
+        train = {key: value for key, value in asked.items() if value is not None}
+    elif name:
+        train = {"dataset_info": str(path), "name": name}
+    elif path.name == "dataset_info.json" and path.is_file():
+        raise RecipeError(f"{file}: is a list of datasets; say which one with --name")
+    return {
+        "root": str((root or path.parent).absolute()) if hub is None or path.is_dir() or root else str(Path.cwd()),
+        "train": train,
         "format": form,
         "columns": {ours: theirs for ours, _, theirs in pairs},
         "ignore_columns": list(ignored),
+        "allow_urls": allow_urls,
     }
+
+
+def _source(data: dict[str, Any]) -> DataSource:
+    """The rows of a data section; RecipeError."""
+    from firstsight.recipe import Recipe, load_recipe_content
+
     recipe: Recipe = load_recipe_content({"data": data}, directory=Path.cwd(), name="the options")
     return recipe.source("train")
 
 
 @click.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -71,40 +102,42 @@ def _source(
 @_file_options
 @click.option("--headers", is_flag=True, help="Read the headers of images, do not decode them.")
 @click.option("--all", "everything", is_flag=True, help="List every fault, not the first 20.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write histograms as a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @progress_option
 def check(
-    file: Path | None,
+    file: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
-    root: Path | None,
-    form: str | None,
-    columns: tuple[str, ...],
-    ignored: tuple[str, ...],
     headers: bool,
     everything: bool,
+    plot: Path | None,
     as_json: bool,
     progress: bool,
+    **reading: Any,
 ) -> None:
     """Find all that is wrong with a data file, or with the data of a recipe, in one pass.
 
     Counts rows, answers, images and categories; names every row that would be refused, with file and line, and what is
     repeated or in both splits. With a recipe also what is too long for teacher or student, from their configuration and tokenizer;
-    no weights are read. Exit code 1 where something would be lost.
+    no weights are read. FILE is a data file, a directory (save_to_disk, Parquet), a dataset of the hub as hub:ID, or a
+    dataset_info.json with --name. Exit code 1 where something would be lost.
 
     Example: firstsight data check rows.json
 
-    Example: firstsight data check --config recipe.yaml
+    Example: firstsight data check --config recipe.yaml --plot data.png
+
+    Example: firstsight data check hub:HuggingFaceH4/llava-instruct-mix-vsft --split train[:1%]
     """
-    from firstsight.data.check import check_data, report_text
+    from firstsight.data.check import check_data, draw, report_text
 
     if (file is None) == (config is None):
         raise click.UsageError("give either a FILE or --config")
     judge = None
     if config is not None:
-        if root or form or columns or ignored:
+        if any(reading.values()):
             raise click.UsageError(
-                "--root, --format, --column and --ignore-column go with a FILE; with a recipe use --set data..."
+                "--root, --format, --column and the like go with a FILE; with a recipe use --set data..."
             )
         from firstsight.recipe import load_recipe
 
@@ -115,8 +148,10 @@ def check(
         if overrides:
             raise click.UsageError("--set goes with --config")
         assert file is not None
-        sources = [_source(file, root, form, columns, ignored)]
+        sources = [_source(_section(file, **reading))]
     report = check_data(sources, judge=judge, images=not headers, progress=progress and not as_json)
+    if plot is not None:
+        draw(report, plot)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -124,53 +159,47 @@ def check(
     sys.exit(1 if report.lost else 0)
 
 
-def _judge(recipe: Any) -> Callable[[Any], None]:
+def _judge(recipe: Any) -> Callable[[str, Any, bool], int]:
     """What both models of a recipe say about a sample."""
     from firstsight.pair import load_pair
 
     pair = load_pair(recipe, weights=False)
 
-    def judge(sample: Any) -> None:
+    def judge(_split: str, sample: Any, _new: bool) -> int:
         if sample.answer is None and not recipe.cache.generate_missing:
             raise DataError(
                 f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
                 "cache.generate_missing: true"
             )
-        pair.check(sample, generated=recipe.cache.generate_max_tokens)
+        return pair.check(sample, generated=recipe.cache.generate_max_tokens)
 
     return judge
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @_file_options
 @progress_option
-def convert(
-    file: Path,
-    out: Path,
-    root: Path | None,
-    form: str | None,
-    columns: tuple[str, ...],
-    ignored: tuple[str, ...],
-    progress: bool,
-) -> None:
+def convert(file: str, out: Path, progress: bool, **reading: Any) -> None:
     """Write a data file of any form as JSONL with messages, and its images into a directory `images` beside it.
 
-    The samples keep their keys: a cache of the old file serves the new one.
+    FILE is as for firstsight data check. The samples keep their keys: a cache of the old file serves the new one.
 
     Example: firstsight data convert train.parquet data/train.jsonl
+
+    Example: firstsight data convert dataset_info.json data/train.jsonl --name mllm_demo
     """
     from firstsight.data.write import convert as run
 
-    done = run(_source(file, root, form, columns, ignored), out, progress=progress)
+    done = run(_source(_section(file, **reading)), out, progress=progress)
     click.echo(f"{out}: {done.rows:,} rows, {done.images:,} images")
     if done.literal_marks:
         click.echo("texts have <image> as text: set data.format: trl in the recipe")
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option(
     "--out",
     default=Path("recipe.yaml"),
@@ -178,16 +207,22 @@ def convert(
     type=click.Path(path_type=Path, dir_okay=False),
     help="The recipe.",
 )
-def init(file: Path, out: Path) -> None:
+@_file_options
+def init(file: str, out: Path, **reading: Any) -> None:
     """Write a commented recipe for a data file.
 
+    FILE is as for firstsight data check; what the options say of it is written into the recipe.
+
     Example: firstsight init data/train.jsonl
+
+    Example: firstsight init qa.csv --column question=query --ignore-column source
     """
     from firstsight.data.check import check_data
 
     if out.exists():
         raise RecipeError(f"{out} exists; give another name with --out, or delete it")
-    report = check_data([_source(file, None, None, (), ())], images=False)
+    section = _section(file, **reading)
+    report = check_data([_source(section)], images=False)
     if report.lost:
         raise DataError(f"{report.faults[0]} ({report.fault_count:,} faults; firstsight data check {file} names them)")
     summary = report.summary
@@ -196,15 +231,18 @@ def init(file: Path, out: Path) -> None:
         if summary.unanswered
         else ""
     )
-    root = os.path.relpath(file.expanduser().parent, out.parent)
+    root, train = _portable(section, out.parent)
+    stated = {key: section[key] for key in ("format", "columns", "ignore_columns", "allow_urls") if section[key]}
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         _TEMPLATE.read_text(encoding="utf-8").format(
-            file=file.name,
+            file=file,
             rows=f"{sum(summary.rows.values()):,}",
             images=f"{summary.images:,}",
             name=out.name,
             root=_yaml(root),
-            train=_yaml(file.name),
+            train=_yaml(train),
+            reading="".join(f"\n  {key}: {_yaml(value)}" for key, value in stated.items()),
             generate=generate,
         ),
         encoding="utf-8",
@@ -212,6 +250,20 @@ def init(file: Path, out: Path) -> None:
     click.echo(f"{out}: edit the models, then firstsight data check --config {out}")
 
 
-def _yaml(text: str) -> str:
-    """A text as a YAML value."""
-    return yaml.safe_dump(text, allow_unicode=True, width=10**6).split("\n...")[0].strip()
+def _portable(section: dict[str, Any], directory: Path) -> tuple[str, Any]:
+    """The root of a data section relative to the recipe's directory, and its rows relative to the root."""
+    root, train = section["root"], section["train"]
+    if isinstance(train, str):
+        train = os.path.relpath(train, root)
+    else:
+        train = {
+            key: os.path.relpath(value, root) if os.path.isabs(value) and key in ("hub", "dataset_info") else value
+            for key, value in train.items()
+        }
+    return os.path.relpath(root, directory.absolute()), train
+
+
+def _yaml(value: Any) -> str:
+    """A value in one line of YAML."""
+    text = yaml.safe_dump(value, allow_unicode=True, width=10**6, default_flow_style=True, sort_keys=False)
+    return text.split("\n...")[0].strip()

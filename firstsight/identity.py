@@ -6,12 +6,15 @@ Phase 1 compares all of it with the store's; phase 2 compares the part that it c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.image_utils import SizeDict
 
+from firstsight.answer_alignment import TeacherTokens
 from firstsight.families.base import Family
+from firstsight.families.parts import HeadShape
 from firstsight.models.loading import weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
@@ -31,28 +34,74 @@ def cache_spec(
     student: Prompter,
     alignment: VocabularyAlignment,
 ) -> dict[str, Any]:
-    """The spec that phase 1 writes into the root of the store: a JSON object."""
-    section = recipe.teacher
+    """The spec of a top_k cache that phase 1 writes into the root of the store: a JSON object."""
+    teacher_part = teacher_identity(recipe, directory=teacher_directory, teacher=teacher)
+    return top_k_spec(recipe, teacher=teacher_part, student=student, alignment=alignment)
+
+
+def top_k_spec(
+    recipe: Recipe, *, teacher: dict[str, Any], student: Prompter, alignment: VocabularyAlignment
+) -> dict[str, Any]:
+    """The spec of a top_k cache whose teacher is known by what a spec says of it."""
     return {
         "top_k": recipe.cache.top_k,
         "temperatures": list(recipe.cache.temperatures),
         "vocabulary_size": len(alignment.teacher_of_student),
         "shared_ids": alignment.shared_ranges(),
-        "teacher": {
-            "model": model_name(recipe, section),
-            "revision": section.revision,
-            "weights": weights_digest(teacher_directory),
-            "quantization": section.quantization,
-            "dtype": section.dtype,
-            "attn_implementation": section.attn_implementation,
-            "batch_tokens": section.batch_tokens,
-            "tokens": table_digest(token_table(teacher.tokenizer)),
-            "chat_template": text_digest(teacher.processor.chat_template),
-            "system_prompt": recipe.data.system_prompt,
-            "image_processor": image_settings(teacher.processor, teacher.family),
-        },
+        "teacher": teacher,
         "student": student_identity(student),
         "alignment": {"kind": alignment.kind, "digest": alignment.digest},
+    }
+
+
+def exact_spec(
+    recipe: Recipe, *, teacher_directory: Path, teacher: Prompter, tokens: TeacherTokens, head: HeadShape
+) -> dict[str, Any]:
+    """The spec of a cache of exact targets: of teacher and data alone.
+
+    Args:
+        recipe: of the dump.
+        teacher_directory: with its weights.
+        teacher: its prompter.
+        tokens: its tokens, so that its answers can be read without it.
+        head: its shape.
+    """
+    return {
+        "targets": "exact",
+        "hidden_size": head.hidden_size,
+        "state_dtype": recipe.teacher.dtype,
+        "head": {"rows": head.rows, "dtype": recipe.teacher.dtype, "bias": head.bias},
+        "teacher": {
+            **teacher_identity(recipe, directory=teacher_directory, teacher=teacher),
+            **tokens.identity(),
+        },
+    }
+
+
+_READING = ("end_of_turn", "answer_prefix")
+"""What the spec of an exact cache says of its teacher beyond that of a top_k cache: what reading its answers takes."""
+
+
+def teacher_of_exact(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the spec of a top_k cache says of the teacher of an exact one."""
+    return {name: value for name, value in spec["teacher"].items() if name not in _READING}
+
+
+def teacher_identity(recipe: Recipe, *, directory: Path, teacher: Prompter) -> dict[str, Any]:
+    """The teacher and how it is run: what every spec says of it."""
+    section = recipe.teacher
+    return {
+        "model": model_name(recipe, section),
+        "revision": section.revision,
+        "weights": weights_digest(directory),
+        "quantization": section.quantization,
+        "dtype": section.dtype,
+        "attn_implementation": section.attn_implementation,
+        "batch_tokens": section.batch_tokens,
+        "tokens": table_digest(token_table(teacher.tokenizer)),
+        "chat_template": text_digest(teacher.processor.chat_template),
+        "system_prompt": recipe.data.system_prompt,
+        "image_processor": image_settings(teacher.processor, teacher.family),
     }
 
 

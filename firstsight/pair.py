@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError
 from firstsight.families import family_of
@@ -21,7 +22,7 @@ from firstsight.identity import image_settings
 from firstsight.models.loading import head_rows, load_config, load_processor, max_positions, resolve_directory
 from firstsight.prompting import Prompter
 from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
-from firstsight.vocabulary import Token, VocabularyAlignment, align_answer, align_vocabularies, token_table
+from firstsight.vocabulary import VocabularyAlignment
 
 # P answer positions of the student, P_t of the teacher
 
@@ -34,37 +35,16 @@ class Pair:
     """Directory of the teacher."""
     teacher: Prompter
     student: Prompter
-    teacher_tokens: dict[int, Token]
-    student_tokens: dict[int, Token]
-    alignment: VocabularyAlignment
+    answers: AnswerAlignment
+
+    @property
+    def alignment(self) -> VocabularyAlignment:
+        """The teacher's ids and the student's."""
+        return self.answers.vocabulary
 
     def answer_rows(self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
-
-        Args:
-            teacher_ids: [P_t], the answer in the teacher's tokens, end of turn included.
-            student_ids: [P], the same in the student's.
-
-        Returns:
-            int64 [P].
-
-        Raises:
-            AlignmentError: the two sequences spell different text.
-        """
-        mapped = self.alignment.student_of_teacher[teacher_ids]
-        same_start = self.teacher.answer_offset == self.student.answer_offset
-        if same_start and len(mapped) == len(student_ids) and (mapped == student_ids).all():
-            rows = np.arange(len(student_ids))
-        else:
-            rows = align_answer(
-                teacher_ids.tolist(),
-                student_ids.tolist(),
-                self.teacher_tokens,
-                self.student_tokens,
-                teacher_offset=self.teacher.answer_offset,
-                student_offset=self.student.answer_offset,
-            )
-        return np.where(self.alignment.shared[student_ids], rows, -1)
+        """See `AnswerAlignment.rows`."""
+        return self.answers.rows(teacher_ids, student_ids)
 
     @cached_property
     def same_inputs(self) -> bool:
@@ -79,17 +59,23 @@ class Pair:
             and image_settings(teacher.processor, teacher.family) == image_settings(student.processor, student.family)
         )
 
-    def check(self, sample: Sample, *, generated: int = 0) -> None:
-        """Raise DataError for a sample that one of the two models cannot take; no image is decoded.
+    def check(self, sample: Sample, *, generated: int = 0) -> int:
+        """Tokens of a sample, those of the model that makes more of it; no image is decoded.
 
         Args:
-            sample: too long for one of them, or with an answer that their templates spell differently.
+            sample: of the data.
             generated: tokens of the longest answer that the teacher may give where there is none.
+
+        Raises:
+            DataError: it is too long for one of them, or has an answer that their templates spell differently.
         """
+        longest = 0
         for prompter in (self.teacher, self.student):
             if prompter is self.teacher or not self.same_inputs or prompter.longest != self.teacher.longest:
                 extra = generated if sample.answer is None else 0
-                prompter.check_length(sample, prompter.sample_tokens(sample) + extra)
+                length = prompter.sample_tokens(sample) + extra
+                prompter.check_length(sample, length)
+                longest = max(longest, length)
         if sample.answer is not None and not self.same_inputs:
             ids = [np.array(prompter.answer_ids(sample.answer)) for prompter in (self.teacher, self.student)]
             try:
@@ -99,6 +85,7 @@ class Pair:
                     f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
                     "answer and the other does not, remove them in the data"
                 ) from None
+        return longest
 
 
 def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
@@ -114,26 +101,39 @@ def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
     student_directory = resolve_directory(recipe, recipe.student, weights=False)
     teacher = load_prompter(directory, recipe.teacher, recipe.data)
     student = load_prompter(student_directory, recipe.student, recipe.data)
-    teacher_tokens, student_tokens = token_table(teacher.tokenizer), token_table(student.tokenizer)
-    alignment = align_vocabularies(
-        teacher_tokens,
-        student_tokens,
-        teacher_rows=head_rows(load_config(directory, recipe.teacher)),
+    answers = AnswerAlignment(
+        TeacherTokens.of_prompter(teacher, head_rows(load_config(directory, recipe.teacher))),
+        student,
         student_rows=head_rows(load_config(student_directory, recipe.student)),
     )
-    if recipe.cache.top_k > alignment.shared.sum():
+    check_top_k(recipe, answers.vocabulary)
+    return Pair(directory=directory, teacher=teacher, student=student, answers=answers)
+
+
+def load_teacher_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
+    """The teacher as its own student: what exact targets are dumped for.
+
+    Args:
+        recipe: its student need not be there.
+        weights: the teacher's weights must be there too.
+
+    Raises:
+        FirstSightError: a teacher that is not there.
+    """
+    directory = resolve_directory(recipe, recipe.teacher, weights=weights)
+    teacher = load_prompter(directory, recipe.teacher, recipe.data)
+    rows = head_rows(load_config(directory, recipe.teacher))
+    answers = AnswerAlignment(TeacherTokens.of_prompter(teacher, rows), teacher, student_rows=rows)
+    return Pair(directory=directory, teacher=teacher, student=teacher, answers=answers)
+
+
+def check_top_k(recipe: Recipe, alignment: VocabularyAlignment) -> None:
+    """Raise DataError where a recipe stores more entries than the two vocabularies share."""
+    shared = int(alignment.shared.sum())
+    if recipe.cache.targets == "top_k" and recipe.cache.top_k > shared:
         raise DataError(
-            f"cache.top_k: {recipe.cache.top_k} is more than the {alignment.shared.sum()} tokens that teacher and student "
-            "share; lower it"
+            f"cache.top_k: {recipe.cache.top_k} is more than the {shared} tokens that teacher and student share; lower it"
         )
-    return Pair(
-        directory=directory,
-        teacher=teacher,
-        student=student,
-        teacher_tokens=teacher_tokens,
-        student_tokens=student_tokens,
-        alignment=alignment,
-    )
 
 
 def load_prompter(

@@ -11,7 +11,7 @@ positions at which both have just finished the same bytes: only there can the te
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstsight.errors import AlignmentError
+from storage.format.head_table import BYTE_PIECE, CONTROL_TOKEN, TEXT_TOKEN
 
 # V_t rows of the teacher's head, V_s rows of the student's head, P student tokens of an answer
 
@@ -78,6 +79,23 @@ def table_digest(table: dict[int, Token]) -> str:
         content, special = table[index]
         digest.update(b"%d %d %d " % (index, special, len(content)) + content)
     return digest.hexdigest()
+
+
+def stored_tokens(table: dict[int, Token]) -> dict[int, tuple[bytes, int]]:
+    """A token table as the head of an exact cache stores it."""
+
+    def kind(content: bytes, special: bool) -> int:
+        return CONTROL_TOKEN if special else BYTE_PIECE if isinstance(content, BytePiece) else TEXT_TOKEN
+
+    return {index: (bytes(content), kind(content, special)) for index, (content, special) in table.items()}
+
+
+def restored_tokens(stored: Mapping[int, tuple[bytes, int]]) -> dict[int, Token]:
+    """The token table that `stored_tokens` was made of."""
+    return {
+        index: (BytePiece(content) if kind == BYTE_PIECE else content, kind == CONTROL_TOKEN)
+        for index, (content, kind) in stored.items()
+    }
 
 
 def align_vocabularies(

@@ -40,9 +40,25 @@ def main() -> None:
     is_flag=True,
     help="Load the unquantised teacher as well and report how far both agree; takes memory for both.",
 )
+@click.option(
+    "--student",
+    type=click.Choice(["base", "none"]),
+    default="base",
+    show_default=True,
+    help="Whose gradient the report at the end is about: the recipe's student, loaded when the teacher has left the memory; "
+    "none: no model is loaded for it.",
+)
 @progress_option
-def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quantization: bool, progress: bool) -> None:
-    """Write the teacher's top-k soft targets for every sample that the cache does not hold.
+def dump(
+    config: Path,
+    overrides: tuple[str, ...],
+    shard: str | None,
+    check_quantization: bool,
+    student: str,
+    progress: bool,
+) -> None:
+    """Write the teacher's soft targets for every sample that the cache does not hold: top-k, or with cache.targets: exact
+    the states that its head makes them of, for which no student need be there.
 
     Interrupt it as you like: what is committed stays, and the same command continues with the rest. Any number of
     these processes may work on one cache: each begins with its shard and then takes whatever is not committed.
@@ -60,19 +76,21 @@ def dump(config: Path, overrides: tuple[str, ...], shard: str | None, check_quan
     try:
         with stop_on_signals():
             rows = check_files(recipe.sources(), progress=progress)
-            _dump(recipe, rows, worker, check_quantization, progress)
+            _dump(recipe, rows, worker, check_quantization, student == "base", progress)
     except Stopped as stopped:
         click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
         sys.exit(stopped.exit_code)
 
 
-def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, progress: bool) -> None:
+def _dump(
+    recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, measure_student: bool, progress: bool
+) -> None:
     from firstsight.models.loading import hide_bars
     from phase1_teacher.dump import dump as run
     from phase1_teacher.dump import prepare_dump
     from phase1_teacher.summary import summary_text
 
-    job = prepare_dump(recipe, rows=rows, progress=progress)
+    job = prepare_dump(recipe, rows=rows, measure_student=measure_student and shard.index == 0, progress=progress)
     if not job.pending:
         click.echo(f"Nothing to do: {_held(recipe, job)}")
     else:
@@ -81,14 +99,14 @@ def _dump(recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, pro
     if not progress:
         hide_bars()
     summary = run(job, shard=shard, check_quantization=check_quantization, progress=progress)
-    click.echo(summary_text(recipe.cache_location, summary))
+    click.echo(summary_text(recipe.cache_location, summary, recipe.loss.temperature))
 
 
 def _held(recipe: Recipe, job: DumpJob) -> str:
     """What the cache holds of a recipe whose samples are all planned and committed."""
-    from storage.reader import open_cache
+    from storage.exact import open_any_cache
 
-    cache = open_cache(recipe.cache_location)
+    cache = open_any_cache(recipe.cache_location)
     skipped = [reason for key, reason in cache.skipped().items() if key in job.samples and key not in cache]
     if not skipped:
         return f"{recipe.cache_location} holds all {len(job.samples):,} samples of this recipe."
@@ -96,6 +114,50 @@ def _held(recipe: Recipe, job: DumpJob) -> str:
         f"{recipe.cache_location} holds the samples of this recipe but for {len(skipped):,} that an earlier dump skipped "
         f"({skipped[0]}); to have them as well use another cache.path"
     )
+
+
+@main.command()
+@click.argument("exact")
+@config_option
+@set_option
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Begin with the I-th of N shards, from 0; default: as torchrun or Slurm says, else 0/1.",
+)
+@progress_option
+def derive(exact: str, config: Path, overrides: tuple[str, ...], shard: str | None, progress: bool) -> None:
+    """Write the recipe's top_k cache from EXACT, a cache of exact targets: what a dump for the recipe's student would write.
+
+    The teacher is not needed, nor its directory, nor the data: states, head and tokens are stored. The student may be of any
+    vocabulary. Can be interrupted, continued and shared by several processes as a dump can; run it again when EXACT has grown.
+
+    Example: fs-teacher derive exact.zarr --config recipe.yaml --set cache.path=for-2b.zarr
+    """
+    worker = parse_shard(shard) if shard else shard_from_environment(os.environ)
+    recipe = load_recipe(config, overrides)
+    try:
+        with stop_on_signals():
+            _derive(exact, recipe, worker, progress)
+    except Stopped as stopped:
+        click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
+        sys.exit(stopped.exit_code)
+
+
+def _derive(exact: str, recipe: Recipe, shard: Shard, progress: bool) -> None:
+    from phase1_teacher.derive import derive as run
+    from phase1_teacher.derive import prepare_derivation
+    from phase1_teacher.summary import summary_text
+
+    job = prepare_derivation(exact, recipe)
+    if job.open_units:
+        click.echo(f"{exact} lacks {job.open_units:,} planned units: finish its dump, and run this again for them")
+    worker = f", worker {shard}" if shard.count > 1 else ""
+    click.echo(f"{exact} -> {recipe.cache_location} for {recipe.student.model}{worker}")
+    summary = run(job, shard=shard, progress=progress)
+    if not summary.units:
+        click.echo(f"Nothing to do: {recipe.cache_location} holds all {len(job.exact):,} samples of {exact}.")
+    click.echo(summary_text(recipe.cache_location, summary, recipe.loss.temperature))
 
 
 @main.command()

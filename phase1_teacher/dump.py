@@ -8,6 +8,7 @@ Three stages overlap: samples are read and encoded ahead, the device computes, t
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,16 @@ from tqdm import tqdm
 
 from firstsight.console import Heartbeat
 from firstsight.models.loading import load_teacher
+from phase1_teacher.forward.exact_states import head_content
+from phase1_teacher.forward.fidelity import Comparison
+from phase1_teacher.forward.gradient import GradientReport, WatchedPosition, gradient_report
 from phase1_teacher.forward.prefetch import Prefetch
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import unit_batches
 from phase1_teacher.planning.job import DumpJob, prepare_dump
 from phase1_teacher.workers import Shard, work_order
 from phase1_teacher.writing.commit_thread import CommitThread
+from storage.format.v2.layout import ExactLayout
 
 __all__ = ["DumpSummary", "dump", "prepare_dump"]
 
@@ -45,6 +50,8 @@ class DumpSummary:
     """Tokens per forward pass where memory did not take the recipe's `teacher.batch_tokens`."""
     peak_bytes: int | None = None
     """Largest device memory in use during this dump; None on a CPU."""
+    gradient: GradientReport | None = None
+    """What a top_k cache costs the student's gradient; None: it was not asked for, or another worker says it."""
 
 
 def dump(
@@ -80,6 +87,10 @@ def dump(
         unquantised = job.recipe.teacher.model_copy(update={"quantization": "none"})
         reference = load_teacher(job.pair.directory, unquantised)
     forward = TeacherForward(job, model, reference)
+    layout = job.writer.version.layout
+    if isinstance(layout, ExactLayout):
+        head = head_content(forward.model.get_output_embeddings(), job.pair.answers.teacher, layout)
+        job.writer.write_head(head, first=(shard or Shard()).index)
     begin = time.perf_counter()
     commits = CommitThread(job)
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
@@ -102,13 +113,30 @@ def dump(
         raise
     finally:
         batches.close()
-    budget = job.recipe.teacher.batch_tokens
+    seconds, idle_share = time.perf_counter() - begin, forward.clock.idle_share()
+    peak_bytes = torch.cuda.max_memory_allocated() if forward.clock.cuda else None
+    budget = forward.budget if forward.budget < job.recipe.teacher.batch_tokens else None
+    watched, compared = forward.watched, forward.compared
+    del forward, reference, model  # the student's base comes into the memory that the teacher leaves
     return DumpSummary(
         samples=commits.samples,
         positions=commits.positions,
         units=commits.units,
-        seconds=time.perf_counter() - begin,
-        idle_share=forward.clock.idle_share(),
-        split_budget=forward.budget if forward.budget < budget else None,
-        peak_bytes=torch.cuda.max_memory_allocated() if forward.clock.cuda else None,
+        seconds=seconds,
+        idle_share=idle_share,
+        split_budget=budget,
+        peak_bytes=peak_bytes,
+        gradient=_gradient(job, watched, compared) if (shard or Shard()).index == 0 else None,
+    )
+
+
+def _gradient(job: DumpJob, watched: list[WatchedPosition], compared: Comparison) -> GradientReport | None:
+    """The report on the student's gradient, by the first of the workers."""
+    if job.student is None or not watched:
+        return None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return gradient_report(
+        job.recipe, job.student, watched, top_k=compared.layout.top_k, temperatures=compared.temperatures
     )

@@ -7,9 +7,13 @@ print(terminal_text(shown)); Path("s17.html").write_text(html_page(shown))
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.errors import DataError
@@ -17,10 +21,14 @@ from firstsight.identity import student_identity
 from firstsight.models.loading import resolve_directory
 from firstsight.page import picture, render
 from firstsight.pair import load_prompter
+from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from firstsight.vocabulary import Token, token_table
-from storage.errors import SkippedSample
-from storage.reader import Cache, open_cache
+from firstsight.vocabulary import Token, restored_tokens, token_table
+from storage.errors import SkippedSample, TemperatureOutOfRange
+from storage.exact import ExactCache, open_any_cache
+from storage.format.head_table import NO_TOKEN
+from storage.reader import Cache
+from storage.targets import ExactSample, ExactTargets, Targets
 from storage.temperature import at_temperature
 
 _PICTURE = 640  # pixels of the longer side in the page, at most
@@ -70,7 +78,7 @@ def find_sample(
     """Look a sample up in the recipe's data and the cache.
 
     Args:
-        recipe: its data and the student's tokenizer are read.
+        recipe: its data are read, and the student's tokenizer; for an exact cache no student.
         location: of the cache.
         name: the sample's id, or its key or the beginning of it (8 digits at least); None: the first that the cache holds.
         temperature: within the cache's nodes.
@@ -80,13 +88,8 @@ def find_sample(
         DataError: no such sample, or the cache has no targets for it.
         CacheError: no cache, or the temperature lies outside its nodes.
     """
-    cache = open_cache(location)
-    student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
-    if cache.spec["student"] != student_identity(student):
-        raise DataError(
-            f"{location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
-            "give the recipe of this cache with --config"
-        )
+    cache = open_any_cache(location)
+    table = token_table(_student(recipe, cache).tokenizer) if isinstance(cache, Cache) else None
     sample = _first(recipe, cache) if name is None else _find(recipe, name)
     if sample.key not in cache and sample.key not in cache.skipped():
         raise DataError(
@@ -97,9 +100,37 @@ def find_sample(
         stored = cache[sample.key]
     except SkippedSample as error:
         raise DataError(str(error)) from None
-    targets = stored.targets
+    if isinstance(stored, ExactSample):
+        positions = _exact_positions(cast(ExactCache, cache), stored.targets, temperature, alternatives)
+    else:
+        positions = _top_k_positions(cast(Cache, cache), stored.targets, table or {}, temperature, alternatives)
+    return ShownSample(
+        sample=sample,
+        key=sample.key,
+        conversation=_before(sample, recipe.data.system_prompt),
+        images=tuple(sample.open_images()),
+        positions=positions,
+        hard=stored.hard,
+        temperature=temperature,
+        teacher=str(cache.spec["teacher"]["model"]),
+    )
+
+
+def _student(recipe: Recipe, cache: Cache) -> Prompter:
+    """The recipe's student; DataError where the cache was made for another vocabulary."""
+    student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
+    if cache.spec["student"] != student_identity(student):
+        raise DataError(
+            f"{cache.location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
+            "give the recipe of this cache with --config"
+        )
+    return student
+
+
+def _top_k_positions(
+    cache: Cache, targets: Targets, table: dict[int, Token], temperature: float, alternatives: int
+) -> tuple[ShownPosition, ...]:
     log_p, log_r = at_temperature(targets.logprobs, targets.tail, cache.temperatures, temperature)
-    table = token_table(student.tokenizer)
     positions = []
     for row, target in enumerate(targets.target_ids.tolist()):
         ids = targets.ids[row].tolist()
@@ -114,16 +145,46 @@ def find_sample(
                 rest=float(np.exp(log_r[row])) if soft else 0.0,
             )
         )
-    return ShownSample(
-        sample=sample,
-        key=sample.key,
-        conversation=_before(sample, recipe.data.system_prompt),
-        images=tuple(sample.open_images()),
-        positions=tuple(positions),
-        hard=stored.hard,
-        temperature=temperature,
-        teacher=str(cache.spec["teacher"]["model"]),
-    )
+    return tuple(positions)
+
+
+def _exact_positions(
+    cache: ExactCache, targets: ExactTargets, temperature: float, alternatives: int
+) -> tuple[ShownPosition, ...]:
+    """By the teacher's whole vocabulary: its head is read, 64 MiB at a time."""
+    if temperature <= 0:
+        raise TemperatureOutOfRange(f"temperature {temperature:g}: expected one above 0")
+    table = restored_tokens(cache.head().tokens())
+    log_p_PV = (exact_logits(cache, targets.states) / temperature).log_softmax(dim=1)
+    positions = []
+    for log_p_V, target in zip(log_p_PV, targets.target_ids.tolist(), strict=True):
+        top = log_p_V.topk(min(alternatives, len(table)))
+        choices = zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
+        positions.append(
+            ShownPosition(
+                text=token_text(table, target),
+                p=float(log_p_V[target].exp()),
+                alternatives=tuple(Alternative(token_text(table, index), p) for index, p in choices),
+                rest=0.0,
+            )
+        )
+    return tuple(positions)
+
+
+def exact_logits(cache: ExactCache, states: NDArray[Any]) -> Tensor:
+    """float32 [P, V]: the teacher's logits of stored states; -inf for rows of its head that are no tokens."""
+    head, dtype = cache.head(), getattr(torch, cache.head_dtype)
+    states_PD = torch.from_numpy(states).view(getattr(torch, cache.state_dtype)).float()
+    logits_PV = torch.empty((len(states_PD), head.shape("weight")[0]))
+    for start, rows in head.chunks("weight"):
+        logits_PV[:, start : start + len(rows)] = states_PD @ torch.from_numpy(rows.copy()).view(dtype).float().T
+    if cache.spec["head"]["bias"]:
+        logits_PV += torch.from_numpy(head.array("bias")).view(dtype).float()
+    logits_PV *= head.scale
+    if head.softcap is not None:
+        logits_PV = head.softcap * torch.tanh(logits_PV / head.softcap)
+    logits_PV[:, torch.from_numpy(head.array("token_length") == NO_TOKEN)] = -torch.inf
+    return logits_PV
 
 
 def _find(recipe: Recipe, name: str) -> Sample:
@@ -136,7 +197,7 @@ def _find(recipe: Recipe, name: str) -> Sample:
     raise DataError(f"no sample has the id {name!r} (or a key that begins with it) among the {count:,} of this recipe")
 
 
-def _first(recipe: Recipe, cache: Cache) -> Sample:
+def _first(recipe: Recipe, cache: Cache | ExactCache) -> Sample:
     for source in recipe.sources():
         for sample in iter_samples(source):
             if sample.key in cache:

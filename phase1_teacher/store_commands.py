@@ -35,6 +35,7 @@ def status(cache: str, as_json: bool) -> None:
         return
     share = found.committed / found.units if found.units else 1.0
     click.echo(f"{found.location}")
+    click.echo(f"  targets    {found.targets} (format version {found.spec['format_version']})")
     click.echo(f"  units      {found.committed:,} of {found.units:,} committed ({share:.1%})")
     if found.rate is not None:
         click.echo(f"  rate       {_rate(found.rate)}")
@@ -43,7 +44,9 @@ def status(cache: str, as_json: bool) -> None:
     per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
     click.echo(f"  size       {_size(found.bytes)}{per_position}")
     if found.head_bytes is not None:
-        click.echo(f"  head       {_size(found.head_bytes)}, once for the whole cache")
+        click.echo(
+            f"  head       {_size(found.head_bytes)}, once for the whole cache; in all {_size(found.bytes + found.head_bytes)}"
+        )
     if found.field_bits:
         click.echo("  bits per position")
         for name, bits in sorted(found.field_bits.items(), key=lambda item: -item[1]):

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from phase1_teacher.dump import DumpSummary
-from phase1_teacher.forward.fidelity import report_lines
+from phase1_teacher.forward.fidelity import largest_k, mean_mass, report_lines
+from phase1_teacher.forward.gradient import GradientReport, gradient_lines
+from storage.exact import open_any_cache
+from storage.format.base import EXACT
 from storage.maintenance.status import cache_status
-from storage.reader import open_cache
+from storage.reader import Cache
+
+_ENOUGH = 0.9
+"""Mass of the stored entries from which on the shape of the rest matters little (docs/log.md, a real teacher)."""
 
 
-def summary_text(location: str, summary: DumpSummary) -> str:
-    """Summarises a dump for the terminal: this run, the cache, its mass at each node temperature, and its fidelity."""
-    cache = open_cache(location)  # leaves the index behind, for readers that cannot write here
+def summary_text(location: str, summary: DumpSummary, training: float | None = None) -> str:
+    """Summarises a dump for the terminal: this run, the cache, its mass at each node temperature, and its fidelity.
+
+    Args:
+        location: of the cache.
+        summary: of the dump.
+        training: the recipe's temperature; None: none beside those of every report.
+    """
+    cache = open_any_cache(location)  # leaves the index behind, for readers that cannot write here
     status = cache_status(location)
     lines = []
     if summary.units:
@@ -24,17 +36,50 @@ def summary_text(location: str, summary: DumpSummary) -> str:
         )
     lines.append(
         f"The cache: {status.samples:,} samples, {status.positions:,} positions, {status.bytes:,} bytes "
-        f"({status.bytes_per_position or 0:.1f} bytes per position), k = {cache.top_k}"
+        f"({status.bytes_per_position or 0:.1f} bytes per position), {status.targets}"
     )
+    if status.head_bytes is not None:
+        lines.append(f"           and its head once, {status.head_bytes:,} bytes")
     if status.pending:
         lines.append(f"           {len(status.pending):,} of {status.units:,} units are not committed yet")
     sums = status.statistics
     lines.extend(_work_lines(sums))
-    lines.extend(_mass_lines(sums, cache.temperatures))
-    lines.extend(report_lines(sums, cache.top_k, cache.temperatures))
+    if isinstance(cache, Cache):
+        lines.extend(_mass_lines(sums, cache.temperatures))
+    lines.extend(_check_lines(sums))
+    lines.extend(report_lines(sums, training))
+    if summary.gradient is not None:
+        lines.extend(gradient_lines(summary.gradient, largest_k(sums)))
+    if training is not None:
+        lines.extend(advice(sums, training, summary.gradient, exact=status.kind == EXACT))
     if status.skipped:
         lines.append(f"Skipped:   {len(status.skipped):,} samples; fs-teacher status {location} lists them")
     return "\n".join(lines)
+
+
+def advice(sums: Mapping[str, float], training: float, gradient: GradientReport | None, *, exact: bool) -> list[str]:
+    """What follows from the report, in one sentence; none where nothing was measured.
+
+    Args:
+        sums: of all units.
+        training: the recipe's temperature.
+        gradient: of the recipe's student.
+        exact: the cache holds whole distributions.
+    """
+    k = largest_k(sums)
+    mass, sharp = mean_mass(sums, k, training), mean_mass(sums, k, 1.0)
+    if mass is None or sharp is None:
+        return []
+    held = f"at T = {training:g} the {k} largest entries hold {mass:.0%}"
+    if gradient is not None and training in gradient.errors:
+        held += f" and their gradient is off by {gradient.errors[training]:.0%}"
+    if exact:
+        return [f"Advice: {held}; this cache keeps the whole distribution, at any temperature"]
+    if mass >= _ENOUGH:
+        return [f"Advice: {held}: top_k serves this recipe"]
+    if sharp >= _ENOUGH:
+        return [f"Advice: {held}: train this cache at T = 1, where they hold {sharp:.0%}, or dump cache.targets: exact"]
+    return [f"Advice: {held}, at T = 1 {sharp:.0%}: dump cache.targets: exact, or raise cache.top_k"]
 
 
 def _run_line(summary: DumpSummary) -> str:
@@ -70,9 +115,14 @@ def _mass_lines(sums: Mapping[str, float], temperatures: tuple[float, ...]) -> l
         stored, tail = sums[f"stored_mass_T{T:g}"] / positions, sums[f"tail_mass_T{T:g}"] / positions
         lines.append(f"Mean mass at T = {T:g}: stored {stored:.6f}, tail {tail:.6f}")
     lines.append(f"Mean mass on tokens the student does not have: {sums['dropped_mass'] / positions:.2e}")
+    return lines
+
+
+def _check_lines(sums: Mapping[str, float]) -> list[str]:
+    """Agreement with the unquantised teacher, where that was asked for."""
     if count := sums.get("check_positions"):
-        lines.append(
+        return [
             f"Against the unquantised teacher, {count:,.0f} positions: KL {sums['check_kl'] / count:.5f} nats, "
             f"same top token {sums['check_same_top'] / count:.1%}"
-        )
-    return lines
+        ]
+    return []

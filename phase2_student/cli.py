@@ -47,6 +47,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     """
     recipe = _checked_recipe(config, overrides)
 
+    from phase2_student.training.arguments import validation_note
     from phase2_student.training.prepare import prepare
     from phase2_student.training.train import train as run
 
@@ -55,7 +56,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     if main_process:
         click.echo(
             f"Student {recipe.student.model}, {len(plan.train):,} samples{plan.source.note and f', {plan.source.note}'}; "
-            f"{plan.objective_text}; {plan.precision}"
+            f"{plan.objective_text}; {plan.precision}" + (f"; {note}" if (note := validation_note(recipe)) else "")
         )
     result = run(plan, overwrite=overwrite)
     if not result.finished:
@@ -306,9 +307,9 @@ def export(
     from firstsight.recipe import StudentSection
     from phase2_student.release.export import export as run
     from phase2_student.release.export import plan_export
-    from phase2_student.runs.exports import student_directory
+    from phase2_student.runs.best import trained_student
 
-    source = model or (student_directory(recipe.output_dir) if recipe else Path())
+    source = model or (trained_student(recipe.output_dir) if recipe else Path())
     section = recipe.student if recipe else StudentSection()
     places = [output or Path(f"{os.path.abspath(source)}-{kind}") for kind in kinds]
     for kind, place in zip(kinds, places, strict=True):

@@ -19,7 +19,7 @@ from storage.errors import WrongTargets
 from storage.format.base import EXACT, ExactUnit
 from storage.format.v2.exact import Exact2
 from storage.format.v2.layout import STATE_CHUNK
-from storage.reader import CommittedCache
+from storage.reader import Cache, CommittedCache, read_root
 from storage.store import open_store
 from storage.store.base import Location, Store
 from storage.targets import ExactSample, ExactTargets, Turn
@@ -43,6 +43,15 @@ def open_exact_cache(
         WrongTargets: it is of kind top_k.
     """
     return ExactCache(open_store(location), memory_budget, Path(scratch).absolute() if scratch else None)
+
+
+def open_any_cache(
+    location: Location, *, memory_budget: int = 256 * 2**20, scratch: str | Path | None = None
+) -> Cache | ExactCache:
+    """Open a cache of either kind, as `open_exact_cache` and `storage.reader.open_cache` do."""
+    store = open_store(location)
+    opened: type[Cache] | type[ExactCache] = ExactCache if read_root(store).kind == EXACT else Cache
+    return opened(store, memory_budget, Path(scratch).absolute() if scratch else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +105,10 @@ class ExactCache(CommittedCache[ExactSample]):
             turns=unit.turns_of(entry.sample),
             target_ids=unit.target_ids[unit.rows(entry.sample)].copy(),
         )
+
+    def unit_keys(self, name: str) -> tuple[str, ...]:
+        """The keys of a unit's samples in planned order; opens no object that holds states."""
+        return self._unit(name)[1].keys
 
     def read_unit(self, name: str) -> list[ExactSample]:
         """All samples of a unit in planned order, in arrays of their own."""

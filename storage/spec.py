@@ -13,21 +13,26 @@ from storage.format.base import FormatVersion
 FORMAT = "firstsight-cache"
 ROOT_PATH = "zarr.json"
 ROOT_LIMIT = 8 * 2**20
-VERSION_2_FIELDS = frozenset({"targets", "turns", "tail_rank", "hidden_size", "state_dtype", "head"})
+VERSION_2_FIELDS = ("targets", "tail_rank", "turns", "hidden_size", "state_dtype", "head")
 """What a specification of version 1 would carry without effect."""
 
 
-def complete_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain, normalised copy of a requested specification with the format version; InvalidSpec if unusable."""
+def complete_spec(spec: Mapping[str, Any], number: int = WRITTEN) -> dict[str, Any]:
+    """A plain, normalised copy of a requested specification; InvalidSpec if unusable.
+
+    Args:
+        spec: a JSON object.
+        number: the format version where the specification does not state one.
+    """
     if not isinstance(spec, Mapping):
         raise InvalidSpec(f"a cache specification is a mapping, got {type(spec).__name__}")
-    complete = {"format_version": WRITTEN, **normalised(dict(spec))}
+    complete = {"format_version": number, **normalised(dict(spec))}
     number = complete["format_version"]
     if type(number) is not int or number not in VERSIONS:
         raise InvalidSpec(
             f"spec.format_version: this program writes {' and '.join(map(str, VERSIONS))}, got {number!r}; leave it out"
         )
-    if number == 1 and (newer := sorted(set(complete) & VERSION_2_FIELDS)):
+    if number == 1 and (newer := [name for name in VERSION_2_FIELDS if name in complete]):
         raise InvalidSpec(f"spec.{newer[0]}: format version 1 has no such field; state format_version: 2")
     try:
         canonical_json(complete)

@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt, UnsupportedFormat
+from storage.errors import CacheError, InvalidTargets, ObjectMissing, StaleAttempt, UnsupportedFormat, WrongTargets
 from storage.failpoints import failpoint
+from storage.format import format_of
 from storage.format.base import MAX_UNIT_SAMPLES, TOP_K, FormatVersion
 from storage.format.chunks import encode_array
 from storage.format.layout import Layout
@@ -27,7 +28,7 @@ from storage.head.document import read_head_document
 from storage.head.writing import write_head
 from storage.index import INDEX
 from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
-from storage.spec import ROOT_LIMIT, ROOT_PATH, complete_spec, parse_root, require_same, root_document
+from storage.spec import ROOT_LIMIT, ROOT_PATH, VERSION_2_FIELDS, complete_spec, parse_root, require_same, root_document
 from storage.store import open_store
 from storage.store.base import Location, Store
 from storage.targets import StoredSample
@@ -51,37 +52,53 @@ MAX_REASON = 500  # characters; keeps a manifest small when every sample is skip
 def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
     """Create a cache, or open it for writing where it exists with the same specification.
 
+    A new cache is of the newest version. One of an older version is added to in its own, where that holds what the
+    specification asks for: as long as this does not state a `format_version`, it follows the cache.
+
     Args:
         location: a local path, an s3://, gs://, az:// address, or an open store.
-        spec: a JSON object; storage needs top_k, temperatures, vocabulary_size and shared_ids in it.
+        spec: a JSON object; which fields storage needs in it, docs/FORMAT.md says.
 
     Raises:
         SpecMismatch: a cache is there with another specification; `.differences` lists them.
+        WrongTargets: a cache of the other kind is there.
+        UnsupportedFormat: a cache of version 1 is there, which has no place for what is to be stored.
         InvalidSpec: a field that storage needs is missing or impossible.
     """
     complete = complete_spec(spec)
     store = open_store(location)
     try:
         found = parse_root(store.read(ROOT_PATH, limit=ROOT_LIMIT), store.location)
+        complete = _in_version_of(found, spec, complete, store.location)
     except ObjectMissing:
         for group in (PLANS, MANIFESTS, UNITS, INDEX):
             store.create(f"{group}/{ROOT_PATH}", group_document({}))
         store.create(ROOT_PATH, root_document(complete))
         found = parse_root(store.read(ROOT_PATH, limit=ROOT_LIMIT), store.location)
-    _require_writable(found, complete, store.location)
+    wanted = format_of(complete)
+    if found.kind != wanted.kind:
+        raise WrongTargets(
+            f"{store.location} holds {found.kind} targets ({found.describe()}), asked for are {wanted.kind} targets "
+            f"({wanted.describe()}); use another cache path, or cache.targets: {found.kind}"
+        )
+    require_same(found.spec, complete, store.location)
     return CacheWriter(store, found)
 
 
-def _require_writable(found: FormatVersion, spec: Mapping[str, Any], location: str) -> None:
-    """Refuse a cache of another specification; one that differs in the format version alone is told what to do."""
-    wanted = spec["format_version"]
-    if found.number < wanted:
-        require_same({**found.spec, "format_version": wanted}, spec, location)
+def _in_version_of(
+    found: FormatVersion, spec: Mapping[str, Any], complete: dict[str, Any], location: str
+) -> dict[str, Any]:
+    """The complete specification in the format version of the cache that is there; UnsupportedFormat."""
+    if found.number >= complete["format_version"]:
+        return complete
+    newer = [name for name in VERSION_2_FIELDS if name in complete]
+    if newer or "format_version" in spec:
+        asked = f"{newer[0]} = {complete[newer[0]]!r}" if newer else f"format version {complete['format_version']}"
         raise UnsupportedFormat(
-            f"{location} is a cache of format version {found.number}, which is not written any more: train on it as it "
-            "is, or dump to another cache path to add samples"
+            f"{location} is a cache of format version {found.number}, which has no place for {asked}; use another cache "
+            f"path for it, or the settings that this cache was made with to add to it"
         )
-    require_same(found.spec, spec, location)
+    return complete_spec(spec, found.number)
 
 
 class CacheWriter:

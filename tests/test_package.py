@@ -25,6 +25,7 @@ EXTRAS = {
     "obstore": ("cloud", "storage/store/"),
     "peft": ("lora", "phase2_student/"),
     "pyarrow": ("data", "firstsight/data/"),
+    "datasets": ("data", "firstsight/data/containers/"),
 }
 # declared though no file of ours imports it: who does
 IMPORTED_BY_OTHERS = {

@@ -229,7 +229,9 @@ def _made_up_cache(setting: Setting, samples: int) -> Figures:
     recipe = setting.recipe(*_CACHED)
     rows = recipe.data_root / "train.jsonl"
     kept = rows.read_text(encoding="utf-8").splitlines(keepends=True)[:samples]
-    recipe.source("train").files[0].write_text("".join(kept), encoding="utf-8")
+    (short,) = recipe.source("train").files
+    assert isinstance(short, Path)
+    short.write_text("".join(kept), encoding="utf-8")
     job = prepare_dump(recipe, progress=False)
     positions = 0
     for unit in job.pending:

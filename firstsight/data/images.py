@@ -17,6 +17,8 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
+from firstsight.data.source import DataSource
+from firstsight.data.strict import clean_text
 from firstsight.errors import DataError
 
 MAX_IMAGE_PIXELS = 64_000_000
@@ -53,12 +55,26 @@ class InlineImage:
         return self.name
 
 
-ImageSource = Path | InlineImage
+@dataclass(frozen=True)
+class FetchedImage:
+    """A picture of the web, in the file that keeps it."""
+
+    name: str = field(compare=False)
+    """Its address."""
+    path: Path
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageSource = Path | InlineImage | FetchedImage
 
 
 def image_digest(image: ImageSource) -> str:
     """sha256 of a picture's file, 64 hex digits: the same whether it lies in a directory or inside the data."""
-    return image.digest if isinstance(image, InlineImage) else file_digest(image)
+    if isinstance(image, InlineImage):
+        return image.digest
+    return file_digest(image.path if isinstance(image, FetchedImage) else image)
 
 
 def file_digest(path: Path) -> str:
@@ -74,8 +90,8 @@ def _file_digest(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def image_name(image: ImageSource, root: Path) -> str:
-    """What records call a picture: its path below `root`, or its name inside the data."""
-    return image.name if isinstance(image, InlineImage) else image.relative_to(root).as_posix()
+    """What records call a picture: its path below `root`, its name inside the data, or its address."""
+    return image.relative_to(root).as_posix() if isinstance(image, Path) else image.name
 
 
 def image_path(file: Any, root: Path, place: str) -> Path:
@@ -97,42 +113,50 @@ def _real(root: Path) -> str:
     return os.path.realpath(root)
 
 
-def image_source(value: Any, root: Path, place: str, number: int) -> ImageSource:
+def image_source(value: Any, source: DataSource, place: str, number: int) -> ImageSource:
     """A picture as rows give it.
 
     Args:
-        value: a path, a `data:` URL, a file's bytes, or a mapping of `bytes` and `path` as `datasets` writes it.
-        root: of the paths.
+        value: a path, a `data:` URL, a file's bytes, an address on the web, or a mapping of `bytes` and `path` as `datasets` writes it.
+        source: where paths are, and whether addresses are fetched.
         place: of the row.
         number: of the picture in the row, from 1.
 
     Raises:
-        DataError: none of these, a file that is not there, or an address on the web.
+        DataError: none of these, a file that is not there, or an address where none is allowed.
     """
-    name = f"{place}, image {number}"
     if isinstance(value, dict):
         if unknown := set(value) - {"bytes", "path"}:
             raise DataError(f"{place}: an image has the unknown key {min(unknown)!r}; expected 'bytes' and 'path'")
-        if value.get("bytes") is None:
-            return image_path(value.get("path"), root, place)
-        value = value["bytes"]
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
-        return InlineImage(name, value)
-    if isinstance(value, str) and value[:5].lower() == "data:":
+        return InlineImage(f"{place}, image {number}", value)
+    if not isinstance(value, str) or ":" not in value:
+        return image_path(value, source.root, place)
+    scheme = value.partition(":")[0].lower()
+    if scheme == "data":
         head, comma, text = value.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise DataError(
                 f"{place}: image {number} is a data: URL that is not base64; expected data:image/...;base64,..."
             )
-        return InlineImage(name, from_base64(text, place, number))
-    if isinstance(value, str) and "://" in value:
-        scheme, _, rest = value.partition("://")
-        if scheme.lower() != "file":
+        return InlineImage(f"{place}, image {number}", from_base64(text, place, number))
+    if "://" in value:
+        if scheme == "file":
+            return image_path(value.partition("://")[2], source.root, place)
+        if scheme not in ("http", "https"):
             raise DataError(
-                f"{place}: image {value[:200]!r} is an address; nothing is fetched: download it and give its path under data.root"
+                f"{place}: image {value[:200]!r} is an address of no kind that is read; give a path under data.root"
             )
-        value = rest
-    return image_path(value, root, place)
+        if not source.allow_urls:
+            raise DataError(
+                f"{place}: image {value[:200]!r} is an address; nothing is fetched unless the recipe says data.allow_urls: true; or "
+                "download it and give its path under data.root"
+            )
+        from firstsight.data.fetch import fetched
+
+        return FetchedImage(value, fetched(clean_text(value, place, "the address of an image"), place))
+    return image_path(value, source.root, place)
 
 
 def from_base64(text: str, place: str, number: int) -> bytes:
@@ -152,7 +176,7 @@ def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
             `MAX_IMAGE_PIXELS`.
     """
     try:
-        with Image.open(io.BytesIO(image.data) if isinstance(image, InlineImage) else image) as picture:
+        with Image.open(_file_of(image)) as picture:
             if picture.width * picture.height > MAX_IMAGE_PIXELS:
                 raise DataError(
                     f"{place}: image {image} has {picture.width} x {picture.height} pixels, more than "
@@ -170,6 +194,12 @@ def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{place}: image {image} cannot be decoded ({error}); replace the file") from None
+
+
+def _file_of(image: ImageSource) -> Path | io.BytesIO:
+    if isinstance(image, InlineImage):
+        return io.BytesIO(image.data)
+    return image.path if isinstance(image, FetchedImage) else image
 
 
 def as_shown(picture: Image.Image) -> Image.Image:

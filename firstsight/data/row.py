@@ -25,9 +25,7 @@ def parse_row(value: Any, place: str, source: DataSource) -> Sample:
         DataError: what is wrong, and what to do.
     """
     row = to_row(value, place, source)
-    images = tuple(
-        image_source(image, source.root, place, number) for number, image in enumerate(row["images"], start=1)
-    )
+    images = tuple(image_source(image, source, place, number) for number, image in enumerate(row["images"], start=1))
     messages = row["messages"]
     answer = None
     if messages[-1]["role"] == "assistant":

@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from firstsight.data.compact import NumberSet, text_mark
 from firstsight.data.containers import open_container
+from firstsight.data.listed import sources_of
 from firstsight.data.row import parse_row
 from firstsight.data.sample import Sample as Sample
-from firstsight.data.source import DataSource
+from firstsight.data.source import DataSource, file_names
 from firstsight.errors import DataError
 
 
@@ -47,7 +49,10 @@ class SampleFiles:
 
     def __init__(self, source: DataSource) -> None:
         self.source = source
-        self.containers = [open_container(path, name) for path, name in zip(source.files, source.names, strict=True)]
+        found = [each for entry in source.files for each in sources_of(source, entry)]
+        files = [file for file, _ in found]
+        self._sources = [understood for _, understood in found]
+        self.containers = [open_container(file, name) for file, name in zip(files, file_names(files), strict=True)]
         self.repeated_ids = 0
         """Rows of the last pass whose id an earlier row has; theirs ends in `#2`, `#3`."""
 
@@ -71,7 +76,7 @@ class SampleFiles:
                     try:
                         if isinstance(value, DataError):
                             raise value
-                        sample = parse_row(value, container.place(number), self.source)
+                        sample = self._parsed(file, value, container.place(number))
                         if not self.source.takes(sample.key if self.source.share else ""):
                             continue
                     except DataError as error:
@@ -100,7 +105,17 @@ class SampleFiles:
 
     def sample(self, file: int, locator: int, number: int) -> Sample:
         """The sample of a row again, read from its file; its id is the row's own. Raises as `located`."""
-        return parse_row(self.containers[file].row(locator), self.place(file, number), self.source)
+        return self._parsed(file, self.containers[file].row(locator), self.place(file, number))
+
+    def _parsed(self, file: int, value: Any, place: str) -> Sample:
+        source = self._sources[file]
+        try:
+            return parse_row(value, place, source)
+        except DataError as error:
+            name = value.get(source.columns.get("id", "id")) if isinstance(value, dict) else None
+            if isinstance(name, str | int):  # so that a row is found again by its own name as well
+                raise DataError(f"{error} (the row's id is {name!r:.80})") from None
+            raise
 
     def place(self, file: int, number: int) -> str:
         """What messages call a row."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from firstsight.data.entries import Entry, entry
 from firstsight.data.source import COLUMNS, FORMATS
 from firstsight.recipe_yaml import Section, nearest
 
 _SHARE = re.compile(r"\d+(\.\d+)?%")
+_Split = Entry | Annotated[tuple[Entry, ...], Field(min_length=1)]
 
 
 class DataSection(Section):
@@ -19,10 +21,12 @@ class DataSection(Section):
 
     root: Path = Path("data")
     """Directory of the data files."""
-    train: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("train.jsonl")
-    """A file, or a list of files, relative to `root`: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory."""
-    validation: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Path("validation.jsonl")
-    """As `train`; or a share of the training rows such as `5%`, chosen by their content."""
+    train: _Split = Path("train.jsonl")
+    """A file or directory relative to `root` (JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory), a dataset of the hub
+    `{hub: ID, subset: ..., split: ...}`, an entry of a LLaMA-Factory file `{dataset_info: FILE, name: ...}`; or a list of these."""
+    validation: _Split | None = Path("validation.jsonl")
+    """As `train`; or a share of the training rows such as `5%`, chosen by their content; or `none`: a training then has no
+    validation loss and no best student."""
     image_root: Path | None = None
     """Image paths of the rows are relative to it and stay under it; null: `root`."""
     format: Literal[FORMATS] | None = None  # type: ignore[valid-type]
@@ -31,6 +35,8 @@ class DataSection(Section):
     """Our name of a column -> its name in the files, such as `{question: query, answer: label}`."""
     ignore_columns: tuple[str, ...] = ()
     """Columns of the rows that are of no use; any other column that nothing is done with is an error."""
+    allow_urls: bool = False
+    """Images may be http and https addresses: each is fetched once, from public addresses alone, and kept in the user's cache directory."""
     max_length: Annotated[int, Field(gt=0)] = 4096
     """Longest sequence in tokens, images and answer included; a longer sample is refused."""
     system_prompt: str | None = None
@@ -41,6 +47,13 @@ class DataSection(Section):
         """The part of the training rows that is for validation; 0: validation has files of its own."""
         text = str(self.validation)
         return float(text[:-1]) / 100 if _SHARE.fullmatch(text) else 0.0
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _entries(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(entry(each) for each in value)
+        return value if value is None else entry(value)
 
     @field_validator("columns")
     @classmethod
@@ -54,8 +67,14 @@ class DataSection(Section):
 
     @field_validator("validation")
     @classmethod
-    def _share_within(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    def _share_within(cls, value: Any) -> Any:
+        if value == Path("none"):
+            return None
         text = str(value)
-        if text.endswith("%") and not (_SHARE.fullmatch(text) and 0 < float(text[:-1]) < 100):
-            raise ValueError("must be a file or a share above 0% and below 100%, such as 5%")
+        if (
+            isinstance(value, Path)
+            and text.endswith("%")
+            and not (_SHARE.fullmatch(text) and 0 < float(text[:-1]) < 100)
+        ):
+            raise ValueError("must be a file or a share above 0% and below 100%, such as 5%, or none")
         return value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from firstsight.data.entries import Entry
 
 FORMATS = ("messages", "trl", "conversations", "prompt_completion", "instruction", "query", "flat")
 """Forms of rows by name; `firstsight.data.forms` has the module of each."""
@@ -19,11 +21,24 @@ COLUMNS = frozenset([
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tags:
+    """How the turns of `conversations` are written, where it is not `from`, `value`, `human` and `gpt`."""
+
+    role: str
+    """Key of a turn's role."""
+    content: str
+    """Key of its text."""
+    roles: Mapping[str, str]
+    """Value of the role -> `system`, `user` or `assistant`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSource:
     """The files of one split."""
 
-    files: tuple[Path, ...]
-    """In their order; each of any container: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory; text also as gzip."""
+    files: tuple[Entry, ...]
+    """In their order; each of any container: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory; text also as gzip; or
+    a dataset of the hub, or an entry of a `dataset_info.json`."""
     root: Path
     """Paths of images are relative to it and stay under it."""
     format: str | None = None
@@ -32,6 +47,12 @@ class DataSource:
     """Our name of a column -> its name in the files."""
     ignore_columns: frozenset[str] = frozenset()
     """Columns that are known to be of no use."""
+    mapped_only: bool = False
+    """Columns that are not in `columns` are refused, also those that the form takes."""
+    tags: Tags | None = None
+    """Keys and roles of turns, where they are stated."""
+    allow_urls: bool = False
+    """Images may be addresses on the web."""
     share: float = 0.0
     """The part of the rows that is for validation, by key; 0: all rows are of this split."""
     part: Literal["train", "validation"] = "train"
@@ -44,12 +65,15 @@ class DataSource:
         below = int(key[:16], 16) < self.share * 2**64
         return below == (self.part == "validation")
 
-    @property
-    def names(self) -> list[str]:
-        """Each file as messages call it: its name, with its directory where two files have the same."""
-        names = [path.name for path in self.files]
-        return [f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name for path in self.files]
-
     def __str__(self) -> str:
-        names = ", ".join(self.names)
+        names = ", ".join(file_names(self.files))
         return f"{self.share:.3g} of {names} for validation" if self.share and self.part == "validation" else names
+
+
+def file_names(files: Sequence[Entry]) -> list[str]:
+    """Each file as messages call it: its name, with its directory where two files have the same."""
+    names = [file.name if isinstance(file, Path) else str(file) for file in files]
+    return [
+        f"{file.parent.name}/{file.name}" if isinstance(file, Path) and names.count(file.name) > 1 else name
+        for file, name in zip(files, names, strict=True)
+    ]

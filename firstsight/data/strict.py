@@ -12,6 +12,8 @@ from firstsight.errors import DataError
 _VIDEO = "video files are not read: extract frames and list their pictures in 'frames' (docs/data.md)"
 _LIMITS = "a picture has no limits of its own: set teacher.max_pixels and student.max_pixels in the recipe"
 
+_PREFERENCE = "one answer a question is trained on, no preferences"
+
 REMEDIES = {
     "video": _VIDEO,
     "videos": _VIDEO,
@@ -24,6 +26,7 @@ REMEDIES = {
     "resized_height": _LIMITS,
     "resized_width": _LIMITS,
     "detail": _LIMITS,
+    **dict.fromkeys(("chosen", "rejected", "rejected_response", "kto_tag"), _PREFERENCE),
     "tools": "tools are not supported",
     "tool_calls": "tools are not supported",
     "weight": "every answer has the weight 1",

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from firstsight.data.forms.parts import MARK
-from firstsight.data.images import ImageSource, InlineImage, image_digest, opened
+from firstsight.data.images import FetchedImage, ImageSource, InlineImage, image_digest, opened
 from firstsight.data.sample import Sample
 from firstsight.data.samples import iter_samples
 from firstsight.data.source import DataSource
@@ -84,6 +84,6 @@ def _written(image: ImageSource, sample: Sample, directory: Path, names: dict[st
         if isinstance(image, InlineImage):
             path.write_bytes(image.data)
         else:
-            shutil.copyfile(image, path)
+            shutil.copyfile(image.path if isinstance(image, FetchedImage) else image, path)
         names[digest] = f"{IMAGES}/{path.name}"
     return names[digest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch.nn import Parameter
@@ -41,6 +42,23 @@ def language_modules(model: Any, ending: str) -> list[str]:
         for name, _ in model.named_modules()
         if (name == ending or name.endswith(f".{ending}")) and family.part(name) == "text"
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadShape:
+    """The shape of a model's head."""
+
+    rows: int
+    """V, padding included."""
+    hidden_size: int
+    bias: bool
+
+
+def head_shape(config: Any) -> HeadShape:
+    """The shape of the head of a model of this configuration."""
+    head = meta_model(config).get_output_embeddings()
+    rows, hidden_size = head.weight.shape
+    return HeadShape(rows=rows, hidden_size=hidden_size, bias=getattr(head, "bias", None) is not None)
 
 
 def meta_model(config: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from firstsight.recipe_yaml import Section
 
@@ -33,10 +33,16 @@ class CacheSection(Section):
 
     path: str = "cache.zarr"
     """Directory, or s3:// gs:// az:// prefix."""
+    targets: Literal["top_k", "exact"] = "top_k"
+    """What is stored of every answer position. `top_k`: the largest log-probabilities, for this student's vocabulary. `exact`:
+    the hidden state that the teacher's head makes its logits of, for any student, temperature and divergence; about 1.4 bytes
+    a number of the state, and the head once."""
     top_k: Annotated[int, Field(ge=2, le=65_535)] = 64
-    """Stored entries per answer position. The answer's own token is one of them, the teacher's most likely one another."""
+    """Stored entries per answer position, of `targets: top_k`. The answer's own token is one of them, the teacher's most likely
+    one another."""
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 1.5, 2.0, 4.0)
-    """Node temperatures at which the mass of the tail is stored; training may use any temperature between them."""
+    """Node temperatures at which the mass of the tail is stored, of `targets: top_k`; training may use any temperature between
+    them."""
     unit_positions: Annotated[int, Field(gt=0)] = 4096
     """Answer positions of one unit of work."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -55,6 +61,20 @@ class CacheSection(Section):
     scratch: Path | None = None
     """Local directory for decoded units, shared by all processes on a machine; relative to the recipe. For a shuffled pass over
     a cache that is much larger than `memory`, or that lies in a bucket. null: none."""
+
+    @field_validator("top_k", "temperatures", mode="before")
+    @classmethod
+    def _of_top_k_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        """A key that exact targets have no use for is refused where it is stated."""
+        if info.data.get("targets") == "exact":
+            raise ValueError(
+                "does nothing beside cache.targets: exact, which stores whole distributions; remove the key"
+            )
+        return value
+
+    def effective(self) -> dict[str, Any]:
+        """The section as plain YAML types, without the keys that `targets` has no use for."""
+        return self.model_dump(mode="json", exclude={"top_k", "temperatures"} if self.targets == "exact" else None)
 
     @field_validator("temperatures")
     @classmethod

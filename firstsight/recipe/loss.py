@@ -16,7 +16,7 @@ class LossSection(Section):
     """The distillation loss: alpha * divergence at a temperature + (1 - alpha) * cross-entropy."""
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Within the range of cache.temperatures."""
+    """Within the range of cache.temperatures; any above 0 on a cache of exact targets."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the divergence; 0: hard labels only."""
     divergence: Literal["forward_kl", "reverse_kl", "skewed_kl", "js", "tv"] = "forward_kl"

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from firstsight.data.entries import Entry, HubSplit, ListedDataset
 from firstsight.data.section import DataSection
 from firstsight.data.source import DataSource
-from firstsight.errors import ModelError
+from firstsight.errors import ModelError, RecipeError
 from firstsight.recipe.cache import CacheSection
 from firstsight.recipe.loss import LossSection
 from firstsight.recipe.models import StudentSection, TeacherSection
@@ -34,7 +35,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _temperature_within_nodes(self) -> Recipe:
         low, high = self.cache.temperatures[0], self.cache.temperatures[-1]
-        if not low <= self.loss.temperature <= high:
+        if self.cache.targets == "top_k" and not low <= self.loss.temperature <= high:
             raise PydanticCustomError(
                 "temperature_range",
                 "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}",
@@ -43,24 +44,40 @@ class Recipe(Section):
         return self
 
     def source(self, split: Literal["train", "validation"]) -> DataSource:
-        """The files of a split and how their rows are to be understood."""
+        """The files of a split and how their rows are to be understood.
+
+        Raises:
+            RecipeError: validation, and the recipe has none.
+        """
         data = self.data
         given = data.train if split == "train" or data.share else data.validation
+        if given is None:
+            raise RecipeError(
+                "data.validation: none: there are no rows to measure on; name a file, or a share such as 5%"
+            )
         return DataSource(
-            files=tuple(
-                self.data_root / path.expanduser() for path in (given if isinstance(given, tuple) else (given,))
-            ),
+            files=tuple(self._entry(each) for each in (given if isinstance(given, tuple) else (given,))),
             root=self.image_root,
             format=data.format,
             columns=data.columns,
             ignore_columns=frozenset(data.ignore_columns),
+            allow_urls=data.allow_urls,
             share=data.share,
             part=split,
         )
 
     def sources(self) -> list[DataSource]:
-        """Both splits, training first."""
-        return [self.source("train"), self.source("validation")]
+        """The splits, training first; without validation data the training rows alone."""
+        return [self.source("train"), *([] if self.data.validation is None else [self.source("validation")])]
+
+    def _entry(self, entry: Entry) -> Entry:
+        """An entry of a split with its paths made absolute."""
+        if isinstance(entry, ListedDataset):
+            return entry.model_copy(update={"dataset_info": self.data_root / entry.dataset_info.expanduser()})
+        if isinstance(entry, HubSplit):
+            local = self.data_root / Path(entry.hub).expanduser()
+            return entry.model_copy(update={"hub": str(local.resolve())}) if local.is_dir() else entry
+        return self.data_root / entry.expanduser()
 
     @property
     def data_root(self) -> Path:
@@ -119,5 +136,5 @@ class Recipe(Section):
         return section.model
 
     def dump(self) -> dict[str, Any]:
-        """The recipe as plain YAML types, defaults included."""
-        return self.model_dump(mode="json")
+        """The recipe as plain YAML types, defaults included; it can be read again."""
+        return {**self.model_dump(mode="json"), "cache": self.cache.effective()}

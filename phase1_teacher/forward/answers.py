@@ -27,7 +27,6 @@ class TeacherAnswers:
         self.model = model
         self.recipe = job.recipe.cache
         self.teacher = job.pair.teacher
-        self.student = job.pair.student
         self.generated = 0
         """Answers so far."""
 
@@ -53,11 +52,3 @@ class TeacherAnswers:
             replace(sample, encoded=sample.encoded.with_answer(found[sample.key])) if sample.key in found else sample
             for sample in samples
         ]
-
-    def student_ids(self, teacher_ids: Sequence[int]) -> list[int]:
-        """An answer of the teacher in the student's tokens; its end of turn becomes the student's."""
-        end = self.teacher.end_of_turn_ids
-        ended = list(teacher_ids[-len(end) :]) == end
-        text = self.teacher.answer_text(teacher_ids[: -len(end)] if ended else teacher_ids)
-        ids = self.student.answer_ids(text)
-        return ids if ended else ids[: -len(self.student.end_of_turn_ids)]

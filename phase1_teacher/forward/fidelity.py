@@ -7,14 +7,18 @@ All figures are sums over positions, so the units of any number of workers add u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from firstsight.recipe import CacheSection
+from firstsight.vocabulary import VocabularyAlignment
+from storage.format.base import FormatVersion
 from storage.format.layout import Layout
 from storage.format.v1.encoding import decode_targets, encode_targets
 from storage.targets import Targets
@@ -26,9 +30,40 @@ REPORTED = (1.0, 2.0, 4.0)
 """Temperatures of the report, where they lie within the cache's nodes."""
 
 
-def reported_temperatures(nodes: Sequence[float]) -> tuple[float, ...]:
-    """The temperatures of `REPORTED` that a cache with these nodes can be read at."""
-    return tuple(T for T in REPORTED if nodes[0] <= T <= nodes[-1])
+def reported_temperatures(nodes: Sequence[float], training: float | None = None) -> tuple[float, ...]:
+    """The temperatures of the report: those of `REPORTED` and of the training that a cache with these nodes can be read at."""
+    wanted = {*REPORTED, *(() if training is None else (training,))}
+    return tuple(T for T in sorted(wanted) if nodes[0] <= T <= nodes[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a fidelity report measures."""
+
+    layout: Layout
+    """That of the top_k cache whose losses are measured."""
+    temperatures: tuple[float, ...]
+
+
+def comparison(version: FormatVersion, vocabulary: VocabularyAlignment, training: float) -> Comparison:
+    """What the report of a cache measures.
+
+    Args:
+        version: of the cache. One of exact targets loses nothing: it is compared with a top_k cache for a student of the same
+            vocabulary, as the defaults of a recipe make it.
+        vocabulary: of the dump.
+        training: the recipe's temperature.
+    """
+    layout = version.layout
+    if not isinstance(layout, Layout):
+        usual = CacheSection()
+        layout = Layout(
+            top_k=min(usual.top_k, int(vocabulary.shared.sum())),
+            temperatures=tuple(sorted({*usual.temperatures, training})),
+            vocabulary_size=len(vocabulary.teacher_of_student),
+            shared_ids=tuple((start, stop) for start, stop in vocabulary.shared_ranges()),
+        )
+    return Comparison(layout=layout, temperatures=reported_temperatures(layout.temperatures, training))
 
 
 def smaller_k(top_k: int) -> list[int]:
@@ -62,7 +97,11 @@ def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Te
 
 
 def fidelity_sums(
-    exact: Targets, log_normaliser_mt: NDArray[np.float32], negentropy_mt: NDArray[np.float32], layout: Layout
+    exact: Targets,
+    log_normaliser_mt: NDArray[np.float32],
+    negentropy_mt: NDArray[np.float32],
+    layout: Layout,
+    temperatures: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Sums over the measured positions: their number, and per k and T the KL in nats and the stored mass.
 
@@ -71,11 +110,15 @@ def fidelity_sums(
         log_normaliser_mt: logsumexp(v / T), from `full_moments`.
         negentropy_mt: sum p log p in nats, from `full_moments`.
         layout: of the cache.
+        temperatures: t of them, of the report; None: `reported_temperatures`.
     """
     if not len(exact):
         return {}
     sums = {"fidelity_positions": float(len(exact))}
-    temperatures = reported_temperatures(layout.temperatures)
+    if temperatures is None:
+        temperatures = reported_temperatures(layout.temperatures)
+    # other dumps into the cache may be for another training temperature
+    sums |= {_count_name(T): float(len(exact)) for T in temperatures if T not in REPORTED}
     shared = sum(stop - start for start, stop in layout.shared_ids)
     for k in smaller_k(layout.top_k):
         kept = truncated(exact, k, layout.temperatures)
@@ -114,21 +157,53 @@ def truncated(exact: Targets, k: int, nodes: Sequence[float]) -> Targets:
     )
 
 
-def report_lines(sums: Mapping[str, float], top_k: int, nodes: Sequence[float]) -> list[str]:
-    """The report as lines of text; none where nothing was measured."""
-    count = sums.get("fidelity_positions", 0.0)
-    if not count:
+def report_lines(sums: Mapping[str, float], training: float | None = None) -> list[str]:
+    """The report as lines of text, and what follows from it; none where nothing was measured.
+
+    Args:
+        sums: of all units.
+        training: the recipe's temperature.
+    """
+    measured = {
+        (int(found[1]), float(found[2]))
+        for name in sums
+        if (found := re.fullmatch(r"fidelity_mass_k(\d+)_T(.+)", name))
+    }
+    if not measured:
         return []
-    lines = [f"Fidelity on {count:,.0f} positions: KL(full teacher || read back) in nats, and the stored mass"]
-    temperatures = reported_temperatures(nodes)
+    sizes, temperatures = (sorted(set(column)) for column in zip(*measured, strict=True))
+    temperatures = [T for T in temperatures if T in REPORTED or training == T]
+    lines = [
+        f"Fidelity on {sums['fidelity_positions']:,.0f} positions: KL(full teacher || read back) in nats, and the stored mass"
+    ]
     lines.append("  " + f"{'k':>6}" + "".join(f"{f'T = {T:g}: KL':>13}{'mass':>10}" for T in temperatures))
-    for k in smaller_k(top_k):
+    for k in sizes:
         cells = [
-            f"{sums[f'fidelity_kl_k{k}_T{T:g}'] / count:>13.5f}{sums[f'fidelity_mass_k{k}_T{T:g}'] / count:>10.5f}"
+            f"{sums[f'fidelity_kl_k{k}_T{T:g}'] / _count(sums, T):>13.5f}{mean_mass(sums, k, T):>10.5f}"
             for T in temperatures
         ]
         lines.append("  " + f"{k:>6}" + "".join(cells))
     return lines
+
+
+def largest_k(sums: Mapping[str, float]) -> int:
+    """The k of the cache, or of the one that an exact cache is compared with; 0 where nothing was measured."""
+    return max((int(found[1]) for name in sums if (found := re.match(r"fidelity_mass_k(\d+)_T", name))), default=0)
+
+
+def mean_mass(sums: Mapping[str, float], k: int, temperature: float) -> float | None:
+    """The mean mass of the k stored entries at a temperature; None where it was not measured."""
+    mass, count = sums.get(f"fidelity_mass_k{k}_T{temperature:g}"), _count(sums, temperature)
+    return mass / count if mass is not None and count else None
+
+
+def _count_name(temperature: float) -> str:
+    return f"fidelity_positions_T{temperature:g}"
+
+
+def _count(sums: Mapping[str, float], temperature: float) -> float:
+    """Positions that were measured at a temperature."""
+    return sums.get("fidelity_positions" if temperature in REPORTED else _count_name(temperature), 0.0)
 
 
 def _through_store(exact: Targets, layout: Layout) -> Targets:

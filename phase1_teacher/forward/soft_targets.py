@@ -73,6 +73,7 @@ class TopKHead(TeacherHead):
         alignment: teacher ids to student ids.
         top_k: entries to store; at most the number of shared ids.
         temperatures: node temperatures of the tail.
+        reported: temperatures at which the full distribution of measured positions is summarised; None: those of the report.
         chunk: positions projected at once.
     """
 
@@ -84,13 +85,14 @@ class TopKHead(TeacherHead):
         *,
         top_k: int,
         temperatures: Sequence[float],
+        reported: Sequence[float] | None = None,
         chunk: int = 128,
     ) -> None:
         super().__init__(head_VD, bias_V, alignment)
         self.top_k = top_k
         self.temperatures = tuple(temperatures)
         self._chains = _chains_of_halves({1.0, *temperatures})  # the tail at 1 makes the normaliser
-        self.reported = reported_temperatures(temperatures)
+        self.reported = reported_temperatures(temperatures) if reported is None else tuple(reported)
         self.chunk = chunk
         student_ids_S = self.student_ids_S
         column = torch.full((len(alignment.teacher_of_student),), -1, device=self.device)

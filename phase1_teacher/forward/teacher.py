@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,16 @@ from firstsight.models.loading import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.forward.answers import TeacherAnswers
 from phase1_teacher.forward.device_clock import DeviceClock
+from phase1_teacher.forward.exact_states import ExactStates, exact_states
+from phase1_teacher.forward.fidelity import comparison
+from phase1_teacher.forward.gradient import POSITIONS, WatchedPosition
 from phase1_teacher.forward.soft_targets import TopKHead, TopKTargets
 from phase1_teacher.forward.unit_batches import EncodedSample, UnitBatch
 from phase1_teacher.forward.vision import VisionFeatures
 from phase1_teacher.planning.batches import batch_by_tokens
 from phase1_teacher.planning.job import DumpJob
+from storage.format.v2.layout import ExactLayout
+from storage.targets import Turn
 
 # N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
 
@@ -36,9 +41,10 @@ class AnsweredSample:
     key: str
     name: str
     """Place and id, for messages."""
-    hard: bool
+    turns: tuple[Turn, ...]
+    """Its answers, in order; ground truth is hard."""
     student_ids: NDArray[np.int64]
-    """[P]"""
+    """[P]; of exact targets the teacher's own."""
     soft: NDArray[np.bool_]
     """[P]: positions for which the teacher has a row."""
 
@@ -48,21 +54,21 @@ class ForwardResult:
     """Targets of the samples of one forward pass, on their way to the host."""
 
     samples: list[AnsweredSample]
-    block: TopKTargets
+    block: TopKTargets | ExactStates
     """All soft positions, sample by sample."""
     measured_m: Tensor
     """int64: soft positions that the fidelity report is measured on."""
-    check_sums: dict[str, float]
+    check_sums: dict[str, float] = field(default_factory=dict)
     """Agreement with the unquantised teacher, where that was asked for."""
-    split_budget: int | None
+    split_budget: int | None = None
     """Tokens per forward pass where memory took less than the recipe's `teacher.batch_tokens`."""
-    generated: int
+    generated: int = 0
     """Answers by the teacher."""
-    tokens: int
-    padded_tokens: int
-    images_used: int
-    images_encoded: int
-    ready: Any
+    tokens: int = 0
+    padded_tokens: int = 0
+    images_used: int = 0
+    images_encoded: int = 0
+    ready: Any = None
     """CUDA event after which the host copies are there; None on a CPU."""
 
 
@@ -80,17 +86,21 @@ class TeacherForward:
         self.reference = reference
         self.model = load_teacher(job.pair.directory, job.recipe.teacher) if model is None else model
         head = self.model.get_output_embeddings()
+        self.compared = comparison(job.writer.version, job.pair.alignment, job.recipe.loss.temperature)
         self.head = TopKHead(
             head.weight,
             getattr(head, "bias", None),
             job.pair.alignment,
-            top_k=job.recipe.cache.top_k,
-            temperatures=job.recipe.cache.temperatures,
+            top_k=self.compared.layout.top_k,
+            temperatures=self.compared.layout.temperatures,
+            reported=self.compared.temperatures,
         )
         self.vision = VisionFeatures(self.model, job.pair.teacher)
         self.answers = TeacherAnswers(self.model, job)
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
+        self.watched: list[WatchedPosition] = []
+        """Positions that the student's gradient is measured on afterwards."""
         self._soft_seen = 0
         self._checked = False
 
@@ -164,8 +174,10 @@ class TeacherForward:
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
         target_ids = to_device(target_ids, self.head.device)
         states_ND = self._states(samples, rows, columns)
-        measured = self._measured_rows(len(chosen))
-        block = self.head(states_ND, target_ids, measured)
+        measured = measured_rows(self._soft_seen, len(chosen), self.job.recipe.cache.unit_positions)
+        block = self._block(states_ND, target_ids, measured)
+        if self.job.student is not None:
+            self._watch(samples, teacher_rows, states_ND, measured)
         budget = self.job.recipe.teacher.batch_tokens
         result = ForwardResult(
             samples=list(answered),
@@ -182,6 +194,35 @@ class TeacherForward:
         )
         self._soft_seen += len(chosen)
         return result
+
+    def _block(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor) -> TopKTargets | ExactStates:
+        layout = self.job.writer.version.layout
+        if isinstance(layout, ExactLayout):
+            return exact_states(states_ND, target_ids_N, measured_m, self.head, layout)
+        return self.head(states_ND, target_ids_N, measured_m)
+
+    def _watch(
+        self,
+        samples: Sequence[EncodedSample],
+        teacher_rows: Sequence[NDArray[np.int64]],
+        states_ND: Tensor,
+        measured_m: Tensor,
+    ) -> None:
+        """Keep the logits of the first measured positions of the dump."""
+        owner_N = np.repeat(np.arange(len(samples)), [len(rows) for rows in teacher_rows])
+        places_N = np.concatenate(teacher_rows)
+        for row in measured_m.tolist()[: POSITIONS - len(self.watched)]:
+            sample = samples[owner_N[row]]
+            logits_V = self.head.logits(states_ND[row : row + 1])[0].cpu()
+            if logits_V.isfinite().all():
+                self.watched.append(
+                    WatchedPosition(
+                        sample=sample.sample,
+                        teacher_ids=tuple(sample.encoded.target_ids.tolist()),
+                        place=int(places_N[row]),
+                        logits_V=logits_V,
+                    )
+                )
 
     def _check(
         self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, states_ND: Tensor
@@ -219,33 +260,35 @@ class TeacherForward:
             model, inputs = self.model, self.vision.inputs(samples)
         return backbone_states(model, inputs, rows, columns)
 
-    def _measured_rows(self, count: int) -> Tensor:
-        """Evenly spaced soft positions of the unit, whatever batches it is cut into."""
-        unit_positions = self.job.recipe.cache.unit_positions
-        stride = max(16, unit_positions // FIDELITY_POSITIONS)
-        return torch.tensor(range(-self._soft_seen % stride, count, stride), dtype=torch.int64)
-
     def _answered(self, sample: EncodedSample) -> tuple[AnsweredSample, NDArray[np.int64]]:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
         pair = self.job.pair
         teacher_ids = sample.encoded.target_ids.numpy()
-        mapped = pair.alignment.student_of_teacher[teacher_ids]
         answer = sample.sample.answer
         if answer is not None:
             student_ids = np.array(pair.student.answer_ids(answer), dtype=np.int64)
-        elif (mapped >= 0).all():
-            student_ids = mapped
         else:
-            student_ids = np.array(self.answers.student_ids(teacher_ids.tolist()), dtype=np.int64)
+            student_ids = pair.answers.student_ids(teacher_ids)
         try:
             rows = pair.answer_rows(teacher_ids, student_ids)
         except AlignmentError as error:
             raise AlignmentError(f"{_name(sample)}: {error}") from None
         soft = rows >= 0
-        answered = AnsweredSample(
-            key=sample.key, name=_name(sample), hard=answer is not None, student_ids=student_ids, soft=soft
-        )
+        turns = (Turn(len(student_ids), answer is not None),)
+        answered = AnsweredSample(key=sample.key, name=_name(sample), turns=turns, student_ids=student_ids, soft=soft)
         return answered, rows[soft]
+
+
+def measured_rows(seen: int, count: int, unit_positions: int) -> Tensor:
+    """Evenly spaced soft positions of a unit, whatever batches it is cut into.
+
+    Args:
+        seen: soft positions of the unit in earlier batches.
+        count: of this one.
+        unit_positions: of the recipe.
+    """
+    stride = max(16, unit_positions // FIDELITY_POSITIONS)
+    return torch.tensor(range(-seen % stride, count, stride), dtype=torch.int64)
 
 
 def _name(sample: EncodedSample) -> str:

@@ -6,13 +6,16 @@ job = prepare_dump(recipe)     # everything that can be refused is refused here
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
 from firstsight.data.samples import Sample, check_files
-from firstsight.errors import DataError
-from firstsight.identity import cache_spec
-from firstsight.pair import Pair, load_pair
+from firstsight.errors import AlignmentError, DataError, ModelError
+from firstsight.families.parts import head_shape
+from firstsight.identity import cache_spec, exact_spec
+from firstsight.models.loading import load_config
+from firstsight.pair import Pair, load_pair, load_teacher_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.sample_index import SampleIndex
@@ -26,6 +29,9 @@ class DumpJob:
 
     recipe: Recipe
     pair: Pair
+    """Where targets are exact, the student is the teacher itself."""
+    student: Pair | None
+    """Teacher and student, where the report says what a top_k cache costs the student's gradient."""
     samples: SampleIndex
     """Training then validation."""
     writer: CacheWriter
@@ -36,6 +42,44 @@ class DumpJob:
     def pending(self) -> list[PlannedUnit]:
         """Units of this cache that no one has committed."""
         return self.writer.pending()
+
+
+def dump_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
+    """The models of a dump, without their weights: those of exact targets know no student.
+
+    Args:
+        recipe: of the dump.
+        weights: the teacher's weights must be there too.
+    """
+    load = load_teacher_pair if recipe.cache.targets == "exact" else load_pair
+    return load(recipe, weights=weights)
+
+
+def _measured_pair(recipe: Recipe, pair: Pair) -> Pair:
+    """Teacher and student; ModelError for a student that is not there, which exact targets do without."""
+    if recipe.cache.targets == "top_k":
+        return pair
+    try:
+        return load_pair(recipe)
+    except (ModelError, AlignmentError) as error:
+        raise ModelError(
+            f"{error}; exact targets need no student: --student none leaves it out of the report on a dump"
+        ) from None
+
+
+def dump_spec(recipe: Recipe, pair: Pair) -> dict[str, Any]:
+    """The spec of the cache, but for generated answers."""
+    if recipe.cache.targets == "exact":
+        return exact_spec(
+            recipe,
+            teacher_directory=pair.directory,
+            teacher=pair.teacher,
+            tokens=pair.answers.teacher,
+            head=head_shape(load_config(pair.directory, recipe.teacher)),
+        )
+    return cache_spec(
+        recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
+    )
 
 
 def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = True) -> SampleIndex:
@@ -77,12 +121,15 @@ def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
     return recipe.cache.generate_max_tokens
 
 
-def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = True) -> DumpJob:
+def prepare_dump(
+    recipe: Recipe, *, rows: int | None = None, measure_student: bool = False, progress: bool = True
+) -> DumpJob:
     """Check data, models and cache, and plan what is missing.
 
     Args:
         recipe: of the dump.
         rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
+        measure_student: say what a top_k cache costs the gradient of the recipe's student, whose base is loaded after the dump.
         progress: show bars.
 
     Raises:
@@ -91,11 +138,10 @@ def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = Tr
     """
     if rows is None:
         rows = check_files(recipe.sources(), progress=progress)
-    pair = load_pair(recipe)
+    pair = dump_pair(recipe)
+    student = _measured_pair(recipe, pair) if measure_student else None
     samples = index_samples(recipe, pair, total=rows, progress=progress)
-    spec = cache_spec(
-        recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
-    )
+    spec = dump_spec(recipe, pair)
     if recipe.cache.generate_missing:
         spec["generation"] = {
             "max_tokens": recipe.cache.generate_max_tokens,
@@ -104,4 +150,4 @@ def prepare_dump(recipe: Recipe, *, rows: int | None = None, progress: bool = Tr
         }
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
-    return DumpJob(recipe=recipe, pair=pair, samples=samples, writer=writer, planned=planned)
+    return DumpJob(recipe=recipe, pair=pair, student=student, samples=samples, writer=writer, planned=planned)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-from tqdm import tqdm
-
-from firstsight.data.samples import iter_samples
-from firstsight.data.summary import DataSummary
+from firstsight.data.check import check_data, refusal
+from firstsight.data.sample import Sample
 from firstsight.errors import DataError
+from firstsight.families.parts import HeadShape, head_shape
 from firstsight.models.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
 from firstsight.models.loading import load_config
-from firstsight.pair import Pair, load_pair
+from firstsight.pair import Pair
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops
-from phase1_teacher.planning.job import answer_positions
-from storage.errors import CacheMissing
+from phase1_teacher.planning.job import answer_positions, dump_pair
+from storage.errors import CacheMissing, WrongTargets
+from storage.exact import ExactCache, open_any_cache
+from storage.format.head_table import exact_sizes
 from storage.maintenance.status import cache_status
-from storage.reader import Cache, open_cache
+from storage.reader import Cache
 
 SCALES = (1, 10, 1_000, 1_000_000)
 
 _ENTRY_BYTES = 1.45  # ids and values of one stored entry: measured at k = 64 (docs/log.md, storage)
 _POSITION_BYTES = 11.0  # tails, target and the unit's documents, likewise
+_STATE_BYTES = {"bfloat16": 1.39, "float16": 1.5, "float32": 3.4}  # a number of an exact state (docs/log.md, storage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Demand:
     """Tokens of the longest sample."""
     too_long: int
     """Samples longer than `data.max_length` or the positions of a model: the dump refuses or skips them."""
+    first_too_long: tuple[str, ...]
+    """Places of the first of them."""
     images: int
     """Distinct files."""
     work: TeacherWork
@@ -63,7 +67,9 @@ class DumpPlan:
     size: ModelSize
     bytes_per_position: float
     measured: bool
-    """`bytes_per_position` comes from this cache; else from another material at k = 64."""
+    """`bytes_per_position` comes from this cache; else from other material."""
+    head_bytes: int
+    """The head of an exact cache, once for all of it."""
     longest_teacher: int
     """Tokens of the longest sample that the teacher takes."""
     longest_student: int
@@ -77,7 +83,7 @@ class DumpPlan:
 
     def bytes(self, scale: int) -> float:
         """Bytes of the cache for `scale` times the data."""
-        return self.bytes_per_position * self.demand.positions * scale
+        return self.bytes_per_position * self.demand.positions * scale + self.head_bytes
 
 
 def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> DumpPlan:
@@ -91,14 +97,20 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     Raises:
         FirstSightError: bad data or models.
     """
-    pair = load_pair(recipe, weights=False)
+    pair = dump_pair(recipe, weights=False)
     try:
-        cache: Cache | None = open_cache(recipe.cache_location)
+        cache: Cache | ExactCache | None = open_any_cache(recipe.cache_location)
         measured = cache_status(recipe.cache_location).bytes_per_position
     except CacheMissing:
         cache = measured = None
-    size = model_size(load_config(pair.directory, recipe.teacher))
-    per_position = _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES if measured is None else measured
+    if cache is not None and cache.kind != recipe.cache.targets:
+        raise WrongTargets(
+            f"{recipe.cache_location} holds {cache.kind} targets, cache.targets asks for {recipe.cache.targets}; use another "
+            f"cache.path, or cache.targets: {cache.kind}"
+        )
+    config = load_config(pair.directory, recipe.teacher)
+    size = model_size(config)
+    per_position = _bytes_per_position(recipe, size) if measured is None else measured
     return DumpPlan(
         demand=_demand(recipe, pair, cache, progress),
         size=size,
@@ -106,61 +118,87 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
         measured=measured is not None,
         longest_teacher=pair.teacher.longest,
         longest_student=pair.student.longest,
+        head_bytes=_head_bytes(recipe, pair, head_shape(config)) if recipe.cache.targets == "exact" else 0,
         device_bytes=device_bytes(size, recipe.teacher),
         utilization=utilization,
     )
 
 
-def _demand(recipe: Recipe, pair: Pair, cache: Cache | None, progress: bool) -> Demand:
-    counts = dict.fromkeys((f.name for f in fields(Demand) if f.name not in ("work", "notes")), 0)
+def _bytes_per_position(recipe: Recipe, size: ModelSize) -> float:
+    """An estimate for a cache that does not exist yet."""
+    if recipe.cache.targets == "exact":
+        return _STATE_BYTES[recipe.teacher.dtype] * size.hidden + _POSITION_BYTES
+    return _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES
+
+
+def _head_bytes(recipe: Recipe, pair: Pair, head: HeadShape) -> int:
+    """What the head of an exact cache takes, the token table included."""
+    tokens = sum(len(content) for content, _ in pair.answers.teacher.table.values())
+    return exact_sizes(head.rows, head.hidden_size, recipe.teacher.dtype, head.bias).nbytes() + tokens
+
+
+def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, progress: bool) -> Demand:
+    counts = dict.fromkeys((f.name for f in fields(Demand) if f.name not in ("work", "notes", "first_too_long")), 0)
     per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
     work = dict.fromkeys((f.name for f in fields(TeacherWork)), 0)
     seen: set[int] = set()
-    summary = DataSummary()
-    rows = ((source.part, sample) for source in recipe.sources() for sample in iter_samples(source))
-    for split, sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
-        counts["rows"] += 1
-        if not summary.add(split, sample):
-            continue
-        positions = answer_positions(recipe, pair.student, sample)
+    too_long: list[str] = []
+    unanswered: list[DataError] = []
+
+    def judge(_split: str, sample: Sample, new: bool) -> int:
+        if not new:
+            return 0
         try:
-            length, image_tokens = pair.teacher.prompt_tokens(sample)
-        except DataError:
-            if recipe.cache.on_error == "stop":
-                raise
-            counts["unreadable"] += 1
-            continue
+            positions = answer_positions(recipe, pair.student, sample)
+        except DataError as error:
+            unanswered.append(error)
+            raise
+        length, image_tokens = pair.teacher.prompt_tokens(sample)
         total = length + positions
+        other = total if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
         counts["samples"] += 1
         counts["missing_answers"] += sample.answer is None
         counts["positions"] += positions
         counts["prompt_tokens"] += length - image_tokens
         counts["image_tokens"] += image_tokens
         counts["longest"] = max(counts["longest"], total)
-        other = total if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
-        counts["too_long"] += total > pair.teacher.longest or other > pair.student.longest
+        if total > pair.teacher.longest or other > pair.student.longest:
+            counts["too_long"] += 1
+            too_long.extend([sample.place] if len(too_long) < 5 else [])
         counts["present"] += cache is not None and sample.key in cache
-        new = {hash(image) for image in sample.images} - seen
-        seen |= new
-        counts["images"] += len(new)
-        work["patches"] += image_tokens * per_token * len(new) // max(1, len(sample.images))
+        first_seen = {hash(image) for image in sample.images} - seen
+        seen.update(first_seen)
+        counts["images"] += len(first_seen)
+        work["patches"] += image_tokens * per_token * len(first_seen) // max(1, len(sample.images))
         work["tokens"] += total
         work["squared_tokens"] += total * total
         work["positions"] += positions
-    return Demand(**counts, work=TeacherWork(**work), notes=tuple(summary.notes()))
+        return total
+
+    report = check_data(recipe.sources(), judge=judge, images=False, progress=progress)
+    if report.row_faults or unanswered or (report.lost and recipe.cache.on_error == "stop"):
+        raise refusal(report)
+    counts["rows"] = sum(report.summary.rows.values())
+    counts["unreadable"] = report.fault_count
+    return Demand(
+        **counts, work=TeacherWork(**work), first_too_long=tuple(too_long), notes=tuple(report.summary.notes())
+    )
 
 
 def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     """The plan as lines for the terminal."""
     demand, size = plan.demand, plan.size
-    origin = "measured in this cache" if plan.measured else "from other material at k = 64; the first units will say"
+    origin = "measured in this cache" if plan.measured else "from other material; the first units will say"
+    targets = f"k = {recipe.cache.top_k}"
+    if plan.head_bytes:
+        targets = f"exact targets; {bytes_text(plan.head_bytes)} of it are the teacher's head, once"
     lines = [
         f"Samples     {demand.samples:,}, {demand.images:,} image files; {demand.present:,} are in "
         f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
         f"Tokens      {demand.prompt_tokens:,} of text prompts, {demand.image_tokens:,} of images, {demand.positions:,} answer "
         f"positions; longest sample {demand.longest:,}",
         f"Cache       {bytes_text(plan.bytes(1))} at {plan.bytes_per_position:.0f} bytes per position ({origin}), "
-        f"k = {recipe.cache.top_k}",
+        f"{targets}",
         f"Teacher     {count_text(size.total)} parameters, {recipe.teacher.quantization}: about "
         f"{bytes_text(plan.device_bytes)} of device memory at {recipe.teacher.batch_tokens:,} tokens per forward pass",
     ]
@@ -171,8 +209,10 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         )
     if demand.too_long:
         lines.append(
-            f"            {demand.too_long:,} samples are too long: the teacher takes {plan.longest_teacher:,} tokens, the student "
-            f"{plan.longest_student:,} (data.max_length, max_position_embeddings)"
+            f"            {demand.too_long:,} samples are too long: the teacher takes {plan.longest_teacher:,} tokens"
+            + ("" if recipe.cache.targets == "exact" else f", the student {plan.longest_student:,}")
+            + f" (data.max_length, max_position_embeddings): {', '.join(demand.first_too_long)}"
+            + (", ..." if demand.too_long > len(demand.first_too_long) else "")
         )
     if demand.unreadable:
         lines.append(

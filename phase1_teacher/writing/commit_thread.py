@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from phase1_teacher.forward.teacher import ForwardResult
 from phase1_teacher.forward.unit_batches import UnitBatch
 from phase1_teacher.planning.job import DumpJob
-from phase1_teacher.writing.unit_results import UnitResults
+from phase1_teacher.writing.unit_results import UnitResults, unit_results
 
 _DEPTH = 4  # forward passes whose results may wait
 _POLL = 0.2  # seconds between two looks at whether the thread has died
@@ -92,8 +92,7 @@ class CommitThread:
     def _handle(self, item: tuple[UnitBatch, ForwardResult] | _Finished) -> None:
         batch = item.batch if isinstance(item, _Finished) else item[0]
         if self._current is None or self._current.unit is not batch.unit:
-            skip = self._job.recipe.cache.on_error == "skip"
-            self._current = UnitResults(batch.unit, self._job.writer.layout, skip=skip)
+            self._current = unit_results(self._job, batch.unit)
         results = self._current
         if not isinstance(item, _Finished):
             results.add(item[1])

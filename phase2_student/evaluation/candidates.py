@@ -12,7 +12,8 @@ from firstsight.errors import ModelError
 from firstsight.models.loading import resolve_directory, weights_digest
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from phase2_student.evaluation.results import Role
-from phase2_student.runs.exports import check_export, export_directory, student_directory
+from phase2_student.runs.best import trained_student
+from phase2_student.runs.exports import check_export, export_directory
 from phase2_student.runs.records import NAMES
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -82,13 +83,13 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
         elif name == "base":
             directory = resolve_directory(recipe, recipe.student)
         elif name == "student":
-            directory = student_directory(recipe.output_dir)
+            directory = trained_student(recipe.output_dir)
         elif name in ("student-int8", "student-nf4"):
             kind: Literal["int8", "nf4"] = "int8" if name == "student-int8" else "nf4"
             directory = export_directory(recipe, kind)
             if not directory.is_dir():
                 raise ModelError(f"--model {text}: {directory} was not found; run fs-student export --{kind} first")
-            check_export(directory, student_directory(recipe.output_dir))
+            check_export(directory, trained_student(recipe.output_dir))
         else:
             raise ModelError(f"--model {text}: expected {', '.join(NAMES)} or NAME=DIR")
         if not (directory / "config.json").is_file():

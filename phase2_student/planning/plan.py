@@ -6,11 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
-from firstsight.data.samples import iter_samples
-from firstsight.data.summary import DataSummary
-from firstsight.errors import DataError
+from firstsight.data.check import check_data, refusal
+from firstsight.data.sample import Sample
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.pair import load_prompter
@@ -18,7 +15,7 @@ from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.order import GlobalBatches
 from phase2_student.planning.footprint import MODES, Footprint, Mode, Shape, footprint, student_shape
-from phase2_student.training.arguments import training_arguments
+from phase2_student.training.arguments import training_arguments, validation_note
 from phase2_student.training.weights import check_weights
 
 _UNREADABLE = "{:,} samples cannot be used and are skipped: firstsight data check names each"
@@ -109,28 +106,25 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = most_patches = too_long = unreadable = 0
+    positions = most_patches = too_long = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
-    summary = DataSummary()
-    rows = iter_samples(recipe.source("train"))
-    for sample in tqdm(rows, desc="reading samples", unit=" sample", disable=not progress, leave=False):
-        summary.add("train", sample)
-        try:
-            prompt, image_tokens = prompter.prompt_tokens(sample)
-        except DataError:
-            if recipe.cache.on_error == "stop":
-                raise
-            unreadable += 1
-            continue
+
+    def judge(split: str, sample: Sample, _new: bool) -> int:
+        nonlocal positions, most_patches, too_long
+        prompt, image_tokens = prompter.prompt_tokens(sample)
         # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
-        lengths.append(prompt + answer)
         too_long += prompt + answer > prompter.longest
-        positions += answer
-        most_patches = max(most_patches, image_tokens * per_token)
-    for sample in iter_samples(recipe.source("validation")):
-        summary.add("validation", sample)
-        too_long += prompter.sample_tokens(sample) > prompter.longest
+        if split == "train":
+            lengths.append(prompt + answer)
+            positions += answer
+            most_patches = max(most_patches, image_tokens * per_token)
+        return prompt + answer
+
+    report = check_data(recipe.sources(), judge=judge, images=False, progress=progress)
+    if report.row_faults or (report.lost and recipe.cache.on_error == "stop"):
+        raise refusal(report)
+    summary, unreadable = report.summary, report.fault_count
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     batches = GlobalBatches(
@@ -147,7 +141,12 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         longest=max(lengths, default=0),
         most_patches=most_patches,
         too_long=too_long,
-        notes=tuple(summary.notes() + ([_UNREADABLE.format(unreadable)] if unreadable else [])),
+        notes=tuple(
+            filter(
+                None,
+                [*summary.notes(), _UNREADABLE.format(unreadable) if unreadable else None, validation_note(recipe)],
+            )
+        ),
         micro_batch=size,
         global_batch=size * accumulation * processes,
         processes=processes,

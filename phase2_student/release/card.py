@@ -18,7 +18,7 @@ from firstsight.families import family_of
 from firstsight.page import render
 from phase2_student.evaluation.results import Evaluation, ModelResult
 from phase2_student.evaluation.summary import difference_lines, summary_table
-from phase2_student.runs.exports import student_directory
+from phase2_student.runs.best import trained_student
 from phase2_student.runs.lineage import CacheFacts, pair_names
 from phase2_student.runs.records import Run
 
@@ -43,14 +43,14 @@ def model_card(
     """The card.
 
     Args:
-        run: the run that trained the student, which is there.
+        run: the run that trained the student.
         evaluation: None: the card says that the student was not evaluated.
         student: the student in the evaluation.
         cache: for the teacher's identity; None where it cannot be opened.
         repo: `user/name`.
         license: identifier of the hub, such as `apache-2.0`.
     """
-    config = json.loads((student_directory(run.directory) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((trained_student(run.directory) / "config.json").read_text(encoding="utf-8"))
     sees = "model_type" not in config or family_of(SimpleNamespace(**config)).has_vision
     teacher_name, base = pair_names(run, cache)
     data = ModelCardData(

@@ -1,6 +1,6 @@
 """A student quantised by bitsandbytes, as a directory that `from_pretrained` loads.
 
-    export(student_directory(recipe.output_dir), export_directory(recipe, "int8"), recipe.student, "int8")
+    export(trained_student(recipe.output_dir), export_directory(recipe, "int8"), recipe.student, "int8")
 
 Linear layers become LLM.int8 or NF4; the embedding, to which the student's head is tied, and the norms keep their type. Beside the
 weights, `export.json` says from which weights they were made.

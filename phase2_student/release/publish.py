@@ -16,7 +16,7 @@ from firstsight.errors import DataError, ModelError
 from firstsight.recipe import Recipe
 from phase2_student.evaluation.files import read_evaluation
 from phase2_student.evaluation.results import Evaluation, ModelResult
-from phase2_student.runs.exports import student_directory
+from phase2_student.runs.best import trained_student
 from phase2_student.runs.files import copy_files, replace_directory, write_json
 from phase2_student.runs.lineage import read_cache, without_directories
 from phase2_student.runs.records import Run, read_runs
@@ -68,7 +68,7 @@ def prepare_folder(
     evaluated: bool = True,
     license: str | None = None,
 ) -> Folder:
-    """Write the folder of a run: copies of its student's files, its card, its evaluation, its recipe.
+    """Write the folder of a run: its student, the card, its evaluation, its recipe.
 
     Args:
         recipe: its `training.output_dir` holds the run.
@@ -84,7 +84,7 @@ def prepare_folder(
     """
     from phase2_student.release.card import model_card
 
-    best = student_directory(recipe.output_dir)
+    best = trained_student(recipe.output_dir)
     if not (best / "config.json").is_file() or not any(best.glob("*.safetensors")):
         raise ModelError(f"{best}: no student found; run fs-student train with this recipe first")
     (run,) = read_runs([recipe.output_dir])
@@ -155,7 +155,7 @@ def _evaluation(run: Run, given: Path | None) -> tuple[Evaluation, ModelResult]:
         )
     from firstsight.models.loading import weights_digest
 
-    best = student_directory(run.directory)
+    best = trained_student(run.directory)
     weights = weights_digest(best)
     for model in found.models:
         if model.role == "student" and model.weights == weights:

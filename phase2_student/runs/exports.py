@@ -1,4 +1,4 @@
-"""A run's student and its quantised exports: where they are, and of which weights the exports were made."""
+"""Quantised exports of a run's student: where they are, and of which weights they were made."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from firstsight.errors import ModelError
 from firstsight.models.loading import weights_digest
 from firstsight.models.quantization import Quantization
 from firstsight.recipe import Recipe
+from phase2_student.runs.best import trained_student
 
 EXPORT = "export.json"
 """Beside the exported weights: the quantisation, and the digest of the weights that were quantised."""
 
 
-def student_directory(output_dir: Path) -> Path:
-    """Where the student of a run is, or would be: the best by validation loss; the last one where nothing was validated."""
-    best, final = output_dir / "best", output_dir / "final"
-    return final if final.is_dir() and not best.is_dir() else best
-
-
 def export_directory(recipe: Recipe, kind: Quantization) -> Path:
     """Where the export of the recipe's student is, or would be."""
-    source = student_directory(recipe.output_dir)
+    source = trained_student(recipe.output_dir)
     return source.with_name(f"{source.name}-{kind}")
 
 

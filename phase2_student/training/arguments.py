@@ -24,6 +24,9 @@ _DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
 }
 _STRATEGIES = {"eval_strategy", "save_strategy", "logging_strategy"}
+
+
+_VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size")
 _TRACKERS = {"tensorboard", "wandb", "trackio"}
 _FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": [], "load_best_model_at_end": False}
 """`best/` holds the best student, whatever was trained last."""
@@ -70,6 +73,9 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         **_FIXED,
         "output_dir": str(recipe.output_dir),
     }
+    if _no_validations(recipe):
+        values = {name: value for name, value in values.items() if name not in _VALIDATION}
+        values["eval_strategy"] = "no"
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
         # transformers 5.23 renames them, knows the old names until 6, and warns of those
         new = old.replace("gradient", "activation")
@@ -115,6 +121,24 @@ def _processes(values: dict[str, Any]) -> int:
             "start one for each, or set training.use_cpu"
         )
     return world
+
+
+def _no_validations(recipe: Recipe) -> str | None:
+    """Why a training validates nothing, or None."""
+    if recipe.data.validation is None:
+        return "no validation data"
+    return 'training.eval_strategy is "no"' if recipe.training.get("eval_strategy") in (False, "no") else None
+
+
+def validation_note(recipe: Recipe) -> str | None:
+    """What a training without validations leaves out; None: it has some."""
+    why = _no_validations(recipe)
+    if why is None:
+        return None
+    idle = [f"training.{name}" for name in _VALIDATION if recipe.training.get(name) not in (None, False, "no")]
+    return f"{why}: no validation loss and no best/, the student is final/" + (
+        f"; without effect: {', '.join(idle)}" if idle else ""
+    )
 
 
 def training_defaults() -> dict[str, Any]:

@@ -132,10 +132,6 @@ _NEEDS: dict[str, tuple[str, Any, str]] = {
     "logging_steps": ("logging_strategy", lambda value: value == "steps", "steps"),
     "eval_steps": ("eval_strategy", lambda value: value == "steps", "steps"),
     "save_steps": ("save_strategy", lambda value: value == "steps", "steps"),
-    **{
-        name: ("eval_strategy", lambda value: value != "no", "steps or epoch")
-        for name in ("per_device_eval_batch_size", "eval_delay", "eval_on_start")
-    },
     "dataloader_persistent_workers": ("dataloader_num_workers", lambda value: value > 0, "1 or more"),
     "dataloader_prefetch_factor": ("dataloader_num_workers", lambda value: value > 0, "1 or more"),
     "dataloader_multiprocessing_context": ("dataloader_num_workers", lambda value: value > 0, "1 or more"),

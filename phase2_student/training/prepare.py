@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
             validation=source.reused(like.validation),
         )
     train_samples = load_samples(recipe.source("train"))
-    validation_samples = load_samples(recipe.source("validation"))
+    validation_samples = [] if recipe.data.validation is None else load_samples(recipe.source("validation"))
     directory = resolve_directory(recipe, recipe.student)
     arguments = training_arguments(recipe, progress=progress)
     check_weights(recipe, load_config(directory, recipe.student))

@@ -160,7 +160,7 @@ def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
             complete=complete,
             data_collator=plan.source.collator(prompter.blank() if arguments.world_size > 1 else None),
             train_dataset=plan.train,
-            eval_dataset=plan.validation,
+            eval_dataset=plan.validation if len(plan.validation) else None,
             optimizer_cls_and_kwargs=optimizer_class(recipe.student, arguments),
             history=history,
             stop=stop,

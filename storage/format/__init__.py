@@ -12,7 +12,7 @@ from storage.format.v2.version import version2
 
 VERSIONS: dict[int, Callable[[Mapping[str, Any]], FormatVersion]] = {1: Version1, 2: version2}
 """Every version that this program reads."""
-WRITTEN = 1
+WRITTEN = 2
 """The version of new caches whose specification does not name one."""
 
 

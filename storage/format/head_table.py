@@ -15,6 +15,8 @@ CHUNK_BYTES = 64 * 2**20
 MAX_TOKEN_BYTES = CHUNK_BYTES
 NO_TOKEN = 2**32 - 1
 """A row of the head that is no token, in `token_length`."""
+TEXT_TOKEN, CONTROL_TOKEN, BYTE_PIECE = range(3)
+"""What a token is, in `token_kind`; a byte piece spells its byte only where an encoder has no text token for it."""
 BITS: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float16": np.dtype(np.uint16),
@@ -48,7 +50,12 @@ EXACT_ARRAYS = (
         "the bits of its bias; absent where `head.bias` is false",
     ),
     HeadArray("token_length", ("uint32",), (("token", "H"),), "bytes of the token; 2^32 - 1: the row is no token"),
-    HeadArray("token_control", ("uint8",), (("token", "H"),), "1: a control token"),
+    HeadArray(
+        "token_kind",
+        ("uint8",),
+        (("token", "H"),),
+        "0: text; 1: a control token; 2: a byte-fallback piece, which stands for a byte that has no token of kind 0",
+    ),
     HeadArray("token_bytes", ("uint8",), (("byte", ""),), "the bytes of all tokens, one after the other"),
 )
 TAIL_ARRAYS = (
@@ -135,7 +142,7 @@ def exact_sizes(rows: int, hidden_size: int, dtype: str, bias: bool) -> HeadSize
         "weight": BITS[dtype],
         "bias": BITS[dtype],
         "token_length": np.dtype(np.uint32),
-        "token_control": np.dtype(np.uint8),
+        "token_kind": np.dtype(np.uint8),
         "token_bytes": np.dtype(np.uint8),
     }
     if not bias:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from storage.errors import InvalidTargets
 from storage.format.head_table import MAX_TOKEN_BYTES, NO_TOKEN, HeadSizes
 
-TokenTable = Mapping[int, tuple[bytes, bool]]
-"""Teacher id -> bytes of the token, whether it is a control token."""
+TokenTable = Mapping[int, tuple[bytes, int]]
+"""Teacher id -> bytes of the token, and what it is: TEXT_TOKEN, CONTROL_TOKEN or BYTE_PIECE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +63,19 @@ def pack_tokens(tokens: TokenTable, rows: int) -> dict[str, NDArray[Any]]:
     if tokens and not 0 <= min(tokens) <= max(tokens) < rows:
         raise InvalidTargets(f"head: a token has an id that is not among the head's {rows:,} rows")
     length = np.full(rows, NO_TOKEN, dtype=np.uint32)
-    control = np.zeros(rows, dtype=np.uint8)
-    for index, (content, special) in tokens.items():
-        length[index], control[index] = len(content), special
+    kinds = np.zeros(rows, dtype=np.uint8)
+    for index, (content, kind) in tokens.items():
+        length[index], kinds[index] = len(content), kind
     joined = b"".join(tokens[index][0] for index in sorted(tokens))
-    return {"token_length": length, "token_control": control, "token_bytes": np.frombuffer(joined, dtype=np.uint8)}
+    return {"token_length": length, "token_kind": kinds, "token_bytes": np.frombuffer(joined, dtype=np.uint8)}
 
 
-def unpack_tokens(arrays: Mapping[str, NDArray[Any]]) -> dict[int, tuple[bytes, bool]]:
+def unpack_tokens(arrays: Mapping[str, NDArray[Any]]) -> dict[int, tuple[bytes, int]]:
     """The token table in checked arrays."""
     content, start = arrays["token_bytes"].tobytes(), 0
     tokens = {}
     for index in np.flatnonzero(arrays["token_length"] != NO_TOKEN).tolist():
         stop = start + int(arrays["token_length"][index])
-        tokens[index] = (content[start:stop], bool(arrays["token_control"][index]))
+        tokens[index] = (content[start:stop], int(arrays["token_kind"][index]))
         start = stop
     return tokens

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from storage.errors import CorruptObject, ObjectMissing, UnsafeObject
 from storage.format.base import FormatVersion
 from storage.format.chunks import ChunkError, decode_plain
-from storage.format.head_table import NO_TOKEN
+from storage.format.head_table import BYTE_PIECE, NO_TOKEN
 from storage.head.content import unpack_tokens
 from storage.head.document import GROUP, HeadDocument, read_head_document, sizes_of
 from storage.store.base import Store
@@ -67,14 +67,14 @@ class Head:
             whole[start : start + len(rows)] = rows
         return whole
 
-    def tokens(self) -> dict[int, tuple[bytes, bool]]:
-        """The teacher's token table: id -> bytes, whether it is a control token. Kind exact."""
-        arrays = {name: self.array(name) for name in ("token_length", "token_control", "token_bytes")}
+    def tokens(self) -> dict[int, tuple[bytes, int]]:
+        """The teacher's token table, as `storage.head.content.TokenTable`. Kind exact."""
+        arrays = {name: self.array(name) for name in ("token_length", "token_kind", "token_bytes")}
         known = arrays["token_length"] != NO_TOKEN
         if int(arrays["token_length"][known].sum(dtype=np.int64)) != len(arrays["token_bytes"]):
             raise self._corrupt("token_bytes/zarr.json", "its length is not the sum of token_length")
-        if (arrays["token_control"] > 1).any():
-            raise self._corrupt("token_control/c.0", "a flag is neither 0 nor 1")
+        if (arrays["token_kind"] > BYTE_PIECE).any():
+            raise self._corrupt("token_kind/c.0", f"a kind is above {BYTE_PIECE}")
         return unpack_tokens(arrays)
 
     def verify(self) -> Iterator[CorruptObject]:

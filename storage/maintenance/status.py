@@ -47,6 +47,8 @@ class CacheStatus:
     spec: dict[str, Any]
     kind: str
     """Which targets it holds: top_k or exact."""
+    targets: str
+    """The same in a few words, with the numbers that belong to it."""
     head_bytes: int | None
     """Bytes of the head object, written once, as far as they are there; None: such a cache has none."""
     rate: DumpRate | None
@@ -113,6 +115,7 @@ def cache_status(location: Location) -> CacheStatus:
         split_units=split_units,
         spec=version.spec,
         kind=version.kind,
+        targets=version.describe(),
         rate=dump_rate(commits, planned_samples - committed_samples, now=time.time()) if pending else None,
         head_bytes=None if version.head is None else sum(store.tree(HEAD).values()),
     )

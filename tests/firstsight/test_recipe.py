@@ -186,3 +186,23 @@ def test_home_is_expanded_in_every_path(write, monkeypatch):
     assert (recipe.cache_location, recipe.cache_scratch) == ("/home/me/c.zarr", Path("/home/me/s"))
     assert recipe.output_dir == Path("/home/me/r")
     assert load_recipe(write("data: {root: /}")).data_root == Path("/")
+
+
+@pytest.mark.parametrize("key", ["top_k: 64", "temperatures: [1, 2]"])
+def test_what_does_nothing_beside_exact_targets_is_refused_by_name(write, key):
+    name = key.partition(":")[0]
+    with pytest.raises(
+        RecipeError, match=rf"cache\.{name}: does nothing beside cache.targets: exact.*; remove the key, got"
+    ):
+        load_recipe(write(f"cache: {{targets: exact, {key}}}"))
+    with pytest.raises(RecipeError, match=rf"cache\.{name}: does nothing beside"):
+        load_recipe(write("cache: {targets: exact}"), [f"cache.{key.replace(': ', '=')}"])
+
+
+def test_exact_targets_train_at_any_temperature_and_are_dumped_as_they_are_read(write):
+    recipe = load_recipe(write("cache: {targets: exact}\nloss: {temperature: 17}"))
+    dumped = recipe.dump()
+    assert "top_k" not in dumped["cache"]
+    assert load_recipe(write(yaml.safe_dump(dumped))).dump() == dumped
+    with pytest.raises(RecipeError, match=r"cache\.targets: input should be 'top_k' or 'exact', got 'exakt'"):
+        load_recipe(write("cache: {targets: exakt}"))

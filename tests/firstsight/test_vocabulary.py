@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstsight.errors import AlignmentError
-from firstsight.vocabulary import BytePiece, align_answer, align_vocabularies, table_digest
+from firstsight.vocabulary import (
+    BytePiece,
+    align_answer,
+    align_vocabularies,
+    restored_tokens,
+    stored_tokens,
+    table_digest,
+)
+from storage.head.content import pack_tokens, unpack_tokens
 
 WORDS = [b"a", b"b", b"ab", b"c", b" ", b"bc"]
 
@@ -97,3 +105,18 @@ def test_rows_inside_two_different_prefixes_do_not_speak_for_each_other():
     tokens = {0: (b" ", False), 1: (b"yes", False), 2: (b"x", False)}
     assert align_answer([0, 1], [2, 1], tokens, tokens, teacher_offset=1, student_offset=1).tolist() == [-1, 1]
     assert align_answer([0, 1], [0, 1], tokens, tokens, teacher_offset=1, student_offset=1).tolist() == [0, 1]
+
+
+@given(
+    st.dictionaries(st.integers(0, 30), st.tuples(st.binary(max_size=4), st.sampled_from(["text", "control", "piece"])))
+)
+def test_a_table_comes_back_from_a_cache_with_its_byte_pieces(entries):
+    table = {
+        index: (BytePiece(content) if kind == "piece" else content, kind == "control")
+        for index, (content, kind) in entries.items()
+    }
+    found = restored_tokens(unpack_tokens(pack_tokens(stored_tokens(table), 31)))
+    assert found == table
+    assert {index: type(content) for index, (content, _) in found.items()} == {
+        index: type(content) for index, (content, _) in table.items()
+    }

@@ -40,12 +40,11 @@ def spec_of(vocabulary_size: int = 500, top_k: int = 8, nodes: Sequence[float] =
 def spec_of_kind(kind: str, **more: Any) -> dict[str, Any]:
     """The specification of a small cache: v1, v2 (kind top_k), tail (top_k with a tail rank), exact."""
     if kind == "v1":
-        return spec_of(**more)
+        return spec_of(format_version=1, **more)
     if kind in ("v2", "tail"):
         tail: dict[str, Any] = {"tail_rank": 3, "hidden_size": 12} if kind == "tail" else {}
-        return spec_of(format_version=2, turns="all", **tail, **more)
+        return spec_of(turns="all", **tail, **more)
     return {
-        "format_version": 2,
         "targets": "exact",
         "turns": "all",
         "hidden_size": 12,
@@ -62,7 +61,7 @@ KINDS = ("v1", "v2", "tail", "exact")
 def kind_of(spec: dict[str, Any]) -> str:
     if spec.get("targets") == "exact":
         return "exact"
-    return "tail" if "tail_rank" in spec else f"v{spec.get('format_version', 1)}"
+    return "tail" if "tail_rank" in spec else f"v{spec.get('format_version', 2)}"
 
 
 def bits_of(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Any:
@@ -89,7 +88,9 @@ def head_of(spec: dict[str, Any], seed: int = 0) -> HeadContent:
         return HeadContent(arrays=arrays, softcap=30.0)
     head = spec["head"]
     tokens = {
-        number: (b"t" * (number % 4) + b"%d" % number, number > 35) for number in range(head["rows"]) if number != 7
+        number: (b"t" * (number % 4) + b"%d" % number, (number > 35) + (number > 38))
+        for number in range(head["rows"])
+        if number != 7
     }
     arrays = {"weight": bits_of(generator, head["dtype"], (head["rows"], width)), **pack_tokens(tokens, head["rows"])}
     if head["bias"]:

@@ -45,8 +45,11 @@ from storage.writer import create_cache
         ({"shared_ids": [3]}, "pairs"),
         ({"format_version": 3}, "this program writes 1 and 2, got 3"),
         ({"format_version": True}, "this program writes 1 and 2, got True"),
-        ({"targets": "exact"}, "spec.targets: format version 1 has no such field; state format_version: 2"),
-        ({"tail_rank": 4}, "spec.tail_rank: format version 1 has no such field"),
+        (
+            {"format_version": 1, "targets": "exact"},
+            "spec.targets: format version 1 has no such field; state format_version: 2",
+        ),
+        ({"format_version": 1, "tail_rank": 4}, "spec.tail_rank: format version 1 has no such field"),
         ({"teacher": {1, 2}}, "JSON values only"),
         ({"teacher": float("nan")}, "JSON values only"),
     ],

@@ -26,6 +26,7 @@ from storage_cases import (
 from storage.errors import CorruptIndex, CorruptObject, InvalidSpec, InvalidTargets, ObjectMissing, WrongTargets
 from storage.exact import open_exact_cache
 from storage.format.head_table import CHUNK_BYTES, exact_sizes
+from storage.format.v2.layout import STATE_CHUNK
 from storage.format.v2.states import join_states, not_finite, split_states
 from storage.keys import draw_key
 from storage.maintenance.verify import verify_cache
@@ -59,7 +60,7 @@ def test_any_shape_of_cache(width, dtype, lengths, unit_positions, bias):
         for cache in (open_exact_cache(location, memory_budget=0), open_exact_cache(location, scratch=location / "s")):
             assert_holds(cache, samples)
             assert_holds(cache, samples)
-        assert cache.head().tokens()[36] == (b"36", True)
+        assert cache.head().tokens()[36] == (b"36", 1)
         assert verify_cache(location).ok()
 
 
@@ -107,17 +108,17 @@ def test_nothing_is_read_before_it_is_needed(tmp_path, monkeypatch):
         assert (rows.hard, rows.turns) == (sample.hard, sample.turns)
     assert not [path for path in read if path.startswith("head") or "/state_" in path]
     read.clear()
-    assert_stored(samples[1], cache[samples[1].key])  # positions 200 to 399: chunks 0 and 1 of its unit
+    assert_stored(samples[1], cache[samples[1].key])  # positions 200 to 399: chunks 3 to 6 of its unit
     assert sorted(path.split("/", 2)[2] for path in read) == [
-        "state_high/c.0.0", "state_high/c.1.0", "state_low/c.0.0", "state_low/c.1.0",
-    ]  # fmt: skip
+        f"{name}/c.{chunk}.0" for name in ("state_high", "state_low") for chunk in range(3, 7)
+    ]
     read.clear()
     cache.head()
     assert [path for path in read if path.startswith("head")] == ["head/head.json"]
 
 
 def test_a_damaged_chunk_harms_no_other(tmp_path):
-    samples = [sample_of_kind("exact", number, 256) for number in range(3)]
+    samples = [sample_of_kind("exact", number, STATE_CHUNK) for number in range(3)]
     write_cache(tmp_path / "cache", samples, unit_positions=1000, spec=SPEC)
     (file,) = (tmp_path / "cache").glob("units/0*/state_high/c.1.0")
     file.write_bytes(file.read_bytes()[:-1])

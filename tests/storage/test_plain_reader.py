@@ -108,7 +108,7 @@ def read_head_plainly(location):
     if "token_bytes" in arrays:
         length, content, start, tokens = arrays["token_length"], arrays["token_bytes"].tobytes(), 0, {}
         for index in np.flatnonzero(length != 2**32 - 1):
-            tokens[int(index)] = (content[start : start + length[index]], bool(arrays["token_control"][index]))
+            tokens[int(index)] = (content[start : start + length[index]], int(arrays["token_kind"][index]))
             start += length[index]
         arrays["tokens"] = tokens
     return arrays
@@ -158,7 +158,7 @@ def test_zarr_lists_a_cache_without_a_warning(tmp_path):
     assert set(root.keys()) == {"plans", "manifests", "units", "index"}
     ((name, unit),) = root["units"].members()
     assert name.startswith("000000-000000.")
-    assert len(dict(unit.arrays())) == 10
+    assert len(dict(unit.arrays())) == 11
 
 
 @pytest.mark.parametrize("positions", [0, 3, 257])

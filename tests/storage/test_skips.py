@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from storage_cases import (
     assert_holds,
@@ -75,7 +77,7 @@ def test_a_skipped_sample_is_planned_again_only_when_asked(tmp_path, writer, kin
 
 
 def test_version_1_plans_a_sample_once(tmp_path):
-    writer = create_cache(tmp_path / "cache", spec_of())
+    writer = create_cache(tmp_path / "cache", spec_of_kind("v1"))
     writer.plan(PLANNED, unit_positions=60)
     commit(writer, "v1", range(4))
     with pytest.raises(
@@ -85,15 +87,44 @@ def test_version_1_plans_a_sample_once(tmp_path):
     assert writer.plan(PLANNED) == 0
 
 
-def test_a_cache_of_version_1_is_not_written_as_version_2(tmp_path):
-    write_cache(tmp_path / "cache", [sample_of_kind("v1", 0)])
-    with pytest.raises(
-        UnsupportedFormat, match="format version 1, which is not written any more: train on it as it is, or dump"
-    ):
-        create_cache(tmp_path / "cache", spec_of(format_version=2))
+def test_a_cache_of_version_1_is_finished_and_grown_in_its_own_version(tmp_path):
+    samples = {key_of(number): sample_of_kind("v1", number) for number in range(6)}
+    writer = create_cache(tmp_path / "cache", spec_of_kind("v1"))
+    writer.plan(PLANNED[:4], unit_positions=20)
+    write_unit(writer, writer.pending()[0], samples)
+    again = create_cache(tmp_path / "cache", spec_of())  # states no version: follows the cache
+    assert again.version.number == 1
+    assert again.plan(PLANNED) == 2
+    for unit in again.pending():
+        write_unit(again, unit, samples)
+    assert_holds(open_kind(tmp_path / "cache"), samples.values())
+    assert verify_cache(tmp_path / "cache").ok()
+    write_cache(tmp_path / "plain", samples.values(), spec=spec_of_kind("v1"), unit_positions=20)
+    for name in ("000000-000000", "000000-000001"):
+        one, other = (
+            json.loads((tmp_path / each / "manifests" / f"{name}.json").read_text()) for each in ("cache", "plain")
+        )
+        assert one["content_digest"] == other["content_digest"]
     with pytest.raises(SpecMismatch) as caught:
-        create_cache(tmp_path / "cache", spec_of(format_version=2, top_k=4))
+        create_cache(tmp_path / "cache", spec_of(top_k=4))
     assert caught.value.differences == [("top_k", 8, 4)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"),
+    [
+        (spec_of(turns="all"), "turns = 'all'"),
+        (spec_of_kind("tail"), "tail_rank = 3"),
+        (spec_of_kind("exact"), "targets = 'exact'"),
+        (spec_of(format_version=2), "format version 2"),
+    ],
+)
+def test_what_version_1_has_no_place_for_is_refused(tmp_path, spec, asked):
+    write_cache(tmp_path / "cache", [sample_of_kind("v1", 0)], spec=spec_of_kind("v1"))
+    with pytest.raises(UnsupportedFormat) as caught:
+        create_cache(tmp_path / "cache", spec)
+    assert f"is a cache of format version 1, which has no place for {asked}" in str(caught.value)
+    assert "use another cache path for it, or the settings that this cache was made with" in str(caught.value)
 
 
 @pytest.mark.parametrize("complete", [True, False])

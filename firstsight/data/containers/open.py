@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from pathlib import Path
 
 from firstsight.data.containers.arrow import ArrowDirectory, Parquet
 from firstsight.data.containers.base import Container
+from firstsight.data.containers.hub import HubDataset
 from firstsight.data.containers.json_array import JsonArray
 from firstsight.data.containers.jsonl import GzipLines, JsonLines
 from firstsight.data.containers.table import Table
+from firstsight.data.entries import HubSplit
 from firstsight.errors import DataError
 
 _HEAD = 4096
@@ -23,12 +26,14 @@ _REFUSED = {
 }
 
 
-def open_container(path: Path, name: str) -> Container:
-    """The rows of a file or directory; nothing but its first bytes is read here.
+def open_container(path: Path | HubSplit, name: str) -> Container:
+    """The rows of a file, a directory or a dataset of the hub; nothing but a file's first bytes is read here.
 
     Raises:
         DataError: it is not there, or of a kind that is not read, with what to do.
     """
+    if isinstance(path, HubSplit):
+        return HubDataset(path, name)
     if path.is_dir():
         return _directory(path, name)
     if not path.is_file():
@@ -60,8 +65,25 @@ def _directory(path: Path, name: str) -> Container:
         return ArrowDirectory(path, name)
     if (path / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
+        if not splits:
+            raise DataError(f"{name}: has a dataset_dict.json and no split beside it; save it again")
         raise DataError(f"{name}: holds the splits {', '.join(splits)}; name one of them, such as {name}/{splits[0]}")
-    raise DataError(f"{name}: is a directory, but not one of save_to_disk (no state.json); give a file")
+    if parts := sorted(path.glob("*.parquet")):
+        kinds = {re.sub(r"[-_.]?\d+", "", part.stem) for part in parts}
+        if len(kinds) > 1:
+            raise DataError(
+                f"{name}: holds Parquet files of different names ({', '.join(part.name for part in parts[:3])}, ...): splits, perhaps; "
+                f"list the files that are meant, or give {{hub: {name}, split: train}}"
+            )
+        return Parquet(path, name, parts)
+    if next(path.rglob("*.parquet"), None):
+        raise DataError(
+            f"{name}: its Parquet files lie in directories of it; give the one that is meant, or {{hub: {name}, split: train}}"
+        )
+    raise DataError(
+        f"{name}: is a directory, but not one of save_to_disk (no state.json) or of Parquet files; give a file, or "
+        f"{{hub: {name}, split: train}} for what datasets.load_dataset takes"
+    )
 
 
 def _unpacked(path: Path, name: str) -> bytes:

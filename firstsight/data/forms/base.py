@@ -47,7 +47,9 @@ def listed_images(row: dict[str, Any], form: Form, place: str) -> list[Any]:
     if isinstance(value, list):
         return value
     if given[0] in ("images", "frames"):
-        raise DataError(f"{place}: {given[0]!r} must be a list of paths, got {type(value).__name__}")
+        raise DataError(
+            f"{place}: {given[0]!r} must be a list of paths, got {type(value).__name__}; a single one may stand in a column 'image'"
+        )
     return [value] if value != "" else []
 
 

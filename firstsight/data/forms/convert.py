@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from firstsight.data.forms.base import COMMON, Form, listed_images
-from firstsight.data.forms.conversations import CONVERSATIONS
+from firstsight.data.forms.conversations import CONVERSATIONS, tagged
 from firstsight.data.forms.flat import FLAT
 from firstsight.data.forms.instruction import INSTRUCTION, QUERY
 from firstsight.data.forms.messages import MESSAGES, TRL
@@ -18,6 +18,8 @@ from firstsight.errors import DataError
 FORMS = (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, INSTRUCTION, QUERY, FLAT, TRL)
 
 ROLES = ("system", "user", "assistant")
+
+_BESIDE = {"id", "category", "environment", "options"}  # names and notes: no part of what is trained on
 
 
 def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
@@ -36,6 +38,15 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     value = _renamed(value, place, source)
     form = _form(value, place, source)
     row = known_only(value, COMMON | form.columns, place, "the row")
+    if source.mapped_only and (other := set(row) - set(source.columns) - _BESIDE):
+        raise DataError(
+            f"{place}: the column {min(other)!r} is not among the columns of the dataset_info.json; map it there, or add it to "
+            f"data.ignore_columns: [{min(other)}]"
+        )
+    if source.mapped_only and isinstance(row.get("images"), str | dict):
+        row["images"] = [row["images"]]  # LLaMA-Factory takes a single one as well
+    if source.tags is not None:
+        row["conversations"] = tagged(row.get("conversations"), source.tags, place)
     listed = listed_images(row, form, place)
     messages = [_message(message, place, form.marks) for message in form.messages(row, place)]
     return {

@@ -14,7 +14,7 @@ from storage.format.layout import MAX_VOCABULARY, Layout, layout_of, whole
 
 MAX_HIDDEN_SIZE = 2**16
 MAX_TAIL_RANK = 1024
-STATE_CHUNK = 256
+STATE_CHUNK = 64
 """Positions in a chunk of the states."""
 
 

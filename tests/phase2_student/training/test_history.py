@@ -137,12 +137,14 @@ def test_a_long_curve_is_thinned_to_means():
 
 
 def test_without_validations_there_is_a_last_student_and_no_best(world):
-    options = ["training.eval_strategy=no", "training.num_train_epochs=1"]
+    options = ["training.eval_strategy=no", "training.num_train_epochs=1", "training.eval_on_start=true"]
     history, said = train(world, "a", *options)
     directory = world / "runs" / "a"
     assert history.validations == []
     assert history.epochs[0]["validation"] is None
     assert history.epochs[0]["steps"] == 7
+    assert 'training.eval_strategy is "no": no validation loss and no best/' in said
+    assert "without effect: training.eval_on_start" in said
     assert "7 steps in " in said
     assert f"no validation loss: {directory / 'final'}\n" in said
     assert not (directory / "best").exists()

@@ -1,0 +1,159 @@
+"""Answers of a teacher in a student's tokens, by token tables alone: the teacher need not be there.
+
+teacher = TeacherTokens.of_cache(cache.spec, cache.head().tokens())       # of an exact cache
+answers = AnswerAlignment(teacher, student, student_rows=151_936)
+student_ids = answers.student_ids(teacher_ids)                            # of an answer that the teacher gave
+rows = answers.rows(teacher_ids, student_ids)                             # the teacher's position for each of the student's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstsight.prompting import Prompter
+from firstsight.vocabulary import (
+    Token,
+    align_answer,
+    align_vocabularies,
+    restored_tokens,
+    spelling,
+    stored_tokens,
+    token_table,
+)
+
+# P answer positions of the student, P_t of the teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTokens:
+    """What reading a teacher's answers takes."""
+
+    table: dict[int, Token]
+    rows: int
+    """Rows of the teacher's head, padding included."""
+    end_of_turn: tuple[int, ...]
+    """Ids that end an answer."""
+    prefix: str
+    """What the tokens spell before an answer: the chat template's, or a tokenizer's own space."""
+
+    @classmethod
+    def of_prompter(cls, prompter: Prompter, rows: int) -> Self:
+        """Those of a teacher whose tokenizer is there."""
+        text = prompter.answer_prefix + "a"
+        spelled = spelling(prompter.tokenizer, prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return cls(
+            table=token_table(prompter.tokenizer),
+            rows=rows,
+            end_of_turn=tuple(prompter.end_of_turn_ids),
+            prefix=spelled[: prompter.answer_offset].decode(),
+        )
+
+    @classmethod
+    def of_cache(cls, spec: Mapping[str, Any], stored: Mapping[int, tuple[bytes, int]]) -> Self:
+        """Those that a cache of exact targets has stored.
+
+        Args:
+            spec: of the cache.
+            stored: `storage.exact.ExactCache.head().tokens()`.
+        """
+        teacher = spec["teacher"]
+        return cls(
+            table=restored_tokens(stored),
+            rows=spec["head"]["rows"],
+            end_of_turn=tuple(teacher["end_of_turn"]),
+            prefix=teacher["answer_prefix"],
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What the specification of an exact cache says of them, beside the digest of the table."""
+        return {"end_of_turn": list(self.end_of_turn), "answer_prefix": self.prefix}
+
+    def stored(self) -> dict[int, tuple[bytes, int]]:
+        """The table as the head of an exact cache stores it."""
+        return stored_tokens(self.table)
+
+    @property
+    def offset(self) -> int:
+        """Bytes that stand before an answer in the spelling of its tokens."""
+        return len(self.prefix.encode())
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether an answer ends its turn; one that was cut off does not."""
+        return tuple(ids[-len(self.end_of_turn) :]) == self.end_of_turn
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer, without end of turn and without what stands before it."""
+        own = ids[: -len(self.end_of_turn)] if self.ended(ids) else ids
+        spelled = b"".join(content for content, control in (self.table[index] for index in own) if not control)
+        return spelled.removeprefix(self.prefix.encode()).decode("utf-8", "replace")
+
+
+class AnswerAlignment:
+    """The teacher's answer positions for a student's.
+
+    Args:
+        teacher: its tokens.
+        student: its prompter.
+        student_rows: of the student's head, padding included.
+
+    Raises:
+        AlignmentError: a tokenizer has ids beyond its head, or the two share no token.
+    """
+
+    def __init__(self, teacher: TeacherTokens, student: Prompter, *, student_rows: int) -> None:
+        self.teacher = teacher
+        self.student = student
+        self.student_table = token_table(student.tokenizer)
+        self.vocabulary = align_vocabularies(
+            teacher.table, self.student_table, teacher_rows=teacher.rows, student_rows=student_rows
+        )
+
+    def rows(self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
+
+        Args:
+            teacher_ids: [P_t], the answer in the teacher's tokens, end of turn included.
+            student_ids: [P], the same in the student's.
+
+        Returns:
+            int64 [P].
+
+        Raises:
+            AlignmentError: the two sequences spell different text.
+        """
+        mapped = self.vocabulary.student_of_teacher[teacher_ids]
+        same_start = self.teacher.offset == self.student.answer_offset
+        if same_start and len(mapped) == len(student_ids) and (mapped == student_ids).all():
+            rows = np.arange(len(student_ids))
+        else:
+            rows = align_answer(
+                teacher_ids.tolist(),
+                student_ids.tolist(),
+                self.teacher.table,
+                self.student_table,
+                teacher_offset=self.teacher.offset,
+                student_offset=self.student.answer_offset,
+            )
+        return np.where(self.vocabulary.shared[student_ids], rows, -1)
+
+    def student_ids(self, teacher_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """An answer that the teacher gave, in the student's tokens; its end of turn becomes the student's.
+
+        Args:
+            teacher_ids: [P_t]; without an end of turn where it was cut off.
+
+        Returns:
+            int64 [P].
+        """
+        mapped = self.vocabulary.student_of_teacher[teacher_ids]
+        if (mapped >= 0).all():
+            return mapped
+        ids = self.student.answer_ids(self.teacher.text(teacher_ids.tolist()))
+        if not self.teacher.ended(teacher_ids.tolist()):
+            ids = ids[: -len(self.student.end_of_turn_ids)]
+        return np.array(ids, dtype=np.int64)

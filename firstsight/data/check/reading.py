@@ -1,0 +1,79 @@
+"""The pass over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from firstsight.data.check.report import DataReport
+from firstsight.data.compact import NumberSet
+from firstsight.data.images import image_digest, opened
+from firstsight.data.sample import Sample
+from firstsight.data.samples import SampleFiles
+from firstsight.data.source import DataSource
+from firstsight.errors import DataError
+
+Judge = Callable[[str, Sample, bool], int]
+"""(split, sample, whether no row before it has its content) -> tokens of the sample; DataError where a model does not take it."""
+
+
+def check_data(
+    sources: Sequence[DataSource],
+    *,
+    judge: Judge | None = None,
+    images: bool = True,
+    progress: bool = False,
+) -> DataReport:
+    """Read every row and decode every picture once.
+
+    Args:
+        sources: the splits, training first.
+        judge: what the models say of a sample; called where the row and its pictures are right.
+        images: decode the pictures; else their headers are read.
+        progress: show a bar.
+    """
+    report = DataReport(tokens=judge is not None, decoded=images)
+    seen, bad = NumberSet(), dict[int, DataError]()
+    with tqdm(desc="checking samples", unit=" sample", disable=not progress, leave=False) as bar:
+        for source in sources:
+            try:
+                files = SampleFiles(source)
+            except DataError as error:
+                report.row_fault(error)
+                continue
+            for located in files.located(report.row_fault):
+                bar.update()
+                sample = located.sample
+                report.add_texts(sample)
+                try:
+                    new = report.summary.add(source.part, sample)
+                    _check_images(sample, report, seen, bad, decode=images)
+                    if judge is not None:
+                        report.lengths.append(judge(source.part, sample, new))
+                except DataError as error:
+                    report.fault(error)
+            report.repeated_ids += files.repeated_ids
+    return report
+
+
+def _check_images(
+    sample: Sample, report: DataReport, seen: NumberSet, bad: dict[int, DataError], *, decode: bool
+) -> None:
+    for image in sample.images:
+        mark = int(image_digest(image)[:16], 16)
+        if mark in seen:
+            if mark in bad:
+                raise DataError(f"{sample.place}: image {image} cannot be used: {bad[mark]}")
+            continue
+        seen.add(mark)
+        try:
+            with opened(image, sample.place) as picture:
+                several = getattr(picture, "n_frames", 1) > 1
+                size = picture.size
+                if decode:
+                    picture.load()
+        except DataError as error:
+            bad[mark] = error
+            raise
+        report.add_picture(size, several=several)

@@ -1,0 +1,61 @@
+"""Datasets of the hub, and directories that `datasets.load_dataset` takes (extra `[data]`)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from firstsight.data.containers.arrow import Tables, check_names
+from firstsight.data.entries import HubSplit
+from firstsight.errors import DataError
+
+
+class HubDataset(Tables):
+    """A split, downloaded or prepared by `datasets` in its own cache; pictures stay as they are stored."""
+
+    def __init__(self, split: HubSplit, name: str) -> None:
+        super().__init__(Path(split.hub), name)
+        self._split = split
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return len(self._rows)
+
+    def part(self, start: int, count: int) -> Any:
+        """Rows from `start` on."""
+        return self._rows[start : start + count]
+
+    @cached_property
+    def _rows(self) -> Any:
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"{self.name}: a dataset of the hub needs datasets: pip install 'firstsight[data]'"
+            ) from None
+        asked = self._split
+        troubles = (
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            ImportError,
+            datasets.exceptions.DatasetsError,
+        )
+        try:
+            found = datasets.load_dataset(asked.hub, asked.subset, split=asked.split, revision=asked.revision)
+        except troubles as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(f"{self.name}: datasets cannot load it ({reason}); check hub, subset and split") from None
+        if isinstance(found, dict):
+            if len(found) != 1:
+                raise DataError(
+                    f"{self.name}: has the splits {', '.join(found)}; name one: split: {next(iter(found), 'train')}"
+                )
+            (found,) = found.values()
+        rows = found.with_format("arrow")
+        check_names(found.features.arrow_schema, self.name)
+        return rows
