@@ -86,8 +86,8 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
         mean, low, high = exact_difference(student, hard)
         found.append(
             Tile(
-                label="gain over hard labels",
-                value=f"{100 * mean:+.1f} points",
+                label="points over hard labels",
+                value=f"{100 * mean:+.1f}",
                 note=f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
             )
         )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from firstsight.recipe import LossSection
 from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.runs.records import Run
 
@@ -83,7 +84,8 @@ def run_rows(runs: Sequence[Run]) -> list[RunRow]:
                 best_in=[],
             )
         )
-    same_loss = not any(name.startswith("loss.") for name in names)
+    settings = {tuple(json.dumps(run.setting(f"loss.{key}")) for key in LossSection.model_fields) for run in runs}
+    same_loss = len(settings) == 1
     for field, sign in _BETTER.items():
         if same_loss or field not in _OF_THE_LOSS:
             _mark_best(rows, field, sign)
