@@ -81,6 +81,7 @@ def make_encoded(seed: int, image_tokens: int, text_tokens: int, answer_tokens: 
             "image_grid_thw": torch.tensor([[1, side, side]]),
         },
         answer_columns=torch.arange(len(ids) - answer_tokens - 1, len(ids) - 1),
+        turns=(answer_tokens,),
     )
 
 

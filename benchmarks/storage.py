@@ -1,7 +1,8 @@
-"""Size and speed of the cache on targets of a trained language model.
+"""Size and speed of the cache on targets of a trained language model, of kind top_k or of kind exact.
 
     python -m benchmarks.storage_model --out build/storage_targets.npz     # once, about half an hour on one core
     python -m benchmarks.storage --targets build/storage_targets.npz
+    python -m benchmarks.storage --exact MODEL_DIRECTORY --text TEXT_FILE --width 3584    # see benchmarks/storage_exact.py
 
 Prints bytes per position, field by field and with every object counted, beside the entropy of ids and values and beside
 plain fp16 values + uint32 ids; the mean head KL; encoding, decoding and reading in positions per second of one core; the
@@ -24,9 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.storage_exact import codec_facts, real_states, widened
 from storage.format.base import FormatVersion
 from storage.format.chunks import decode_chunk, encode_chunk
-from storage.format.samples import encode_samples
+from storage.format.samples import encode_turns
 from storage.format.v1.arrays import VALUE_STEP
 from storage.format.v1.encoding import encode_targets
 from storage.maintenance.status import cache_status
@@ -132,7 +134,7 @@ def speed_facts(
         for unit in units:
             targets = Targets.concatenate([sample.targets for sample in unit], layout.widths)
             attributes, arrays = encode_targets(targets, layout)
-            arrays |= encode_samples(unit)
+            arrays |= encode_turns(unit)
             encoded.append(
                 (attributes, arrays, {name: encode_chunk(array) for name, array in arrays.items() if array.size})
             )
@@ -205,12 +207,21 @@ def _units(samples: list[SampleTargets], unit_positions: int) -> Iterator[list[S
 def main() -> None:
     """Write a cache of the saved targets, measure it, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=Path, required=True)
+    parser.add_argument("--targets", type=Path, help="kind top_k: what benchmarks.storage_model has saved")
+    parser.add_argument("--exact", type=Path, help="kind exact: the directory of a causal language model")
+    parser.add_argument("--text", type=Path, help="kind exact: what it reads")
+    parser.add_argument("--width", type=int, help="kind exact: numbers in a state; default: the model's own")
     parser.add_argument("--answer", type=int, default=40, help="positions of an answer")
     parser.add_argument("--unit-positions", type=int, default=4096)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if (options.targets is None) == (options.exact is None or options.text is None):
+        parser.error("give --targets FILE, or --exact MODEL_DIRECTORY --text TEXT_FILE")
+    if options.exact is not None:
+        facts = codec_facts(widened(real_states(options.exact, options.text, options.unit_positions), options.width))
+        print(json.dumps(facts, indent=2) if options.json else _text({"exact": facts}))
+        return
     samples, whole = load_samples(options.targets, options.answer)
     positions = len(samples) * options.answer
     vocabulary_size = int(whole["ids"].max()) + 1

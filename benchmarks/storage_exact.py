@@ -74,7 +74,7 @@ def widened(states: NDArray[np.uint16], width: int | None) -> NDArray[np.uint16]
 
 def spec_of(width: int) -> dict[str, Any]:
     head = {"rows": HEAD_ROWS, "dtype": "bfloat16", "bias": False}
-    return {"targets": "exact", "hidden_size": width, "state_dtype": "bfloat16", "head": head}
+    return {"format_version": 2, "targets": "exact", "hidden_size": width, "state_dtype": "bfloat16", "head": head}
 
 
 def samples_of(states: NDArray[np.uint16], count: int) -> Iterator[ExactSample]:

@@ -21,7 +21,6 @@ from firstsight.vocabulary import (
     align_answer,
     align_vocabularies,
     restored_tokens,
-    spelling,
     stored_tokens,
     token_table,
 )
@@ -39,18 +38,19 @@ class TeacherTokens:
     end_of_turn: tuple[int, ...]
     """Ids that end an answer."""
     prefix: str
-    """What the tokens spell before an answer: the chat template's, or a tokenizer's own space."""
+    """What the tokens spell before a closing answer: the chat template's, or a tokenizer's own space."""
+    earlier_prefix: str = ""
+    """Likewise before an answer that other messages follow."""
 
     @classmethod
     def of_prompter(cls, prompter: Prompter, rows: int) -> Self:
         """Those of a teacher whose tokenizer is there."""
-        text = prompter.answer_prefix + "a"
-        spelled = spelling(prompter.tokenizer, prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
         return cls(
             table=token_table(prompter.tokenizer),
             rows=rows,
             end_of_turn=tuple(prompter.end_of_turn_ids),
-            prefix=spelled[: prompter.answer_offset].decode(),
+            prefix=prompter.spelled_prefix(closing=True).decode(),
+            earlier_prefix=prompter.spelled_prefix(closing=False).decode(),
         )
 
     @classmethod
@@ -67,30 +67,32 @@ class TeacherTokens:
             rows=spec["head"]["rows"],
             end_of_turn=tuple(teacher["end_of_turn"]),
             prefix=teacher["answer_prefix"],
+            earlier_prefix=teacher.get("earlier_prefix", teacher["answer_prefix"]),
         )
 
     def identity(self) -> dict[str, Any]:
         """What the specification of an exact cache says of them, beside the digest of the table."""
-        return {"end_of_turn": list(self.end_of_turn), "answer_prefix": self.prefix}
+        earlier = {} if self.earlier_prefix == self.prefix else {"earlier_prefix": self.earlier_prefix}
+        return {"end_of_turn": list(self.end_of_turn), "answer_prefix": self.prefix, **earlier}
 
     def stored(self) -> dict[int, tuple[bytes, int]]:
         """The table as the head of an exact cache stores it."""
         return stored_tokens(self.table)
 
-    @property
-    def offset(self) -> int:
+    def offset(self, *, closing: bool) -> int:
         """Bytes that stand before an answer in the spelling of its tokens."""
-        return len(self.prefix.encode())
+        return len((self.prefix if closing else self.earlier_prefix).encode())
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer ends its turn; one that was cut off does not."""
         return tuple(ids[-len(self.end_of_turn) :]) == self.end_of_turn
 
-    def text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int], *, closing: bool = True) -> str:
         """The text of an answer, without end of turn and without what stands before it."""
         own = ids[: -len(self.end_of_turn)] if self.ended(ids) else ids
         spelled = b"".join(content for content, control in (self.table[index] for index in own) if not control)
-        return spelled.removeprefix(self.prefix.encode()).decode("utf-8", "replace")
+        prefix = self.prefix if closing else self.earlier_prefix
+        return spelled.removeprefix(prefix.encode()).decode("utf-8", "replace")
 
 
 class AnswerAlignment:
@@ -113,12 +115,15 @@ class AnswerAlignment:
             teacher.table, self.student_table, teacher_rows=teacher.rows, student_rows=student_rows
         )
 
-    def rows(self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(
+        self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64], *, closing: bool = True
+    ) -> NDArray[np.int64]:
         """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
 
         Args:
             teacher_ids: [P_t], the answer in the teacher's tokens, end of turn included.
             student_ids: [P], the same in the student's.
+            closing: no other message follows.
 
         Returns:
             int64 [P].
@@ -127,8 +132,9 @@ class AnswerAlignment:
             AlignmentError: the two sequences spell different text.
         """
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
-        same_start = self.teacher.offset == self.student.answer_offset
-        if same_start and len(mapped) == len(student_ids) and (mapped == student_ids).all():
+        teacher_offset = self.teacher.offset(closing=closing)
+        student_offset = len(self.student.spelled_prefix(closing=closing))
+        if teacher_offset == student_offset and len(mapped) == len(student_ids) and (mapped == student_ids).all():
             rows = np.arange(len(student_ids))
         else:
             rows = align_answer(
@@ -136,16 +142,17 @@ class AnswerAlignment:
                 student_ids.tolist(),
                 self.teacher.table,
                 self.student_table,
-                teacher_offset=self.teacher.offset,
-                student_offset=self.student.answer_offset,
+                teacher_offset=teacher_offset,
+                student_offset=student_offset,
             )
         return np.where(self.vocabulary.shared[student_ids], rows, -1)
 
-    def student_ids(self, teacher_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def student_ids(self, teacher_ids: NDArray[np.int64], *, closing: bool = True) -> NDArray[np.int64]:
         """An answer that the teacher gave, in the student's tokens; its end of turn becomes the student's.
 
         Args:
             teacher_ids: [P_t]; without an end of turn where it was cut off.
+            closing: no other message follows.
 
         Returns:
             int64 [P].
@@ -153,7 +160,7 @@ class AnswerAlignment:
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
         if (mapped >= 0).all():
             return mapped
-        ids = self.student.answer_ids(self.teacher.text(teacher_ids.tolist()))
+        ids = self.student.answer_ids(self.teacher.text(teacher_ids.tolist(), closing=closing), closing=closing)
         if not self.teacher.ended(teacher_ids.tolist()):
             ids = ids[: -len(self.student.end_of_turn_ids)]
         return np.array(ids, dtype=np.int64)

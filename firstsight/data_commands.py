@@ -13,7 +13,7 @@ import click
 import yaml
 
 from firstsight.console import progress_option, set_option
-from firstsight.data.source import FORMATS, DataSource
+from firstsight.data.source import FORMATS, DataSource, Turns
 from firstsight.errors import DataError, RecipeError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -134,6 +134,7 @@ def check(
     if (file is None) == (config is None):
         raise click.UsageError("give either a FILE or --config")
     judge = None
+    turns: Turns = "all"
     if config is not None:
         if any(reading.values()):
             raise click.UsageError(
@@ -143,13 +144,13 @@ def check(
 
         recipe = load_recipe(config, overrides)
         sources = recipe.sources()
-        judge = _judge(recipe)
+        judge, turns = _judge(recipe), recipe.data.turns
     else:
         if overrides:
             raise click.UsageError("--set goes with --config")
         assert file is not None
         sources = [_source(_section(file, **reading))]
-    report = check_data(sources, judge=judge, images=not headers, progress=progress and not as_json)
+    report = check_data(sources, judge=judge, turns=turns, images=not headers, progress=progress and not as_json)
     if plot is not None:
         draw(report, plot)
     if as_json:

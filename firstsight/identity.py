@@ -13,6 +13,7 @@ from typing import Any
 from transformers.image_utils import SizeDict
 
 from firstsight.answer_alignment import TeacherTokens
+from firstsight.data.source import Turns
 from firstsight.families.base import Family
 from firstsight.families.parts import HeadShape
 from firstsight.models.loading import weights_digest
@@ -36,7 +37,10 @@ def cache_spec(
 ) -> dict[str, Any]:
     """The spec of a top_k cache that phase 1 writes into the root of the store: a JSON object."""
     teacher_part = teacher_identity(recipe, directory=teacher_directory, teacher=teacher)
-    return top_k_spec(recipe, teacher=teacher_part, student=student, alignment=alignment)
+    return {
+        **turns_field(recipe),
+        **top_k_spec(recipe, teacher=teacher_part, student=student, alignment=alignment),
+    }
 
 
 def top_k_spec(
@@ -54,6 +58,16 @@ def top_k_spec(
     }
 
 
+def turns_field(recipe: Recipe) -> dict[str, Any]:
+    """What a spec says of `data.turns`: nothing at its meaning in format version 1, so that caches of that version are still found."""
+    return {"turns": "all"} if recipe.data.turns == "all" else {}
+
+
+def cached_turns(spec: Mapping[str, Any]) -> Turns:
+    """The `data.turns` of a cache."""
+    return "all" if spec.get("turns") == "all" else "last"
+
+
 def exact_spec(
     recipe: Recipe, *, teacher_directory: Path, teacher: Prompter, tokens: TeacherTokens, head: HeadShape
 ) -> dict[str, Any]:
@@ -67,6 +81,7 @@ def exact_spec(
         head: its shape.
     """
     return {
+        **turns_field(recipe),
         "targets": "exact",
         "hidden_size": head.hidden_size,
         "state_dtype": recipe.teacher.dtype,
@@ -78,7 +93,7 @@ def exact_spec(
     }
 
 
-_READING = ("end_of_turn", "answer_prefix")
+_READING = ("end_of_turn", "answer_prefix", "earlier_prefix")
 """What the spec of an exact cache says of its teacher beyond that of a top_k cache: what reading its answers takes."""
 
 

@@ -1,11 +1,12 @@
 """Teacher and student without their weights: processors, tokenizers, and which of their tokens and positions correspond.
 
 pair = load_pair(recipe)
-rows = pair.answer_rows(teacher_ids, student_ids)     # the teacher's position for each of the student's
+rows = pair.answer_rows(sample, teacher_ids, student_ids)     # the teacher's position for each of the student's
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.data.samples import Sample
+from firstsight.data.source import Turns
 from firstsight.errors import AlignmentError, DataError
 from firstsight.families import family_of
 from firstsight.identity import image_settings
@@ -42,9 +44,40 @@ class Pair:
         """The teacher's ids and the student's."""
         return self.answers.vocabulary
 
-    def answer_rows(self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See `AnswerAlignment.rows`."""
-        return self.answers.rows(teacher_ids, student_ids)
+    def answer_rows(
+        self, sample: Sample, teacher: Sequence[Sequence[int]], student: Sequence[Sequence[int]]
+    ) -> NDArray[np.int64]:
+        """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
+
+        Args:
+            sample: whose answers these are, all or the first of them.
+            teacher: each answer in the teacher's tokens, end of turn included; P_t in all.
+            student: the same in the student's; P in all.
+
+        Returns:
+            int64 [P].
+
+        Raises:
+            AlignmentError: the two sequences of an answer spell different text.
+        """
+        rows = []
+        start = 0
+        for number, (theirs, ours) in enumerate(zip(teacher, student, strict=True), start=1):
+            closing = number == self.student.turn_count(sample)
+            found = self.answers.rows(np.array(theirs), np.array(ours), closing=closing)
+            rows.append(np.where(found >= 0, found + start, -1))
+            start += len(theirs)
+        return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+    def student_turns(self, sample: Sample, teacher: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Each answer in the student's tokens: the sample's own, then the one that the teacher gave.
+
+        Args:
+            sample: whose answers these are.
+            teacher: each answer in the teacher's tokens.
+        """
+        own = self.student.turn_ids(sample)
+        return own + [self.answers.student_ids(np.array(ids)).tolist() for ids in teacher[len(own) :]]
 
     @cached_property
     def same_inputs(self) -> bool:
@@ -76,10 +109,9 @@ class Pair:
                 length = prompter.sample_tokens(sample) + extra
                 prompter.check_length(sample, length)
                 longest = max(longest, length)
-        if sample.answer is not None and not self.same_inputs:
-            ids = [np.array(prompter.answer_ids(sample.answer)) for prompter in (self.teacher, self.student)]
+        if not self.same_inputs:
             try:
-                self.answer_rows(*ids)
+                self.answer_rows(sample, self.teacher.turn_ids(sample), self.student.turn_ids(sample))
             except AlignmentError as error:
                 raise DataError(
                     f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
@@ -143,24 +175,28 @@ def load_prompter(
     *,
     max_length: int | None = None,
     system_prompt: str | None = None,
+    turns: Turns | None = None,
 ) -> Prompter:
     """What turns samples into inputs of one model.
 
     Args:
         directory: of the model.
         section: of the recipe.
-        data: gives the longest sequence and the system prompt.
+        data: gives the longest sequence, the system prompt and which assistant messages are answers.
         max_length: in place of that of `data`; None and no data: the model's own limit alone.
         system_prompt: likewise.
+        turns: in place of that of `data`; None and no data: last.
     """
     config = load_config(directory, section)
     positions = max_positions(config)
     if data is not None:
         max_length, system_prompt = data.max_length, data.system_prompt
+        turns = turns or data.turns
     return Prompter(
         load_processor(directory, section),
         family_of(config),
         max_length=positions or 2**31 if max_length is None else max_length,
         system_prompt=system_prompt,
         max_positions=positions,
+        turns=turns or "last",
     )

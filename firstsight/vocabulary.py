@@ -167,7 +167,7 @@ def align_answer(
         student_ids: in the student's.
         teacher: token table of the teacher's tokenizer.
         student: of the student's.
-        teacher_offset: bytes that the teacher's tokens spell before the answer, such as a space (`Prompter.answer_offset`).
+        teacher_offset: bytes that the teacher's tokens spell before the answer, such as a space (`Prompter.spelled_prefix`).
         student_offset: likewise.
 
     Returns:

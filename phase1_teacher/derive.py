@@ -7,7 +7,7 @@ summary = derive(job)                              # what a dump for this studen
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.errors import AlignmentError, ModelError, RecipeError
-from firstsight.identity import teacher_of_exact, top_k_spec
+from firstsight.identity import cached_turns, teacher_of_exact, top_k_spec
 from firstsight.models.loading import default_device, head_rows, load_config, resolve_directory
 from firstsight.pair import check_top_k, load_prompter
 from firstsight.recipe import Recipe
@@ -30,7 +30,7 @@ from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult, measur
 from phase1_teacher.workers import Shard, work_order
 from phase1_teacher.writing.unit_results import TopKResults
 from storage.errors import SpecMismatch
-from storage.exact import ExactCache, ExactRows, open_exact_cache
+from storage.exact import ExactCache, ExactRows, open_any_cache, open_exact_cache
 from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample, PlannedUnit
 from storage.targets import Turn
@@ -65,6 +65,8 @@ class Derivation:
     """Samples that this job added to the plan."""
     open_units: int
     """Planned units of the exact cache that nobody has committed yet."""
+    skipped: dict[str, str]
+    """Samples that the exact cache has skipped, and why: the recipe's cache skips them as well."""
 
     @property
     def compared(self) -> Comparison:
@@ -95,7 +97,7 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
     exact = open_exact_cache(location, memory_budget=recipe.cache.memory, scratch=recipe.cache_scratch)
     _check_stated(recipe, exact)
     directory = resolve_directory(recipe, recipe.student, weights=False)
-    student = load_prompter(directory, recipe.student, recipe.data)
+    student = load_prompter(directory, recipe.student, recipe.data, turns=cached_turns(exact.spec))
     answers = AnswerAlignment(
         TeacherTokens.of_cache(exact.spec, exact.head().tokens()),
         student,
@@ -106,7 +108,13 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
         name: value for name, value in exact.spec.items() if name not in _OF_EXACT
     }
     writer = create_cache(recipe.cache_location, spec)
-    planned = writer.plan(_planned(exact), unit_positions=recipe.cache.unit_positions)
+    skipped = exact.skipped()
+    planned = writer.plan(_planned(exact, skipped), unit_positions=recipe.cache.unit_positions)
+    # what was skipped before, and the exact cache has now in tokens that the student's spell
+    lacking = [key for key in open_any_cache(writer.store).skipped() if key in exact and _spelled(answers, exact, key)]
+    if lacking:
+        again = (PlannedSample(key=key, positions=len(exact.rows(key).target_ids)) for key in lacking)
+        planned += writer.plan(again, unit_positions=recipe.cache.unit_positions, retry_skipped=True)
     return Derivation(
         recipe=recipe,
         exact=exact,
@@ -114,6 +122,7 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
         writer=writer,
         planned=planned,
         open_units=len(cache_status(location).pending),
+        skipped=skipped,
     )
 
 
@@ -186,6 +195,9 @@ def _results(job: Derivation, unit: PlannedUnit, head: TopKHead) -> TopKResults:
     answered: list[AnsweredSample] = []
     states: list[NDArray[Any]] = []
     for key in unit.keys:
+        if key in job.skipped:
+            results.skipped[key] = job.skipped[key]
+            continue
         try:
             answer = job.answer(key)
         except AlignmentError as error:
@@ -224,11 +236,12 @@ def _derived(answers: AnswerAlignment, key: str, stored: ExactRows) -> DerivedAn
     ids, rows, turns = [], [], []
     start = 0
     teacher_ids = stored.target_ids.astype(np.int64)
-    for turn in stored.turns or (Turn(len(teacher_ids), stored.hard),):
+    stored_turns = stored.turns or (Turn(len(teacher_ids), stored.hard),)
+    for number, turn in enumerate(stored_turns, start=1):
         own = teacher_ids[start : start + turn.positions]
         try:
-            student_ids = answers.student_ids(own)
-            places = answers.rows(own, student_ids)
+            student_ids = answers.student_ids(own, closing=number == len(stored_turns))
+            places = answers.rows(own, student_ids, closing=number == len(stored_turns))
         except AlignmentError as error:
             raise AlignmentError(f"sample {key}: {error}") from None
         ids.append(student_ids)
@@ -238,11 +251,22 @@ def _derived(answers: AnswerAlignment, key: str, stored: ExactRows) -> DerivedAn
     return DerivedAnswer(student_ids=np.concatenate(ids), rows=np.concatenate(rows), turns=tuple(turns))
 
 
-def _planned(exact: ExactCache) -> Iterator[PlannedSample]:
-    """Every sample of an exact cache in the order of its units, with the positions that it has for the teacher."""
+def _planned(exact: ExactCache, skipped: Iterable[str]) -> Iterator[PlannedSample]:
+    """Every sample of an exact cache in the order of its units, with the positions that it has for the teacher; then the skipped."""
     for name in exact.units():
         for key in exact.unit_keys(name):
             yield PlannedSample(key=key, positions=len(exact.rows(key).target_ids))
+    for key in skipped:
+        yield PlannedSample(key=key, positions=0)
+
+
+def _spelled(answers: AnswerAlignment, exact: ExactCache, key: str) -> bool:
+    """Whether the student's tokens spell an answer."""
+    try:
+        _derived(answers, key, exact.rows(key))
+    except AlignmentError:
+        return False
+    return True
 
 
 def _check_stated(recipe: Recipe, exact: ExactCache) -> None:
@@ -253,5 +277,7 @@ def _check_stated(recipe: Recipe, exact: ExactCache) -> None:
     stated.append(("teacher.system_prompt", cached.get("system_prompt", absent), recipe.data.system_prompt))
     own, other = Path(section.model).name, Path(str(cached.get("model", absent))).name
     stated.append(("teacher.model", other, own))
+    if "turns" in recipe.data.model_fields_set:
+        stated.append(("turns", cached_turns(exact.spec), recipe.data.turns))
     if differences := [(name, theirs, ours) for name, theirs, ours in stated if theirs != ours]:
         raise SpecMismatch(exact.location, differences)

@@ -40,6 +40,9 @@ class DumpSummary:
     """What a dump did."""
 
     samples: int = 0
+    """With targets."""
+    skipped: tuple[str, ...] = ()
+    """Why each sample was skipped that this dump skipped."""
     positions: int = 0
     units: int = 0
     seconds: float = 0.0
@@ -73,8 +76,9 @@ def dump(
 
     Raises:
         TargetError: the teacher's logits are not finite (the sample is named, its unit is not committed), or the device's
-            memory does not take a sample.
+            memory does not take a sample. This and the next two only where the recipe does not skip such samples.
         DataError: a sample that cannot be encoded.
+        AlignmentError: an answer of the teacher that the student's tokens do not spell.
         CacheError: the store refused a write, as on a full disk.
     """
     pending = work_order(job.pending, shard or Shard())
@@ -120,6 +124,7 @@ def dump(
     del forward, reference, model  # the student's base comes into the memory that the teacher leaves
     return DumpSummary(
         samples=commits.samples,
+        skipped=tuple(commits.skipped),
         positions=commits.positions,
         units=commits.units,
         seconds=seconds,

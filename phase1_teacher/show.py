@@ -6,6 +6,7 @@ print(terminal_text(shown)); Path("s17.html").write_text(html_page(shown))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from storage.errors import SkippedSample, TemperatureOutOfRange
 from storage.exact import ExactCache, open_any_cache
 from storage.format.head_table import NO_TOKEN
 from storage.reader import Cache
-from storage.targets import ExactSample, ExactTargets, Targets
+from storage.targets import ExactSample, ExactTargets, Targets, Turn
 from storage.temperature import at_temperature
 
 _PICTURE = 640  # pixels of the longer side in the page, at most
@@ -58,16 +59,27 @@ class ShownPosition:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownTurn:
+    """One of the answers."""
+
+    question: str
+    """The user message before it."""
+    answer: str | None
+    """None: the teacher's own."""
+    positions: tuple[ShownPosition, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShownSample:
     """A sample and its targets."""
 
     sample: Sample
     key: str
     conversation: tuple[tuple[str, str], ...]
-    """What stands before the question: role and text of each message, `[image]` where one stands; the recipe's system prompt too."""
+    """What stands before the first of the turns: role and text of each message, `[image]` where one stands; the recipe's system
+    prompt too."""
     images: tuple[Image.Image, ...]
-    positions: tuple[ShownPosition, ...]
-    hard: bool
+    turns: tuple[ShownTurn, ...]
     temperature: float
     teacher: str
 
@@ -104,16 +116,30 @@ def find_sample(
         positions = _exact_positions(cast(ExactCache, cache), stored.targets, temperature, alternatives)
     else:
         positions = _top_k_positions(cast(Cache, cache), stored.targets, table or {}, temperature, alternatives)
+    turns = stored.all_turns()
     return ShownSample(
         sample=sample,
         key=sample.key,
-        conversation=_before(sample, recipe.data.system_prompt),
+        conversation=_before(sample.asked()[-len(turns)], recipe.data.system_prompt),
         images=tuple(sample.open_images()),
-        positions=positions,
-        hard=stored.hard,
+        turns=_turns(sample, turns, positions),
         temperature=temperature,
         teacher=str(cache.spec["teacher"]["model"]),
     )
+
+
+def _turns(sample: Sample, turns: Sequence[Turn], positions: tuple[ShownPosition, ...]) -> tuple[ShownTurn, ...]:
+    shown, start = [], 0
+    for turn, asked in zip(turns, sample.asked()[-len(turns) :], strict=True):
+        shown.append(
+            ShownTurn(
+                question=asked.question,
+                answer=asked.answer if turn.hard else None,
+                positions=positions[start : start + turn.positions],
+            )
+        )
+        start += turn.positions
+    return tuple(shown)
 
 
 def _student(recipe: Recipe, cache: Cache) -> Prompter:
@@ -207,9 +233,9 @@ def _first(recipe: Recipe, cache: Cache | ExactCache) -> Sample:
     )
 
 
-def _before(sample: Sample, system_prompt: str | None) -> tuple[tuple[str, str], ...]:
-    """The messages before the question, as the model sees them."""
-    messages = list(sample.prompt)
+def _before(asked: Sample, system_prompt: str | None) -> tuple[tuple[str, str], ...]:
+    """The messages before a question, as the model sees them."""
+    messages = list(asked.prompt)
     if system_prompt is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system_prompt}]})
     last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=len(messages))
@@ -241,12 +267,19 @@ def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
         lines.append(f"image     {path} ({image.width} x {image.height})")
         if color:
             lines.append(half_blocks(image))
-    lines += [f"{role:<9} {text}" for role, text in shown.conversation]
-    lines.append(f"question  {sample.question}")
-    lines.append(f"answer    {sample.answer if sample.answer is not None else '(by the teacher)'}")
     lines.append(f"teacher   {shown.teacher} at T = {shown.temperature:g}")
-    width = max(len(position.text) for position in shown.positions)
-    for position in shown.positions:
+    lines += [f"{role:<9} {text}" for role, text in shown.conversation]
+    for turn in shown.turns:
+        lines.append(f"question  {turn.question}")
+        lines.append(f"answer    {turn.answer if turn.answer is not None else '(by the teacher)'}")
+        lines += _position_lines(turn.positions)
+    return "\n".join(lines)
+
+
+def _position_lines(positions: tuple[ShownPosition, ...]) -> list[str]:
+    lines = []
+    width = max((len(position.text) for position in positions), default=0)
+    for position in positions:
         if position.p is None:
             lines.append(
                 f"  {position.text:<{width}}      -  no soft target: the tokenizers cut the answer differently here"
@@ -258,7 +291,7 @@ def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
             f"  {position.text:<{width}}  {probability_text(position.p):>6} {bar:<10}  {others}  "
             f"(not stored {probability_text(position.rest)})"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def half_blocks(image: Image.Image) -> str:

@@ -58,6 +58,10 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
             f"Student {recipe.student.model}, {len(plan.train):,} samples{plan.source.note and f', {plan.source.note}'}; "
             f"{plan.objective_text}; {plan.precision}" + (f"; {note}" if (note := validation_note(recipe)) else "")
         )
+        if plan.skipped:
+            click.echo(plan.skipped_text, err=True)
+        if plan.unlearned_text:
+            click.echo(plan.unlearned_text)
     result = run(plan, overwrite=overwrite)
     if not result.finished:
         click.echo(f"{result.stopped_text[0].upper()}{result.stopped_text[1:]}.", err=True)
@@ -179,7 +183,7 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     "nothing was validated), student-int8, student-nf4 (of fs-student export), or NAME=DIR; may be given several times. "
     "Default: teacher, base, student and what was exported of it.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples with an answer.")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Default: training.output_dir/evaluation."
 )
@@ -219,6 +223,10 @@ def evaluate(
     progress: bool,
 ) -> None:
     """Measure teacher and students side by side on the validation file.
+
+    Without true answers it gives KL and agreement to the teacher of the cache, and latency. A student is asked with the image size
+    and the system prompt of its own run; where models differ in them it is said. Samples that a model cannot take end it, or
+    are left out and named with cache.on_error: skip.
 
     Each model's result is kept as soon as it is whole: an interrupted evaluation goes on, and a model whose weights, data and
     settings are the same is not measured again. Leaves evaluation_<timestamp>.json, with every sample, and
@@ -337,9 +345,13 @@ def export(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Several: frames in order.",
 )
-@click.option("--system", metavar="TEXT", help="System prompt; give the one of the recipe's data.system_prompt.")
+@click.option("--system", metavar="TEXT", help="System prompt; default: that of the student's run.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Scale images down to at most this many pixels.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    help="Scale images down to at most this many pixels; default: as in the student's run.",
+)
 @click.option("--stream", is_flag=True, help="Print the answer as it is made.")
 @click.argument("question")
 def ask(

@@ -22,7 +22,7 @@ ALLOWED = {
 # the folders of each package: each may import those before it
 ROOMS = {
     "storage": ("store", "format", "units", "head", "maintenance"),
-    "firstsight": ("data", "recipe", "families", "models", "demo"),
+    "firstsight": ("data", "recipe", "families", "models", "prompting", "demo"),
     "phase1_teacher": ("planning", "forward", "writing"),
     "phase2_student": ("runs", "loss", "data", "training", "planning", "evaluation", "report", "release"),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from firstsight.data.forms import to_row
 from firstsight.data.images import image_source
-from firstsight.data.sample import Sample
+from firstsight.data.sample import Sample, message_text
 from firstsight.data.source import DataSource
 from firstsight.data.strict import clean_text
 from firstsight.errors import DataError
@@ -27,26 +27,26 @@ def parse_row(value: Any, place: str, source: DataSource) -> Sample:
     row = to_row(value, place, source)
     images = tuple(image_source(image, source, place, number) for number, image in enumerate(row["images"], start=1))
     messages = row["messages"]
-    answer = None
     if messages[-1]["role"] == "assistant":
         if any(part["type"] == "image" for part in messages[-1]["content"]):
             raise DataError(f"{place}: an answer cannot hold an image")
-        answer = "".join(part["text"] for part in messages[-1]["content"])
-        messages = messages[:-1]
+        answer = message_text(messages[-1])
+        messages[-1] = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         if not answer.strip():
             raise DataError(f"{place}: the answer is empty; remove the assistant message if there is no ground truth")
-    if not any(message["role"] == "user" for message in messages):
+    before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    if not any(message["role"] == "user" for message in before):
         raise DataError(f"{place}: 'messages' has no user message before the answer")
     return Sample(
         id=_id(row["id"], place),
-        prompt=tuple(messages),
-        answer=answer,
+        messages=tuple(messages),
         images=images,
         times=_times(row["times"], len(images), place),
         category=_name(row["category"], "category", place),
         environment=_name(row["environment"], "environment", place),
         place=place,
         options=_options(row["options"], place),
+        truths=_truths(row["answers"], place),
     )
 
 
@@ -88,3 +88,13 @@ def _options(options: Any, place: str) -> tuple[str, ...]:
     if not 2 <= len(options) <= 26:
         raise DataError(f"{place}: 'options' must list 2 to 26 texts, got {len(options)}")
     return tuple(clean_text(option, place, "an option") for option in options)
+
+
+def _truths(answers: Any, place: str) -> tuple[str, ...]:
+    if answers is None:
+        return ()
+    if isinstance(answers, list):  # [{"answer": "yes", "answer_confidence": "maybe", "answer_id": 1}]
+        answers = [each.get("answer") if isinstance(each, dict) else each for each in answers]
+    if not isinstance(answers, list) or not answers or not all(isinstance(each, str) for each in answers):
+        raise DataError(f"{place}: 'answers' must list the texts that several people answered, got {answers!r:.80}")
+    return tuple(clean_text(each, place, "one of the answers") for each in answers)

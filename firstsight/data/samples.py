@@ -5,7 +5,8 @@
      "images": ["images/a.png"], "category": "...", "environment": "..."}
 
 `frames` (with optional `times`, in seconds) may stand in place of `images`: frames of a video, in order.
-`options` may list the texts of a multiple choice, in the order of their letters; they serve the evaluation alone.
+`options` may list the texts of a multiple choice, in the order of their letters; they serve the evaluation alone,
+as do `answers`, what several people answered (VQA accuracy).
 A content may be a plain string; images without a place then stand before the first user message's text, as in TRL.
 """
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from firstsight.data.entries import Entry, entry
-from firstsight.data.source import COLUMNS, FORMATS
+from firstsight.data.source import COLUMNS, FORMATS, Turns
 from firstsight.recipe_yaml import Section, nearest
 
 _SHARE = re.compile(r"\d+(\.\d+)?%")
@@ -35,6 +35,9 @@ class DataSection(Section):
     """Our name of a column -> its name in the files, such as `{question: query, answer: label}`."""
     ignore_columns: tuple[str, ...] = ()
     """Columns of the rows that are of no use; any other column that nothing is done with is an error."""
+    turns: Turns = "all"
+    """Which assistant messages are answers, trained on and measured: `all`, or `last`, the one that closes a row; the others are
+    only read."""
     allow_urls: bool = False
     """Images may be http and https addresses: each is fetched once, from public addresses alone, and kept in the user's cache directory."""
     max_length: Annotated[int, Field(gt=0)] = 4096

@@ -12,8 +12,11 @@ from firstsight.data.entries import Entry
 FORMATS = ("messages", "trl", "conversations", "prompt_completion", "instruction", "query", "flat")
 """Forms of rows by name; `firstsight.data.forms` has the module of each."""
 
+Turns = Literal["all", "last"]
+"""Which assistant messages are answers: each, or the one that closes a row; the others are only read."""
+
 COLUMNS = frozenset([
-    "id", "images", "image", "frames", "times", "category", "environment", "options", "messages",
+    "id", "images", "image", "frames", "times", "category", "environment", "options", "answers", "messages",
     "conversations", "system", "prompt", "completion", "instruction", "input", "output",
     "history", "query", "response", "question", "answer",
 ])  # fmt: skip

@@ -10,7 +10,10 @@ from typing import Any
 from firstsight.errors import DataError
 
 _VIDEO = "video files are not read: extract frames and list their pictures in 'frames' (docs/data.md)"
-_LIMITS = "a picture has no limits of its own: set teacher.max_pixels and student.max_pixels in the recipe"
+_LIMITS = (
+    "limits of a picture are min_pixels and max_pixels of an image part (Qwen-VL), or teacher.max_pixels and student.max_pixels of "
+    "the recipe"
+)
 
 _PREFERENCE = "one answer a question is trained on, no preferences"
 

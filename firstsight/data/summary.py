@@ -8,6 +8,7 @@ from typing import Any
 
 from firstsight.data.compact import NumberSet
 from firstsight.data.sample import Sample
+from firstsight.data.source import Turns
 
 
 @dataclass(kw_only=True)
@@ -20,7 +21,12 @@ class DataSummary:
     """Rows by category, both splits; those without one are not in it."""
     images: int = 0
     """Pictures of all rows."""
+    turns: Turns = "all"
+    """Which assistant messages are answers."""
+    answers: int = 0
+    """The number of answers in all rows."""
     unanswered: int = 0
+    """Rows whose last message is no answer."""
     earlier_answers: int = 0
     """Assistant messages before the closing one."""
     with_earlier_answers: int = 0
@@ -49,6 +55,7 @@ class DataSummary:
         self.unanswered += sample.answer is None
         earlier = sample.earlier_answers
         self.earlier_answers += earlier
+        self.answers += (sample.answer is not None) + (earlier if self.turns == "all" else 0)
         self.with_earlier_answers += earlier > 0
         mark = int(sample.key[:16], 16)
         new = self._seen[split].add(mark)
@@ -83,8 +90,10 @@ class DataSummary:
                 f"{', ...' if self.leaked > len(self.first_leaks) else ''}): the validation is too good"
             )
         if self.with_earlier_answers:
+            several = f"{self.with_earlier_answers:,} rows have several answers"
             lines.append(
-                f"{self.with_earlier_answers:,} rows have several answers: {self.earlier_answers:,} earlier ones are context, "
-                "only each row's last is trained on"
+                f"{several}: every one is an answer to learn, {self.answers:,} in all"
+                if self.turns == "all"
+                else f"{several}: {self.earlier_answers:,} before the last are only read (data.turns: last)"
             )
         return lines

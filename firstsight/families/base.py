@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from firstsight.data.sample import PixelLimits
 from firstsight.errors import ModelError
 
 Part = Literal["vision", "projector", "text"]
@@ -82,6 +83,18 @@ class Family:
             ModelError: the family's images have sizes that cannot be changed, and they are larger.
         """
         raise ModelError(f"{key}: the image size of {self.name} cannot be changed; remove the key")
+
+    def limited(self, processor: Any, limits: PixelLimits) -> Any:
+        """A processor for an image that brings limits of its own, beside those of the model.
+
+        Args:
+            processor: left as it is.
+            limits: of the image.
+
+        Raises:
+            ValueError: they contradict the model's, or the family's images have sizes that cannot be changed.
+        """
+        raise ValueError(f"min_pixels and max_pixels of an image have no effect on {self.name}")
 
     def patches_per_token(self, processor: Any) -> int:
         """Patches of the vision tower that one image token stands for, about; for estimates of time and memory."""

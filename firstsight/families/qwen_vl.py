@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from firstsight.data.sample import PixelLimits
 from firstsight.families.base import Family
 
 
@@ -23,6 +25,21 @@ class QwenVL(Family):
         largest = min(max_pixels, images.size["longest_edge"])
         least = min(images.size["shortest_edge"], largest)
         images.size = type(images.size)(**{**dict(images.size), "longest_edge": largest, "shortest_edge": least})
+
+    def limited(self, processor: Any, limits: PixelLimits) -> Any:
+        """The smaller of the largest limits, and the image's own least."""
+        size = processor.image_processor.size
+        most = size["longest_edge"] if limits.most is None else min(limits.most, size["longest_edge"])
+        if limits.least is not None and limits.least > most:
+            raise ValueError(
+                f"min_pixels = {limits.least:,} of an image is more than the model's max_pixels = {most:,}"
+            )
+        least = min(size["shortest_edge"] if limits.least is None else limits.least, most)
+        made = object.__new__(type(processor))  # copy.copy would make a new processor out of its files' values
+        made.__dict__.update(processor.__dict__)
+        made.image_processor = copy.copy(processor.image_processor)
+        made.image_processor.size = type(size)(**{**dict(size), "longest_edge": most, "shortest_edge": least})
+        return made
 
     def patches_per_token(self, processor: Any) -> int:
         """Patches that are merged to one."""

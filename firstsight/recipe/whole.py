@@ -89,6 +89,10 @@ class Recipe(Section):
         """Directory that the rows' image paths are relative to."""
         return self.data_root if self.data.image_root is None else self._path(self.data.image_root)
 
+    def without_roots(self, text: str) -> str:
+        """A message without this machine's directory of the images: it is kept where others read it."""
+        return text.replace(f"{self.image_root}/", "")
+
     def _path(self, path: Path) -> Path:
         """A path of the recipe: relative to its directory, `~` expanded."""
         return self.directory / path.expanduser()

@@ -36,8 +36,8 @@ class WatchedPosition:
     """One answer position of a dump."""
 
     sample: Sample
-    teacher_ids: tuple[int, ...]
-    """The answer in the teacher's tokens."""
+    teacher_ids: list[list[int]]
+    """Each answer in the teacher's tokens."""
     place: int
     """The teacher's answer position."""
     logits_V: Tensor
@@ -149,14 +149,10 @@ class _Student:
     def row(self, watched: WatchedPosition, top_k: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Logits of teacher and student over the shared ids, and the columns that would be stored; None: no such position."""
         pair, sample = self.pair, watched.sample
-        teacher_ids = np.array(watched.teacher_ids, dtype=np.int64)
-        if sample.answer is not None:
-            student_ids = np.array(pair.student.answer_ids(sample.answer), dtype=np.int64)
-        else:
-            student_ids = pair.answers.student_ids(teacher_ids)
         try:
-            places = np.flatnonzero(pair.answer_rows(teacher_ids, student_ids) == watched.place)[:1]
-            encoded = pair.student.encode(sample, student_ids.tolist()) if len(places) else None
+            turns = pair.student_turns(sample, watched.teacher_ids)
+            places = np.flatnonzero(pair.answer_rows(sample, watched.teacher_ids, turns) == watched.place)[:1]
+            encoded = pair.student.encode(sample, turns) if len(places) else None
         except (AlignmentError, DataError):
             return None  # the student has no such sample
         if encoded is None:
@@ -166,7 +162,7 @@ class _Student:
         state_1D = backbone_states(self.model, inputs, torch.zeros_like(column), column).float()
         student_S = torch.nn.functional.linear(state_1D, self.head_SD, self.bias_S)[0].cpu()
         teacher_S = watched.logits_V[torch.from_numpy(pair.alignment.teacher_of_student[self.shared_S])]
-        own_1 = torch.from_numpy(np.searchsorted(self.shared_S, student_ids[places]))
+        own_1 = torch.from_numpy(np.searchsorted(self.shared_S, encoded.target_ids.numpy()[places]))
         stored_K = teacher_S.topk(min(top_k, len(teacher_S))).indices
         if not (stored_K == own_1).any():
             stored_K[-1:] = own_1

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from firstsight.errors import AlignmentError, TargetError
+from firstsight.errors import AlignmentError, FirstSightError, TargetError
 from firstsight.families.self_check import check_logits, checked_columns
 from firstsight.models.loading import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
@@ -44,7 +44,7 @@ class AnsweredSample:
     turns: tuple[Turn, ...]
     """Its answers, in order; ground truth is hard."""
     student_ids: NDArray[np.int64]
-    """[P]; of exact targets the teacher's own."""
+    """[P], one answer after the other; of exact targets the teacher's own."""
     soft: NDArray[np.bool_]
     """[P]: positions for which the teacher has a row."""
 
@@ -97,6 +97,7 @@ class TeacherForward:
         )
         self.vision = VisionFeatures(self.model, job.pair.teacher)
         self.answers = TeacherAnswers(self.model, job)
+        self.skip = job.recipe.cache.on_error == "skip"
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
         self.watched: list[WatchedPosition] = []
@@ -107,8 +108,11 @@ class TeacherForward:
     def run(self, batch: UnitBatch) -> Iterator[ForwardResult]:
         """Targets of a batch, in one forward pass or, where memory forces it, in several.
 
+        What cannot be done for a sample is put into `batch.refused` where the recipe skips such samples.
+
         Raises:
-            TargetError: memory does not take even one sample.
+            TargetError: memory does not take even one sample, or the teacher cannot answer it.
+            AlignmentError: an answer of the teacher that the student's tokens do not spell.
         """
         if batch.samples and not self._checked:
             self._self_check(batch.samples)
@@ -123,11 +127,17 @@ class TeacherForward:
                 continue
             try:
                 with self.clock.busy():
-                    result = self._forward(samples, check=check)
+                    result = self._forward(samples, batch.refused, check=check)
             except torch.OutOfMemoryError as error:
-                self._halve(samples, error)
+                if len(samples) == 1:
+                    self._forget()
+                    self._refuse(samples[0], _too_large(samples[0], error), batch.refused)
+                    continue
+                self._halve(samples)
                 rest = [sample for each in [samples, *waiting] for sample in each]
                 waiting = self._split(rest)
+                continue
+            if result is None:
                 continue
             check = False
             yield result
@@ -144,15 +154,19 @@ class TeacherForward:
         on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         self._checked = check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
 
-    def _halve(self, samples: Sequence[EncodedSample], error: Exception) -> None:
-        if len(samples) == 1:
-            name = _name(samples[0])
-            raise TargetError(
-                f"{name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
-                "teacher.max_pixels, or take a larger GPU"
-            ) from None
+    def _refuse(self, sample: EncodedSample, error: FirstSightError, refused: dict[str, str]) -> None:
+        """Skip a sample, or raise what is wrong with it."""
+        if not self.skip:
+            raise error
+        refused[sample.key] = str(error)
+
+    def _halve(self, samples: Sequence[EncodedSample]) -> None:
         longest = max(len(sample.encoded.input_ids) for sample in samples)
         self.budget = max(1, min(self.budget, longest * len(samples)) // 2)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Leave the device's memory to what comes."""
         self.vision.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -162,10 +176,20 @@ class TeacherForward:
         return [[samples[index] for index in part] for part in batch_by_tokens(lengths, self.budget)]
 
     @torch.inference_mode()
-    def _forward(self, samples: Sequence[EncodedSample], *, check: bool) -> ForwardResult:
+    def _forward(
+        self, samples: Sequence[EncodedSample], refused: dict[str, str], *, check: bool
+    ) -> ForwardResult | None:
+        """Targets of some samples; None where none of them can have any."""
         encoded_before, generated_before = self.vision.encoded, self.answers.generated
-        samples = self.answers.complete(samples)
-        answered, teacher_rows = zip(*(self._answered(sample) for sample in samples), strict=True)
+        done: list[tuple[EncodedSample, AnsweredSample, NDArray[np.int64]]] = []
+        for sample in self.answers.complete(samples, lambda sample, error: self._refuse(sample, error, refused)):
+            try:
+                done.append((sample, *self._answered(sample)))
+            except AlignmentError as error:
+                self._refuse(sample, error, refused)
+        if not done:
+            return None
+        samples, answered, teacher_rows = map(list, zip(*done, strict=True))
         encoded = [sample.encoded for sample in samples]
         rows, columns = answer_index(encoded)
         offsets = np.cumsum([0, *(each.positions for each in encoded)])
@@ -180,7 +204,7 @@ class TeacherForward:
             self._watch(samples, teacher_rows, states_ND, measured)
         budget = self.job.recipe.teacher.batch_tokens
         result = ForwardResult(
-            samples=list(answered),
+            samples=answered,
             block=block.to_host(),
             measured_m=measured,
             check_sums=self._check(samples, rows, columns, states_ND) if check else {},
@@ -218,7 +242,7 @@ class TeacherForward:
                 self.watched.append(
                     WatchedPosition(
                         sample=sample.sample,
-                        teacher_ids=tuple(sample.encoded.target_ids.tolist()),
+                        teacher_ids=sample.encoded.turn_ids,
                         place=int(places_N[row]),
                         logits_V=logits_V,
                     )
@@ -263,19 +287,17 @@ class TeacherForward:
     def _answered(self, sample: EncodedSample) -> tuple[AnsweredSample, NDArray[np.int64]]:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
         pair = self.job.pair
-        teacher_ids = sample.encoded.target_ids.numpy()
-        answer = sample.sample.answer
-        if answer is not None:
-            student_ids = np.array(pair.student.answer_ids(answer), dtype=np.int64)
-        else:
-            student_ids = pair.answers.student_ids(teacher_ids)
+        teacher = sample.encoded.turn_ids
+        student = pair.student_turns(sample.sample, teacher)
+        own = len(student) - (sample.sample.answer is None)
+        turns = tuple(Turn(len(ids), number < own) for number, ids in enumerate(student))
         try:
-            rows = pair.answer_rows(teacher_ids, student_ids)
+            rows = pair.answer_rows(sample.sample, teacher, student)
         except AlignmentError as error:
-            raise AlignmentError(f"{_name(sample)}: {error}") from None
+            raise AlignmentError(f"{sample.name}: {error}") from None
         soft = rows >= 0
-        turns = (Turn(len(student_ids), answer is not None),)
-        answered = AnsweredSample(key=sample.key, name=_name(sample), turns=turns, student_ids=student_ids, soft=soft)
+        student_ids = np.array([index for ids in student for index in ids], dtype=np.int64)
+        answered = AnsweredSample(key=sample.key, name=sample.name, turns=turns, student_ids=student_ids, soft=soft)
         return answered, rows[soft]
 
 
@@ -291,5 +313,8 @@ def measured_rows(seen: int, count: int, unit_positions: int) -> Tensor:
     return torch.tensor(range(-seen % stride, count, stride), dtype=torch.int64)
 
 
-def _name(sample: EncodedSample) -> str:
-    return f"{sample.sample.place}: sample {sample.sample.id!r}"
+def _too_large(sample: EncodedSample, error: Exception) -> TargetError:
+    return TargetError(
+        f"{sample.name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
+        "teacher.max_pixels, or take a larger GPU"
+    )

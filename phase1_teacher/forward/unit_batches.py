@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import AsyncResult, ThreadPool
 
-from firstsight.data.images import image_digest
 from firstsight.data.samples import Sample
 from firstsight.errors import DataError
 from firstsight.families.base import Pictures
 from firstsight.prompting import Encoded
 from phase1_teacher.planning.batches import batch_by_tokens
-from phase1_teacher.planning.job import DumpJob
+from phase1_teacher.planning.job import DumpJob, check_sample
 from storage.plan import PlannedUnit
 
 
@@ -26,7 +25,12 @@ class EncodedSample:
     encoded: Encoded
     """With the answer; the prompt alone where the teacher is to answer."""
     images: tuple[str, ...]
-    """sha256 of each image's file: equal digests share one vision pass."""
+    """`Sample.image_marks`: images of equal marks share one vision pass."""
+
+    @property
+    def name(self) -> str:
+        """Place and id, for messages."""
+        return f"{self.sample.place}: sample {self.sample.id!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class UnitBatch:
     samples: list[EncodedSample]
     skipped: dict[str, str] = field(default_factory=dict)
     """Samples found unusable on the way, with the reason."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Samples that the forward pass could do nothing with, likewise; it fills this."""
     later_images: frozenset[str] = frozenset()
     """Digests of the images that later batches of the unit need."""
 
@@ -77,14 +83,14 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
                 )
             sample = job.samples[key]
             if skip:  # else everything was checked before the dump began
-                job.pair.check(sample, generated=job.recipe.cache.generate_max_tokens)
-            digests[key] = tuple(image_digest(image) for image in sample.images)
+                check_sample(job.recipe, job.pair, sample)
+            digests[key] = sample.image_marks
             lengths.append(_length(job, sample))
             samples[key] = sample
         except DataError as error:
             if not skip:
                 raise
-            skipped[key] = str(error)
+            skipped[key] = job.recipe.without_roots(str(error))
     keys = list(samples)
     batches = batch_by_tokens(lengths, job.recipe.teacher.batch_tokens)
     images = [{digest for index in batch for digest in digests[keys[index]]} for batch in batches]
@@ -116,7 +122,7 @@ def _encode(
 
     def make(sample: Sample) -> Pictures | ValueError:
         try:
-            return teacher.pictures(sample.open_images())
+            return teacher.pictures(sample.open_images(), sample.image_limits)
         except ValueError as error:  # a DataError, or what the processor refuses
             return error
 
@@ -132,13 +138,12 @@ def _encode(
         except DataError as error:
             if not skip:
                 raise
-            skipped[key] = str(error)
+            skipped[key] = job.recipe.without_roots(str(error))
             continue
         encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=digests))
     return encoded
 
 
 def _length(job: DumpJob, sample: Sample) -> int:
-    teacher = job.pair.teacher
-    answer = job.recipe.cache.generate_max_tokens if sample.answer is None else len(teacher.answer_ids(sample.answer))
-    return teacher.prompt_tokens(sample)[0] + answer
+    missing = job.recipe.cache.generate_max_tokens if sample.answer is None else 0
+    return job.pair.teacher.sample_tokens(sample) + missing

@@ -13,13 +13,17 @@ from tqdm import tqdm
 from firstsight.data.samples import Sample, check_files
 from firstsight.errors import AlignmentError, DataError, ModelError
 from firstsight.families.parts import head_shape
-from firstsight.identity import cache_spec, exact_spec
+from firstsight.identity import cache_spec, cached_turns, exact_spec
 from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair, load_teacher_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from phase1_teacher.planning.retry import plan_again
 from phase1_teacher.planning.sample_index import SampleIndex
+from storage.errors import CacheMissing
 from storage.plan import PlannedUnit
+from storage.reader import read_root
+from storage.store import open_store
 from storage.writer import CacheWriter, create_cache
 
 
@@ -37,11 +41,36 @@ class DumpJob:
     writer: CacheWriter
     planned: int
     """Samples that this job added to the plan."""
+    again: int
+    """Those among them that earlier dumps skipped."""
 
     @property
     def pending(self) -> list[PlannedUnit]:
         """Units of this cache that no one has committed."""
         return self.writer.pending()
+
+
+def with_turns_of_cache(recipe: Recipe) -> tuple[Recipe, bool]:
+    """The recipe with the `data.turns` of the cache that it would add to, where it states none; and whether that is another one."""
+    if "turns" in recipe.data.model_fields_set:
+        return recipe, False
+    try:
+        turns = cached_turns(read_root(open_store(recipe.cache_location)).spec)
+    except CacheMissing:
+        return recipe, False
+    if turns == recipe.data.turns:
+        return recipe, False
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"turns": turns})}), True
+
+
+def check_adopted_turns(sample: Sample, location: str) -> None:
+    """Raise DataError for a sample that has answers which an existing cache has no place for."""
+    if sample.earlier_answers:
+        raise DataError(
+            f"{sample.place}: sample {sample.id!r} has {len(sample.answers)} answers, and {location} holds only the last of each row "
+            "(format version 1, or data.turns: last); set data.turns: last to add to it, or give another cache.path to learn from "
+            "every answer"
+        )
 
 
 def dump_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
@@ -82,13 +111,16 @@ def dump_spec(recipe: Recipe, pair: Pair) -> dict[str, Any]:
     )
 
 
-def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = True) -> SampleIndex:
+def index_samples(
+    recipe: Recipe, pair: Pair, *, total: int, adopted: bool = False, progress: bool = True
+) -> SampleIndex:
     """All samples of the recipe by key, with their answer positions.
 
     Args:
         recipe: its data checked by `samples.check_files`.
         pair: counts the positions; both models must take the samples' lengths.
         total: rows.
+        adopted: `data.turns` is that of the cache and not the recipe's.
         progress: show a bar.
 
     Raises:
@@ -97,38 +129,72 @@ def index_samples(recipe: Recipe, pair: Pair, *, total: int, progress: bool = Tr
     """
 
     def positions(sample: Sample) -> int:
-        if recipe.cache.on_error == "stop":
-            pair.check(sample, generated=recipe.cache.generate_max_tokens)
-        return answer_positions(recipe, pair.student, sample)
+        if adopted:
+            check_adopted_turns(sample, recipe.cache_location)
+        check_answered(recipe, sample)
+        try:
+            if recipe.cache.on_error == "stop":
+                check_sample(recipe, pair, sample)
+            return answer_positions(recipe, pair.student, sample)
+        except DataError:
+            if recipe.cache.on_error == "stop":
+                raise
+            return 1  # it is skipped by name when its turn comes
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
         return SampleIndex.build(recipe.sources(), positions, progress=bar.update)
 
 
 def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
-    """Tokens of a sample's answer; where the teacher answers, the most that it may generate.
+    """Tokens of a sample's answers; of one that the teacher is to give, the most that it may generate.
 
     Raises:
         DataError: no answer, and the recipe does not let the teacher answer.
     """
-    if sample.answer is not None:
-        return len(student.answer_ids(sample.answer))
-    if not recipe.cache.generate_missing:
+    check_answered(recipe, sample)
+    own = sum(map(len, student.turn_ids(sample)))
+    return own if sample.answer is not None else own + recipe.cache.generate_max_tokens
+
+
+def check_answered(recipe: Recipe, sample: Sample) -> None:
+    """Raise DataError for a sample that ends without an answer where the recipe does not let the teacher answer."""
+    if sample.answer is None and not recipe.cache.generate_missing:
         raise DataError(
             f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
             "cache.generate_missing: true"
         )
-    return recipe.cache.generate_max_tokens
+
+
+def check_sample(recipe: Recipe, pair: Pair, sample: Sample, *, images: bool = False) -> None:
+    """Raise DataError for a sample that cannot be dumped, as far as that can be told without weights.
+
+    Args:
+        recipe: of the dump.
+        pair: both models.
+        sample: of the data.
+        images: decode its images as well.
+    """
+    pair.check(sample, generated=recipe.cache.generate_max_tokens)
+    if images:
+        pair.teacher.encode(sample, [])
 
 
 def prepare_dump(
-    recipe: Recipe, *, rows: int | None = None, measure_student: bool = False, progress: bool = True
+    recipe: Recipe,
+    *,
+    rows: int | None = None,
+    retry_skipped: bool = False,
+    measure_student: bool = False,
+    progress: bool = True,
 ) -> DumpJob:
     """Check data, models and cache, and plan what is missing.
+
+    Samples that earlier dumps skipped are planned again where they can be dumped now, as far as that can be told without weights.
 
     Args:
         recipe: of the dump.
         rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
+        retry_skipped: plan also those again that were skipped for what the teacher computed.
         measure_student: say what a top_k cache costs the gradient of the recipe's student, whose base is loaded after the dump.
         progress: show bars.
 
@@ -138,9 +204,10 @@ def prepare_dump(
     """
     if rows is None:
         rows = check_files(recipe.sources(), progress=progress)
+    recipe, adopted = with_turns_of_cache(recipe)
     pair = dump_pair(recipe)
     student = _measured_pair(recipe, pair) if measure_student else None
-    samples = index_samples(recipe, pair, total=rows, progress=progress)
+    samples = index_samples(recipe, pair, total=rows, adopted=adopted, progress=progress)
     spec = dump_spec(recipe, pair)
     if recipe.cache.generate_missing:
         spec["generation"] = {
@@ -150,4 +217,20 @@ def prepare_dump(
         }
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
-    return DumpJob(recipe=recipe, pair=pair, student=student, samples=samples, writer=writer, planned=planned)
+    again = plan_again(
+        writer,
+        samples,
+        lambda sample: check_sample(recipe, pair, sample, images=True),
+        unit_positions=recipe.cache.unit_positions,
+        all_skipped=retry_skipped,
+        stop=recipe.cache.on_error == "stop",
+    )
+    return DumpJob(
+        recipe=recipe,
+        pair=pair,
+        student=student,
+        samples=samples,
+        writer=writer,
+        planned=planned + again,
+        again=again,
+    )

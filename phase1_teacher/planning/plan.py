@@ -14,7 +14,13 @@ from firstsight.models.loading import load_config
 from firstsight.pair import Pair
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops
-from phase1_teacher.planning.job import answer_positions, dump_pair
+from phase1_teacher.planning.job import (
+    answer_positions,
+    check_adopted_turns,
+    check_answered,
+    dump_pair,
+    with_turns_of_cache,
+)
 from storage.errors import CacheMissing, WrongTargets
 from storage.exact import ExactCache, open_any_cache
 from storage.format.head_table import exact_sizes
@@ -38,6 +44,8 @@ class Demand:
     """Rows of different content: what the teacher sees and the cache holds."""
     unreadable: int
     """Samples that cannot be made inputs, where `cache.on_error: skip` leaves them out."""
+    answers: int
+    """Those of the samples, the teacher's own included."""
     missing_answers: int
     """Samples that the teacher answers itself; counted with the longest answer."""
     positions: int
@@ -97,6 +105,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     Raises:
         FirstSightError: bad data or models.
     """
+    recipe, adopted = with_turns_of_cache(recipe)
     pair = dump_pair(recipe, weights=False)
     try:
         cache: Cache | ExactCache | None = open_any_cache(recipe.cache_location)
@@ -112,7 +121,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     size = model_size(config)
     per_position = _bytes_per_position(recipe, size) if measured is None else measured
     return DumpPlan(
-        demand=_demand(recipe, pair, cache, progress),
+        demand=_demand(recipe, pair, cache, adopted, progress),
         size=size,
         bytes_per_position=per_position,
         measured=measured is not None,
@@ -137,26 +146,30 @@ def _head_bytes(recipe: Recipe, pair: Pair, head: HeadShape) -> int:
     return exact_sizes(head.rows, head.hidden_size, recipe.teacher.dtype, head.bias).nbytes() + tokens
 
 
-def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, progress: bool) -> Demand:
+def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, adopted: bool, progress: bool) -> Demand:
     counts = dict.fromkeys((f.name for f in fields(Demand) if f.name not in ("work", "notes", "first_too_long")), 0)
     per_token = pair.teacher.family.patches_per_token(pair.teacher.processor)
     work = dict.fromkeys((f.name for f in fields(TeacherWork)), 0)
     seen: set[int] = set()
     too_long: list[str] = []
-    unanswered: list[DataError] = []
+    refused: list[DataError] = []
 
     def judge(_split: str, sample: Sample, new: bool) -> int:
         if not new:
             return 0
         try:
-            positions = answer_positions(recipe, pair.student, sample)
+            if adopted:
+                check_adopted_turns(sample, recipe.cache_location)
+            check_answered(recipe, sample)
         except DataError as error:
-            unanswered.append(error)
+            refused.append(error)
             raise
+        positions = answer_positions(recipe, pair.student, sample)
         length, image_tokens = pair.teacher.prompt_tokens(sample)
         total = length + positions
         other = total if pair.same_inputs else pair.student.prompt_tokens(sample)[0] + positions
         counts["samples"] += 1
+        counts["answers"] += pair.teacher.turn_count(sample)
         counts["missing_answers"] += sample.answer is None
         counts["positions"] += positions
         counts["prompt_tokens"] += length - image_tokens
@@ -175,8 +188,8 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, progre
         work["positions"] += positions
         return total
 
-    report = check_data(recipe.sources(), judge=judge, images=False, progress=progress)
-    if report.row_faults or unanswered or (report.lost and recipe.cache.on_error == "stop"):
+    report = check_data(recipe.sources(), judge=judge, turns=recipe.data.turns, images=False, progress=progress)
+    if report.row_faults or refused or (report.lost and recipe.cache.on_error == "stop"):
         raise refusal(report)
     counts["rows"] = sum(report.summary.rows.values())
     counts["unreadable"] = report.fault_count
@@ -196,7 +209,7 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         f"Samples     {demand.samples:,}, {demand.images:,} image files; {demand.present:,} are in "
         f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
         f"Tokens      {demand.prompt_tokens:,} of text prompts, {demand.image_tokens:,} of images, {demand.positions:,} answer "
-        f"positions; longest sample {demand.longest:,}",
+        f"positions of {demand.answers:,} answers; longest sample {demand.longest:,}",
         f"Cache       {bytes_text(plan.bytes(1))} at {plan.bytes_per_position:.0f} bytes per position ({origin}), "
         f"{targets}",
         f"Teacher     {count_text(size.total)} parameters, {recipe.teacher.quantization}: about "

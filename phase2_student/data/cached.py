@@ -24,7 +24,7 @@ from firstsight.recipe import Recipe
 from phase2_student.data.batch import Batch, Collator, Item
 from phase2_student.loss.targets import StoredTargets
 from storage.reader import Cache, open_cache
-from storage.targets import SampleTargets, Targets
+from storage.targets import SampleTargets, Targets, Turn
 from storage.temperature import at_temperature
 
 
@@ -120,7 +120,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
                 "the dump; run fs-teacher dump with this recipe"
             )
         self.samples = [(key, sample) for key, sample in rows if key in cache]
-        self.skipped = len(rows) - len(self.samples)
+        self.skipped: Sequence[str] = [skipped[key] for key, _ in rows if key not in cache]
         if rows and not self.samples:  # a mean over nothing would be the best loss of any run
             key, sample = rows[0]
             raise DataError(
@@ -150,17 +150,18 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
         key, sample = self.samples[index if index >= 0 else ~index]
         cached = self.cache[key]
+        turns = cached.all_turns() if index >= 0 else ()
         targets = cached.targets if index >= 0 else cached.targets.rows(slice(0))
         log_p, log_r = self._at_temperature(targets)
         ids = np.where(targets.soft[:, None], targets.ids.astype(np.int64), self._any_ids)
-        encoded = self.prompter.encode(sample, targets.target_ids.tolist())
+        encoded = self.prompter.encode(sample, _by_turn(targets.target_ids, turns))
         return Item(
             name=sample.id,
             encoded=encoded,
             targets=StoredTargets(
                 target_ids_N=encoded.target_ids,
                 soft_N=torch.from_numpy(targets.soft),
-                hard_N=torch.full((len(targets),), cached.hard),
+                hard_N=torch.tensor([turn.hard for turn in turns for _ in range(turn.positions)], dtype=torch.bool),
                 ids_NK=torch.from_numpy(ids),
                 log_p_NK=torch.from_numpy(log_p),
                 log_r_N=torch.from_numpy(log_r),
@@ -190,16 +191,29 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         return log_p, log_r
 
     def _check(self, sample: Sample, cached: SampleTargets) -> None:
-        if not cached.hard or sample.answer is None:
-            return
-        own = self.prompter.answer_ids(sample.answer)
-        stored = cached.targets.target_ids.tolist()
-        if own != stored:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(own, stored, strict=False)) if a != b), min(len(own), len(stored))
-            )
-            expected, got = own[at : at + 1], stored[at : at + 1]
+        turns = cached.all_turns()
+        if len(turns) != self.prompter.turn_count(sample):
             raise AlignmentError(
-                f"{sample.place}: sample {sample.id!r}: answer position {at}: the student's token is {expected}, the cache "
-                f"holds {got}; the cache was made for another tokenizer: dump again for this student"
+                f"{sample.place}: sample {sample.id!r}: it has {self.prompter.turn_count(sample)} answers, the cache holds "
+                f"{len(turns)}; the cache was made with another data.turns: dump again"
             )
+        stored = _by_turn(cached.targets.target_ids, turns)
+        start = 0
+        # an answer that the teacher gave may stand in for a ground truth that came later
+        for turn, own, kept in zip(turns, self.prompter.turn_ids(sample), stored, strict=False):
+            if turn.hard and own != kept:
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(own, kept, strict=False)) if a != b), min(len(own), len(kept))
+                )
+                expected, got = own[at : at + 1], kept[at : at + 1]
+                raise AlignmentError(
+                    f"{sample.place}: sample {sample.id!r}: answer position {start + at}: the student's token is {expected}, the "
+                    f"cache holds {got}; the cache was made for another tokenizer: dump again for this student"
+                )
+            start += turn.positions
+
+
+def _by_turn(ids: NDArray[np.uint32], turns: Sequence[Turn]) -> list[list[int]]:
+    """Target ids of each answer."""
+    ends = np.cumsum([turn.positions for turn in turns])
+    return [part.tolist() for part in np.split(ids, ends[:-1])] if turns else []

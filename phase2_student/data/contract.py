@@ -2,7 +2,8 @@
 
 The student's tokens, roles and rows of its head, `cache.top_k`, `cache.temperatures`, `data.system_prompt` and the name of the
 teacher are stated by every recipe, by their defaults if not by name. Other settings of the dump are compared where the recipe
-or an override names them: a recipe that is silent about `teacher.quantization` trains on any. The teacher need not be there;
+or an override names them: a recipe that is silent about `teacher.quantization` trains on any, one that is silent about `data.turns`
+on the answers that the cache has. The teacher need not be there;
 where it is not, `teacher.max_pixels` is compared for image processors that count pixels (Qwen2-VL and its successors).
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 from firstsight.errors import ModelError
 from firstsight.families import family_of
-from firstsight.identity import image_settings, model_name, student_identity
+from firstsight.identity import cached_turns, image_settings, model_name, student_identity
 from firstsight.models.loading import load_config, load_processor
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
@@ -70,6 +71,8 @@ def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         ("temperatures", spec["temperatures"], normalised(list(recipe.cache.temperatures))),
         ("teacher.system_prompt", teacher.get("system_prompt", absent), recipe.data.system_prompt),
     ]
+    if "turns" in recipe.data.model_fields_set:
+        compared.append(("turns", cached_turns(spec), recipe.data.turns))
     name, cached_name = _teacher_name(recipe), teacher.get("model", absent)
     if not _same_model(name, cached_name):
         compared.append(("teacher.model", cached_name, name))

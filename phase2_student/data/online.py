@@ -108,6 +108,7 @@ class TeacherSource:
         del spec["teacher"]["batch_tokens"]  # the teacher's batch is the student's
         return {
             "targets": "online",
+            "turns": self.prompter.turns,
             **{f"teacher.{name}": value for name, value in spec["teacher"].items()},
             "alignment": spec["alignment"]["digest"],
         }
@@ -189,7 +190,7 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
         DataError: samples without an answer, or too long for one of the models.
     """
 
-    skipped = 0
+    skipped: Sequence[str] = ()
 
     def __init__(self, samples: Sequence[Sample], pair: Pair) -> None:
         unanswered = [sample.place for sample in samples if sample.answer is None]
@@ -210,11 +211,11 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
     def __getitem__(self, index: int) -> Item[TeacherView]:
         """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
         _, sample = self.samples[index if index >= 0 else ~index]
-        answer: list[int] | None = None if index >= 0 else []
-        student = self.pair.student.encode(sample, answer)
-        teacher = student if self.pair.same_inputs else self.pair.teacher.encode(sample, answer)
+        answers: list[list[int]] | None = None if index >= 0 else []
+        student = self.pair.student.encode(sample, answers)
+        teacher = student if self.pair.same_inputs else self.pair.teacher.encode(sample, answers)
         try:
-            rows = self.pair.answer_rows(teacher.target_ids.numpy(), student.target_ids.numpy())
+            rows = self.pair.answer_rows(sample, teacher.turn_ids, student.turn_ids)
         except AlignmentError as error:
             raise AlignmentError(f"{sample.place}: sample {sample.id!r}: {error}") from None
         view = TeacherView(encoded=teacher, rows=torch.from_numpy(rows))

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from firstsight.data.samples import Sample
+from firstsight.identity import cached_turns
 from firstsight.models.loading import head_rows, load_config
 from firstsight.pair import load_pair, load_prompter
 from firstsight.prompting import Encoded, Prompter
@@ -34,8 +35,8 @@ class SampleDataset(Protocol):
 
     samples: list[tuple[str, Sample]]
     """By their keys, in the order of the file."""
-    skipped: int
-    """Samples that have no targets, and are left out."""
+    skipped: Sequence[str]
+    """Why each sample has no targets that is left out for it."""
 
     def __len__(self) -> int: ...
 
@@ -109,6 +110,6 @@ def open_source(recipe: Recipe, directory: Path, *, online: bool, progress: bool
     if online:
         return TeacherSource(recipe, load_pair(recipe))
     cache = open_recipe_cache(recipe)
-    prompter = load_prompter(directory, recipe.student, recipe.data)
+    prompter = load_prompter(directory, recipe.student, recipe.data, turns=cached_turns(cache.spec))
     check_cache(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)))
     return CacheSource(cache, prompter, temperature=recipe.loss.temperature, progress=progress)

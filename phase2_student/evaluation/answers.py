@@ -23,6 +23,7 @@ from phase2_student.evaluation.metrics.answer_metrics import (
     choice_undecided,
     exact_match,
     token_f1,
+    vqa_accuracy,
 )
 from phase2_student.evaluation.results import AnswerRecord
 
@@ -43,7 +44,7 @@ def answer_records(
     Args:
         model: in eval mode.
         prompter: for that model.
-        samples: with answers.
+        samples: with answers or without.
         batch_size: samples answered at once.
         max_new_tokens: longest answer, end of turn included.
         root: the images are recorded relative to it.
@@ -81,15 +82,26 @@ def answer_record(
     """The record of one answer.
 
     Args:
-        sample: with an answer.
+        sample: with a true answer or without.
         answer: the text of the model.
         root: the images are recorded relative to it.
         tokens: length of the answer, end of turn included.
         sure: its confidence; None where a logit was not finite.
         cut: whether it reached the longest length without an end of turn.
     """
-    truth = sample.answer or ""
+    truth = sample.answer
     options = choice_options(sample.question, sample.options)
+    scores: dict[str, Any] = {"exact": None}
+    if truth is not None:
+        scores = {
+            "exact": exact_match(answer, truth),
+            "f1": token_f1(answer, truth),
+            "anls": anls(answer, truth),
+            "choice": choice_match(answer, truth, options),
+            "undecided": choice_undecided(answer, truth, options),
+        }
+    if sample.truths:
+        scores |= {"vqa": vqa_accuracy(answer, sample.truths), "truths": list(sample.truths)}
     return AnswerRecord(
         id=sample.id,
         category=sample.category,
@@ -98,11 +110,7 @@ def answer_record(
         images=[image_name(image, root) for image in sample.images],
         truth=truth,
         answer=answer,
-        exact=exact_match(answer, truth),
-        f1=token_f1(answer, truth),
-        anls=anls(answer, truth),
-        choice=choice_match(answer, truth, options),
-        undecided=choice_undecided(answer, truth, options),
+        **scores,
         empty=not answer.strip(),
         tokens=tokens,
         confidence=sure,

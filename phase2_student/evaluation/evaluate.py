@@ -22,11 +22,11 @@ import torch
 from pydantic import ValidationError
 
 from firstsight.console import Heartbeat
-from firstsight.data.samples import Sample, load_samples
-from firstsight.errors import DataError, ModelError
+from firstsight.data.samples import Sample
+from firstsight.errors import ModelError
 from firstsight.generation import generate_answers
+from firstsight.identity import text_digest
 from firstsight.models.loading import weights_digest
-from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.evaluation.answers import answer_records
@@ -45,9 +45,11 @@ from phase2_student.evaluation.results import (
     Evaluation,
     EvaluationData,
     EvaluationSettings,
+    InputSettings,
     ModelResult,
     ThroughputRun,
 )
+from phase2_student.evaluation.usable import usable_samples
 from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 
@@ -82,11 +84,13 @@ def evaluate(
 ) -> Evaluation:
     """Measure each candidate on the validation file, one after the other.
 
+    Samples without an answer give distance to the teacher and latency, and no score.
+
     Args:
         recipe: says where the data and the cache are.
         candidates: the models, as `parse_candidates` returns them.
         directory: results of single models are kept in `measured/` under it.
-        limit: use only so many of the samples that have an answer.
+        limit: use only so many of the samples.
         settings: how to measure; None: the defaults.
         fresh: measure again what was kept.
         progress: show progress bars.
@@ -96,9 +100,8 @@ def evaluate(
         FirstSightError: data or models that cannot be used, or that do not fit into the memory.
     """
     settings = settings or Settings()
-    samples = [s for s in load_samples(recipe.source("validation")) if s.answer is not None][:limit]
-    if not samples:
-        raise DataError(f"{recipe.source('validation')}: no sample has an answer to compare with")
+    prompters = {(c.directory, c.section.max_pixels, c.data.system_prompt): c.prompter for c in candidates}
+    samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
     shared = _shared_identity(recipe, samples, settings)
     models = []
     for candidate in candidates:
@@ -123,7 +126,12 @@ def evaluate(
     timing = settings.timing
     return Evaluation(
         created=_now(),
-        data=EvaluationData(file=str(recipe.source("validation")), samples=len(samples)),
+        data=EvaluationData(
+            file=str(recipe.source("validation")),
+            samples=len(samples),
+            answered=sum(sample.answer is not None or bool(sample.truths) for sample in samples),
+            skipped=skipped,
+        ),
         settings=EvaluationSettings(
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
@@ -163,7 +171,7 @@ def _measure(
     It is loaded twice; memory and load time are those of the second time, since the first one also pays for libraries and for
     reading the files from the disk.
     """
-    prompter = load_prompter(candidate.directory, candidate.section, recipe.data)
+    prompter = candidate.prompter()
     answered = _answers(recipe, candidate, prompter, samples, settings, progress)
     _release_memory()
     with PeakMemory() as memory:
@@ -192,6 +200,12 @@ def _measure(
             "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
+        preprocessing=InputSettings(
+            origin=candidate.origin,
+            max_pixels=candidate.section.max_pixels,
+            system_prompt=candidate.data.system_prompt,
+            chat_template=text_digest(prompter.processor.chat_template),
+        ),
         scores=grouped_scores(records),
         samples=records,
     )
@@ -269,9 +283,8 @@ def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settin
     return {
         "version": _VERSION,
         "settings": asdict(settings),
-        "data": [[s.key, s.id, s.category, s.environment, s.options] for s in samples],
+        "data": [[s.key, s.id, s.category, s.environment, s.options, s.truths] for s in samples],
         "max_length": recipe.data.max_length,
-        "system_prompt": recipe.data.system_prompt,
         "cache": cache_digest(recipe),
         "device": device_name(),
         "versions": [version(package) for package in _PACKAGES],

@@ -31,6 +31,8 @@ class Work:
     """Tokens of one epoch: prompts, images and answers, without padding."""
     positions: int
     """Answer positions of one epoch."""
+    answers: int
+    """Those that the positions belong to, the teacher's own included."""
     padding: float
     """Share of padding in the micro-batches of the first epoch; 0 with `student.padding_free`."""
     longest: int
@@ -106,22 +108,23 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = most_patches = too_long = 0
+    positions = given = most_patches = too_long = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
 
     def judge(split: str, sample: Sample, _new: bool) -> int:
-        nonlocal positions, most_patches, too_long
-        prompt, image_tokens = prompter.prompt_tokens(sample)
+        nonlocal positions, given, most_patches, too_long
+        prompt, image_tokens, answers = prompter.count_tokens(sample)
         # an answer that the teacher gave is in the cache alone: taken at its longest
-        answer = recipe.cache.generate_max_tokens if sample.answer is None else len(prompter.answer_ids(sample.answer))
+        answer = sum(answers) + (recipe.cache.generate_max_tokens if sample.answer is None else 0)
         too_long += prompt + answer > prompter.longest
         if split == "train":
             lengths.append(prompt + answer)
             positions += answer
+            given += prompter.turn_count(sample)
             most_patches = max(most_patches, image_tokens * per_token)
         return prompt + answer
 
-    report = check_data(recipe.sources(), judge=judge, images=False, progress=progress)
+    report = check_data(recipe.sources(), judge=judge, turns=recipe.data.turns, images=False, progress=progress)
     if report.row_faults or (report.lost and recipe.cache.on_error == "stop"):
         raise refusal(report)
     summary, unreadable = report.summary, report.fault_count
@@ -137,6 +140,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         validation_samples=summary.rows["validation"],
         tokens=sum(lengths),
         positions=positions,
+        answers=given,
         padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
         longest=max(lengths, default=0),
         most_patches=most_patches,
@@ -173,8 +177,9 @@ def plan_text(plan: TrainingPlan) -> str:
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         *(f"            {note}" for note in work.notes),
-        f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them answer positions; padding adds {work.padding:.1%}; "
-        f"longest sample {work.longest:,}" + (f"; {work.too_long:,} are too long" if work.too_long else ""),
+        f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them positions of {work.answers:,} answers; "
+        f"padding adds {work.padding:.1%}; longest sample {work.longest:,}"
+        + (f"; {work.too_long:,} are too long" if work.too_long else ""),
         f"Steps       {work.steps_per_epoch:,} per epoch, {work.steps:,} in {work.epochs:g} epochs, of {work.global_batch} "
         f"samples: micro-batches of {work.micro_batch}{on}",
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "

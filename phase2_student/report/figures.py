@@ -74,16 +74,27 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
     teacher = teacher_of(models)
     base = next((model for model in models if model.name == "base"), None)
     others = [model for model in (teacher, base, hard) if model is not None and model is not student]
-    share = overall(student)
-    found = [
-        Tile(
-            label=f"exact match, {student.name}",
-            value=f"{share.mean:.1%}",
-            note=", ".join(f"{model.name} {overall(model).mean:.1%}" for model in others),
+    mine = model_figures(student)
+    found = []
+    if share := overall(student):
+        shares = [(model.name, overall(model)) for model in others]
+        found.append(
+            Tile(
+                label=f"exact match, {student.name}",
+                value=f"{share.mean:.1%}",
+                note=", ".join(f"{name} {other.mean:.1%}" for name, other in shares if other is not None),
+            )
         )
-    ]
-    if hard is not None:
-        mean, low, high = exact_difference(student, hard)
+    elif mine.agreement is not None:
+        found.append(
+            Tile(
+                label=f"agreement, {student.name}",
+                value=f"{mine.agreement:.1%}",
+                note="most likely token, with the teacher's",
+            )
+        )
+    if hard is not None and (difference := exact_difference(student, hard)):
+        mean, low, high = difference
         found.append(
             Tile(
                 label="points over hard labels",
@@ -91,7 +102,6 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
                 note=f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
             )
         )
-    mine = model_figures(student)
     theirs = model_figures(teacher) if teacher is not None and teacher is not student else None
     if mine.size_mb:
         note = f"the teacher's are {theirs.size_mb / mine.size_mb:.1f} x as large" if theirs and theirs.size_mb else ""
@@ -108,16 +118,20 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
     return found
 
 
-def overall(model: ModelResult) -> Share:
-    """Share of exact answers over all samples."""
+def overall(model: ModelResult) -> Share | None:
+    """Share of exact answers over all samples that have a truth; None where none has."""
     return _share(model.scores.overall)
 
 
 def by_group(
     models: Sequence[ModelResult], kind: Literal["category", "environment"]
 ) -> list[tuple[str, list[Share | None]]]:
-    """Rows of a chart: share of exact answers per category or environment and model, `all` first; empty without groups."""
-    names = sorted({name for model in models for name in model.scores.by(kind)})
+    """Rows of a chart: share of exact answers per category or environment and model, `all` first; empty without groups
+    or truths.
+    """
+    names = sorted(
+        {name for model in models for name, scores in model.scores.by(kind).items() if scores.exact is not None}
+    )
     if not names:
         return []
     rows: list[tuple[str, list[Share | None]]] = [("all", [overall(model) for model in models])]
@@ -130,16 +144,21 @@ def by_group(
     return rows
 
 
-def _share(scores: MetricScores) -> Share:
-    return Share(mean=scores.exact.mean, low=scores.exact.low, high=scores.exact.high)
+def _share(scores: MetricScores) -> Share | None:
+    exact = scores.exact
+    return None if exact is None else Share(mean=exact.mean, low=exact.low, high=exact.high)
 
 
 def calibration(model: ModelResult, series: int) -> tuple[Bins, float] | None:
-    """Bins of equal width, and the expected calibration error; None where no record has a confidence.
+    """Bins of equal width, and the expected calibration error; None where no record has a confidence and a truth.
 
     Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2.
     """
-    known = [(record.confidence, record.exact) for record in model.samples if record.confidence is not None]
+    known = [
+        (record.confidence, record.exact)
+        for record in model.samples
+        if record.confidence is not None and record.exact is not None
+    ]
     if not known:
         return None
     confidence = np.array([sure for sure, _ in known])

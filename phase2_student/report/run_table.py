@@ -20,7 +20,8 @@ _HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "t
 
 
 def exact_match(run: Run) -> float | None:
-    """Exact match of the run's student in the newest evaluation in the run's directory; None where there is none.
+    """Exact match of the run's student in the newest evaluation in the run's directory; None where there is none, or
+    no sample has an answer to compare with.
 
     Raises:
         DataError: an evaluation that cannot be read.
@@ -29,7 +30,8 @@ def exact_match(run: Run) -> float | None:
     student = student_of(evaluation.models, run) if evaluation else None
     if student is None:
         return None
-    return sum(record.exact for record in student.samples) / len(student.samples)
+    known = [record.exact for record in student.samples if record.exact is not None]
+    return sum(known) / len(known) if known else None
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:

@@ -17,10 +17,12 @@ from phase2_student.runs.lock import LOCK
 _FILES = {
     "recipe.yaml",
     "run.json",
+    "preprocessing.json",
     "run.log",
     "training_history.json",
     ".training_history.json.tmp",
     ".run.json.tmp",
+    ".preprocessing.json.tmp",
     "report.html",
     "error.txt",
 }

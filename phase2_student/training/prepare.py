@@ -20,6 +20,9 @@ from phase2_student.runs.run_directory import check_run, run_identity
 from phase2_student.training.arguments import training_arguments, training_defaults
 from phase2_student.training.weights import check_weights, precision_text
 
+_NAMED = 5
+"""Skipped samples that are named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -38,6 +41,20 @@ class Plan:
     validation: SampleDataset
 
     @property
+    def skipped(self) -> list[str]:
+        """Why each sample that the dump skipped has no targets, both splits."""
+        return [*self.train.skipped, *self.validation.skipped]
+
+    @property
+    def skipped_text(self) -> str:
+        """How many samples the dump skipped, and why the first of them; empty for none."""
+        if not self.skipped:
+            return ""
+        named = "\n".join(f"  {reason}" for reason in self.skipped[:_NAMED])
+        more = "\n  ..." if len(self.skipped) > _NAMED else ""
+        return f"{len(self.skipped):,} samples are left out, since the dump skipped them:\n{named}{more}"
+
+    @property
     def precision(self) -> str:
         """Which arithmetic the run uses, in words."""
         return precision_text(self.recipe.student, self.arguments)
@@ -46,6 +63,19 @@ class Plan:
     def objective_text(self) -> str:
         """What is minimised, in words."""
         return Objective.of_recipe(self.recipe.loss).text(self.source.entries)
+
+    @property
+    def unlearned_text(self) -> str:
+        """Which answers of the rows are not trained on, in words; empty: every one is."""
+        if self.source.prompter.turns == "all":
+            return ""
+        count = sum(sample.earlier_answers for _, sample in self.train.samples)
+        how = (
+            "the cache holds each row's last answer"
+            if "turns" not in self.recipe.data.model_fields_set
+            else "data.turns: last"
+        )
+        return f"{count:,} answers before the last of their rows are only read ({how})" if count else ""
 
     def identity(self) -> dict[str, Any]:
         """What the weights of the run depend on, by dotted names."""
@@ -84,7 +114,8 @@ class Plan:
             "processes": self.arguments.world_size,
             "train_samples": len(self.train),
             "validation_samples": len(self.validation),
-            "skipped_samples": self.train.skipped + self.validation.skipped,
+            "skipped_samples": len(self.skipped),
+            "skipped_first": self.skipped[:_NAMED],
         }
 
 

@@ -29,6 +29,7 @@ from phase2_student.runs.files import replace_directory
 from phase2_student.runs.history import read_history
 from phase2_student.runs.lock import RunLock, run_lock
 from phase2_student.runs.ownership import check_apart
+from phase2_student.runs.preprocessing import preprocessing_of
 from phase2_student.runs.run_directory import begin_run
 from phase2_student.training.packing import packed_states
 from phase2_student.training.prepare import Plan
@@ -125,6 +126,7 @@ def _owned(plan: Plan, stack: ExitStack, *, overwrite: bool) -> Any:
     if plan.check_run(overwrite=overwrite):
         return _FINISHED
     begin_run(recipe.output_dir, recipe, plan.identity(), plan.facts())
+    preprocessing_of(recipe, plan.source.prompter.processor).write(recipe.output_dir)
     return lock
 
 
@@ -141,6 +143,7 @@ def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
 
     recipe, arguments, prompter = plan.recipe, plan.arguments, plan.source.prompter
     output_dir = recipe.output_dir
+    preprocessing = preprocessing_of(recipe, prompter.processor)
     complete = plan.source.completion(arguments.device)
     model = _student(plan)
 
@@ -149,6 +152,7 @@ def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
             gather_weights(model)
         else:
             save_student(model, prompter.processor, directory, getattr(torch, recipe.student.dtype))
+            preprocessing.write(directory)
 
     first = f"FirstSight {firstsight.__version__}, {plan.objective_text}; {plan.precision}"
     stop = StopOnSignal(processes=arguments.world_size, main=main)

@@ -43,10 +43,10 @@ def load_states(store: Store, manifest: Manifest, version: Exact2, chunk: int) -
     for name in STATE_ARRAYS:
         dtype, shape = manifest.arrays[name]
         chunk_shape = version.table.arrays[name].chunk_shape(shape)
-        path, (rows, _) = list(version.table.chunks(name, shape).items())[chunk]
+        path = f"{name}/c.{chunk}.0"
         (data,) = load_objects(store, manifest, version, [path]).values()
         try:
-            planes.append(decode_chunk(data, np.dtype(dtype), chunk_shape)[: rows.stop - rows.start])
+            planes.append(decode_chunk(data, np.dtype(dtype), chunk_shape)[: shape[0] - chunk * chunk_shape[0]])
         except ChunkError as error:
             raise corrupt(store, manifest, path, str(error)) from None
     try:

@@ -66,9 +66,25 @@ LLAMA = """\
 {%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}
 """
 
-# Qwen 3's: an answer is rendered behind an empty block of thought, which the generation prompt does not have
-QWEN3 = CHATML.replace(
-    "{{- '<|im_start|>' + message['role'] + '\\n' -}}",
-    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{%- if message['role'] == 'assistant' -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}",
-)
+# Qwen 3's: the last answer is rendered behind its thoughts, or an empty block of them, which the generation prompt does not have;
+# answers before the last question lose theirs
+QWEN3 = """\
+{%- set place = namespace(last=-1) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{%- set place.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- set content = message['content'] -%}
+{%- set thoughts = '' -%}
+{%- if message['role'] == 'assistant' and '</think>' in content -%}
+{%- set thoughts = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') -%}
+{%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{%- if message['role'] == 'assistant' and loop.index0 > place.last and (loop.last or thoughts) -%}
+{{- '<think>\\n' + thoughts.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') -}}
+{%- else -%}{{- content -}}{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""

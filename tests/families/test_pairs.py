@@ -58,7 +58,7 @@ def assert_stored_are_those_of_a_plain_forward(recipe_file, kind):
         with torch.inference_mode():
             logits_LV = model(**collate([encoded], pair.teacher.pad_id)).logits[0].float()
         targets = cache[sample.key].targets
-        rows = pair.answer_rows(encoded.target_ids.numpy(), targets.target_ids.astype(np.int64))
+        rows = pair.answer_rows(sample, encoded.turn_ids, [targets.target_ids.tolist()])
         assert ((rows >= 0) == targets.soft).all()
         logits_PV = logits_LV[encoded.answer_columns[rows[targets.soft]]]
         shared = pair.alignment.shared

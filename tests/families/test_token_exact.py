@@ -23,14 +23,12 @@ def conversation(sample, kind, *, answer):
     """The sample as a user of transformers writes it, images inside."""
     images = iter(sample.open_images())
     messages = []
-    for message in sample.prompt:
+    for message in sample.messages if answer else sample.prompt:
         parts = [
             {"type": "image", "image": next(images)} if part["type"] == "image" else dict(part)
             for part in message["content"]
         ]
         messages.append({"role": message["role"], "content": parts})
-    if answer:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
     if kind not in VISION:
         messages = [
             {**message, "content": "".join(part["text"] for part in message["content"])} for message in messages

@@ -11,7 +11,8 @@ from firstsight.data.compact import NumberSet
 from firstsight.data.images import image_digest, opened
 from firstsight.data.sample import Sample
 from firstsight.data.samples import SampleFiles
-from firstsight.data.source import DataSource
+from firstsight.data.source import DataSource, Turns
+from firstsight.data.summary import DataSummary
 from firstsight.errors import DataError
 
 Judge = Callable[[str, Sample, bool], int]
@@ -22,6 +23,7 @@ def check_data(
     sources: Sequence[DataSource],
     *,
     judge: Judge | None = None,
+    turns: Turns = "all",
     images: bool = True,
     progress: bool = False,
 ) -> DataReport:
@@ -30,10 +32,11 @@ def check_data(
     Args:
         sources: the splits, training first.
         judge: what the models say of a sample; called where the row and its pictures are right.
+        turns: which assistant messages are answers.
         images: decode the pictures; else their headers are read.
         progress: show a bar.
     """
-    report = DataReport(tokens=judge is not None, decoded=images)
+    report = DataReport(summary=DataSummary(turns=turns), tokens=judge is not None, decoded=images)
     seen, bad = NumberSet(), dict[int, DataError]()
     with tqdm(desc="checking samples", unit=" sample", disable=not progress, leave=False) as bar:
         for source in sources:
@@ -49,6 +52,8 @@ def check_data(
                 try:
                     new = report.summary.add(source.part, sample)
                     _check_images(sample, report, seen, bad, decode=images)
+                    if turns == "all":
+                        sample.check_answers()
                     if judge is not None:
                         report.lengths.append(judge(source.part, sample, new))
                 except DataError as error:

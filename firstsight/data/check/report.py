@@ -63,12 +63,14 @@ class DataReport:
 
     def add_texts(self, sample: Sample) -> None:
         """Count the answers and the characters of a sample."""
-        answers = [] if sample.answer is None else [sample.answer]
-        self.answers[len(answers) + sample.earlier_answers] += 1
+        answers = sample.answers
+        self.answers[len(answers)] += 1
+        if self.summary.turns == "last":
+            answers = () if sample.answer is None else answers[-1:]
         self.answer_characters.extend(map(len, answers))
         if not self.tokens:
-            texts = (part.get("text", "") for message in sample.prompt for part in message["content"])
-            self.lengths.append(sum(map(len, answers)) + sum(map(len, texts)))
+            texts = (part.get("text", "") for message in sample.messages for part in message["content"])
+            self.lengths.append(sum(map(len, texts)))
 
     def add_picture(self, size: tuple[int, int], *, several: bool) -> None:
         """Count a picture: width and height, and whether it has several frames."""

@@ -10,12 +10,13 @@ from firstsight.data.strict import clean_text, known_only
 from firstsight.errors import DataError
 
 _PICTURES = ("image", "path", "url", "base64")  # keys of an image part that hold its picture
+_LIMITS = ("min_pixels", "max_pixels")  # of an image part, as Qwen-VL has them: how large its picture is made
 MARK = re.compile(r"<(image|video|audio)>")
 """The place of a picture in a text, and of what is not read."""
 
 
 def content_parts(content: Any, place: str, *, marks: bool) -> list[dict[str, Any]]:
-    """Parts `{"type": "text", "text"}` and `{"type": "image"}`; the latter with `image` where it brings its own.
+    """Parts `{"type": "text", "text"}` and `{"type": "image"}`; the latter with `image` where it brings its own, and with its limits.
 
     Args:
         content: of a message.
@@ -48,23 +49,41 @@ def _part(part: Any, place: str) -> dict[str, Any]:
         if isinstance(address, str):
             return {"type": "image", "image": address}
     if kind in ("image", "video_frame"):
-        part = known_only(part, ("type", *_PICTURES), place, "an image part")
+        part = known_only(part, ("type", *_PICTURES, *_LIMITS), place, "an image part")
+        limits = _limits(part, place)
         given = [key for key in _PICTURES if key in part]
         if len(given) > 1:
             raise DataError(f"{place}: an image part has {given[0]!r} and {given[1]!r}; keep one of them")
         if not given:
-            return {"type": "image"}
+            return {"type": "image", **limits}
         picture = part[given[0]]
         if given[0] == "base64":
             if not isinstance(picture, str):
                 raise DataError(f"{place}: an image part's 'base64' must be a text, got {picture!r:.80}")
             picture = from_base64(picture, place, 1)
-        return {"type": "image", "image": picture}
+        return {"type": "image", "image": picture, **limits}
     if kind in ("video", "audio", "input_audio", "video_url"):
         raise DataError(f"{place}: a part is of type {kind!r}: only text and images are read; list frames as images")
     raise DataError(
         f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r:.120}"
     )
+
+
+def _limits(part: dict[str, Any], place: str) -> dict[str, int]:
+    found = {}
+    for name in _LIMITS:
+        if name not in part:
+            continue
+        value = part[name]
+        whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+        if not whole or value < 1:
+            raise DataError(f"{place}: {name!r} of an image part must be a whole number of pixels, got {value!r:.80}")
+        found[name] = int(value)
+    if found.get("min_pixels", 0) > found.get("max_pixels", found.get("min_pixels", 0)):
+        raise DataError(
+            f"{place}: an image part has min_pixels = {found['min_pixels']:,}, more than its max_pixels = {found['max_pixels']:,}"
+        )
+    return found
 
 
 def _at_marks(parts: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:

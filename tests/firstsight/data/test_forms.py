@@ -59,7 +59,7 @@ def shown(sample):
 USER = {"role": "user", "content": "What?"}
 CUP = {"role": "assistant", "content": "A cup."}
 TEXT = {"type": "text", "text": "What?"}
-LIMIT = r"a picture has no limits of its own: set teacher\.max_pixels"
+LIMIT = r"limits of a picture are min_pixels and max_pixels of an image part"
 
 FORMS = {
     "trl, contents as texts": ({"messages": [USER, CUP], "images": ["a.png"]}, "user: [red]What? -> A cup."),
@@ -249,8 +249,12 @@ BAD = [
     ({"messages": [USER], "split": "x"}, r"unknown key 'split'; known here: .*data\.ignore_columns: \[split\]"),
     ({"messages": [{**USER, "weight": 0}]}, r"a message has the key 'weight': every answer has the weight 1"),
     ({"messages": [{**USER, "name": "Bob"}]}, r"a message has the unknown key 'name'"),
-    (part(max_pixels=100), LIMIT),
-    (part(min_pixels=100), LIMIT),
+    (part(max_pixels="100"), r"'max_pixels' of an image part must be a whole number of pixels, got '100'"),
+    (part(min_pixels=0), r"'min_pixels' of an image part must be a whole number of pixels, got 0"),
+    (part(min_pixels=True), r"'min_pixels' of an image part must be a whole number of pixels, got True"),
+    (part(max_pixels=0.5), r"'max_pixels' of an image part must be a whole number of pixels, got 0.5"),
+    (part(min_pixels=101, max_pixels=100), r"has min_pixels = 101, more than its max_pixels = 100"),
+    (part(detail="low"), LIMIT),
     (part(resized_height=100), LIMIT),
     (part(path="b.png"), r"an image part has 'image' and 'path'"),
     (part(fps=2), r"video files are not read"),
@@ -314,3 +318,11 @@ def test_what_cannot_be_acted_on_is_refused_by_name(read, row, message):
     assert "\n" not in str(error.value)
     assert "row 1" in str(error.value)
     assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("answers", ["yes", [], [1], [{"text": "yes"}], [None], {"a": "b"}])
+def test_several_answers_that_are_no_texts_are_refused(tmp_path, answers):
+    row = {"messages": [{"role": "user", "content": "Is it?"}], "answers": answers}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"rows.jsonl:1: 'answers' must list the texts that several people answered"):
+        load_samples(tmp_path / "rows.jsonl")

@@ -24,8 +24,7 @@ def sample_of(data):
 
     return Sample(
         id="a",
-        prompt=(),
-        answer=None,
+        messages=(),
         images=(InlineImage("x.png", data),),
         times=None,
         category=None,

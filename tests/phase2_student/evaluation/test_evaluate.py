@@ -230,7 +230,7 @@ def test_confidence_is_what_a_plain_forward_says(recipe):
     sample = load_samples(recipe.source("validation"))[0]
     watch = TokenWatch()
     (ids,) = generate_answers(model, prompter, [prompter.encode(sample, [])], max_new_tokens=3, watch=watch)
-    whole = prompter.encode(sample, ids)
+    whole = prompter.encode(sample, [ids])
     inputs = {**whole.images, "mm_token_type_ids": whole.token_types["mm_token_type_ids"][None]}
     with torch.inference_mode():
         logits = model(input_ids=whole.input_ids[None], **inputs).logits[0, whole.answer_columns]
