@@ -68,7 +68,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         raise click.exceptions.Exit(128 + (result.signal or SIGTERM))
     if main_process and result.seconds == 0:
         click.echo(
-            f"{result.output_dir} is finished: {result.steps:,} steps, {result.best_text}; --overwrite begins anew"
+            f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew ({result.best_text})"
         )
     elif main_process:
         click.echo(
