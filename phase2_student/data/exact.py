@@ -229,7 +229,7 @@ class ExactDataset(Dataset[Item[StateTargets]]):
             except (AlignmentError, DataError) as error:  # the dump knew no student
                 if not skip:
                     raise
-                skipped.append(str(error))
+                skipped.append(f"{error} (not skipped by the dump, but for this student: cache.on_error)")
                 continue
             self.samples.append((key, sample))
             positions += len(found.rows)

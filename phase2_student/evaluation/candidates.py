@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from firstsight.data.images import file_digest
-from firstsight.data.source import Turns
 from firstsight.errors import ModelError
+from firstsight.identity import with_turns_of_cache
 from firstsight.models.loading import resolve_directory, weights_digest
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
@@ -50,9 +50,9 @@ class Candidate:
     origin: Literal["run", "recipe"]
     """Whose `max_pixels` and system prompt these are: those of its own run, or the recipe's, since it carries none."""
 
-    def prompter(self, turns: Turns | None = None) -> Prompter:
-        """What makes samples its inputs; `turns` in place of `data.turns`."""
-        return load_prompter(self.directory, self.section, self.data, turns=turns)
+    def prompter(self) -> Prompter:
+        """What makes samples its inputs."""
+        return load_prompter(self.directory, self.section, self.data)
 
     def identity(self) -> dict[str, object]:
         """What its answers depend on, as plain JSON: digests of its files, and how they are loaded."""
@@ -82,6 +82,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
         ModelError: a directory that does not exist, a name that is unknown or given twice, an export of other weights.
     """
     candidates: list[Candidate] = []
+    recipe = with_turns_of_cache(recipe)
     for text in names:
         name, equals, path = text.partition("=")
         if name in [candidate.name for candidate in candidates]:

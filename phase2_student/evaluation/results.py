@@ -224,7 +224,9 @@ class EvaluationData(_Part):
 
     file: str
     samples: int
-    """Those that were skipped are not among them."""
+    """Answers that were asked for; those of rows that were skipped are not among them."""
+    rows: int | None = None
+    """Rows of the data that they belong to; None: as many."""
     answered: int | None = None
     """Samples with a true answer; None: all."""
     skipped: list[str] = []

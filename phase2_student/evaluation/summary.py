@@ -165,7 +165,11 @@ def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, flo
 
 def sample_lines(evaluation: Evaluation) -> list[str]:
     """What is to be known of the samples: those without a true answer, those that were skipped, those without a distance."""
-    data, lines = evaluation.data, []
+    data, lines = evaluation.data, list[str]()
+    if data.rows is not None and data.rows < data.samples:
+        lines.append(
+            f"{data.samples:,} answers of {data.rows:,} rows: each is asked for by itself, given the true history before it."
+        )
     if data.answered == 0:
         lines.append(
             "No sample has a true answer: there is no exact match nor another score, only distance to the teacher, agreement and "
