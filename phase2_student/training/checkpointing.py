@@ -33,6 +33,7 @@ class SealingTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                self.write_state(directory)
                 seal(directory)
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _disk_is_full(error):
@@ -46,6 +47,9 @@ class SealingTrainer(Trainer):
             ) from error
         if self.args.should_save and self._keep is not None:
             keep_newest(directory.parent, max(1, self._keep))
+
+    def write_state(self, directory: Path) -> None:
+        """Add to a checkpoint what is not the stock trainer's; process 0 calls it before the seal."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Every weight, or an error.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ from firstsight.data.sample import Sample
 from firstsight.data.samples import SampleFiles
 from firstsight.data.source import DataSource, Turns
 from firstsight.data.summary import DataSummary
-from firstsight.errors import DataError
+from firstsight.errors import DataError, PictureError
 
 Judge = Callable[[str, Sample, bool], int]
 """(split, sample, whether no row before it has its content) -> tokens of the sample; DataError where a model does not take it."""
@@ -46,7 +47,7 @@ def check_data(
             except DataError as error:
                 report.row_fault(error)
                 continue
-            for located in files.located(report.row_fault):
+            for located in files.located(partial(_fault_of_row, report, source)):
                 bar.update()
                 sample = located.sample
                 report.add_texts(sample)
@@ -64,6 +65,14 @@ def check_data(
                     report.fault(error)
             report.repeated_ids += files.repeated_ids
     return report
+
+
+def _fault_of_row(report: DataReport, source: DataSource, error: DataError) -> None:
+    """A row that is left out like a sample, or one that nothing can be done with."""
+    if source.skip and isinstance(error, PictureError):
+        report.fault(error)
+    else:
+        report.row_fault(error)
 
 
 def _check_images(

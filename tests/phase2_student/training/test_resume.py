@@ -16,6 +16,7 @@ from phase2_student.runs.checkpoints import SEAL, checkpoints, fault, keep_newes
 
 LONG = os.environ.get("FIRSTSIGHT_FAULTS") == "long"
 KILLS = 50 if LONG else 4
+INTERRUPTED = 40 if LONG else 4
 EPOCHS = 30 if LONG else 3
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -53,6 +54,33 @@ def test_killed_at_random_steps_ends_with_the_same_weights(world):
     # the step at which the signal arrived may have ended before it was delivered
     assert max(outcome["recomputed"]) <= 3 + 1
     assert_same_weights(world / "runs" / "undisturbed" / "final", world / "runs" / "a" / "final")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(7200)
+def test_interrupted_in_every_way_ends_as_the_undisturbed_run(world, made_world):
+    (world / "cache.zarr").unlink()
+    shutil.copytree(made_world / "cache.zarr", world / "cache.zarr")
+    script = Path(__file__).with_name("interrupt_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(world / "recipe.yaml"), str(INTERRUPTED), "11"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    print(*runs, sep="\n")
+    assert len(runs) == INTERRUPTED
+    for each in runs:
+        limit = 0.0 if each["kind"] in ("nothing", "cache") else 1e-5
+        assert max(each["final"], each["best"]) <= limit, each
+        assert each["history"] <= 1e-5, each
+    if LONG:
+        told = [name for each in runs for name in each["signals"]]
+        assert {name: told.count(name) >= 10 for name in ("SIGINT", "SIGTERM", "SIGKILL")} == dict.fromkeys(
+            ("SIGINT", "SIGTERM", "SIGKILL"), True
+        )
 
 
 def test_damaged_and_unfinished_checkpoints_are_passed_over_out_loud(world):
