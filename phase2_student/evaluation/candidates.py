@@ -9,6 +9,7 @@ from typing import Literal
 
 from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
+from firstsight.identity import with_turns_of_cache
 from firstsight.models.loading import resolve_directory, weights_digest
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
@@ -44,6 +45,8 @@ class Candidate:
     """How it is loaded."""
     data: DataSection
     """The system prompt and the longest sample."""
+    trained_turns: str | None
+    """Which answers of a conversation its run trained on; None where that is not known."""
     origin: Literal["run", "recipe"]
     """Whose `max_pixels` and system prompt these are: those of its own run, or the recipe's, since it carries none."""
 
@@ -79,6 +82,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
         ModelError: a directory that does not exist, a name that is unknown or given twice, an export of other weights.
     """
     candidates: list[Candidate] = []
+    recipe = with_turns_of_cache(recipe)
     for text in names:
         name, equals, path = text.partition("=")
         if name in [candidate.name for candidate in candidates]:
@@ -121,6 +125,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
                 directory=directory,
                 section=section,
                 data=data,
+                trained_turns=None if own is None else own.turns,
                 origin="recipe" if own is None else "run",
             )
         )
