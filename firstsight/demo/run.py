@@ -93,7 +93,9 @@ _READING: dict[Regime, str] = {
         "rest, as labels; distilled: on the cache, the same answers with the teacher's soft targets. "
         f"{EPOCHS} epochs for each, and of each its best checkpoint."
     ),
-    "clean": "base: the student before; hard: trained on the labels alone (alpha = 0); distilled: trained on the cache. Same steps for both.",
+    "clean": (
+        "base: the student before; hard: trained on the labels alone (alpha = 0); distilled: trained on the cache. Same steps for both."
+    ),
 }
 
 
