@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +44,8 @@ class Owner:
     """When its process began, as the system counts: a number is given to other processes later. Empty where it does not tell."""
     since: str
     token: str
+    space: str = ""
+    """Where its number counts: containers on one host may each have a process 1. Empty where the system does not tell."""
 
     @property
     def text(self) -> str:
@@ -62,11 +65,14 @@ class RunLock:
         self._released = threading.Event()
         self.lost: str | None = None
         """Who took it over; None: it is ours."""
+        self._signed = time.time()
         self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """TrainingError if another process took the run over, for want of signs of life."""
+        if time.time() - self._signed > STALE:  # this process was stopped: the next sign of life would come too late
+            self._sign()
         if self.lost is not None:
             raise TrainingError(
                 f"{self._path.parent}: the run was taken over by {self.lost}, since this process gave no sign of life for "
@@ -77,23 +83,31 @@ class RunLock:
         """Give it up; it is removed if it still is ours."""
         self._released.set()
         self._thread.join()
-        found = _read(self._path)
-        if isinstance(found, Owner) and found.token == self._owner.token:
-            self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # what stays of a process that has ended is taken over
+            found = _read(self._path)
+            if isinstance(found, Owner) and found.token == self._owner.token:
+                self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        while not self._released.wait(BEAT):
+        while self.lost is None and not self._released.wait(BEAT):
+            self._sign()
+
+    def _sign(self) -> None:
+        """Give a sign of life, or find out that it comes too late."""
+        try:
             found = _read(self._path)
             if isinstance(found, Owner) and found.token != self._owner.token:
                 self.lost = found.text
-                return
-            try:
-                if found is None:  # somebody removed it
-                    _create(self._path, self._owner)
-                else:
-                    os.utime(self._path)
-            except OSError as error:  # the disk may come back; without it no checkpoint is saved either
-                print(f"{self._path}: no sign of life could be given: {error.strerror}", file=sys.stderr)
+            elif found is not None:
+                os.utime(self._path)
+            elif time.time() - self._signed > STALE:
+                self.lost = "another process, which has ended since"
+            else:  # somebody removed it
+                _create(self._path, self._owner)
+        except OSError as error:  # the disk may come back; without it no checkpoint is saved either
+            print(f"{self._path}: no sign of life could be given: {error.strerror}", file=sys.stderr)
+        else:
+            self._signed = time.time()
 
 
 @contextmanager
@@ -154,7 +168,16 @@ def _me() -> Owner:
         started=_process(os.getpid()) or "",
         since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         token=secrets.token_hex(8),
+        space=_space(),
     )
+
+
+def _space() -> str:
+    """The name of what gives processes their numbers, as Linux has it; empty elsewhere."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _written(path: Path, owner: Owner) -> Path:
@@ -208,9 +231,9 @@ def _gone(found: Owner | str, age: float) -> str | None:
     """Why an owner counts as gone, or None."""
     if age > STALE:
         return f"it gave no sign of life for {age / 60:.0f} minutes"
-    if isinstance(found, Owner) and found.host == socket.gethostname() and _process(found.pid) != found.started:
-        return "its process has ended"
-    return None
+    if not isinstance(found, Owner) or (found.host, found.space) != (socket.gethostname(), _space()):
+        return None
+    return "its process has ended" if _process(found.pid) != found.started else None
 
 
 def _process(pid: int) -> str | None:

@@ -1,5 +1,6 @@
 """One owner per run directory: who it is, when it counts as gone, and what a second process is told."""
 
+import errno
 import json
 import os
 import signal
@@ -64,6 +65,7 @@ def test_what_was_written_stays(tmp_path):
         ({}, 601, True),  # the process may hang, or the machine has slept
         ({"pid": 2**22 + 1}, 0, True),
         ({"started": "1"}, 0, True),  # another process has its number now
+        ({"pid": 1, "space": "pid:[1]"}, 0, False),  # of another container on this host
         ("ended", 0, True),
     ],
 )
@@ -183,3 +185,38 @@ def test_a_sweep_leaves_the_run_of_another_process_alone(world):
     assert "is in use by process" in done.stderr
     assert "[2/2] temperature=2: 2 steps in" in done.output
     assert [path.name for path in put_at.iterdir()] == [LOCK]
+
+
+def test_a_disk_that_is_away_for_a_while_does_not_end_the_signs_of_life(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    real, away = lock._read, iter([OSError(errno.ESTALE, os.strerror(errno.ESTALE))])
+
+    def read(path):
+        for error in away:
+            raise error
+        return real(path)
+
+    with run_lock(tmp_path / "run") as held:
+        monkeypatch.setattr(lock, "_read", read)
+        make_old(tmp_path / "run", 500)
+        until = time.monotonic() + 10
+        while time.time() - (tmp_path / "run" / LOCK).stat().st_mtime > 400:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        held.check()
+    assert "no sign of life could be given: Stale file handle" in capsys.readouterr().err
+
+
+def test_a_process_that_was_stopped_for_long_finds_out_at_its_next_step(tmp_path):
+    with run_lock(tmp_path / "run") as held:
+        put(tmp_path / "run", token="another", pid=7)
+        held.check()  # it has just given a sign of life
+        held._signed -= lock.STALE + 1
+        with pytest.raises(TrainingError, match="was taken over by process 7 on "):
+            held.check()
+    with run_lock(tmp_path / "other") as held:
+        (tmp_path / "other" / LOCK).unlink()  # taken over, and given up again
+        held._signed -= lock.STALE + 1
+        with pytest.raises(TrainingError, match="was taken over by another process, which has ended since"):
+            held.check()
+        assert not (tmp_path / "other" / LOCK).exists()
