@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import ipaddress
 import os
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import urllib3
+from PIL import Image, UnidentifiedImageError
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url, parse_url
 
@@ -32,6 +34,8 @@ _MAX_REDIRECTS = 5
 _WAIT = 10.0  # seconds for a connection, and between two pieces of an answer
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NOT_GLOBAL = [ipaddress.ip_network(each) for each in ("192.0.0.0/24", "fec0::/10", "3fff::/20", "5f00::/16")]
+"""What `ipaddress` calls global in some of its versions: IETF's own, site-local, documentation, segment routing."""
 
 
 def is_public(address: str) -> bool:
@@ -46,6 +50,8 @@ def is_public(address: str) -> bool:
         inner = [ip.sixtofour, *(ip.teredo or ())]
         if not all(is_public(str(each)) for each in inner if each is not None):
             return False
+    if any(ip in network for network in _NOT_GLOBAL):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_link_local or ip.is_unspecified)
 
 
@@ -65,6 +71,7 @@ def fetched(url: str, place: str, *, public: Callable[[str], bool] | None = None
     if not path.is_file():
         try:
             data = _get(url, public or is_public)
+            _check_image(data)
         except _Refused as refused:
             raise DataError(f"{place}: image {url[:200]}: {refused}") from None
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -80,6 +87,15 @@ def fetched(url: str, place: str, *, public: Callable[[str], bool] | None = None
 
 class _Refused(Exception):
     """Why an address is not fetched, in words."""
+
+
+def _check_image(data: bytes) -> None:
+    """Refuse what is no image, such as the page of a log-in: what is kept is not asked for again."""
+    with contextlib.suppress(Image.DecompressionBombError, SyntaxError):  # a picture, which is judged where it is used
+        try:
+            Image.open(io.BytesIO(data)).close()
+        except UnidentifiedImageError:
+            raise _Refused("is no image; check in a browser what is there") from None
 
 
 def _get(url: str, public: Callable[[str], bool]) -> bytes:
