@@ -163,19 +163,23 @@ class AnswerAlignment:
             return teacher_ids[:stop]
         return teacher_ids[:0]
 
-    def student_ids(self, teacher_ids: NDArray[np.int64], *, closing: bool = True) -> NDArray[np.int64]:
-        """An answer that the teacher gave, in the student's tokens; its end of turn becomes the student's.
+    def student_ids(
+        self, teacher_ids: NDArray[np.int64], *, closing: bool = True, generated: bool = True
+    ) -> NDArray[np.int64]:
+        """An answer in the student's tokens; its end of turn becomes the student's.
 
         Args:
             teacher_ids: [P_t]; without an end of turn where it was cut off.
             closing: no other message follows.
+            generated: the teacher gave it: its own tokens are kept where the student has them all. Else it is a ground truth, in
+                the tokens that the student's tokenizer makes of it, which may join more than the teacher's does.
 
         Returns:
             int64 [P].
         """
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
         same_prefix = self.teacher.spelled_prefix(closing=closing) == self.student.spelled_prefix(closing=closing)
-        if same_prefix and (mapped >= 0).all():
+        if generated and same_prefix and (mapped >= 0).all():
             return mapped
         ids = self.student.answer_ids(self.teacher.text(teacher_ids.tolist(), closing=closing), closing=closing)
         if not self.teacher.ended(teacher_ids.tolist()):

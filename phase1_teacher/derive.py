@@ -241,10 +241,10 @@ def _derived(answers: AnswerAlignment, key: str, stored: ExactRows) -> DerivedAn
     teacher_ids = stored.target_ids.astype(np.int64)
     stored_turns = stored.turns or (Turn(len(teacher_ids), stored.hard),)
     for number, turn in enumerate(stored_turns, start=1):
-        own = teacher_ids[start : start + turn.positions]
+        own, closing = teacher_ids[start : start + turn.positions], number == len(stored_turns)
         try:
-            student_ids = answers.student_ids(own, closing=number == len(stored_turns))
-            places = answers.rows(own, student_ids, closing=number == len(stored_turns))
+            student_ids = answers.student_ids(own, closing=closing, generated=not turn.hard)
+            places = answers.rows(own, student_ids, closing=closing)
         except AlignmentError as error:
             raise AlignmentError(f"sample {key}: {error}") from None
         ids.append(student_ids)
