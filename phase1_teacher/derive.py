@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from firstsight.models.loading import default_device, head_rows, load_config, re
 from firstsight.models.teacher_head import floats
 from firstsight.pair import check_top_k, load_prompter
 from firstsight.recipe import Recipe
+from firstsight.stated import stated
 from phase1_teacher.dump import DumpSummary
 from phase1_teacher.forward.device_clock import DeviceClock
 from phase1_teacher.forward.fidelity import Comparison, comparison
@@ -40,8 +40,6 @@ from storage.writer import CacheWriter, create_cache
 
 _OF_EXACT = frozenset({"format_version", "targets", "hidden_size", "state_dtype", "head", "teacher"})
 """Fields of an exact cache's spec that are not those of a top_k cache, or not the same."""
-_STATED = ("revision", "quantization", "dtype", "attn_implementation", "batch_tokens")
-"""Keys of `teacher` that a spec holds under the same name: compared where a recipe states them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,14 +271,7 @@ def _spelled(answers: AnswerAlignment, exact: ExactCache, key: str) -> bool:
 
 
 def _check_stated(recipe: Recipe, exact: ExactCache) -> None:
-    """Raise SpecMismatch where an exact cache is of another teacher than the recipe states."""
-    cached, section, absent = exact.spec["teacher"], recipe.teacher, SpecMismatch.ABSENT
-    named = section.model_fields_set
-    stated = [(f"teacher.{key}", cached.get(key, absent), getattr(section, key)) for key in _STATED if key in named]
-    stated.append(("teacher.system_prompt", cached.get("system_prompt", absent), recipe.data.system_prompt))
-    own, other = Path(section.model).name, Path(str(cached.get("model", absent))).name
-    stated.append(("teacher.model", other, own))
-    if "turns" in recipe.data.model_fields_set:
-        stated.append(("turns", cached_turns(exact.spec), recipe.data.turns))
-    if differences := [(name, theirs, ours) for name, theirs, ours in stated if theirs != ours]:
+    """Raise SpecMismatch where an exact cache is of another teacher than the recipe states, as a training does."""
+    differences = [(name, cached, wanted) for name, cached, wanted in stated(recipe, exact.spec) if cached != wanted]
+    if differences:
         raise SpecMismatch(exact.location, differences)

@@ -10,25 +10,18 @@ where it is not, `teacher.max_pixels` is compared for image processors that coun
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from firstsight.errors import ModelError, RecipeError
-from firstsight.families import family_of
-from firstsight.identity import cached_turns, image_settings, model_name, student_identity
-from firstsight.models.loading import load_config, load_processor
+from firstsight.errors import RecipeError
+from firstsight.identity import student_identity
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from firstsight.stated import Compared, stated
 from storage.canonical import normalised
 from storage.errors import SpecMismatch
 from storage.exact import ExactCache
 from storage.format.base import TOP_K
 from storage.reader import Cache
-
-_IF_NAMED = ("revision", "quantization", "dtype", "attn_implementation", "batch_tokens")
-"""Keys of `teacher` that a specification holds under the same name."""
-_GENERATION = {"max_tokens": "generate_max_tokens", "temperature": "generate_temperature", "seed": "generate_seed"}
-"""What a specification says of generated answers, and the keys of `cache`."""
 
 
 def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> None:
@@ -45,7 +38,7 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
         RecipeError: a key of the loss that does not go with the kind of the cache.
     """
     if isinstance(cache, ExactCache):  # of teacher and data alone
-        _refuse(cache, _stated(recipe, cache.spec))
+        _refuse(cache, _stated(recipe, cache))
         check_loss(recipe, f"{cache.location} holds")
         return
     spec = cache.spec
@@ -57,7 +50,7 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
     }
     absent = SpecMismatch.ABSENT
     differences = [(name, cached.get(name, absent), own.get(name, absent)) for name in {**own, **cached}]
-    _refuse(cache, [*differences, *_stated(recipe, spec)])
+    _refuse(cache, [*differences, *_stated(recipe, cache)])
 
 
 def check_loss(recipe: Recipe, source: str) -> None:
@@ -78,44 +71,21 @@ def check_loss(recipe: Recipe, source: str) -> None:
 
 def check_teacher(recipe: Recipe, cache: Cache | ExactCache) -> None:
     """The part of `check_cache` that is not the student's; SpecMismatch."""
-    _refuse(cache, _stated(recipe, cache.spec))
+    _refuse(cache, _stated(recipe, cache))
 
 
-def _refuse(cache: Cache | ExactCache, compared: list[tuple[str, Any, Any]]) -> None:
+def _refuse(cache: Cache | ExactCache, compared: list[Compared]) -> None:
     differences = [(name, cached, wanted) for name, cached, wanted in compared if cached != wanted]
     if differences:
         raise SpecMismatch(cache.location, differences)
 
 
-def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted name, value in the cache, value of the recipe) of all that the recipe states about a dump."""
-    teacher, section, absent = spec.get("teacher", {}), recipe.teacher, SpecMismatch.ABSENT
-    compared = _kind(recipe, spec)
-    compared.append(("teacher.system_prompt", teacher.get("system_prompt", absent), recipe.data.system_prompt))
-    if "turns" in recipe.data.model_fields_set:
-        compared.append(("turns", cached_turns(spec), recipe.data.turns))
-    name, cached_name = _teacher_name(recipe), teacher.get("model", absent)
-    if not _same_model(name, cached_name):
-        compared.append(("teacher.model", cached_name, name))
-    named = section.model_fields_set
-    compared += [
-        (f"teacher.{key}", teacher.get(key, absent), getattr(section, key)) for key in _IF_NAMED if key in named
-    ]
-    if "max_pixels" in named:
-        compared += _pixels(recipe, teacher.get("image_processor", {}))
-    named, generation = recipe.cache.model_fields_set, spec.get("generation")
-    if "generate_missing" in named:
-        compared.append(("generation", generation is not None, recipe.cache.generate_missing))
-    if generation is not None:
-        compared += [
-            (f"generation.{theirs}", generation.get(theirs, absent), getattr(recipe.cache, ours))
-            for theirs, ours in _GENERATION.items()
-            if ours in named
-        ]
-    return compared
+def _stated(recipe: Recipe, cache: Cache | ExactCache) -> list[Compared]:
+    """All that the recipe states about a dump."""
+    return [*_kind(recipe, cache.spec), *stated(recipe, cache.spec)]
 
 
-def _kind(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _kind(recipe: Recipe, spec: dict[str, Any]) -> list[Compared]:
     """What the recipe states about the kind of the targets, and about what a top_k cache stores."""
     section, kind = recipe.cache, spec.get("targets", TOP_K)
     if "targets" in section.model_fields_set and section.targets != kind:
@@ -125,28 +95,3 @@ def _kind(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         wanted if kind == TOP_K else section.model_fields_set & wanted.keys()
     )  # nothing of them is in an exact cache
     return [(name, spec.get(name, SpecMismatch.ABSENT), wanted[name]) for name in wanted if name in named]
-
-
-def _pixels(recipe: Recipe, cached: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What `teacher.max_pixels` amounts to, compared as far as that can be told."""
-    section = recipe.teacher
-    directory = recipe.directory / Path(section.model).expanduser()
-    if (directory / "config.json").is_file():
-        own = image_settings(load_processor(directory, section), family_of(load_config(directory, section)))
-        return [("teacher.image_processor", cached, normalised(own))]
-    longest = (cached.get("size") or {}).get("longest_edge")
-    if section.max_pixels is None or cached.get("merge_size") is None or longest is None:
-        return []  # a limit of the processor's own, or one that is not a number of pixels
-    return [("teacher.image_processor.size.longest_edge", longest, section.max_pixels)]
-
-
-def _teacher_name(recipe: Recipe) -> str:
-    try:
-        return model_name(recipe, recipe.teacher)
-    except ModelError:  # a directory that is not on this machine
-        return Path(recipe.teacher.model).name
-
-
-def _same_model(name: str, cached: str) -> bool:
-    """Equal, or alike in their last part where one of them was a directory: what is not there may be a hub id or a path."""
-    return name == cached or (Path(name).name == Path(cached).name and not ("/" in name and "/" in cached))
