@@ -59,7 +59,7 @@ class RunRow:
     exact_match: float | None
     seconds: float
     best_in: list[str]
-    """The fields above in which no other run is better; those of the loss only where all runs have the same loss."""
+    """The fields above in which no other run is better; those of the loss only where it is of the same for all runs."""
 
 
 def run_rows(runs: Sequence[Run]) -> list[RunRow]:
@@ -86,12 +86,23 @@ def run_rows(runs: Sequence[Run]) -> list[RunRow]:
                 best_in=[],
             )
         )
-    settings = {tuple(json.dumps(run.setting(f"loss.{key}")) for key in LossSection.model_fields) for run in runs}
-    same_loss = len(settings) == 1
+    same_loss = _one_loss(runs)
     for field, sign in _BETTER.items():
         if same_loss or field not in _OF_THE_LOSS:
             _mark_best(rows, field, sign)
     return rows
+
+
+def _one_loss(runs: Sequence[Run]) -> bool:
+    """Whether the losses of all runs are of the same: settings, and stored entries; whole distributions have none."""
+
+    def made_of(run: Run) -> tuple[str, ...]:
+        entries = None if run.identity.get("targets") in _WHOLE else run.key("cache.top_k")
+        return tuple(
+            json.dumps(each) for each in (*(run.setting(f"loss.{key}") for key in LossSection.model_fields), entries)
+        )
+
+    return len({made_of(run) for run in runs}) == 1
 
 
 def _mark_best(rows: Sequence[RunRow], field: str, sign: int) -> None:
@@ -115,6 +126,8 @@ _BETTER = {
     "exact_match": 1,
 }
 """What is compared, and whether more of it is better (1) or less (-1)."""
+_WHOLE = ("exact", "online")
+"""Targets that are whole distributions; a divergence of stored entries and a bucket is a lower bound of theirs."""
 _OF_THE_LOSS = {"best_validation_loss", "validation_loss", "validation_kd"}
 
 
@@ -169,9 +182,9 @@ def run_table(runs: Sequence[Run]) -> str:
         "Loss, KD, CE and agreement on validation; best loss is the lowest, the others are those of the last validation."
         + (" *: the best of these runs." if starred else "")
     )
-    if any(name.startswith("loss.") for name in names):
+    if not _one_loss(runs):
         lines.append(
-            "Loss and KD of other settings of the loss are not comparable: compare CE, agreement and exact match."
+            "Loss and KD of other settings of the loss, or of other targets, are not comparable: compare CE, agreement and exact match."
         )
     return "\n".join(lines)
 

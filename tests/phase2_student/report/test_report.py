@@ -112,6 +112,11 @@ def test_compare_marks_the_best_of_what_can_be_compared(runs):
     recipe = runs[0] / "recipe.yaml"
     recipe.write_text((runs[1] / "recipe.yaml").read_text())
     assert best() == [["best_validation_loss", "validation_loss"], ["validation_ce"]]
+    facts = json.loads((runs[0] / "run.json").read_text())
+    facts["identity"]["targets"] = "exact"  # the other run's loss is a lower bound
+    (runs[0] / "run.json").write_text(json.dumps(facts))
+    assert best() == [[], ["validation_ce"]]
+    assert "or of other targets, are not comparable" in CliRunner().invoke(main, ["compare", *map(str, runs)]).output
     alone = json.loads(CliRunner().invoke(main, ["compare", "--json", str(runs[0])]).output)
     assert alone[0]["best_in"] == []
 
