@@ -129,6 +129,7 @@ class AnswerAlignment:
         Raises:
             AlignmentError: the two sequences spell different text.
         """
+        teacher_ids = self.readable(teacher_ids)
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
         teacher_offset = _offset(teacher_ids, self.teacher.table, self.teacher.spelled_prefix(closing=closing))
         student_offset = _offset(student_ids, self.student_table, self.student.spelled_prefix(closing=closing))
@@ -168,6 +169,8 @@ class AnswerAlignment:
     ) -> NDArray[np.int64]:
         """An answer in the student's tokens; its end of turn becomes the student's.
 
+        Where the student lacks a token of it, what is left is text: see `readable`.
+
         Args:
             teacher_ids: [P_t]; without an end of turn where it was cut off.
             closing: no other message follows.
@@ -177,6 +180,7 @@ class AnswerAlignment:
         Returns:
             int64 [P].
         """
+        teacher_ids = self.readable(teacher_ids)
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
         same_prefix = self.teacher.spelled_prefix(closing=closing) == self.student.spelled_prefix(closing=closing)
         if generated and same_prefix and (mapped >= 0).all():

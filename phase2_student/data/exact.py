@@ -302,6 +302,5 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         if not self.answers.vocabulary.teacher_tokens[teacher_ids].all():
             raise AlignmentError("the cache holds an id that is no token of its teacher's")
         if own is None:
-            teacher_ids = self.answers.readable(teacher_ids)
             own = self.answers.student_ids(teacher_ids, closing=closing).tolist()
         return own, self.answers.rows(teacher_ids, np.array(own, dtype=np.int64), closing=closing)
