@@ -163,7 +163,9 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
 
     Example: fs-student plan --config recipe.yaml --set student.precision=bf16_kahan
     """
-    recipe = _checked_recipe(config, overrides)
+    recipe = load_recipe(config, overrides)
+    recipe.model_source(recipe.student)
+    check_training(recipe.training)
 
     from phase2_student.planning.plan import plan_json, plan_text, plan_training
 

@@ -69,7 +69,7 @@ class SampleFiles:
             DataError: names file and row, and what is wrong; no rows at all.
         """
         self.repeated_ids, self.left_out = 0, []
-        rows = taken = 0
+        rows = taken = broken = 0
         seen = NumberSet()
         repeated: dict[str, int] = {}
         for file, container in enumerate(self.containers):
@@ -99,7 +99,8 @@ class SampleFiles:
                 if fault is None:
                     raise
                 fault(error)
-        if not taken and (fault is None or not rows):
+                broken += 1
+        if not taken and (fault is None or not (rows or broken)):
             empty = DataError(
                 f"{self.source}: none of the {rows} rows can be used; the first: {self.left_out[0]}"
                 if self.left_out

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from tqdm import tqdm
 
 from firstsight.data.check.report import DataReport
 from firstsight.data.compact import NumberSet
-from firstsight.data.images import image_digest, opened
+from firstsight.data.images import held, image_digest, opened
 from firstsight.data.sample import Sample
 from firstsight.data.samples import SampleFiles
 from firstsight.data.source import DataSource, Turns
@@ -51,8 +52,11 @@ def check_data(
                 sample = located.sample
                 report.add_texts(sample)
                 try:
-                    new = report.summary.add(source.part, sample)
-                    _check_images(sample, report, seen, bad, decode=images)
+                    at_hand = sample
+                    if images and sample.images:
+                        at_hand = replace(sample, images=tuple(held(image, sample.place) for image in sample.images))
+                    new = report.summary.add(source.part, at_hand)
+                    _check_images(at_hand, report, seen, bad, decode=images)
                     if turns == "all":
                         sample.check_answers()
                     if judge is not None:
@@ -86,6 +90,8 @@ def _check_images(
                 several = getattr(picture, "n_frames", 1) > 1
                 size = picture.size
                 if decode:
+                    # of a JPEG every byte is read and decoded, an eighth of the rows and columns is made
+                    picture.draft(picture.mode, (1, 1))
                     picture.load()
         except DataError as error:
             bad[mark] = error
