@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from firstsight.console import Commands, config_option, progress_option, set_option
+from firstsight.console import Commands, config_option, left_out_text, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase1_teacher.store_commands import gc, status, verify
 from phase1_teacher.workers import Shard, Stopped, parse_shard, shard_from_environment, stop_on_signals
@@ -85,7 +85,10 @@ def dump(
     check_training(recipe.training)
     try:
         with stop_on_signals():
-            rows = check_files(recipe.sources(), progress=progress)
+            left_out: list[str] = []
+            rows = check_files(recipe.sources(), left_out=left_out, progress=progress)
+            if left_out:
+                click.echo(left_out_text(left_out), err=True)
             job = prepare_dump(
                 recipe,
                 rows=rows,
@@ -211,7 +214,9 @@ def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: 
 
 @main.command()
 @click.argument("cache")
-@click.option("--sample", required=True, metavar="ID", help="The sample's id, or the beginning of its key.")
+@click.option(
+    "--sample", metavar="ID", help="The sample's id, or the beginning of its key; default: the first that CACHE holds."
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -223,16 +228,18 @@ def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: 
 @click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file as well.")
 def show(
     cache: str,
-    sample: str,
+    sample: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     temperature: float,
     alternatives: int,
     page: Path | None,
 ) -> None:
-    """Show a sample of CACHE: image, question, and the answer token by token with the teacher's alternatives.
+    """Show a sample of CACHE: images, the whole conversation, and the answer token by token with the teacher's alternatives.
 
     The cache holds neither images nor texts: they come from the recipe's data, the tokens from the student's tokenizer.
+
+    Example: fs-teacher show cache.zarr
 
     Example: fs-teacher show cache.zarr --sample train-000017 --html sample.html
     """

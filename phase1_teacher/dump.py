@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from firstsight.console import Heartbeat
 from firstsight.models.loading import load_teacher
 from phase1_teacher.forward.exact_states import head_content
 from phase1_teacher.forward.fidelity import Comparison
@@ -97,11 +98,14 @@ def dump(
     begin = time.perf_counter()
     commits = CommitThread(job)
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
-    total = sum(map(len, pending))
+    total, done = sum(map(len, pending)), 0
+    beats = Heartbeat(total, unit="sample", label="teacher")
     try:
         with tqdm(total=total, desc="teacher", unit=" sample", disable=not progress) as bar:
-            for batch in batches:
+            for batch in beats.waiting(batches):
+                beats.beat(done)
                 bar.update(len(batch.samples))
+                done += len(batch.samples)
                 if job.writer.is_committed(batch.unit.name):  # by another worker, since the batch was prepared
                     continue
                 for result in forward.run(batch):

@@ -73,19 +73,24 @@ class ShownSample:
 
     sample: Sample
     key: str
+    conversation: tuple[tuple[str, str], ...]
+    """What stands before the first of the turns: role and text of each message, `[image]` where one stands; the recipe's system
+    prompt too."""
     images: tuple[Image.Image, ...]
     turns: tuple[ShownTurn, ...]
     temperature: float
     teacher: str
 
 
-def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float, alternatives: int) -> ShownSample:
+def find_sample(
+    recipe: Recipe, location: str, name: str | None, *, temperature: float, alternatives: int
+) -> ShownSample:
     """Look a sample up in the recipe's data and the cache.
 
     Args:
         recipe: its data are read, and the student's tokenizer; for an exact cache no student.
         location: of the cache.
-        name: the sample's id, or its key or the beginning of it (8 digits at least).
+        name: the sample's id, or its key or the beginning of it (8 digits at least); None: the first that the cache holds.
         temperature: within the cache's nodes.
         alternatives: how many tokens to keep per position.
 
@@ -95,7 +100,7 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
     """
     cache = open_any_cache(location)
     table = token_table(_student(recipe, cache).tokenizer) if isinstance(cache, Cache) else None
-    sample = _find(recipe, name)
+    sample = _first(recipe, cache) if name is None else _find(recipe, name)
     if sample.key not in cache and sample.key not in cache.skipped():
         raise DataError(
             f"{location} has no targets of {sample.place} (sample {sample.id!r}): edited since the dump, or not dumped yet; "
@@ -109,11 +114,13 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
         positions = _exact_positions(cast(ExactCache, cache), stored.targets, temperature, alternatives)
     else:
         positions = _top_k_positions(cast(Cache, cache), stored.targets, table or {}, temperature, alternatives)
+    turns = stored.all_turns()
     return ShownSample(
         sample=sample,
         key=sample.key,
+        conversation=_before(sample.asked()[-len(turns)], recipe.data.system_prompt),
         images=tuple(sample.open_images()),
-        turns=_turns(sample, stored.all_turns(), positions),
+        turns=_turns(sample, turns, positions),
         temperature=temperature,
         teacher=str(cache.spec["teacher"]["model"]),
     )
@@ -201,6 +208,31 @@ def _find(recipe: Recipe, name: str) -> Sample:
     raise DataError(f"no sample has the id {name!r} (or a key that begins with it) among the {count:,} of this recipe")
 
 
+def _first(recipe: Recipe, cache: Cache | ExactCache) -> Sample:
+    for source in recipe.sources():
+        for sample in iter_samples(source):
+            if sample.key in cache:
+                return sample
+    raise DataError(
+        f"{cache.location} holds none of the samples of this recipe; run fs-teacher dump, or give its recipe by --config"
+    )
+
+
+def _before(asked: Sample, system_prompt: str | None) -> tuple[tuple[str, str], ...]:
+    """The messages before a question, as the model sees them."""
+    messages = list(asked.prompt)
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system_prompt}]})
+    last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=len(messages))
+    return tuple(
+        (
+            message["role"],
+            " ".join(part["text"] if part["type"] == "text" else "[image]" for part in message["content"]),
+        )
+        for message in messages[:last]
+    )
+
+
 def token_text(table: dict[int, Token], index: int) -> str:
     """A token as it can be shown: white space visible, half characters as replacement characters."""
     text = table[index][0].decode("utf-8", "replace") if index in table else f"<{index}>"
@@ -221,6 +253,7 @@ def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
         if color:
             lines.append(half_blocks(image))
     lines.append(f"teacher   {shown.teacher} at T = {shown.temperature:g}")
+    lines += [f"{role:<9} {text}" for role, text in shown.conversation]
     for turn in shown.turns:
         lines.append(f"question  {turn.question}")
         lines.append(f"answer    {turn.answer if turn.answer is not None else '(by the teacher)'}")

@@ -72,6 +72,7 @@ class Recipe(Section):
             columns=data.columns,
             ignore_columns=frozenset(data.ignore_columns),
             allow_urls=data.allow_urls,
+            skip=self.cache.on_error == "skip",
             share=data.share,
             part=split,
         )

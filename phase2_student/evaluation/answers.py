@@ -11,9 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from firstsight.console import Heartbeat
 from firstsight.data.images import image_name
 from firstsight.data.samples import Sample
-from firstsight.generation import TokenWatch, confidence, generate_answers
+from firstsight.generation import TokenWatch, confidence, generate_answers, stop_ids
 from firstsight.prompting import Prompter
 from phase2_student.evaluation.metrics.answer_metrics import (
     anls,
@@ -51,12 +52,13 @@ def answer_records(
         progress: show the bar.
     """
     records = []
-    end = prompter.end_of_turn_ids[-1]
+    stops = stop_ids(model, prompter)
+    beats = Heartbeat(len(samples), unit="answer", label=label)
     with tqdm(total=len(samples), desc=label, unit=" sample", disable=not progress) as bar:
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
             watch = TokenWatch()
-            prompts = [prompter.encode(sample, []) for sample in batch]
+            prompts = list(beats.waiting(prompter.encode(sample, []) for sample in batch))
             answers = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens, watch=watch)
             for row, (sample, ids) in enumerate(zip(batch, answers, strict=True)):
                 records.append(
@@ -66,10 +68,11 @@ def answer_records(
                         root,
                         tokens=len(ids),
                         sure=confidence(watch.log_probabilities(row, len(ids))),
-                        cut=ids[-1:] != [end],
+                        cut=ids[-1] not in stops if ids else True,
                     )
                 )
             bar.update(len(batch))
+            beats.beat(start + len(batch))
     return records
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from firstsight.console import Heartbeat
 from firstsight.data.samples import Sample
 from firstsight.errors import ModelError
 from firstsight.generation import generate_answers
@@ -213,6 +214,7 @@ def _measure(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,
             system_prompt=candidate.data.system_prompt,
+            turns=candidate.trained_turns,
             chat_template=text_digest(prompter.processor.chat_template),
         ),
         scores=grouped_scores(records),
@@ -232,8 +234,9 @@ def _answers(
     """Load a model; let it answer, timed and scored; measure how far a student is from the teacher."""
     model = load(candidate).model
     timing, longest = settings.timing, settings.max_new_tokens
+    answer = _Watched(partial(_answer, model, prompter), candidate.name)
     with EnergyMeter() as energy:
-        watch = Stopwatch(partial(_answer, model, prompter), asked, timing, longest)
+        watch = Stopwatch(answer, asked, timing, longest)
     timed = len(watch.latencies) * timing.repetitions + min(timing.warm_up, len(watch.latencies))
     runs, users = watch.throughput_runs(), watch.concurrency()
     try:
@@ -264,6 +267,20 @@ def _answers(
         records=records,
         distance_unknown=unknown,
     )
+
+
+class _Watched:
+    """Answers that are timed, with signs of life: how many there will be shows while they are timed."""
+
+    def __init__(self, answer: Callable[[Sequence[Sample], int], Any], name: str) -> None:
+        self._answer, self._count = answer, 0
+        self._beats = Heartbeat(None, unit="timed answer", label=name)
+
+    def __call__(self, batch: Sequence[Sample], max_new_tokens: int) -> Any:
+        found = self._answer(batch, max_new_tokens)
+        self._count += len(batch)
+        self._beats.beat(self._count)
+        return found
 
 
 def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tokens: int) -> list[str]:

@@ -109,7 +109,7 @@ _ROWS = {
 
 
 def summary_text(evaluation: Evaluation) -> str:
-    """The table; what it was measured on; the paired differences between neighbouring columns."""
+    """The table; what it was measured on; the paired differences between columns."""
     lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation.models)]
     return "\n".join(lines)
 
@@ -140,20 +140,30 @@ def details_text(evaluation: Evaluation) -> str:
 
 
 def difference_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Paired difference in exact match of each model to the one before it, with its 95 % interval; none without truths."""
+    """Paired differences in exact match with their 95 % intervals: of each model to the one before it, then of the last to the
+    others; none without truths.
+    """
     lines = []
-    for before, model in itertools.pairwise(models):
-        pairs = [(mine.exact, theirs.exact) for mine, theirs in zip(model.samples, before.samples, strict=True)]
-        known = [(float(mine), float(theirs)) for mine, theirs in pairs if mine is not None and theirs is not None]
-        if not known:
+    pairs = [*itertools.pairwise(models), *((other, models[-1]) for other in reversed(models[:-2]))]
+    for before, model in pairs:
+        difference = exact_difference(model, before)
+        if difference is None:
             continue
-        first, second = zip(*known, strict=True)
-        mean, low, high = paired_bootstrap(first, second)
+        mean, low, high = difference
         lines.append(
             f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95 % interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
     return lines
+
+
+def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
+    """By how much a model's share of exact answers is higher than another's on the same samples that have a truth, and its 95 %
+    interval; None where none has.
+    """
+    pairs = [(mine.exact, theirs.exact) for mine, theirs in zip(model.samples, other.samples, strict=True)]
+    known = [(float(mine), float(theirs)) for mine, theirs in pairs if mine is not None and theirs is not None]
+    return paired_bootstrap(*zip(*known, strict=True)) if known else None
 
 
 def sample_lines(evaluation: Evaluation) -> list[str]:
@@ -205,6 +215,8 @@ def preprocessing_lines(models: Sequence[ModelResult]) -> list[str]:
         ),
         "chat template": lambda each: each.chat_template[:12],
     }
+    if all(settings.turns for _, settings in known):
+        fields["turns"] = lambda each: str(each.turns)
     for label, shown in fields.items():
         if len({shown(settings) for _, settings in known}) > 1:
             lines.append(

@@ -133,8 +133,11 @@ def _evaluated(
         ],
         "student": student.name,
         "teacher": None if teacher is None else teacher.name,
-        "tiles": figures.tiles(models, student),
-        "table": summary_table(evaluation),
+        "tiles": figures.tiles(models, student, figures.hard_labels_of(models, runs, student)),
+        "table": [
+            [row[0], *(row[1 + number] for number in figures.students_first(models, student))]
+            for row in summary_table(evaluation)
+        ],
         "differences": difference_lines(models),
         "sample_lines": [*sample_lines(evaluation), *preprocessing_lines(models)],
         "accuracy": [charts.intervals(f"By {key}", rows) for key, rows in groups.items() if rows],
@@ -164,12 +167,12 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _skipped(run: Run) -> str:
-    """How many samples the dump skipped that were in the data of a run, and why; empty for none."""
+    """How many samples of its data a run left out, and why; empty for none."""
     count, first = run.facts.get("skipped_samples"), run.facts.get("skipped_first") or []
     if not count:
         return ""
     why = f": {'; '.join(map(str, first))}{'; ...' if count > len(first) else ''}" if first else ""
-    return f"{run.name}: {count:,} samples were left out, since the dump skipped them{why}"
+    return f"{run.name}: {count:,} samples were left out (cache.on_error: skip){why}"
 
 
 def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, object]:
@@ -189,5 +192,5 @@ def _curves(runs: Sequence[Run], series: dict[str, int]) -> list[Markup]:
     made = []
     for name, label in _CURVES.items():
         if lines := figures.history_lines(runs, name, series):
-            made.append(charts.curves(label, lines, xlabel="epoch"))
+            made.append(charts.curves(label, lines, xlabel="step"))
     return made

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from firstsight.console import Heartbeat
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError, TargetError
 from firstsight.models.loading import backbone_states
@@ -91,9 +92,10 @@ def add_distance(
         by_key.setdefault(sample.key, []).append([next(rest) for _ in range(prompter.turn_count(sample))])
     unshared = torch.from_numpy((~source.shared_mask()).nonzero()[0]).to(head.device)
     collator = source.collator()
+    beats = Heartbeat(len(data), unit="sample", label="distance to the teacher")
     for start in range(0, len(data), batch_size):
         indices = range(start, min(start + batch_size, len(data)))
-        items = [data[i] for i in indices]
+        items = list(beats.waiting(data[i] for i in indices))
         batch = complete(collator(items))
         states = backbone_states(model, batch.inputs, batch.answer_rows, batch.answer_columns)
         begin = 0
@@ -107,6 +109,7 @@ def add_distance(
                 record.kl_sum = kl if math.isfinite(kl) else None
                 record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
                 record.nonfinite = record.nonfinite or not math.isfinite(kl)
+        beats.beat(indices.stop)
     return None
 
 
