@@ -48,6 +48,14 @@ def copy_files(source: Path, target: Path, *, leave_out: Container[str] = ()) ->
             shutil.copyfile(path, target / path.name)
 
 
+def give_usual_modes(directory: Path) -> None:
+    """Let the files of a directory, and of those below it, have the modes of new files: safetensors writes for its owner alone."""
+    allowed = directory.stat().st_mode & 0o666  # as the umask left it when the directory was made
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(allowed)
+
+
 @overload
 def replace_directory(path: Path, write: Callable[[Path], None]) -> None: ...
 @overload
@@ -67,6 +75,7 @@ def replace_directory(path: Path, write: Callable[..., None], *, main: bool = Tr
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     write(scratch)
+    give_usual_modes(scratch)
     if path.exists():
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)

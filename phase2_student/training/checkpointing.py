@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 
 from phase2_student.runs.checkpoints import keep_newest, newest_whole, seal
+from phase2_student.runs.files import give_usual_modes
 
 
 class SealingTrainer(Trainer):
@@ -34,6 +35,7 @@ class SealingTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.write_state(directory)
+                give_usual_modes(directory)
                 seal(directory)
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _disk_is_full(error):

@@ -76,7 +76,13 @@ class DistillationTrainer(SealingTrainer):
         return data_loader(dataset, validation_batches(dataset, self.args), self.data_collator, self.args)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock one; how long the loop waits for it is what `data_wait` reports."""
+        """The stock one; how long the loop waits for it is what `data_wait` reports.
+
+        The stock loop takes a step before it asks whether there is one left: of a run that continues from its last step there is none.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
         begin = time.perf_counter()
         batches = super().get_batch_samples(*args, **kwargs)
         self._figures.waited(time.perf_counter() - begin)

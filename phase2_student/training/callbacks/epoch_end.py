@@ -32,6 +32,8 @@ class EpochEnd(TrainerCallback):  # type: ignore[misc]
         """Save what was put off."""
         if self._stop.due is not None and not _at_end(state):
             control.should_evaluate = control.should_save = control.should_log = False
+        if any(entry.get("step") == state.global_step and "eval_loss" in entry for entry in state.log_history[-2:]):
+            control.should_evaluate = False  # of a run that continues from its last step
         control.should_save |= self._save
         self._save = False
 
