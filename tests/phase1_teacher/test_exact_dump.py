@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,15 @@ def test_the_report_says_what_a_bucket_costs_the_students_gradient(workshop, tar
         r"[\d.]+% at T = 1, [\d.]+% at T = 2, [\d.]+% at T = 3, [\d.]+% at T = 4 \(\d+ positions", shown.output
     )
     assert "Advice: at T = 3 the " in shown.output
+
+
+def test_a_student_without_weights_is_said_and_not_downloaded(workshop):
+    recipe = workshop.recipe(workshop.rows(6))
+    bare = workshop.directory / "bare"
+    shutil.copytree(workshop.models / "student", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    shown = CliRunner().invoke(
+        teacher, ["dump", "--config", str(recipe), "--set", f"student.model={bare}", "--no-progress"]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "was not measured: its weights are not on this machine" in shown.output
+    assert "Advice: at T = 2 the 16 largest entries hold" in shown.output
