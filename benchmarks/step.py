@@ -1,12 +1,13 @@
-"""Time of a whole optimiser step at full head size: cached distillation against a stock fine-tuning step.
+"""Time of a whole optimiser step at full head size: distillation from both kinds of cache against a stock fine-tuning step.
 
     python -m benchmarks.step [--repeats 5 --layers 2 --batch 2 --image-tokens 256 --text-tokens 60 --answer-tokens 40]
 
-The shapes of Qwen2-VL-2B (D = 1,536, V = 151,936, tied head) and, for the online step, of Qwen2-VL-7B, with random
-weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a slow
+The shapes of Qwen2-VL-2B (D = 1,536, V = 151,936, tied head) and, for exact targets and the online step, of Qwen2-VL-7B, with
+random weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a slow
 spell of the machine slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
-head. `hard` is the fused loss at alpha = 0, `cached` at alpha = 0.7 and T = 2, `online` the same with the teacher.
-Medians and ratios are printed.
+head. `hard` is the fused loss at alpha = 0, `cached` at alpha = 0.7 and T = 2, `exact` the same from an exact cache's states and
+head in bfloat16, `online` with the teacher. Medians and ratios are printed, and the share of the exact step that is the projection
+of the states by the teacher's head.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ import numpy as np
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer, TrainingArguments
 
-from firstsight.models.teacher_head import TeacherHead
+from benchmarks.timed_calls import timed_calls
+from firstsight.models.teacher_head import SharedHead, TeacherHead
 from firstsight.prompting import Encoded, collate
 from firstsight.vocabulary import VocabularyAlignment
-from phase2_student.data.batch import Collator, Item
+from phase2_student.data.batch import Batch, Collator, Item
 from phase2_student.data.cached import join_stored
+from phase2_student.data.exact import StateTargets, join_states
 from phase2_student.data.online import OnlineTeacher, TeacherView, join_inputs
 from phase2_student.loss.objective import Objective
-from phase2_student.loss.targets import StoredTargets
+from phase2_student.loss.targets import StoredTargets, TeacherTargets
 from phase2_student.training.student import LossSettings, with_distillation_forward
 from phase2_student.training.trainer import DistillationTrainer
 
 # B samples, P answer positions of each, K stored entries
 
 STUDENT_ROWS, TEACHER_ROWS, TOKENS = 151_936, 152_064, 151_657
+TEACHER_HIDDEN = 3584
 IMAGE_PAD, VISION_START, VISION_END = 151_655, 151_652, 151_653
 K = 64
 
@@ -101,6 +105,29 @@ def cached_item(encoded: Encoded) -> Item[StoredTargets]:
     return Item(name="random", encoded=encoded, targets=targets)
 
 
+def exact_item(encoded: Encoded) -> Item[StateTargets]:
+    """Random states of the teacher."""
+    P = encoded.positions
+    targets = StateTargets(
+        target_ids_N=encoded.target_ids,
+        soft_N=torch.ones(P, dtype=torch.bool),
+        hard_N=torch.ones(P, dtype=torch.bool),
+        states_ND=torch.randn(P, TEACHER_HIDDEN).bfloat16(),
+    )
+    return Item(name="random", encoded=encoded, targets=targets)
+
+
+def shared_head() -> SharedHead:
+    """The teacher's head as an exact cache gives it: random rows of all tokens in bfloat16."""
+    weight_SD = torch.empty((TOKENS, TEACHER_HIDDEN), dtype=torch.bfloat16).normal_(std=0.02)
+    return SharedHead(weight_SD, None, torch.arange(TOKENS))
+
+
+def with_head(head: SharedHead, batch: Batch[StateTargets]) -> Batch[TeacherTargets]:
+    """What `ExactSource.completion` does."""
+    return batch.with_targets(TeacherTargets(**vars(batch.targets), head=head, temperature=2.0))
+
+
 def identical_alignment() -> VocabularyAlignment:
     """The alignment of one tokenizer with two padded heads."""
     forth, back = np.full(TEACHER_ROWS, -1), np.full(STUDENT_ROWS, -1)
@@ -134,7 +161,7 @@ def main(
     threads: int,
     online: bool,
 ) -> None:
-    """Time a distillation step against a stock fine-tuning step.
+    """Time distillation steps from both kinds of targets against a stock fine-tuning step.
 
     Example: python -m benchmarks.step --repeats 3
     """
@@ -169,8 +196,11 @@ def main(
             "hard": with_alpha(fused, stored, alpha=0.0),
             "cached": with_alpha(fused, stored),
         }
+        exact = DistillationTrainer(model=model, args=arguments, complete=partial(with_head, shared_head()))
+        states = Collator(join=join_states, pad_id=0)([exact_item(each) for each in encoded])
+        variants["exact"] = with_alpha(exact, states)
         if online:
-            large = build(TEACHER_ROWS, 3584, 18_944, 28, 4, layers, tied=False).requires_grad_(False).eval()
+            large = build(TEACHER_ROWS, TEACHER_HIDDEN, 18_944, 28, 4, layers, tied=False).requires_grad_(False).eval()
             teacher = OnlineTeacher(large, TeacherHead(large.lm_head.weight, None, identical_alignment()), 2.0)
             views = [TeacherView(encoded=each, rows=torch.arange(answer_tokens)) for each in encoded]
             items = [Item(name="random", encoded=each, targets=view) for each, view in zip(encoded, views, strict=True)]
@@ -179,15 +209,18 @@ def main(
             variants["online"] = with_alpha(trainer, online_batch)
 
         seconds: dict[str, list[float]] = {name: [] for name in variants}
+        projections: list[float] = []
         for repeat in range(repeats + 1):
             for name in variants if repeat % 2 == 0 else reversed(variants):
                 begin = time.perf_counter()
-                variants[name]()
+                with timed_calls(SharedHead, "logits") as projected:
+                    variants[name]()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 model.zero_grad(set_to_none=True)
                 if repeat:  # the first round warms up and makes the optimiser's state
                     seconds[name].append(time.perf_counter() - begin)
+                    projections += [sum(projected) / seconds[name][-1]] if projected else []
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     click.echo(
         f"{batch} samples of {len(encoded[0].input_ids)} positions, {answer_tokens} of them of the answer; D = 1,536, "
@@ -198,7 +231,10 @@ def main(
         click.echo(f"{name:8}{median:8.2f} s  ({spread})")
     click.echo(f"cached / stock   {medians['cached'] / medians['stock']:.3f}")
     click.echo(f"cached / hard    {medians['cached'] / medians['hard']:.3f}")
+    click.echo(f"exact / cached   {medians['exact'] / medians['cached']:.3f}")
+    click.echo(f"exact: the projection by the teacher's head is {statistics.median(projections):.1%} of the step")
     if online:
+        click.echo(f"online / exact   {medians['online'] / medians['exact']:.3f}")
         click.echo(f"online / cached  {medians['online'] / medians['cached']:.3f}")
 
 

@@ -145,6 +145,24 @@ class AnswerAlignment:
             )
         return np.where(self.vocabulary.shared[student_ids], rows, -1)
 
+    def readable(self, teacher_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The part of an answer that the teacher gave which a student can be taught.
+
+        All of it where each token is one of the student's; else the longest beginning that is text: an answer that was cut off may
+        end inside a character.
+        """
+        if (self.vocabulary.student_of_teacher[teacher_ids] >= 0).all():
+            return teacher_ids
+        ids = teacher_ids.tolist()
+        contents = [b"" if control else content for content, control in (self.teacher.table[index] for index in ids)]
+        for stop in range(len(ids), 0, -1):
+            try:
+                b"".join(contents[:stop]).decode()
+            except UnicodeDecodeError:
+                continue
+            return teacher_ids[:stop]
+        return teacher_ids[:0]
+
     def student_ids(self, teacher_ids: NDArray[np.int64], *, closing: bool = True) -> NDArray[np.int64]:
         """An answer that the teacher gave, in the student's tokens; its end of turn becomes the student's.
 

@@ -169,7 +169,8 @@ def _judge(recipe: Any) -> Callable[[str, Any, bool], int]:
     def judge(_split: str, sample: Any, _new: bool) -> int:
         if sample.answer is None and not recipe.cache.generate_missing:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
+                f"{sample.place}: sample {sample.id!r} has no answer{' to its last question' if sample.answers else ''}; add an assistant "
+                "message, or let the teacher answer: "
                 "cache.generate_missing: true"
             )
         return pair.check(sample, generated=recipe.cache.generate_max_tokens)

@@ -112,7 +112,7 @@ def generate_answers(
 
 def stop_ids(model: Any, prompter: Prompter) -> list[int]:
     """The tokens that end an answer: the end of turn, and all that the model's own generation configuration names."""
-    own = model.generation_config.eos_token_id
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = [] if own is None else own if isinstance(own, list) else [own]
     return list(dict.fromkeys([prompter.end_of_turn_ids[-1], *own]))
 

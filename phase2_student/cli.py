@@ -224,9 +224,9 @@ def evaluate(
 ) -> None:
     """Measure teacher and students side by side on the validation file.
 
-    Without true answers it gives KL and agreement to the teacher of the cache, and latency. A student is asked with the image size
-    and the system prompt of its own run; where models differ in them it is said. Samples that a model cannot take end it, or
-    are left out and named with cache.on_error: skip.
+    A row of several answers is asked for each, given the true history before it. Without true answers it gives KL and agreement to
+    the teacher of the cache, and latency. A student is asked with the image size and the system prompt of its own run; where models
+    differ in them it is said. Samples that a model cannot take end it, or are left out and named with cache.on_error: skip.
 
     Each model's result is kept as soon as it is whole: an interrupted evaluation goes on, and a model whose weights, data and
     settings are the same is not measured again. Leaves evaluation_<timestamp>.json, with every sample, and

@@ -79,6 +79,11 @@ class ExactCache(CommittedCache[ExactSample]):
         return self._exact_version.layout.hidden_size
 
     @property
+    def head_rows(self) -> int:
+        """H, rows of the teacher's head, padding included."""
+        return self._exact_version.layout.head_rows
+
+    @property
     def state_dtype(self) -> str:
         """bfloat16, float16 or float32."""
         return self._exact_version.layout.state_dtype

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu.board import Figures
 from benchmarks.gpu.setting import Setting
-from firstsight.models.teacher_head import TeacherHead
+from firstsight.models.teacher_head import SharedHead, TeacherHead
 from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.loss.fused import CHUNK, distillation_loss
 from phase2_student.loss.objective import Objective
@@ -102,6 +102,7 @@ def run(setting: Setting) -> None:
     for name, work, fast in variants:
         board.measure("loss", name, about=4, work=partial(_time, setting, problem, work, fast))
     board.measure("loss", "fused, whole teacher distribution", about=6, work=partial(_online, setting, problem))
+    board.measure("loss", "fused, exact targets", about=4, work=partial(_exact_targets, setting, problem))
 
 
 def make_problem(setting: Setting) -> Problem:
@@ -206,6 +207,41 @@ def _online(setting: Setting, problem: Problem) -> Figures:
     unshared = torch.from_numpy((~alignment.shared).nonzero()[0]).to(device)
     online = replace(problem, targets=targets, unshared=unshared)
     return _time(setting, online, online.loss)
+
+
+def _exact_targets(setting: Setting, problem: Problem) -> Figures:
+    """States and head of an exact cache in bfloat16: the rows of the shared ids alone, projected with float32 output."""
+    sizes, device = setting.sizes, setting.device
+    assert isinstance(problem.targets, StoredTargets)
+    shared = torch.from_numpy(setting.pair.alignment.shared.nonzero()[0]).to(device)
+    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+    head = SharedHead(torch.randn((len(shared), sizes.teacher.hidden), **options) * 0.02, None, shared)
+    states_ND = torch.randn((sizes.loss_positions, sizes.teacher.hidden), **options)
+    stored = problem.targets
+    targets = TeacherTargets(
+        states_ND=states_ND,
+        head=head,
+        temperature=OBJECTIVE.temperature,
+        target_ids_N=stored.target_ids_N,
+        soft_N=stored.soft_N,
+        hard_N=stored.hard_N,
+    )
+    unshared = torch.from_numpy((~setting.pair.alignment.shared).nonzero()[0]).to(device)
+    exact = replace(problem, targets=targets, unshared=unshared)
+    few_nD = states_ND[: sizes.reference_positions]
+    wanted_nS = few_nD.double() @ head.weight_SD.double().T
+    error = float((head.logits(few_nD) - wanted_nS).abs().max() / wanted_nS.abs().max())
+    del wanted_nS
+    projection = []
+    for _ in range(sizes.repeats + 1):
+        setting.synchronize()
+        begin = time.perf_counter()
+        for start in range(0, len(states_ND), CHUNK):
+            head.logits(states_ND[start : start + CHUNK])
+        setting.synchronize()
+        projection.append(time.perf_counter() - begin)
+    figures = _time(setting, exact, exact.loss)
+    return {**figures, "projection, ms": 1e3 * statistics.median(projection[1:]), "error of the logits": error}
 
 
 @contextmanager

@@ -82,7 +82,8 @@ class Sample:
             messages=messages,
             images=self.images[:images],
             times=None if self.times is None else self.times[:images],
-            options=(),  # of the last question
+            options=(),  # these are of the last question
+            truths=(),
         )
 
     @property

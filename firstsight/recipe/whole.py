@@ -38,8 +38,18 @@ class Recipe(Section):
         if self.cache.targets == "top_k" and not low <= self.loss.temperature <= high:
             raise PydanticCustomError(
                 "temperature_range",
-                "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}",
+                "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}; exact targets "
+                "(cache.targets: exact) take any",
                 {"low": f"{low:g}", "high": f"{high:g}", "got": f"{self.loss.temperature:g}"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tail_of_top_k(self) -> Recipe:
+        if self.cache.targets == "exact" and "tail" in self.loss.model_fields_set:
+            raise PydanticCustomError(
+                "tail",
+                "loss.tail: cache.targets: exact gives whole distributions, in which no entry is left over; remove the key",
             )
         return self
 

@@ -13,17 +13,14 @@ from tqdm import tqdm
 from firstsight.data.samples import Sample, check_files
 from firstsight.errors import AlignmentError, DataError, ModelError
 from firstsight.families.parts import head_shape
-from firstsight.identity import cache_spec, cached_turns, exact_spec
+from firstsight.identity import cache_spec, exact_spec, with_turns_of_cache
 from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair, load_teacher_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.retry import plan_again
 from phase1_teacher.planning.sample_index import SampleIndex
-from storage.errors import CacheMissing
 from storage.plan import PlannedUnit
-from storage.reader import read_root
-from storage.store import open_store
 from storage.writer import CacheWriter, create_cache
 
 
@@ -48,19 +45,6 @@ class DumpJob:
     def pending(self) -> list[PlannedUnit]:
         """Units of this cache that no one has committed."""
         return self.writer.pending()
-
-
-def with_turns_of_cache(recipe: Recipe) -> tuple[Recipe, bool]:
-    """The recipe with the `data.turns` of the cache that it would add to, where it states none; and whether that is another one."""
-    if "turns" in recipe.data.model_fields_set:
-        return recipe, False
-    try:
-        turns = cached_turns(read_root(open_store(recipe.cache_location)).spec)
-    except CacheMissing:
-        return recipe, False
-    if turns == recipe.data.turns:
-        return recipe, False
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"turns": turns})}), True
 
 
 def check_adopted_turns(sample: Sample, location: str) -> None:
@@ -160,7 +144,8 @@ def check_answered(recipe: Recipe, sample: Sample) -> None:
     """Raise DataError for a sample that ends without an answer where the recipe does not let the teacher answer."""
     if sample.answer is None and not recipe.cache.generate_missing:
         raise DataError(
-            f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
+            f"{sample.place}: sample {sample.id!r} has no answer{' to its last question' if sample.answers else ''}; add an assistant "
+            "message, or let the teacher answer: "
             "cache.generate_missing: true"
         )
 
@@ -204,10 +189,10 @@ def prepare_dump(
     """
     if rows is None:
         rows = check_files(recipe.sources(), progress=progress)
-    recipe, adopted = with_turns_of_cache(recipe)
+    stated, recipe = recipe, with_turns_of_cache(recipe)
     pair = dump_pair(recipe)
     student = _measured_pair(recipe, pair) if measure_student else None
-    samples = index_samples(recipe, pair, total=rows, adopted=adopted, progress=progress)
+    samples = index_samples(recipe, pair, total=rows, adopted=recipe is not stated, progress=progress)
     spec = dump_spec(recipe, pair)
     if recipe.cache.generate_missing:
         spec["generation"] = {

@@ -1,6 +1,6 @@
 """Targets from a cache: samples joined with what is stored of them, by key; never by row number.
 
-source = CacheSource(open_recipe_cache(recipe), prompter, temperature=2.0)
+source = CacheSource(open_cache("cache.zarr"), prompter, temperature=2.0)
 data = source.dataset(samples)          # refuses what does not fit, by name
 loader = DataLoader(data, collate_fn=source.collator())
 """
@@ -23,14 +23,20 @@ from firstsight.prompting import Encoded, Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Batch, Collator, Item
 from phase2_student.loss.targets import StoredTargets
-from storage.reader import Cache, open_cache
+from storage.exact import ExactCache, open_exact_cache
+from storage.format.base import EXACT
+from storage.reader import Cache, CommittedCache, open_cache, read_root
+from storage.store import open_store
 from storage.targets import SampleTargets, Targets, Turn
 from storage.temperature import at_temperature
 
 
-def open_recipe_cache(recipe: Recipe) -> Cache:
-    """The recipe's cache, with the memory and the scratch directory that it states; CacheError."""
-    return open_cache(recipe.cache_location, memory_budget=recipe.cache.memory, scratch=recipe.cache_scratch)
+def open_recipe_cache(recipe: Recipe) -> Cache | ExactCache:
+    """The recipe's cache, of the kind that lies there, with the memory and the scratch directory that it states; CacheError."""
+    location, memory, scratch = recipe.cache_location, recipe.cache.memory, recipe.cache_scratch
+    if read_root(open_store(location)).kind == EXACT:
+        return open_exact_cache(location, memory_budget=memory, scratch=scratch)
+    return open_cache(location, memory_budget=memory, scratch=scratch)
 
 
 class CacheSource:
@@ -90,6 +96,33 @@ def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
     return StoredTargets.joined([item.targets for item in items])
 
 
+def samples_with_targets(
+    samples: Sequence[Sample], cache: CommittedCache[Any]
+) -> tuple[list[tuple[str, Sample]], Sequence[str]]:
+    """Samples by their keys, without those that the dump skipped; and why it skipped each of those.
+
+    Raises:
+        DataError: samples that the cache does not hold: how many, which, and what to run; none that the dump did not skip.
+    """
+    rows = [(sample.key, sample) for sample in samples]
+    skipped = cache.skipped()
+    missing = [sample for key, sample in rows if key not in cache and key not in skipped]
+    if missing:
+        names = ", ".join(sample.place for sample in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{len(missing)} of {len(rows)} samples have no targets in {cache.location} ({names}): new or edited since "
+            "the dump; run fs-teacher dump with this recipe"
+        )
+    found = [(key, sample) for key, sample in rows if key in cache]
+    if rows and not found:  # a mean over nothing would be the best loss of any run
+        key, sample = rows[0]
+        raise DataError(
+            f"the dump skipped all {len(rows)} samples of {sample.place.rpartition(':')[0]} ({skipped[key]}); mend the data and dump "
+            "again"
+        )
+    return found, [skipped[key] for key, _ in rows if key not in cache]
+
+
 class CachedDataset(Dataset[Item[StoredTargets]]):
     """Samples with their targets.
 
@@ -110,23 +143,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
     def __init__(
         self, samples: Sequence[Sample], prompter: Prompter, cache: Cache, *, temperature: float, progress: bool = False
     ) -> None:
-        rows = [(sample.key, sample) for sample in samples]
-        skipped = cache.skipped()
-        missing = [sample for key, sample in rows if key not in cache and key not in skipped]
-        if missing:
-            names = ", ".join(sample.place for sample in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise DataError(
-                f"{len(missing)} of {len(rows)} samples have no targets in {cache.location} ({names}): new or edited since "
-                "the dump; run fs-teacher dump with this recipe"
-            )
-        self.samples = [(key, sample) for key, sample in rows if key in cache]
-        self.skipped: Sequence[str] = [skipped[key] for key, _ in rows if key not in cache]
-        if rows and not self.samples:  # a mean over nothing would be the best loss of any run
-            key, sample = rows[0]
-            raise DataError(
-                f"the dump skipped all {len(rows)} samples of {sample.place.rpartition(':')[0]} ({skipped[key]}); mend the data and dump "
-                "again"
-            )
+        self.samples, self.skipped = samples_with_targets(samples, cache)
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature

@@ -1,8 +1,9 @@
 """What phase 2 compares with the specification of a cache: everything that its recipe states, line by line.
 
-The student's tokens, roles and rows of its head, `cache.top_k`, `cache.temperatures`, `data.system_prompt` and the name of the
-teacher are stated by every recipe, by their defaults if not by name. Other settings of the dump are compared where the recipe
-or an override names them: a recipe that is silent about `teacher.quantization` trains on any, one that is silent about `data.turns`
+`data.system_prompt` and the name of the teacher are stated by every recipe, by their defaults if not by name; so are the
+student's tokens, roles and rows of its head, `cache.top_k` and `cache.temperatures`, which a cache of exact targets does not depend
+on. Other settings of the dump are compared where the recipe or an override names them: a recipe that is silent about
+`teacher.quantization` trains on any, one that is silent about `cache.targets` on either kind, one that is silent about `data.turns`
 on the answers that the cache has. The teacher need not be there;
 where it is not, `teacher.max_pixels` is compared for image processors that count pixels (Qwen2-VL and its successors).
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from firstsight.errors import ModelError
+from firstsight.errors import ModelError, RecipeError
 from firstsight.families import family_of
 from firstsight.identity import cached_turns, image_settings, model_name, student_identity
 from firstsight.models.loading import load_config, load_processor
@@ -20,6 +21,8 @@ from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from storage.canonical import normalised
 from storage.errors import SpecMismatch
+from storage.exact import ExactCache
+from storage.format.base import TOP_K
 from storage.reader import Cache
 
 _IF_NAMED = ("revision", "quantization", "dtype", "attn_implementation", "batch_tokens")
@@ -28,7 +31,7 @@ _GENERATION = {"max_tokens": "generate_max_tokens", "temperature": "generate_tem
 """What a specification says of generated answers, and the keys of `cache`."""
 
 
-def check_cache(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> None:
+def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> None:
     """Compare a cache with the recipe and the student that are to be trained on it.
 
     Args:
@@ -39,7 +42,12 @@ def check_cache(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> 
 
     Raises:
         SpecMismatch: with every difference.
+        RecipeError: a key of the loss that does not go with the kind of the cache.
     """
+    if isinstance(cache, ExactCache):  # of teacher and data alone
+        _refuse(cache, _stated(recipe, cache.spec))
+        check_loss(recipe, f"{cache.location} holds")
+        return
     spec = cache.spec
     own: dict[str, Any] = {"vocabulary_size": rows}
     own.update({f"student.{name}": value for name, value in student_identity(prompter).items()})
@@ -52,12 +60,28 @@ def check_cache(recipe: Recipe, cache: Cache, prompter: Prompter, rows: int) -> 
     _refuse(cache, [*differences, *_stated(recipe, spec)])
 
 
-def check_teacher(recipe: Recipe, cache: Cache) -> None:
+def check_loss(recipe: Recipe, source: str) -> None:
+    """Refuse a key of the loss that has no meaning for whole distributions.
+
+    Args:
+        recipe: of the run.
+        source: what gives them, for the message.
+
+    Raises:
+        RecipeError: `loss.tail` is stated.
+    """
+    if "tail" in recipe.loss.model_fields_set:
+        raise RecipeError(
+            f"loss.tail: {source} whole distributions, in which no entry is left over; remove the key, which is for top_k caches"
+        )
+
+
+def check_teacher(recipe: Recipe, cache: Cache | ExactCache) -> None:
     """The part of `check_cache` that is not the student's; SpecMismatch."""
     _refuse(cache, _stated(recipe, cache.spec))
 
 
-def _refuse(cache: Cache, compared: list[tuple[str, Any, Any]]) -> None:
+def _refuse(cache: Cache | ExactCache, compared: list[tuple[str, Any, Any]]) -> None:
     differences = [(name, cached, wanted) for name, cached, wanted in compared if cached != wanted]
     if differences:
         raise SpecMismatch(cache.location, differences)
@@ -66,11 +90,8 @@ def _refuse(cache: Cache, compared: list[tuple[str, Any, Any]]) -> None:
 def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(dotted name, value in the cache, value of the recipe) of all that the recipe states about a dump."""
     teacher, section, absent = spec.get("teacher", {}), recipe.teacher, SpecMismatch.ABSENT
-    compared = [
-        ("top_k", spec["top_k"], recipe.cache.top_k),
-        ("temperatures", spec["temperatures"], normalised(list(recipe.cache.temperatures))),
-        ("teacher.system_prompt", teacher.get("system_prompt", absent), recipe.data.system_prompt),
-    ]
+    compared = _kind(recipe, spec)
+    compared.append(("teacher.system_prompt", teacher.get("system_prompt", absent), recipe.data.system_prompt))
     if "turns" in recipe.data.model_fields_set:
         compared.append(("turns", cached_turns(spec), recipe.data.turns))
     name, cached_name = _teacher_name(recipe), teacher.get("model", absent)
@@ -92,6 +113,18 @@ def _stated(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
             if ours in named
         ]
     return compared
+
+
+def _kind(recipe: Recipe, spec: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What the recipe states about the kind of the targets, and about what a top_k cache stores."""
+    section, kind = recipe.cache, spec.get("targets", TOP_K)
+    if "targets" in section.model_fields_set and section.targets != kind:
+        return [("targets", kind, section.targets)]
+    wanted = {"top_k": section.top_k, "temperatures": normalised(list(section.temperatures))}
+    named = (
+        wanted if kind == TOP_K else section.model_fields_set & wanted.keys()
+    )  # nothing of them is in an exact cache
+    return [(name, spec.get(name, SpecMismatch.ABSENT), wanted[name]) for name in wanted if name in named]
 
 
 def _pixels(recipe: Recipe, cached: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -32,6 +32,7 @@ from firstsight.pair import Pair
 from firstsight.prompting import Encoded, answer_index, collate
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Batch, Collator, Item
+from phase2_student.data.contract import check_loss
 from phase2_student.loss.targets import PositionTargets, TeacherTargets
 
 # P answer positions of a sample, N of a batch, M of them with soft targets, D hidden size of the teacher
@@ -75,7 +76,8 @@ class TeacherSource:
         self.prompter = pair.student
 
     def at(self, recipe: Recipe) -> TeacherSource:
-        """The same teacher for a recipe with another loss."""
+        """The same teacher for a recipe with another loss. RecipeError: a key of the loss that does not go with it."""
+        check_loss(recipe, "the teacher in memory gives")
         return TeacherSource(recipe, self.pair)
 
     def shared_mask(self) -> NDArray[np.bool_]:

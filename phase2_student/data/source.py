@@ -1,4 +1,4 @@
-"""Where a run's targets come from, behind one interface: a cache, or the teacher in memory.
+"""Where a run's targets come from, behind one interface: a cache of either kind, or the teacher in memory.
 
     source = open_source(recipe, directory, online=False)    # refuses a cache of another teacher or student
     data, collate = source.dataset(samples), source.collator()
@@ -26,8 +26,11 @@ from firstsight.prompting import Encoded, Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Batch, Collator
 from phase2_student.data.cached import CacheSource, open_recipe_cache
-from phase2_student.data.contract import check_cache
+from phase2_student.data.contract import check_cache, check_loss
+from phase2_student.data.exact import ExactSource
 from phase2_student.data.online import TeacherSource
+from storage.exact import ExactCache
+from storage.reader import Cache
 
 
 class SampleDataset(Protocol):
@@ -108,8 +111,32 @@ def open_source(recipe: Recipe, directory: Path, *, online: bool, progress: bool
         CacheError: no cache, or one of another teacher or student.
     """
     if online:
+        check_loss(recipe, "the teacher in memory gives")
         return TeacherSource(recipe, load_pair(recipe))
     cache = open_recipe_cache(recipe)
     prompter = load_prompter(directory, recipe.student, recipe.data, turns=cached_turns(cache.spec))
-    check_cache(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)))
-    return CacheSource(cache, prompter, temperature=recipe.loss.temperature, progress=progress)
+    return source_of(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)), progress=progress)
+
+
+def source_of(
+    recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int, *, progress: bool = False
+) -> TargetSource:
+    """The source of a cache of either kind, compared with the recipe and the student.
+
+    Args:
+        recipe: of the run.
+        cache: opened.
+        prompter: the student's.
+        rows: of the student's head.
+        progress: show bars.
+
+    Raises:
+        FirstSightError: a recipe or a vocabulary that does not go with the cache.
+        CacheError: the cache of another teacher or student.
+    """
+    check_cache(recipe, cache, prompter, rows)
+    temperature = recipe.loss.temperature
+    if isinstance(cache, ExactCache):
+        skip = recipe.cache.on_error == "skip"
+        return ExactSource(cache, prompter, rows=rows, temperature=temperature, skip=skip, progress=progress)
+    return CacheSource(cache, prompter, temperature=temperature, progress=progress)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
+from firstsight.identity import with_turns_of_cache
 from firstsight.models.loading import resolve_directory, weights_digest
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
@@ -79,6 +80,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
         ModelError: a directory that does not exist, a name that is unknown or given twice, an export of other weights.
     """
     candidates: list[Candidate] = []
+    recipe = with_turns_of_cache(recipe)
     for text in names:
         name, equals, path = text.partition("=")
         if name in [candidate.name for candidate in candidates]:

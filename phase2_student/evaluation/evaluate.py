@@ -25,7 +25,7 @@ from firstsight.console import Heartbeat
 from firstsight.data.samples import Sample
 from firstsight.errors import ModelError
 from firstsight.generation import generate_answers
-from firstsight.identity import text_digest
+from firstsight.identity import text_digest, with_turns_of_cache
 from firstsight.models.loading import weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
@@ -37,7 +37,7 @@ from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.evaluation.measure.power import EnergyMeter
 from phase2_student.evaluation.measure.timing import Stopwatch, Timing, throughput
 from phase2_student.evaluation.metrics.answer_metrics import ANLS_THRESHOLD
-from phase2_student.evaluation.metrics.distance import add_distance, cache_digest
+from phase2_student.evaluation.metrics.distance import add_distance, cache_digest, cache_kind
 from phase2_student.evaluation.metrics.scores import RESAMPLES, grouped_scores
 from phase2_student.evaluation.results import (
     AnswerRecord,
@@ -53,7 +53,7 @@ from phase2_student.evaluation.usable import usable_samples
 from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 
-_VERSION = 4
+_VERSION = 5
 """Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
 """Answers at batch 1 while the peak of the memory is measured."""
@@ -84,7 +84,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure each candidate on the validation file, one after the other.
 
-    Samples without an answer give distance to the teacher and latency, and no score.
+    A sample of several answers is asked for each of them, given the true history before it. Samples without an answer give distance
+    to the teacher and latency, and no score.
 
     Args:
         recipe: says where the data and the cache are.
@@ -100,8 +101,10 @@ def evaluate(
         FirstSightError: data or models that cannot be used, or that do not fit into the memory.
     """
     settings = settings or Settings()
+    recipe = with_turns_of_cache(recipe)
     prompters = {(c.directory, c.section.max_pixels, c.data.system_prompt): c.prompter for c in candidates}
     samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
+    asked = [each for sample in samples for each in (sample.asked() if recipe.data.turns == "all" else [sample])]
     shared = _shared_identity(recipe, samples, settings)
     models = []
     for candidate in candidates:
@@ -110,7 +113,7 @@ def evaluate(
         result = None if fresh else _kept(path, identity)
         if result is None:
             try:
-                result = _measure(recipe, candidate, samples, settings, progress)
+                result = _measure(recipe, candidate, samples, asked, settings, progress)
             except torch.OutOfMemoryError:
                 raise ModelError(
                     f"{candidate.name}: does not fit into the memory of {device_name()}; lower max_pixels in the recipe, or use a "
@@ -128,8 +131,9 @@ def evaluate(
         created=_now(),
         data=EvaluationData(
             file=str(recipe.source("validation")),
-            samples=len(samples),
-            answered=sum(sample.answer is not None or bool(sample.truths) for sample in samples),
+            samples=len(asked),
+            rows=len(samples),
+            answered=sum(each.answer is not None or bool(each.truths) for each in asked),
             skipped=skipped,
         ),
         settings=EvaluationSettings(
@@ -164,7 +168,12 @@ class _Answered:
 
 
 def _measure(
-    recipe: Recipe, candidate: Candidate, samples: list[Sample], settings: Settings, progress: bool
+    recipe: Recipe,
+    candidate: Candidate,
+    samples: list[Sample],
+    asked: list[Sample],
+    settings: Settings,
+    progress: bool,
 ) -> ModelResult:
     """Measure one model.
 
@@ -172,11 +181,11 @@ def _measure(
     reading the files from the disk.
     """
     prompter = candidate.prompter()
-    answered = _answers(recipe, candidate, prompter, samples, settings, progress)
+    answered = _answers(recipe, candidate, prompter, samples, asked, settings, progress)
     _release_memory()
     with PeakMemory() as memory:
         loaded = load(candidate)
-        for sample in samples[:MEMORY_ANSWERS]:
+        for sample in asked[:MEMORY_ANSWERS]:
             _answer(loaded.model, prompter, [sample], settings.max_new_tokens)
     records = answered.records
     return ModelResult(
@@ -200,6 +209,7 @@ def _measure(
             "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
+        distance_targets=None if candidate.role == "teacher" or answered.distance_unknown else cache_kind(recipe),
         preprocessing=InputSettings(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,
@@ -216,6 +226,7 @@ def _answers(
     candidate: Candidate,
     prompter: Prompter,
     samples: list[Sample],
+    asked: list[Sample],
     settings: Settings,
     progress: bool,
 ) -> _Answered:
@@ -224,14 +235,14 @@ def _answers(
     timing, longest = settings.timing, settings.max_new_tokens
     answer = _Watched(partial(_answer, model, prompter), candidate.name)
     with EnergyMeter() as energy:
-        watch = Stopwatch(answer, samples, timing, longest)
+        watch = Stopwatch(answer, asked, timing, longest)
     timed = len(watch.latencies) * timing.repetitions + min(timing.warm_up, len(watch.latencies))
     runs, users = watch.throughput_runs(), watch.concurrency()
     try:
         records = answer_records(
             model,
             prompter,
-            samples,
+            asked,
             batch_size=settings.batch_size,
             max_new_tokens=longest,
             root=recipe.image_root,
@@ -284,6 +295,7 @@ def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settin
         "version": _VERSION,
         "settings": asdict(settings),
         "data": [[s.key, s.id, s.category, s.environment, s.options, s.truths] for s in samples],
+        "turns": recipe.data.turns,
         "max_length": recipe.data.max_length,
         "cache": cache_digest(recipe),
         "device": device_name(),

@@ -188,6 +188,8 @@ class ModelResult(_Part):
     """Answers that are empty, nonfinite, cut."""
     distance_unknown: str | None = None
     """Why the distance to the teacher is not known."""
+    distance_targets: Literal["top_k", "exact"] | None = None
+    """What it was measured on: stored entries and the rest as one outcome, a lower bound, or whole distributions."""
     preprocessing: InputSettings | None = None
     """How its inputs were made."""
     scores: GroupedScores
@@ -220,7 +222,9 @@ class EvaluationData(_Part):
 
     file: str
     samples: int
-    """Those that were skipped are not among them."""
+    """Answers that were asked for; those of rows that were skipped are not among them."""
+    rows: int | None = None
+    """Rows of the data that they belong to; None: as many."""
     answered: int | None = None
     """Samples with a true answer; None: all."""
     skipped: list[str] = []

@@ -165,7 +165,11 @@ def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, flo
 
 def sample_lines(evaluation: Evaluation) -> list[str]:
     """What is to be known of the samples: those without a true answer, those that were skipped, those without a distance."""
-    data, lines = evaluation.data, []
+    data, lines = evaluation.data, list[str]()
+    if data.rows is not None and data.rows < data.samples:
+        lines.append(
+            f"{data.samples:,} answers of {data.rows:,} rows: each is asked for by itself, given the true history before it."
+        )
     if data.answered == 0:
         lines.append(
             "No sample has a true answer: there is no exact match nor another score, only distance to the teacher, agreement and "
@@ -313,7 +317,13 @@ def _notes(evaluation: Evaluation) -> list[str]:
         "warm-up;",
         f"larger batches over {settings.requests} answers or more. Each user asks again once answered; waiting requests are answered as "
         "one batch.",
-        "Confidence: geometric mean of the tokens' probabilities. KL over the cached top-k and tail at T = 1.",
+        f"Confidence: geometric mean of the tokens' probabilities. KL over the {_distance_text(evaluation)} at T = 1.",
         *(f"No distance to the teacher: {reason}" for reason in unknown),
         "",
     ]
+
+
+def _distance_text(evaluation: Evaluation) -> str:
+    """What the distances to the teacher were measured on."""
+    exact = any(model.distance_targets == "exact" for model in evaluation.models)
+    return "whole distributions of the exact cache" if exact else "cached top-k and tail"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -31,6 +32,9 @@ _LOG_SMALLEST = -103.3
 class Divergence(ABC):
     """D(p, q) of distributions over the same outcomes; its fields are keys of the recipe's `loss` by their names."""
 
+    least_log_p: ClassVar[float] = -1e4
+    """log p that stands for a stored outcome to which the teacher gives nothing."""
+
     @property
     def text(self) -> str:
         """Its name in the recipe with its own keys, such as `skewed_kl, beta = 0.1`."""
@@ -42,7 +46,7 @@ class Divergence(ABC):
         """The divergence of every position, and its derivative in every log q.
 
         Args:
-            log_p_bO: float32, nats; finite, -1e4 for an outcome to which the teacher gives nothing.
+            log_p_bO: float32, nats; finite, `least_log_p` for a stored outcome to which the teacher gives nothing.
             log_q_bO: float32, nats; -inf for an outcome that the student cannot reach and the teacher can.
 
         Returns:
@@ -63,12 +67,14 @@ class ForwardKL(Divergence):
 
 @dataclass(frozen=True)
 class ReverseKL(Divergence):
-    """KL(q || p) = sum q log(q / p); an outcome to which the teacher gives nothing counts as float32's smallest number."""
+    """KL(q || p) = sum q log(q / p); a stored outcome to which the teacher gives nothing counts as float32's smallest number."""
+
+    least_log_p: ClassVar[float] = _LOG_SMALLEST
 
     def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
         """As `Divergence`; the slope is q (log(q / p) + 1)."""
         q_bO = log_q_bO.exp()
-        ratio_bO = log_p_bO.clamp(min=_LOG_SMALLEST).neg_().add_(log_q_bO).clamp_(min=_LEAST)
+        ratio_bO = (log_q_bO - log_p_bO).clamp_(min=_LEAST)
         part_bO = ratio_bO.mul_(q_bO)
         value_b = part_bO.sum(dim=1)
         return value_b, part_bO.add_(q_bO)

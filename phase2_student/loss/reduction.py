@@ -104,7 +104,7 @@ class StoredOutcomes:
             log_p_bO = torch.cat([log_p_bO, log_r_b1.clamp(min=_NOTHING)], dim=1)
             log_q_bO = torch.cat([log_q_bO, log_s_b1], dim=1)
         self._lse_b1 = lse_b1
-        self.log_p_bO, self.log_q_bO = log_p_bO, log_q_bO
+        self.log_p_bO, self.log_q_bO = log_p_bO.clamp_(min=objective.divergence.least_log_p), log_q_bO
 
     def scatter(self, slope_bO: Tensor, soft_b1: Tensor, hard_b1: Tensor | None) -> None:
         """Put the gradient of divergence and cross-entropy into the logits' place.

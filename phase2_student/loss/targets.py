@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from firstsight.models.teacher_head import TeacherHead
+from firstsight.models.teacher_head import SoftHead
 
 # N answer positions, K stored entries, S shared ids in the order of the student's ids, D hidden size of the teacher
 
@@ -116,7 +116,8 @@ class TeacherTargets(PositionTargets):
 
     states_ND: Tensor
     """Any float dtype; finite where not soft, too."""
-    head: TeacherHead
+    head: SoftHead
+    """No module and no field of tensors: it stays where it is, and nothing shards or saves it."""
     temperature: float
     """T of the distributions that are made."""
 

@@ -13,6 +13,9 @@ from firstsight.families.parts import language_modules, meta_model, named_parts
 from firstsight.recipe import LoraSection, StudentSection
 from phase2_student.loss.fused import CHUNK
 
+_DISTRIBUTIONS = 4
+"""Distributions over the shared ids that a chunk of exact targets holds at once: teacher, student, slope, and what is worked in."""
+
 Mode = Literal["fp32_master", "bf16_kahan", "lora"]
 MODES: tuple[Mode, ...] = ("fp32_master", "bf16_kahan", "lora")
 
@@ -52,6 +55,25 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadOfTeacher:
+    """The head that exact targets are made with."""
+
+    rows: int
+    """S, rows of the ids that both vocabularies have, at most."""
+    hidden: int
+    """D, numbers in a state."""
+    head_bytes: int
+    """Bytes of a number of the head."""
+    state_bytes: int
+    """Bytes of a number of a state."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of its rows."""
+        return self.rows * self.hidden * self.head_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Bytes on one device while a step is at its largest, about."""
 
@@ -61,8 +83,10 @@ class Footprint:
     """bfloat16 copies that autocast makes of float32 weights included."""
     gradients: float
     optimizer: float
+    targets: float
+    """The teacher's head and the states of a micro-batch, from an exact cache; 0 for a top_k cache."""
     loss: float
-    """A chunk of logits, the head in float32 and its gradient."""
+    """A chunk of logits, the head in float32 and its gradient; with exact targets a chunk of distributions as well."""
     activations: float
     step: float
     """What the optimiser's step works in, when the graph is gone."""
@@ -70,7 +94,7 @@ class Footprint:
     @property
     def total(self) -> float:
         """What is alive at the same time, and a CUDA context."""
-        kept = self.weights + self.gradients + self.optimizer
+        kept = self.weights + self.gradients + self.optimizer + self.targets
         return kept + max(self.loss + self.activations, self.step) + _CONTEXT
 
 
@@ -119,7 +143,16 @@ def student_shape(config: Any, section: StudentSection, *, activation_bytes: int
     )
 
 
-def footprint(shape: Shape, mode: Mode, *, tokens: int, patches: int, gradient_checkpointing: bool) -> Footprint:
+def footprint(
+    shape: Shape,
+    mode: Mode,
+    *,
+    tokens: int,
+    patches: int,
+    gradient_checkpointing: bool,
+    teacher_head: HeadOfTeacher | None = None,
+    positions: int = 0,
+) -> Footprint:
     """Memory of one way to train.
 
     Args:
@@ -128,6 +161,8 @@ def footprint(shape: Shape, mode: Mode, *, tokens: int, patches: int, gradient_c
         tokens: of the largest micro-batch, padding included.
         patches: of its images.
         gradient_checkpointing: layers keep their inputs alone.
+        teacher_head: of exact targets; None: top_k.
+        positions: answer positions of the largest micro-batch.
     """
     everything = shape.trained + shape.frozen
     step = 0
@@ -145,13 +180,18 @@ def footprint(shape: Shape, mode: Mode, *, tokens: int, patches: int, gradient_c
     copies = 0 if kept_bytes == 4 else 4
     head_trained = shape.head_trained and mode != "lora"
     gradient = (4 + (0 if kept_bytes == 4 else kept_bytes)) * head_trained
+    targets = projection = 0
+    if teacher_head is not None:
+        targets = teacher_head.weights + positions * teacher_head.hidden * teacher_head.state_bytes
+        projection = 4 * CHUNK * _DISTRIBUTIONS * teacher_head.rows
     return Footprint(
         mode=mode,
         gradient_checkpointing=gradient_checkpointing,
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        loss=4 * CHUNK * shape.rows + (copies + gradient) * shape.head,
+        targets=targets,
+        loss=4 * CHUNK * shape.rows + (copies + gradient) * shape.head + projection,
         activations=_activations(shape, mode, tokens, patches, gradient_checkpointing),
         step=step,
     )

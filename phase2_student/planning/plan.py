@@ -8,15 +8,22 @@ from typing import Any
 
 from firstsight.data.check import check_data, refusal
 from firstsight.data.sample import Sample
+from firstsight.families.parts import head_shape
+from firstsight.identity import with_turns_of_cache
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.order import GlobalBatches
-from phase2_student.planning.footprint import MODES, Footprint, Mode, Shape, footprint, student_shape
+from phase2_student.planning.footprint import MODES, Footprint, HeadOfTeacher, Mode, Shape, footprint, student_shape
 from phase2_student.training.arguments import training_arguments, validation_note
 from phase2_student.training.weights import check_weights
+from storage.errors import CacheError
+from storage.format.base import EXACT
+from storage.format.head_table import BITS
+from storage.reader import read_root
+from storage.store import open_store
 
 _UNREADABLE = "{:,} samples cannot be used and are skipped: firstsight data check names each"
 
@@ -37,6 +44,8 @@ class Work:
     """Share of padding in the micro-batches of the first epoch; 0 with `student.padding_free`."""
     longest: int
     """Tokens of the longest sample."""
+    longest_answer: int
+    """Its answer positions, of the sample that has most."""
     most_patches: int
     """Image patches of the sample that has most."""
     too_long: int
@@ -61,12 +70,14 @@ class TrainingPlan:
     """The recipe's."""
     gradient_checkpointing: bool
     """The recipe's."""
+    teacher_head: HeadOfTeacher | None
+    """What exact targets are made with; None: top_k targets."""
     footprints: tuple[Footprint, ...]
     """Each way to train, without gradient checkpointing and with it."""
 
 
 def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) -> TrainingPlan:
-    """Read all rows and image headers; no weights, no cache, no image is decoded.
+    """Read all rows and image headers; no weights, no targets, no image is decoded.
 
     Args:
         recipe: its data and the student's configuration and tokenizer must be there.
@@ -76,6 +87,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
     Raises:
         FirstSightError: bad recipe, data or model.
     """
+    recipe = with_turns_of_cache(recipe)  # training takes the answers that there are
     directory = resolve_directory(recipe, recipe.student, weights=False)
     # a plan is made on any machine, also for GPUs that this one does not have
     settings = {**recipe.training, "use_cpu": True}
@@ -86,6 +98,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
     half = arguments.bf16 or arguments.fp16 or recipe.student.precision == "bf16_kahan"
     shape = student_shape(config, recipe.student, activation_bytes=2 if half else 4)
     work = _work(recipe, prompter, arguments, processes, progress)
+    teacher_head = _teacher_head(recipe, shape.rows)
     ways = [
         footprint(
             shape,
@@ -93,6 +106,8 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
             tokens=work.micro_batch * work.longest,
             patches=work.micro_batch * work.most_patches,
             gradient_checkpointing=checkpointing,
+            teacher_head=teacher_head,
+            positions=work.micro_batch * work.longest_answer,
         )
         for mode in MODES
         for checkpointing in (False, True)
@@ -102,17 +117,54 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
         shape=shape,
         mode="lora" if recipe.student.lora is not None else recipe.student.precision,
         gradient_checkpointing=bool(arguments.gradient_checkpointing),
+        teacher_head=teacher_head,
         footprints=tuple(ways),
+    )
+
+
+def _teacher_head(recipe: Recipe, student_rows: int) -> HeadOfTeacher | None:
+    """The head of exact targets: of the cache that is there, else of the teacher that the recipe names.
+
+    Raises:
+        ModelError: the recipe states exact targets, and neither cache nor teacher is there.
+    """
+    section = recipe.cache
+    if "targets" in section.model_fields_set and section.targets != EXACT:
+        return None
+    try:
+        version = read_root(open_store(recipe.cache_location))
+    except CacheError:  # a plan needs no cache
+        if section.targets != EXACT:
+            return None
+        shape = head_shape(load_config(resolve_directory(recipe, recipe.teacher, weights=False), recipe.teacher))
+        rows, hidden, head_dtype, state_dtype = (
+            shape.rows,
+            shape.hidden_size,
+            recipe.teacher.dtype,
+            recipe.teacher.dtype,
+        )
+    else:
+        if version.kind != EXACT:
+            return None
+        spec = version.spec
+        rows, hidden, head_dtype, state_dtype = (
+            spec["head"]["rows"], spec["hidden_size"], spec["head"]["dtype"], spec["state_dtype"],
+        )  # fmt: skip
+    return HeadOfTeacher(
+        rows=min(rows, student_rows),
+        hidden=hidden,
+        head_bytes=BITS[head_dtype].itemsize,
+        state_bytes=BITS[state_dtype].itemsize,
     )
 
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = given = most_patches = too_long = 0
+    positions = given = longest_answer = most_patches = too_long = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
 
     def judge(split: str, sample: Sample, _new: bool) -> int:
-        nonlocal positions, given, most_patches, too_long
+        nonlocal positions, given, longest_answer, most_patches, too_long
         prompt, image_tokens, answers = prompter.count_tokens(sample)
         # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = sum(answers) + (recipe.cache.generate_max_tokens if sample.answer is None else 0)
@@ -120,6 +172,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         if split == "train":
             lengths.append(prompt + answer)
             positions += answer
+            longest_answer = max(longest_answer, answer)
             given += prompter.turn_count(sample)
             most_patches = max(most_patches, image_tokens * per_token)
         return prompt + answer
@@ -143,6 +196,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         answers=given,
         padding=0.0 if recipe.student.padding_free else padding_share(lengths, batches),
         longest=max(lengths, default=0),
+        longest_answer=longest_answer,
         most_patches=most_patches,
         too_long=too_long,
         notes=tuple(
@@ -174,6 +228,7 @@ def plan_text(plan: TrainingPlan) -> str:
     """The plan as lines for the terminal."""
     work, shape = plan.work, plan.shape
     on = f" on {work.processes} GPUs" if work.processes > 1 else ""
+    head = plan.teacher_head
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         *(f"            {note}" for note in work.notes),
@@ -184,15 +239,18 @@ def plan_text(plan: TrainingPlan) -> str:
         f"samples: micro-batches of {work.micro_batch}{on}",
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "
         f"adapters of LoRA: {count_text(shape.adapters)}",
+        *([] if head is None else [_head_text(head)]),
         "",
         f"Memory of each GPU, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
         f"{work.micro_batch * work.most_patches:,} patches); > is the recipe's",
-        f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} {'loss':>9} {'graph':>9} {'all':>9}  fits",
+        f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} "
+        f"{'' if head is None else '  targets '}{'loss':>9} {'graph':>9} {'all':>9}  fits",
     ]
     for way in plan.footprints:
         chosen = way.mode == plan.mode and way.gradient_checkpointing == plan.gradient_checkpointing
         name = f"{way.mode}{', checkpointing' if way.gradient_checkpointing else ''}"
-        parts = (way.weights, way.gradients, way.optimizer, way.loss, way.activations, way.total)
+        targets = () if head is None else (way.targets,)
+        parts = (way.weights, way.gradients, way.optimizer, *targets, way.loss, way.activations, way.total)
         lines.append(
             f"{'>' if chosen else ' '} {name:26} "
             + " ".join(f"{bytes_text(part):>9}" for part in parts)
@@ -204,6 +262,13 @@ def plan_text(plan: TrainingPlan) -> str:
         "  are exact, the graph is estimated per token and layer.",
     ]
     return "\n".join(lines)
+
+
+def _head_text(head: HeadOfTeacher) -> str:
+    return (
+        f"Targets     exact: the teacher's head of {head.rows:,} x {head.hidden:,}, {bytes_text(head.weights)} on each GPU, and one "
+        "projection of the answer positions"
+    )
 
 
 def _fitting(way: Footprint) -> list[str]:

@@ -83,6 +83,7 @@ def model_card(
         teacher=teacher,
         quantization=teacher.get("quantization") or run.key("teacher.quantization"),
         cache=cache,
+        exact=run.identity.get("targets") == "exact",
         evaluation=evaluation,
         own=student.name if student else None,
         table=[[_cell(cell) for cell in row] for row in table],

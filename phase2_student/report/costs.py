@@ -37,6 +37,8 @@ def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[CostRow]:
     if cache is not None and any(not is_online(run) for run in runs):
         status = cache.status
         size = f"{status.bytes / 1e6:,.1f} MB, {status.bytes_per_position or 0:.1f} bytes per position"
+        if status.head_bytes:
+            size += f", and {status.head_bytes / 1e6:,.1f} MB once for the head"
         note = f"{status.samples:,} samples, {status.positions:,} answer positions; {size}"
         rows.append(CostRow(what="dump, once", seconds=cache.seconds, passes=status.samples, note=note))
     for run in runs:

@@ -9,6 +9,8 @@ from typing import Any
 
 from phase2_student.runs.records import Run
 from storage.errors import CacheError
+from storage.exact import open_exact_cache
+from storage.format.base import EXACT
 from storage.maintenance.status import CacheStatus, cache_status
 from storage.reader import open_cache
 
@@ -38,7 +40,9 @@ def read_cache(runs: Sequence[Run]) -> tuple[CacheFacts | None, str]:
     if not locations:
         return None, "The runs name no cache."
     try:
-        return CacheFacts(status=cache_status(locations[-1]), digest=open_cache(locations[-1]).digest), ""
+        status = cache_status(locations[-1])
+        opened = open_exact_cache(locations[-1]) if status.kind == EXACT else open_cache(locations[-1])
+        return CacheFacts(status=status, digest=opened.digest), ""
     except (CacheError, OSError) as error:
         return None, f"The cache could not be opened: {error}"
 

@@ -101,10 +101,53 @@ def test_every_answer_is_dumped_and_trained_on(teacher, student, tmp_path):
     assert plan.train[~0].encoded.positions == 0
     passes(fs_student, "plan", *config)
     passes(fs_student, "train", *config)
+    assert_every_answer_is_evaluated(tmp_path, recipe, student)
     shown = passes(fs_teacher, "show", tmp_path / "cache.zarr", "--sample", "s2")
     for question, answer in TALK[1:]:
         assert f"question  {question} 2\nanswer    {answer}" in shown
     assert "answer    (by the teacher)" in passes(fs_teacher, "show", tmp_path / "cache.zarr", "--sample", "s1")
+
+
+def assert_every_answer_is_evaluated(directory, recipe, kind):
+    """Each with the true history before it; the sums of KL are those of a plain forward pass of the whole conversation."""
+    options = ("--timed", 1, "--requests", 1, "--max-new-tokens", 4, "--batch-size", 3)
+    config = ("--config", directory / "recipe.yaml", "--no-progress", "--model", "base")
+    shown = passes(fs_student, "eval", *config, *options)
+    assert "7 answers of 4 rows: each is asked for by itself, given the true history before it." in shown
+    (file,) = (directory / "run" / "evaluation").glob("evaluation_*.json")
+    evaluation = json.loads(file.read_text())
+    records = evaluation["models"][0]["samples"]
+    samples = load_samples(recipe.source("validation"))
+    assert [record["truth"] for record in records] == [answer for sample in samples for answer in sample.answers]
+    assert [record["id"] for record in records[:3]] == ["s8", "s9 answer 1", "s9 answer 2"]
+    assert records[1]["question"].startswith("What is it?")
+    assert len(records[2]["images"]) >= len(records[1]["images"])
+    plan, cache = prepare(recipe, progress=False), open_cache(recipe.cache_location)
+    load = AutoModelForImageTextToText if kind in VISION else AutoModelForCausalLM
+    model = load.from_pretrained(directory / "student", dtype=torch.float32)
+    rest = iter(records)
+    for sample in samples:
+        encoded = plan.source.prompter.encode(sample)
+        with torch.inference_mode():
+            logits = model(**collate([encoded], plan.source.prompter.pad_id)).logits[0, encoded.answer_columns].double()
+        log_q = logits.masked_fill(torch.from_numpy(~plan.source.shared_mask()), -torch.inf).log_softmax(dim=1)
+        targets, begin = cache[sample.key].targets, 0
+        for count in encoded.turns:
+            total = 0.0
+            for place in np.flatnonzero(targets.soft[begin : begin + count]) + begin:
+                ids, log_p = (
+                    torch.from_numpy(targets.ids[place].astype(np.int64)),
+                    targets.logprobs[place].astype(float),
+                )
+                left = torch.ones(log_q.shape[1], dtype=torch.bool)
+                left[ids] = False
+                tail = float(targets.tail[place, 0])
+                mass = np.logaddexp(np.logaddexp.reduce(log_p), tail)
+                p, r = np.exp(log_p - mass), np.exp(tail - mass)
+                total += float((p * (log_p - mass - log_q[place, ids].numpy())).sum())
+                total += r * (tail - mass - float(log_q[place, left].logsumexp(dim=0))) if r > 0 else 0.0
+            assert next(rest)["kl_sum"] == pytest.approx(total, rel=1e-3, abs=1e-4)
+            begin += count
 
 
 def test_online_training_is_that_on_a_cache_of_everything(tmp_path):
@@ -148,6 +191,8 @@ def test_a_cache_of_last_answers(tmp_path, monkeypatch):
     cache = open_cache(str(tmp_path / "cache.zarr"))
     assert (cache.spec["format_version"], "turns" in cache.spec) == (1, False)
 
+    assert "positions of 8 answers" in passes(fs_student, "plan", *config)
+    assert "positions of 15 answers" in passes(fs_student, "plan", *config, "--set", "data.turns=all")
     trained = passes(fs_student, "train", *config)
     assert "answers before the last of their rows are only read (the cache holds each row's last answer)" in trained
     said = run(fs_student, "train", *config, "--set", "data.turns=all", "--set", "training.output_dir=other")
@@ -192,6 +237,14 @@ def test_exact_targets_of_every_answer_and_what_is_derived_of_them(tmp_path):
         assert (one.turns, one.hard) == (other.turns, other.hard)
         for name in ("target_ids", "soft"):
             assert getattr(one.targets, name).tolist() == getattr(other.targets, name).tolist(), name
+    exact, stored = (prepare(load_recipe(path), progress=False).train for path in (tmp_path / "exact.yaml", top_k))
+    for index in range(len(stored)):
+        one, other = exact[index], stored[index]
+        assert one.encoded.turns == other.encoded.turns
+        assert one.encoded.input_ids.tolist() == other.encoded.input_ids.tolist()
+        for name in ("soft_N", "hard_N", "target_ids_N"):
+            assert getattr(one.targets, name).tolist() == getattr(other.targets, name).tolist(), name
+    passes(fs_student, "train", "--config", tmp_path / "exact.yaml", "--no-progress")
     other = run(fs_teacher, "derive", tmp_path / "exact.zarr", "--config", top_k, "--set", "data.turns=last")
     assert other.exit_code == 2
     assert 'turns: the cache has "all", requested is "last"' in other.output

@@ -54,3 +54,26 @@ def world(made_world: Path, tmp_path: Path) -> Path:
     for name in ("models", "data", "cache.zarr"):
         (tmp_path / name).symlink_to(made_world / name)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def made_exact(made_world: Path) -> Path:
+    """An exact cache of `made_world` in float32."""
+    from firstsight.recipe import load_recipe
+    from phase1_teacher.dump import dump, prepare_dump
+
+    recipe = yaml.safe_load((made_world / "recipe.yaml").read_text())
+    recipe["cache"] = {"path": "exact.zarr", "targets": "exact", "unit_positions": 200}
+    (made_world / "exact.yaml").write_text(yaml.safe_dump(recipe))
+    dump(prepare_dump(load_recipe(made_world / "exact.yaml"), progress=False), progress=False)
+    return made_world / "exact.zarr"
+
+
+@pytest.fixture
+def exact_world(world: Path, made_exact: Path) -> Path:
+    """`world`, whose cache is an exact one; its recipe says nothing of the kind."""
+    (world / "exact.zarr").symlink_to(made_exact)
+    recipe = yaml.safe_load((world / "recipe.yaml").read_text())
+    recipe["cache"] = {"path": "exact.zarr"}
+    (world / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return world

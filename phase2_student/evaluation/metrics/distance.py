@@ -1,28 +1,36 @@
 """KL(teacher || student) at T = 1 from the cache: no teacher in memory.
 
-The cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL.
+A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL; from exact
+targets it is the full one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from firstsight.console import Heartbeat
 from firstsight.data.samples import Sample
-from firstsight.errors import AlignmentError, DataError
+from firstsight.errors import AlignmentError, DataError, TargetError
 from firstsight.models.loading import backbone_states
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from phase2_student.data.cached import CachedDataset, CacheSource, open_recipe_cache
+from phase2_student.data.batch import Item
+from phase2_student.data.cached import CacheSource, open_recipe_cache
 from phase2_student.data.contract import check_teacher
+from phase2_student.data.exact import ExactSource
+from phase2_student.data.source import SampleDataset, TargetSource
 from phase2_student.evaluation.results import AnswerRecord
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective
 from storage.errors import CacheError
+from storage.exact import ExactCache
+from storage.reader import Cache
 
 _OBJECTIVE = Objective(temperature=1.0, alpha=1.0)
 """KL(teacher || student) alone."""
@@ -32,6 +40,14 @@ def cache_digest(recipe: Recipe) -> str | None:
     """Digest of the recipe's cache; None where there is none that can be read."""
     try:
         return open_recipe_cache(recipe).digest
+    except CacheError:
+        return None
+
+
+def cache_kind(recipe: Recipe) -> Literal["top_k", "exact"] | None:
+    """Which targets the recipe's cache holds; None where there is none that can be read."""
+    try:
+        return "exact" if isinstance(open_recipe_cache(recipe), ExactCache) else "top_k"
     except CacheError:
         return None
 
@@ -46,7 +62,15 @@ def add_distance(
     *,
     batch_size: int,
 ) -> str | None:
-    """Set in each sample's record the sum of KL over its answer tokens, and at how many the most likely token agrees.
+    """Set in each answer's record the sum of KL over its tokens, and at how many the most likely token agrees.
+
+    Args:
+        recipe: says where the cache is.
+        model: of a student.
+        prompter: for it.
+        samples: rows of the data.
+        records: of each of their answers (`Prompter.turn_count`), one sample after the other.
+        batch_size: samples at once.
 
     The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
 
@@ -55,28 +79,33 @@ def add_distance(
     """
     head = model.get_output_embeddings().weight
     try:
-        source = CacheSource(open_recipe_cache(recipe), prompter, temperature=_OBJECTIVE.temperature)
-        check_teacher(recipe, source.cache)
-        data = _joined(source, samples, len(head))
-    except (CacheError, DataError, AlignmentError) as error:
+        cache = open_recipe_cache(recipe)
+        source = _source(recipe, cache, prompter, len(head))
+        data = _joined(source, cache, samples)
+        complete = source.completion(head.device)
+    except (CacheError, DataError, AlignmentError, TargetError) as error:
         # an evaluation needs no cache; what is written must not name a directory
         return str(error).replace(recipe.cache_location, recipe.cache.path)
-    by_key: dict[str, list[AnswerRecord]] = {}
-    for sample, record in zip(samples, records, strict=True):
-        by_key.setdefault(sample.key, []).append(record)
+    by_key: dict[str, list[list[AnswerRecord]]] = {}  # of rows of equal content: the records of each
+    rest = iter(records)
+    for sample in samples:
+        by_key.setdefault(sample.key, []).append([next(rest) for _ in range(prompter.turn_count(sample))])
     unshared = torch.from_numpy((~source.shared_mask()).nonzero()[0]).to(head.device)
     collator = source.collator()
     beats = Heartbeat(len(data), unit="sample", label="distance to the teacher")
     for start in range(0, len(data), batch_size):
         indices = range(start, min(start + batch_size, len(data)))
-        batch = collator(list(beats.waiting(data[i] for i in indices))).to(head.device)
+        items = list(beats.waiting(data[i] for i in indices))
+        batch = complete(collator(items))
         states = backbone_states(model, batch.inputs, batch.answer_rows, batch.answer_columns)
-        for row, index in enumerate(indices):
-            mine = batch.answer_rows == row
-            part = batch.targets.chunk(mine)
+        begin = 0
+        for index, number, count in _turns(indices, items):
+            mine = slice(begin, begin + count)
+            begin += count
+            part = batch.targets.mapped(partial(_taken, mine))
             _, terms = distillation_loss(states[mine], head, part, _OBJECTIVE, unshared_ids=unshared, num_items=1)
             kl = float(terms.kd)
-            for record in by_key[data.samples[index][0]]:
+            for record in (of_row[number] for of_row in by_key[data.samples[index][0]]):
                 record.kl_sum = kl if math.isfinite(kl) else None
                 record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
                 record.nonfinite = record.nonfinite or not math.isfinite(kl)
@@ -84,11 +113,30 @@ def add_distance(
     return None
 
 
-def _joined(source: CacheSource, samples: Sequence[Sample], rows: int) -> CachedDataset:
-    cache = source.cache
-    vocabulary = cache.spec["vocabulary_size"]
-    if vocabulary != rows:
-        raise DataError(f"{cache.location} is for a student with {vocabulary} rows in its head, this one has {rows}")
+def _taken(mine: slice, tensor: Tensor) -> Tensor:
+    return tensor[mine]
+
+
+def _turns(indices: Sequence[int], items: Sequence[Item[Any]]) -> Iterator[tuple[int, int, int]]:
+    """Index of the sample, number and positions of each answer of a batch."""
+    for index, item in zip(indices, items, strict=True):
+        for number, count in enumerate(item.encoded.turns):
+            yield index, number, count
+
+
+def _source(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> TargetSource:
+    """A cache for a student that need not be the recipe's."""
+    check_teacher(recipe, cache)
+    if isinstance(cache, ExactCache):
+        return ExactSource(cache, prompter, rows=rows, temperature=_OBJECTIVE.temperature, skip=True)
+    if cache.vocabulary_size != rows:
+        raise DataError(
+            f"{cache.location} is for a student with {cache.vocabulary_size} rows in its head, this one has {rows}"
+        )
+    return CacheSource(cache, prompter, temperature=_OBJECTIVE.temperature)
+
+
+def _joined(source: TargetSource, cache: Cache | ExactCache, samples: Sequence[Sample]) -> SampleDataset:
     known = [sample for sample in samples if sample.key in cache]
     if not known:
         raise DataError(f"{cache.location} holds none of the samples")
