@@ -12,7 +12,7 @@ import errno
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,3 +172,14 @@ def time_left(count: float, rate: float) -> str:
     """How long `count` more take at `rate` per second, as h:mm:ss or with days; `unknown` at no rate."""
     seconds = count / rate if rate > 0 else _FOREVER
     return str(timedelta(seconds=round(seconds))) if seconds < _FOREVER else "unknown"
+
+
+NAMED = 5
+"""Samples left out that are named."""
+
+
+def left_out_text(reasons: Sequence[str]) -> str:
+    """How many samples `cache.on_error: skip` leaves out, and why the first of them."""
+    named = [f"  {reason}" for reason in reasons[:NAMED]]
+    more = ["  ..."] if len(reasons) > NAMED else []
+    return "\n".join([f"{len(reasons):,} samples are left out (cache.on_error: skip):", *named, *more])

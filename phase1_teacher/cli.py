@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from firstsight.console import Commands, config_option, progress_option, set_option
+from firstsight.console import Commands, config_option, left_out_text, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase1_teacher.store_commands import gc, status, verify
 from phase1_teacher.workers import Shard, Stopped, parse_shard, shard_from_environment, stop_on_signals
@@ -85,7 +85,10 @@ def dump(
     check_training(recipe.training)
     try:
         with stop_on_signals():
-            rows = check_files(recipe.sources(), progress=progress)
+            left_out: list[str] = []
+            rows = check_files(recipe.sources(), left_out=left_out, progress=progress)
+            if left_out:
+                click.echo(left_out_text(left_out), err=True)
             job = prepare_dump(
                 recipe,
                 rows=rows,

@@ -21,9 +21,11 @@ from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.errors import AlignmentError, ModelError, RecipeError
 from firstsight.identity import cached_turns, teacher_of_exact, top_k_spec
 from firstsight.models.loading import default_device, head_rows, load_config, resolve_directory
+from firstsight.models.teacher_head import floats
 from firstsight.pair import check_top_k, load_prompter
 from firstsight.recipe import Recipe
 from phase1_teacher.dump import DumpSummary
+from phase1_teacher.forward.device_clock import DeviceClock
 from phase1_teacher.forward.fidelity import Comparison, comparison
 from phase1_teacher.forward.soft_targets import TopKHead
 from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult, measured_rows
@@ -175,8 +177,8 @@ def stored_head(job: Derivation) -> TopKHead:
     dtype = getattr(torch, job.exact.head_dtype)
     weight_VD = torch.empty(head.shape("weight"), device=device)
     for start, rows in head.chunks("weight"):
-        weight_VD[start : start + len(rows)] = torch.from_numpy(rows.copy()).view(dtype).to(device)
-    bias_V = torch.from_numpy(head.array("bias")).view(dtype).to(device) if job.exact.spec["head"]["bias"] else None
+        weight_VD[start : start + len(rows)] = floats(rows.copy(), dtype).to(device)
+    bias_V = floats(head.array("bias"), dtype).to(device) if job.exact.spec["head"]["bias"] else None
     layout = job.compared.layout
     return TopKHead(
         weight_VD,
@@ -222,13 +224,14 @@ def _results(job: Derivation, unit: PlannedUnit, head: TopKHead) -> TopKResults:
 
 
 def _result(job: Derivation, answered: list[AnsweredSample], states: NDArray[Any], head: TopKHead) -> ForwardResult:
-    states_ND = torch.from_numpy(states).view(getattr(torch, job.exact.state_dtype))
+    states_ND = floats(states, getattr(torch, job.exact.state_dtype))
     target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
     measured = measured_rows(0, len(states), job.recipe.cache.unit_positions)
     return ForwardResult(
         samples=answered,
         block=head(states_ND, target_ids, measured).to_host(),
         measured_m=measured,
+        ready=DeviceClock(head.device).event(),
     )
 
 

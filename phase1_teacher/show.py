@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.errors import DataError
 from firstsight.identity import student_identity
 from firstsight.models.loading import resolve_directory
+from firstsight.models.teacher_head import SharedHead, floats
 from firstsight.page import picture, render
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from firstsight.vocabulary import Token, restored_tokens, token_table
+from firstsight.vocabulary import Token, align_vocabularies, restored_tokens, token_table
 from storage.errors import SkippedSample, TemperatureOutOfRange
 from storage.exact import ExactCache, open_any_cache
-from storage.format.head_table import NO_TOKEN
 from storage.reader import Cache
 from storage.targets import ExactSample, ExactTargets, Targets, Turn
 from storage.temperature import at_temperature
@@ -177,40 +175,27 @@ def _top_k_positions(
 def _exact_positions(
     cache: ExactCache, targets: ExactTargets, temperature: float, alternatives: int
 ) -> tuple[ShownPosition, ...]:
-    """By the teacher's whole vocabulary: its head is read, 64 MiB at a time."""
+    """By the teacher's whole vocabulary: its head is read."""
     if temperature <= 0:
         raise TemperatureOutOfRange(f"temperature {temperature:g}: expected one above 0")
     table = restored_tokens(cache.head().tokens())
-    log_p_PV = (exact_logits(cache, targets.states) / temperature).log_softmax(dim=1)
+    own = align_vocabularies(table, table, teacher_rows=cache.head_rows, student_rows=cache.head_rows)
+    head = SharedHead.of_cache(cache, own, torch.device("cpu"))
+    log_p_PS = head.log_probabilities(floats(targets.states, getattr(torch, cache.state_dtype)), temperature)
+    columns = {index: column for column, index in enumerate(head.student_ids_S.tolist())}
     positions = []
-    for log_p_V, target in zip(log_p_PV, targets.target_ids.tolist(), strict=True):
-        top = log_p_V.topk(min(alternatives, len(table)))
-        choices = zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
+    for log_p_S, target in zip(log_p_PS, targets.target_ids.tolist(), strict=True):
+        top = log_p_S.topk(min(alternatives, len(log_p_S)))
+        choices = zip(head.student_ids_S[top.indices].tolist(), top.values.exp().tolist(), strict=True)
         positions.append(
             ShownPosition(
                 text=token_text(table, target),
-                p=float(log_p_V[target].exp()),
+                p=float(log_p_S[columns[target]].exp()) if target in columns else None,
                 alternatives=tuple(Alternative(token_text(table, index), p) for index, p in choices),
                 rest=0.0,
             )
         )
     return tuple(positions)
-
-
-def exact_logits(cache: ExactCache, states: NDArray[Any]) -> Tensor:
-    """float32 [P, V]: the teacher's logits of stored states; -inf for rows of its head that are no tokens."""
-    head, dtype = cache.head(), getattr(torch, cache.head_dtype)
-    states_PD = torch.from_numpy(states).view(getattr(torch, cache.state_dtype)).float()
-    logits_PV = torch.empty((len(states_PD), head.shape("weight")[0]))
-    for start, rows in head.chunks("weight"):
-        logits_PV[:, start : start + len(rows)] = states_PD @ torch.from_numpy(rows.copy()).view(dtype).float().T
-    if cache.spec["head"]["bias"]:
-        logits_PV += torch.from_numpy(head.array("bias")).view(dtype).float()
-    logits_PV *= head.scale
-    if head.softcap is not None:
-        logits_PV = head.softcap * torch.tanh(logits_PV / head.softcap)
-    logits_PV[:, torch.from_numpy(head.array("token_length") == NO_TOKEN)] = -torch.inf
-    return logits_PV
 
 
 def _find(recipe: Recipe, name: str) -> Sample:

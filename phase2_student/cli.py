@@ -68,7 +68,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         raise click.exceptions.Exit(128 + (result.signal or SIGTERM))
     if main_process and result.seconds == 0:
         click.echo(
-            f"{result.output_dir} is finished: {result.steps:,} steps, {result.best_text}; --overwrite begins anew"
+            f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew ({result.best_text})"
         )
     elif main_process:
         click.echo(
@@ -163,7 +163,9 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
 
     Example: fs-student plan --config recipe.yaml --set student.precision=bf16_kahan
     """
-    recipe = _checked_recipe(config, overrides)
+    recipe = load_recipe(config, overrides)
+    recipe.model_source(recipe.student)
+    check_training(recipe.training)
 
     from phase2_student.planning.plan import plan_json, plan_text, plan_training
 

@@ -10,7 +10,7 @@ from firstsight.data.images import image_source
 from firstsight.data.sample import Sample, message_text
 from firstsight.data.source import DataSource
 from firstsight.data.strict import clean_text
-from firstsight.errors import DataError
+from firstsight.errors import DataError, PictureError
 
 
 def parse_row(value: Any, place: str, source: DataSource) -> Sample:
@@ -22,10 +22,16 @@ def parse_row(value: Any, place: str, source: DataSource) -> Sample:
         source: how its columns are to be understood, and where its images are.
 
     Raises:
-        DataError: what is wrong, and what to do.
+        PictureError: what is wrong with a picture of it, and what to do.
+        DataError: what else is wrong.
     """
     row = to_row(value, place, source)
-    images = tuple(image_source(image, source, place, number) for number, image in enumerate(row["images"], start=1))
+    try:
+        images = tuple(
+            image_source(image, source, place, number) for number, image in enumerate(row["images"], start=1)
+        )
+    except DataError as error:
+        raise PictureError(str(error)) from None
     messages = row["messages"]
     if messages[-1]["role"] == "assistant":
         if any(part["type"] == "image" for part in messages[-1]["content"]):

@@ -98,8 +98,8 @@ def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
 
 def samples_with_targets(
     samples: Sequence[Sample], cache: CommittedCache[Any]
-) -> tuple[list[tuple[str, Sample]], Sequence[str]]:
-    """Samples by their keys, without those that the dump skipped; and why it skipped each of those.
+) -> tuple[list[tuple[str, Sample]], list[str]]:
+    """Samples by their keys, without those that the dump skipped; and why it skipped each of these.
 
     Raises:
         DataError: samples that the cache does not hold: how many, which, and what to run; none that the dump did not skip.
@@ -143,7 +143,9 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
     def __init__(
         self, samples: Sequence[Sample], prompter: Prompter, cache: Cache, *, temperature: float, progress: bool = False
     ) -> None:
-        self.samples, self.skipped = samples_with_targets(samples, cache)
+        found, skipped = samples_with_targets(samples, cache)
+        self.samples = found
+        self.skipped: Sequence[str] = skipped
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature

@@ -45,6 +45,8 @@ class Candidate:
     """How it is loaded."""
     data: DataSection
     """The system prompt and the longest sample."""
+    trained_turns: str | None
+    """Which answers of a conversation its run trained on; None where that is not known."""
     origin: Literal["run", "recipe"]
     """Whose `max_pixels` and system prompt these are: those of its own run, or the recipe's, since it carries none."""
 
@@ -123,6 +125,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
                 directory=directory,
                 section=section,
                 data=data,
+                trained_turns=None if own is None else own.turns,
                 origin="recipe" if own is None else "run",
             )
         )

@@ -214,6 +214,7 @@ def _measure(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,
             system_prompt=candidate.data.system_prompt,
+            turns=candidate.trained_turns,
             chat_template=text_digest(prompter.processor.chat_template),
         ),
         scores=grouped_scores(records),

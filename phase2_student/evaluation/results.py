@@ -158,6 +158,8 @@ class InputSettings(_Part):
     """None: the processor's own limit."""
     system_prompt: str | None
     """None: the chat template's default."""
+    turns: str | None = None
+    """Which answers of a conversation its run trained on; None where that is not known."""
     chat_template: str
     """sha256 of the template."""
 

@@ -109,7 +109,7 @@ _ROWS = {
 
 
 def summary_text(evaluation: Evaluation) -> str:
-    """The table; what it was measured on; the paired differences between neighbouring columns."""
+    """The table; what it was measured on; the paired differences between columns."""
     lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation.models)]
     return "\n".join(lines)
 
@@ -140,9 +140,12 @@ def details_text(evaluation: Evaluation) -> str:
 
 
 def difference_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Paired difference in exact match of each model to the one before it, with its 95 % interval; none without truths."""
+    """Paired differences in exact match with their 95 % intervals: of each model to the one before it, then of the last to the
+    others; none without truths.
+    """
     lines = []
-    for before, model in itertools.pairwise(models):
+    pairs = [*itertools.pairwise(models), *((other, models[-1]) for other in reversed(models[:-2]))]
+    for before, model in pairs:
         difference = exact_difference(model, before)
         if difference is None:
             continue
@@ -212,6 +215,8 @@ def preprocessing_lines(models: Sequence[ModelResult]) -> list[str]:
         ),
         "chat template": lambda each: each.chat_template[:12],
     }
+    if all(settings.turns for _, settings in known):
+        fields["turns"] = lambda each: str(each.turns)
     for label, shown in fields.items():
         if len({shown(settings) for _, settings in known}) > 1:
             lines.append(

@@ -28,10 +28,10 @@ def usable_samples(
     """
     source = recipe.source("validation")
     taken: list[Sample] = []
-    skipped: list[str] = []
-    for sample in tqdm(
-        load_samples(source), desc="checking samples", unit=" sample", disable=not progress, leave=False
-    ):
+    left_out: list[str] = []
+    samples = load_samples(source, left_out=left_out)
+    skipped = [recipe.without_roots(reason) for reason in left_out]
+    for sample in tqdm(samples, desc="checking samples", unit=" sample", disable=not progress, leave=False):
         if len(taken) == limit:
             break
         try:

@@ -167,12 +167,12 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _skipped(run: Run) -> str:
-    """How many samples the dump skipped that were in the data of a run, and why; empty for none."""
+    """How many samples of its data a run left out, and why; empty for none."""
     count, first = run.facts.get("skipped_samples"), run.facts.get("skipped_first") or []
     if not count:
         return ""
     why = f": {'; '.join(map(str, first))}{'; ...' if count > len(first) else ''}" if first else ""
-    return f"{run.name}: {count:,} samples were left out, since the dump skipped them{why}"
+    return f"{run.name}: {count:,} samples were left out (cache.on_error: skip){why}"
 
 
 def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """How a run made its samples inputs of the student: carried in its directory and beside every student that it saves.
 
-preprocessing_of(recipe, processor).write(run_directory)
+preprocessing_of(recipe, prompter).write(run_directory)
 own = read_preprocessing(Path("runs/reference/best"))      # None for a model that no run of ours made
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from firstsight.errors import ModelError
 from firstsight.identity import text_digest
+from firstsight.prompting import Prompter
 from firstsight.recipe import DataSection, Recipe, StudentSection
 from phase2_student.runs.files import write_json
 
@@ -30,32 +30,35 @@ class Preprocessing:
     """Images were scaled down to at most this many pixels; None: the processor's own limit."""
     system_prompt: str | None
     """Put before the messages of samples that had no system message; None: the chat template's default."""
+    turns: str | None
+    """Which answers of a conversation it was trained on: `all` or `last`; None: a run that did not record it."""
     chat_template: str | None
-    """sha256 of the template; None: a run that did not record it."""
+    """sha256 of the template; None: likewise."""
 
     def write(self, directory: Path) -> None:
         """Into a directory that is there."""
         write_json(directory / PREPROCESSING, asdict(self))
 
     def applied(self, section: StudentSection, data: DataSection) -> tuple[StudentSection, DataSection]:
-        """Sections of a recipe with these settings in place of their own."""
+        """Sections of a recipe with these settings in place of their own, but for `turns`, which change no prompt."""
         return (
             section.model_copy(update={"max_pixels": self.max_pixels}),
             data.model_copy(update={"system_prompt": self.system_prompt}),
         )
 
 
-def preprocessing_of(recipe: Recipe, processor: Any) -> Preprocessing:
+def preprocessing_of(recipe: Recipe, prompter: Prompter) -> Preprocessing:
     """That of a run.
 
     Args:
         recipe: of the run.
-        processor: the student's.
+        prompter: the student's, as it is trained.
     """
     return Preprocessing(
         max_pixels=recipe.student.max_pixels,
         system_prompt=recipe.data.system_prompt,
-        chat_template=text_digest(processor.chat_template),
+        turns=prompter.turns,
+        chat_template=text_digest(prompter.processor.chat_template),
     )
 
 
@@ -75,6 +78,7 @@ def read_preprocessing(directory: Path) -> Preprocessing | None:
             return Preprocessing(
                 max_pixels=recipe["student"]["max_pixels"],
                 system_prompt=recipe["data"]["system_prompt"],
+                turns=None,
                 chat_template=None,
             )
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
@@ -86,7 +90,7 @@ def _read(path: Path) -> Preprocessing:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = Preprocessing(**{name: content[name] for name in Preprocessing.__dataclass_fields__})
-        if not all(isinstance(value, str | None) for value in (found.system_prompt, found.chat_template)):
+        if not all(isinstance(value, str | None) for value in (found.system_prompt, found.turns, found.chat_template)):
             raise TypeError
         if found.max_pixels is not None and (type(found.max_pixels) is not int or found.max_pixels < 1):
             raise TypeError

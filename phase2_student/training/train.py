@@ -126,7 +126,7 @@ def _owned(plan: Plan, stack: ExitStack, *, overwrite: bool) -> Any:
     if plan.check_run(overwrite=overwrite):
         return _FINISHED
     begin_run(recipe.output_dir, recipe, plan.identity(), plan.facts())
-    preprocessing_of(recipe, plan.source.prompter.processor).write(recipe.output_dir)
+    preprocessing_of(recipe, plan.source.prompter).write(recipe.output_dir)
     return lock
 
 
@@ -143,7 +143,7 @@ def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
 
     recipe, arguments, prompter = plan.recipe, plan.arguments, plan.source.prompter
     output_dir = recipe.output_dir
-    preprocessing = preprocessing_of(recipe, prompter.processor)
+    preprocessing = preprocessing_of(recipe, prompter)
     complete = plan.source.completion(arguments.device)
     model = _student(plan)
 

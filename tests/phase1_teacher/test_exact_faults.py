@@ -11,12 +11,14 @@ from test_exact_dump import exact_recipe
 from firstsight.models.loading import load_teacher
 from firstsight.recipe import load_recipe
 from phase1_teacher.cli import main as teacher
+from phase1_teacher.derive import derive, prepare_derivation
 from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.workers import Shard
 from storage.exact import open_exact_cache
 from storage.failpoints import VARIABLE
 from storage.maintenance.status import cache_status
 from storage.maintenance.verify import verify_cache
+from storage.reader import open_cache
 
 POINTS = (
     "create:written", "create:linked", "head:objects", "head:created", "tree:half", "tree:parent", "commit:created",
@@ -37,13 +39,23 @@ def killed_at(point, recipe, model, shard=None):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the undisturbed cache is kept once it is made, and the loaded teacher."""
+    return {"cache": tmp_path_factory.mktemp("kept") / "cache"}
+
+
 @pytest.fixture
-def world(workshop):
+def world(workshop, kept):
     """A recipe, the loaded teacher, and the cache of an undisturbed dump."""
     recipe = load_recipe(exact_recipe(workshop, workshop.rows(16), path="undisturbed"))
-    model = load_teacher(workshop.models / "teacher", recipe.teacher)
-    dumped(recipe, model)
-    return recipe, model
+    if "model" not in kept:
+        kept["model"] = load_teacher(workshop.models / "teacher", recipe.teacher)
+        dumped(recipe, kept["model"])
+        shutil.copytree(recipe.cache_location, kept["cache"])
+    else:
+        shutil.copytree(kept["cache"], recipe.cache_location)
+    return recipe, kept["model"]
 
 
 def at(recipe, path):
@@ -124,3 +136,61 @@ def test_a_head_that_was_taken_away_is_written_again(world):
     cache = open_exact_cache(recipe.cache_location)
     assert (cache.digest, cache.head().digest) == (digest, head)
     assert sum(len(cache[key].targets) for key in cache) == cache_status(recipe.cache_location).positions
+
+
+def derived(workshop, name):
+    """A recipe for a top_k cache of its own."""
+    recipe = workshop.recipe(
+        [], name="derived", teacher={"dtype": "bfloat16"}, cache={"path": name, "unit_positions": 12}
+    )
+    return load_recipe(recipe)
+
+
+@pytest.fixture
+def exact(world):
+    return world[0].cache_location
+
+
+@pytest.mark.faults
+def test_killed_derivations_end_in_the_same_cache(exact, workshop):
+    undisturbed = derived(workshop, "plain")
+    derive(prepare_derivation(exact, undisturbed), progress=False)
+    digest = open_cache(undisturbed.cache_location).digest
+    assert len(list(open_cache(undisturbed.cache_location).units())) > 1
+    for number, point in enumerate(("create:linked", "tree:half", "tree:parent", "commit:created")):
+        recipe = derived(workshop, f"derived{number}")
+        pid = os.fork()
+        if pid == 0:
+            os.environ[VARIABLE] = point
+            derive(prepare_derivation(exact, recipe), progress=False)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        derive(prepare_derivation(exact, recipe), shard=Shard(1, 2), progress=False)
+        assert open_cache(recipe.cache_location).digest == digest
+        assert verify_cache(recipe.cache_location).ok(partial=False)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize(
+    "object",
+    [
+        "head/head.json", "head/arrays/weight/c.0.0", "head/arrays/token_kind/c.0", "head/arrays/token_length/zarr.json",
+        "units/*/state_high/c.0.0", "units/*/target/c.0", "manifests/000000-000000.json",
+    ],
+)  # fmt: skip
+def test_a_derivation_of_what_was_changed_is_one_line(exact, workshop, object, how):
+    path = sorted(workshop.directory.joinpath("undisturbed").glob(object))[0]
+    data = path.read_bytes()
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(changed(data)[how])
+    derived(workshop, "top")
+    config = ["--config", str(workshop.directory / "derived.yaml"), "--no-progress"]
+    shown = CliRunner().invoke(teacher, ["derive", exact, *config])
+    if (object, how) == ("manifests/000000-000000.json", "gone"):
+        assert shown.exit_code == 0, shown.output  # as if it had not been dumped yet
+        assert "lacks 1 planned units" in shown.output
+        return
+    assert shown.exit_code == 2, shown.output
+    assert isinstance(shown.exception, SystemExit)
+    assert shown.output.count("error:") == 1

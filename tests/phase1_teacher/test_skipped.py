@@ -14,6 +14,7 @@ from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.forward import answers as answers_module
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.planning.retry import BY_TEACHER
+from storage.exact import open_exact_cache
 from storage.maintenance.status import cache_status
 from storage.maintenance.verify import verify_cache
 from storage.reader import open_cache
@@ -211,3 +212,74 @@ def test_the_summary_says_how_many_and_why(workshop):
     assert output.count("more than data.max_length = 256") == 5
     assert yaml.safe_load((workshop.directory / "recipe.yaml").read_text())["cache"]["on_error"] == "skip"
     assert len(open_cache(recipe.cache_location).skipped()) == 7
+
+
+def test_a_derived_cache_skips_what_the_exact_one_skipped_and_follows_it(workshop):
+    rows = workshop.rows(8)
+    question(rows[5], "red " * 300)
+    path = workshop.recipe(
+        rows, cache={"targets": "exact", "on_error": "skip", "path": "exact.zarr"}, data={"max_length": 256}
+    )
+    path.write_text(path.read_text().replace("  top_k: 16\n", ""))
+    exact = str(workshop.directory / "exact.zarr")
+    top_k = ["--set", "cache.targets=top_k", "--set", "cache.path=top.zarr", "--set", "cache.top_k=16"]
+
+    def derive():
+        done = CliRunner().invoke(main, ["derive", exact, "--config", str(path), "--no-progress", *top_k])
+        assert done.exit_code == 0, done.output
+        return open_cache(str(workshop.directory / "top.zarr"))
+
+    assert command(path, "--student", "none")[0] == 0
+    derived = derive()
+    assert (len(derived), list(derived.skipped())) == (7, list(open_exact_cache(exact).skipped()))
+    assert "more than data.max_length = 256" in next(iter(derived.skipped().values()))
+    units = cache_status(derived.location).units
+    assert len(derive()) == 7  # nothing has changed: nothing is planned
+    assert cache_status(derived.location).units == units
+    code, output = command(path, "--student", "none", "--set", "data.max_length=2000")
+    assert (code, "1 samples that an earlier dump skipped are tried again" in output) == (0, True), output
+    derived = derive()
+    assert (len(derived), derived.skipped()) == (8, {})
+    assert verify_cache(str(workshop.directory / "top.zarr")).ok()
+
+
+def test_a_row_whose_picture_is_not_there_is_left_out_and_named(workshop):
+    """It has no key, so that the cache knows nothing of it."""
+    rows = workshop.rows(8)
+    rows[2]["images"] = ["nowhere.png"]
+    rows[4]["images"] = ["data:image/png;base64,%%%"]
+    path = workshop.recipe(rows)
+    code, output = command(path)
+    assert code == 2
+    assert "train.jsonl:3: image" in output
+    code, output = command(path, "--set", "cache.on_error=skip")
+    assert code == 0, output
+    assert "2 samples are left out (cache.on_error: skip):\n  train.jsonl:3: image" in output
+    assert "train.jsonl:5: image 1" in output
+    assert "s4" in output
+    cache = open_cache(str(workshop.directory / "cache.zarr"))
+    assert (len(cache), cache.skipped()) == (6, {})
+    planned = CliRunner().invoke(main, ["plan", "--config", str(path), "--set", "cache.on_error=skip", "--no-progress"])
+    assert planned.exit_code == 0, planned.output
+    assert "2 samples cannot be used and are skipped" in planned.output
+    assert CliRunner().invoke(main, ["plan", "--config", str(path), "--no-progress"]).exit_code == 2
+    Image.effect_noise((56, 56), 60).save(workshop.directory / "data" / "nowhere.png")
+    assert "1 samples are left out" in command(path, "--set", "cache.on_error=skip")[1]
+    assert len(open_cache(str(workshop.directory / "cache.zarr"))) == 7
+
+
+def test_a_row_of_an_unknown_form_is_refused_and_not_skipped(workshop):
+    rows = workshop.rows(6)
+    rows[1]["videos"] = ["a.mp4"]
+    code, output = command(workshop.recipe(rows, cache={"on_error": "skip"}))
+    assert code == 2
+    assert "train.jsonl:2" in output
+
+
+def test_rows_of_which_none_has_its_picture_are_an_error(workshop):
+    rows = workshop.rows(6)
+    for row in rows:
+        row["images"] = ["nowhere.png"]
+    code, output = command(workshop.recipe(rows, cache={"on_error": "skip"}))
+    assert code == 2
+    assert "none of the 4 rows can be used; the first: train.jsonl:1: image" in output

@@ -13,14 +13,15 @@ from firstsight.recipe import StudentSection, load_recipe
 from phase2_student.cli import main
 from phase2_student.evaluation.ask import LoadedStudent
 from phase2_student.evaluation.candidates import parse_candidates
-from phase2_student.evaluation.summary import preprocessing_lines
+from phase2_student.evaluation.evaluate import Settings, evaluate
+from phase2_student.evaluation.measure.timing import Timing
+from phase2_student.evaluation.summary import preprocessing_lines, summary_text
 from phase2_student.release.card import model_card
 from phase2_student.release.export import export
 from phase2_student.runs.preprocessing import PREPROCESSING, Preprocessing, preprocessing_of, read_preprocessing
 from phase2_student.runs.records import read_runs
 
 PROMPT = "You see through 'my' eyes.\nAnswer in one line. ```"
-QUICK = ["--timed", "1", "--requests", "1", "--max-new-tokens", "2", "--limit", "3", "--no-progress"]
 
 
 def invoke(*arguments, code=0):
@@ -63,30 +64,37 @@ def test_a_run_and_what_it_saves_carry_it(trained):
     assert checkpoint is None or read_preprocessing(checkpoint) == read_preprocessing(run)
 
 
+def measured(place, *overrides):
+    recipe = load_recipe(place / "recipe.yaml", overrides)
+    candidates = parse_candidates(recipe, ["base", f"small={place / 'runs' / 'small' / 'best'}"])
+    timing = Timing(timed=1, warm_up=0, batch_sizes=(), users=(1,), requests=1)
+    settings = Settings(batch_size=4, max_new_tokens=4, timing=timing)
+    return evaluate(recipe, candidates, directory=place / "evaluation", settings=settings, progress=False)
+
+
 def test_a_model_is_measured_under_its_own_settings(trained):
-    """Whatever the recipe of the evaluation says."""
-    small = trained / "runs" / "small" / "best"
-    config = ["--config", trained / "recipe.yaml"]
-    answers = []
-    for number, settings in enumerate([["student.max_pixels=784"], ["data.system_prompt=null"], []]):
-        options = [part for each in settings for part in ("--set", each)]
-        output = trained / f"evaluation{number}"
-        done = invoke(
-            "eval", *config, *options, "--model", "base", "--model", f"small={small}", "--output", output, *QUICK
+    """Whatever the recipe of the evaluation says: distance and answers of one student are always the same."""
+    prompt = f"data.system_prompt={json.dumps(PROMPT)}"
+    found = [measured(trained, prompt, "student.max_pixels=784"), measured(trained, prompt), measured(trained)]
+    for number, evaluation in enumerate(found):
+        base, own = evaluation.models
+        assert (own.preprocessing.origin, own.preprocessing.max_pixels) == ("run", 3136)
+        assert (own.preprocessing.system_prompt, own.preprocessing.turns) == (PROMPT, "all")
+        assert base.preprocessing.origin == "recipe"
+        assert base.preprocessing.max_pixels == (784 if number == 0 else None)
+        assert base.preprocessing.system_prompt == (PROMPT if number < 2 else None)
+        assert [record.answer for record in own.samples] == [record.answer for record in found[0].models[1].samples]
+        text = summary_text(evaluation)
+        assert "small with those of its own run; base with the recipe's, since it carries none." in text
+        assert f"They differ in max_pixels: base {'784' if number == 0 else 'the processor'}" in text
+        assert (f"They differ in system prompt: base the template's default, small {json.dumps(PROMPT)}." in text) == (
+            number == 2
         )
-        found = json.loads(next(output.glob("evaluation_*.json")).read_text())
-        base, own = found["models"]
-        assert (own["preprocessing"]["origin"], own["preprocessing"]["max_pixels"]) == ("run", 3136)
-        assert own["preprocessing"]["system_prompt"] == PROMPT
-        assert base["preprocessing"]["origin"] == "recipe"
-        assert base["preprocessing"]["max_pixels"] == (784 if number == 0 else None)
-        assert base["preprocessing"]["system_prompt"] is None
-        assert "base with the recipe's, since it carries none" in done.stdout
-        assert "small with those of its own run" in done.stdout
-        assert f"They differ in max_pixels: base {'784' if number == 0 else 'the processor'}" in done.stdout
-        assert f"small {json.dumps(PROMPT)}" in done.stdout
-        answers.append([record["answer"] for record in own["samples"]])
-    assert answers[0] == answers[1] == answers[2]
+    distances = [[record.kl_sum for record in evaluation.models[1].samples] for evaluation in found[:2]]
+    assert distances[0] == distances[1]
+    assert None not in distances[0]
+    of_base = [[record.kl_sum for record in evaluation.models[0].samples] for evaluation in found[:2]]
+    assert of_base[0] != of_base[1]  # what a base sees is the recipe's
 
 
 def test_the_inputs_are_those_of_the_run(trained):
@@ -109,7 +117,9 @@ def test_a_run_of_before_is_read_from_its_recipe(trained, tmp_path):
     run = shutil.copytree(trained / "runs" / "small", tmp_path / "old")
     for directory in (run, run / "best", run / "final"):
         (directory / PREPROCESSING).unlink()
-    assert read_preprocessing(run / "best") == Preprocessing(max_pixels=3136, system_prompt=PROMPT, chat_template=None)
+    assert read_preprocessing(run / "best") == Preprocessing(
+        max_pixels=3136, system_prompt=PROMPT, turns=None, chat_template=None
+    )
     (run / "run.json").unlink()
     assert read_preprocessing(run / "best") is None
     assert read_preprocessing(trained / "models" / "student") is None
@@ -117,7 +127,13 @@ def test_a_run_of_before_is_read_from_its_recipe(trained, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"max_pixels": "3", "system_prompt": null, "chat_template": null}', '{"max_pixels": 0}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"max_pixels": "3", "system_prompt": null, "turns": null, "chat_template": null}',
+        '{"max_pixels": 0}',
+    ],
 )
 def test_a_damaged_file_is_one_line(models, tmp_path, content):
     directory = shutil.copytree(models / "student", tmp_path / "student")
@@ -145,7 +161,7 @@ def test_the_cards_code_has_the_system_prompt(tmp_path, kind, prompt):
     (run,) = make_runs(tmp_path, names=("distilled",))
     if kind == "text":
         (run / "best" / "config.json").write_text('{"model_type": "llama"}')
-    Preprocessing(max_pixels=None, system_prompt=prompt, chat_template=None).write(run / "best")
+    Preprocessing(max_pixels=None, system_prompt=prompt, turns="all", chat_template=None).write(run / "best")
     card = str(model_card(read_runs([run])[0], None, None, None, repo="me/s", license=None))
     code = card.split("```python\n")[1].split("\n```")[0]
     begin = code.index("messages = ")
@@ -178,13 +194,15 @@ def test_what_differs_is_said_for_any_number_of_models():
         "Image size and system prompt: a, b with those of its own run; c with the recipe's, since it carries none.",
         f"They differ in chat template: a {'ab' * 6}, b {'cd' * 6}, c {'ab' * 6}.",
     ]
+    lines = preprocessing_lines([model("a", turns="all"), model("b", turns="last")])
+    assert lines[1:] == ["They differ in turns: a all, b last."]
     assert preprocessing_lines([make_result([make_record()])]) == []
 
 
 def test_it_is_that_of_the_recipe_and_the_template(made_world):
     recipe = load_recipe(made_world / "recipe.yaml", ["data.system_prompt=Look."])
     prompter = load_prompter(made_world / "models" / "student", recipe.student, recipe.data)
-    own = preprocessing_of(recipe, prompter.processor)
-    assert (own.max_pixels, own.system_prompt) == (None, "Look.")
+    own = preprocessing_of(recipe, prompter)
+    assert (own.max_pixels, own.system_prompt, own.turns) == (None, "Look.", "all")
     prompter.processor.chat_template += " "
-    assert preprocessing_of(recipe, prompter.processor).chat_template != own.chat_template
+    assert preprocessing_of(recipe, prompter).chat_template != own.chat_template

@@ -19,6 +19,7 @@ from phase2_student.evaluation.files import read_evaluation, write_evaluation
 from phase2_student.evaluation.measure.timing import Timing
 from phase2_student.evaluation.results import Evaluation
 from phase2_student.evaluation.summary import details_text, summary_text
+from storage.reader import open_cache
 
 QUICK = Settings(
     batch_size=4, max_new_tokens=3, timing=Timing(timed=2, warm_up=0, batch_sizes=(), users=(1,), requests=1)
@@ -128,18 +129,21 @@ def damaged(rows, images):
     file.write_bytes(file.read_bytes()[:300])
 
 
-@pytest.mark.parametrize("fault", ["image", "text", "length"])
+@pytest.mark.parametrize("fault", ["image", "missing", "text", "length"])
 def test_a_row_that_cannot_be_used_ends_it_or_is_left_out_and_named(made_world, tmp_path, fault):
     def change(rows):
         if fault == "image":
             damaged(rows, tmp_path / "data")
+        elif fault == "missing":
+            rows[2]["images"] = ["images/nowhere.png"]
         else:
             text = "look: <|image_pad|>" if fault == "text" else "red " * 600
             rows[2]["messages"][0]["content"][-1]["text"] = text
 
     recipe = place_of(made_world, tmp_path, change)
     name = json.loads((tmp_path / "data" / "validation.jsonl").read_text().splitlines()[2])["id"]
-    with pytest.raises(DataError, match=r"validation.jsonl:3: .*; or leave such samples out: cache.on_error: skip"):
+    advice = "" if fault == "missing" else "; or leave such samples out: cache.on_error: skip"
+    with pytest.raises(DataError, match=rf"validation.jsonl:3: .*{advice}"):
         measure(recipe, tmp_path / "measured")
     recipe = place_of_skip(recipe)
     found = measure(recipe, tmp_path / "measured")
@@ -156,21 +160,26 @@ def place_of_skip(recipe):
     return recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"on_error": "skip"})})
 
 
-def test_dump_train_and_eval_go_on_over_a_broken_validation_image(made_world, tmp_path):
-    recipe = place_of(made_world, tmp_path, lambda rows: damaged(rows, tmp_path / "data"), on_error="skip")
+def test_dump_train_and_eval_go_on_over_broken_validation_images(made_world, tmp_path):
+    def change(rows):
+        damaged(rows, tmp_path / "data")
+        rows[4]["images"] = ["images/nowhere.png"]
+
+    recipe = place_of(made_world, tmp_path, change, on_error="skip")
     config = ["--config", str(tmp_path / "recipe.yaml"), "--no-progress"]
     dump(prepare_dump(recipe, progress=False), progress=False)
     trained = CliRunner().invoke(main, ["train", *config, "--set", "training.max_steps=1"])
     assert trained.exit_code == 0, trained.output
-    assert "2 samples are left out, since the dump skipped them:\n  validation.jsonl:3: " in trained.output
+    assert "4 samples are left out (cache.on_error: skip):\n  validation.jsonl:5: image" in trained.output
     facts = json.loads((tmp_path / "runs" / "a" / "run.json").read_text())
-    assert (facts["validation_samples"], facts["skipped_samples"]) == (5, 2)  # it is in both splits here
+    assert (facts["validation_samples"], facts["skipped_samples"]) == (4, 4)  # they are in both splits here
     page = CliRunner().invoke(main, ["report", str(tmp_path / "runs" / "a")])
-    assert "2 samples were left out, since the dump skipped them: validation.jsonl:3: " in page.stderr
+    assert "4 samples were left out (cache.on_error: skip): validation.jsonl:5: image" in page.stderr
     options = ["--model", "student", "--timed", "1", "--requests", "1", "--max-new-tokens", "2"]
     done = CliRunner().invoke(main, ["eval", *config, *options])
     assert done.exit_code == 0, done.output
-    assert "1 samples were skipped (cache.on_error: skip): validation.jsonl:3: " in done.stdout
+    assert "2 samples were skipped (cache.on_error: skip): validation.jsonl:5: image" in done.stdout
+    assert "; validation.jsonl:3: image" in done.stdout
 
 
 def test_nothing_that_can_be_used_is_an_error(made_world, tmp_path):
@@ -240,3 +249,19 @@ def test_several_truths_give_vqa_accuracy_and_are_no_target(made_world, tmp_path
     assert "VQA accuracy" in summary_text(found)
     keys = [sample.key for sample in load_samples(made_world / "data" / "validation.jsonl")][:2]
     assert [sample.key for sample in load_samples(tmp_path / "data" / "validation.jsonl")][:2] == keys
+
+
+def test_the_distance_is_over_the_answers_that_the_cache_holds(made_world, tmp_path):
+    def change(rows):
+        for row in rows:
+            more = [{"type": "text", "text": "And now?"}]
+            row["messages"] += [{"role": "user", "content": more}, row["messages"][1]]
+
+    recipe = place_of(made_world, tmp_path, change)
+    last = recipe.data.model_copy(update={"turns": "last"})
+    dump(prepare_dump(recipe.model_copy(update={"data": last}), progress=False), progress=False)
+    found = measure(recipe, tmp_path / "measured").models[0]
+    assert recipe.data.turns == "all"
+    assert found.distance_unknown is None
+    cache = open_cache(recipe.cache_location)
+    assert {record.soft_positions for record in found.samples} <= {len(cache[key].targets) for key in cache}
