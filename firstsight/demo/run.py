@@ -41,7 +41,7 @@ data:
   max_length: 512
 cache:
   path: cache.zarr
-  top_k: 64
+  targets: top_k           # exact: whole distributions
 {{answers}}loss:
   temperature: 2.0
   alpha: 0.7

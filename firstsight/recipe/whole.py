@@ -152,4 +152,7 @@ class Recipe(Section):
 
     def dump(self) -> dict[str, Any]:
         """The recipe as plain YAML types, defaults included; it can be read again."""
-        return {**self.model_dump(mode="json"), "cache": self.cache.effective()}
+        dumped = self.model_dump(mode="json")
+        if self.cache.targets == "exact":
+            del dumped["loss"]["tail"]
+        return {**dumped, "cache": self.cache.effective()}

@@ -176,7 +176,7 @@ def _as_used(recipe: Recipe, targets: str) -> dict[str, Any]:
     if targets == "exact":
         content["cache"] = recipe.cache.model_copy(update={"targets": "exact"}).effective()
     if targets != "cache":
-        del content["loss"]["tail"]
+        content["loss"].pop("tail", None)
     return content
 
 
