@@ -160,15 +160,16 @@ def _teacher_head(recipe: Recipe, student_rows: int) -> HeadOfTeacher | None:
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
-    positions = given = longest_answer = most_patches = too_long = 0
+    validated = positions = given = longest_answer = most_patches = too_long = 0
     per_token = prompter.family.patches_per_token(prompter.processor)
 
     def judge(split: str, sample: Sample, _new: bool) -> int:
-        nonlocal positions, given, longest_answer, most_patches, too_long
+        nonlocal validated, positions, given, longest_answer, most_patches, too_long
         prompt, image_tokens, answers = prompter.count_tokens(sample)
         # an answer that the teacher gave is in the cache alone: taken at its longest
         answer = sum(answers) + (recipe.cache.generate_max_tokens if sample.answer is None else 0)
         too_long += prompt + answer > prompter.longest
+        validated += split == "validation"
         if split == "train":
             lengths.append(prompt + answer)
             positions += answer
@@ -190,7 +191,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_per_epoch * arguments.num_train_epochs)
     return Work(
         samples=len(lengths),
-        validation_samples=summary.rows["validation"],
+        validation_samples=validated,
         tokens=sum(lengths),
         positions=positions,
         answers=given,
