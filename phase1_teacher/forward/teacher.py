@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from phase1_teacher.planning.batches import batch_by_tokens
 from phase1_teacher.planning.job import DumpJob
 from storage.format.v2.layout import ExactLayout
 from storage.targets import Turn
+
+_PassT = TypeVar("_PassT")
 
 # N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
 
@@ -116,6 +118,29 @@ class TeacherForward:
             self._soft_seen = 0
             self.vision.forget()
         check = batch.first and self.reference is not None
+
+        def forward(samples: Sequence[EncodedSample]) -> ForwardResult:
+            return self._forward(samples, check=check)
+
+        for result in self._passes(batch, forward):
+            check = False
+            yield result
+        self.vision.forget(batch.later_images)
+
+    def states(self, batch: UnitBatch) -> dict[str, Tensor]:
+        """Key -> [P, D] the finite states of the soft positions of each sample of a batch. TargetError as `run`."""
+        if batch.samples and not self._checked:
+            self._self_check(batch.samples)
+        found: dict[str, Tensor] = {}
+        for answered, states_ND in self._passes(batch, self._soft_states):
+            parts = states_ND.split([int(sample.soft.sum()) for sample in answered])
+            for sample, part in zip(answered, parts, strict=True):
+                found[sample.key] = part[part.isfinite().all(dim=1)]
+        self.vision.forget(batch.later_images)
+        return found
+
+    def _passes(self, batch: UnitBatch, forward: Callable[[Sequence[EncodedSample]], _PassT]) -> Iterator[_PassT]:
+        """What some function gives for a batch, called once or, where memory forces it, on parts."""
         waiting = [batch.samples] if self.budget == self.job.recipe.teacher.batch_tokens else self._split(batch.samples)
         while waiting:
             samples = waiting.pop(0)
@@ -123,15 +148,13 @@ class TeacherForward:
                 continue
             try:
                 with self.clock.busy():
-                    result = self._forward(samples, check=check)
+                    result = forward(samples)
             except torch.OutOfMemoryError as error:
                 self._halve(samples, error)
                 rest = [sample for each in [samples, *waiting] for sample in each]
                 waiting = self._split(rest)
                 continue
-            check = False
             yield result
-        self.vision.forget(batch.later_images)
 
     @torch.inference_mode()
     def _self_check(self, samples: Sequence[EncodedSample]) -> None:
@@ -165,22 +188,18 @@ class TeacherForward:
     def _forward(self, samples: Sequence[EncodedSample], *, check: bool) -> ForwardResult:
         encoded_before, generated_before = self.vision.encoded, self.answers.generated
         samples = self.answers.complete(samples)
-        answered, teacher_rows = zip(*(self._answered(sample) for sample in samples), strict=True)
         encoded = [sample.encoded for sample in samples]
-        rows, columns = answer_index(encoded)
-        offsets = np.cumsum([0, *(each.positions for each in encoded)])
-        chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
-        rows, columns = rows[chosen], columns[chosen]
+        answered, teacher_rows, rows, columns = self._soft_places(samples)
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
         target_ids = to_device(target_ids, self.head.device)
         states_ND = self._states(samples, rows, columns)
-        measured = measured_rows(self._soft_seen, len(chosen), self.job.recipe.cache.unit_positions)
+        measured = measured_rows(self._soft_seen, len(rows), self.job.recipe.cache.unit_positions)
         block = self._block(states_ND, target_ids, measured)
         if self.job.student is not None:
             self._watch(samples, teacher_rows, states_ND, measured)
         budget = self.job.recipe.teacher.batch_tokens
         result = ForwardResult(
-            samples=list(answered),
+            samples=answered,
             block=block.to_host(),
             measured_m=measured,
             check_sums=self._check(samples, rows, columns, states_ND) if check else {},
@@ -192,8 +211,26 @@ class TeacherForward:
             images_encoded=self.vision.encoded - encoded_before,
             ready=self.clock.event(),
         )
-        self._soft_seen += len(chosen)
+        self._soft_seen += len(rows)
         return result
+
+    @torch.inference_mode()
+    def _soft_states(self, samples: Sequence[EncodedSample]) -> tuple[list[AnsweredSample], Tensor]:
+        """Samples and the states of their soft positions, sample by sample."""
+        samples = self.answers.complete(samples)
+        answered, _, rows, columns = self._soft_places(samples)
+        return answered, self._states(samples, rows, columns)
+
+    def _soft_places(
+        self, samples: Sequence[EncodedSample]
+    ) -> tuple[list[AnsweredSample], list[NDArray[np.int64]], Tensor, Tensor]:
+        """Answered samples, the teacher's answer positions of their soft ones, and rows and columns of these in the inputs."""
+        answered, teacher_rows = zip(*(self._answered(sample) for sample in samples), strict=True)
+        encoded = [sample.encoded for sample in samples]
+        rows, columns = answer_index(encoded)
+        offsets = np.cumsum([0, *(each.positions for each in encoded)])
+        chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
+        return list(answered), list(teacher_rows), rows[chosen], columns[chosen]
 
     def _block(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor) -> TopKTargets | ExactStates:
         layout = self.job.writer.version.layout
