@@ -29,7 +29,7 @@ from phase1_teacher.dump import dump, prepare_dump
 from phase2_student.data.batch import Batch
 from phase2_student.data.cached import CachedDataset, join_stored
 from phase2_student.data.source import SampleDataset
-from phase2_student.evaluation.metrics.bootstrap import paired_bootstrap
+from phase2_student.evaluation.metrics.intervals import paired_bootstrap
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective
 from phase2_student.loss.targets import FullTargets, StoredTargets, TeacherTargets

@@ -23,6 +23,7 @@ _SOURCES = {
     "DataError": "firstsight.errors",
     "DumpJob": "phase1_teacher.planning.job",
     "DumpSummary": "phase1_teacher.dump",
+    "ExactCache": "storage",
     "FirstSightError": "firstsight.errors",
     "MissingSample": "storage",
     "ModelError": "firstsight.errors",
@@ -38,10 +39,13 @@ _SOURCES = {
     "TrainResult": "phase2_student.training.train",
     "TrainingError": "firstsight.errors",
     "at_temperature": "storage",
+    "derive": "phase1_teacher.derive",
     "dump": "phase1_teacher.dump",
     "load_recipe": "firstsight.recipe",
     "load_samples": "firstsight.data.samples",
     "open_cache": "storage",
+    "open_exact_cache": "storage",
+    "prepare_derivation": "phase1_teacher.derive",
     "prepare_dump": "phase1_teacher.planning.job",
     "prepare_training": "phase2_student.training.prepare:prepare",
     "train": "phase2_student.training.train",
@@ -61,6 +65,8 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds both lists e
     from firstsight.errors import TrainingError as TrainingError
     from firstsight.recipe import Recipe as Recipe
     from firstsight.recipe import load_recipe as load_recipe
+    from phase1_teacher.derive import derive as derive
+    from phase1_teacher.derive import prepare_derivation as prepare_derivation
     from phase1_teacher.dump import DumpSummary as DumpSummary
     from phase1_teacher.dump import dump as dump
     from phase1_teacher.planning.job import DumpJob as DumpJob
@@ -70,6 +76,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds both lists e
     from phase2_student.training.train import train as train
     from storage import Cache as Cache
     from storage import CacheError as CacheError
+    from storage import ExactCache as ExactCache
     from storage import MissingSample as MissingSample
     from storage import SampleTargets as SampleTargets
     from storage import SkippedSample as SkippedSample
@@ -78,6 +85,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds both lists e
     from storage import TemperatureOutOfRange as TemperatureOutOfRange
     from storage import at_temperature as at_temperature
     from storage import open_cache as open_cache
+    from storage import open_exact_cache as open_exact_cache
 
     prepare_training = _prepare_training
 

@@ -8,7 +8,7 @@ rows = answers.rows(teacher_ids, student_ids)                             # the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -79,9 +79,9 @@ class TeacherTokens:
         """The table as the head of an exact cache stores it."""
         return stored_tokens(self.table)
 
-    def offset(self, *, closing: bool) -> int:
-        """Bytes that stand before an answer in the spelling of its tokens."""
-        return len((self.prefix if closing else self.earlier_prefix).encode())
+    def spelled_prefix(self, *, closing: bool) -> bytes:
+        """What stands before an answer in the spelling of its tokens."""
+        return (self.prefix if closing else self.earlier_prefix).encode()
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer ends its turn; one that was cut off does not."""
@@ -90,9 +90,7 @@ class TeacherTokens:
     def text(self, ids: Sequence[int], *, closing: bool = True) -> str:
         """The text of an answer, without end of turn and without what stands before it."""
         own = ids[: -len(self.end_of_turn)] if self.ended(ids) else ids
-        spelled = b"".join(content for content, control in (self.table[index] for index in own) if not control)
-        prefix = self.prefix if closing else self.earlier_prefix
-        return spelled.removeprefix(prefix.encode()).decode("utf-8", "replace")
+        return _spelled(own, self.table).removeprefix(self.spelled_prefix(closing=closing)).decode("utf-8", "replace")
 
 
 class AnswerAlignment:
@@ -132,8 +130,8 @@ class AnswerAlignment:
             AlignmentError: the two sequences spell different text.
         """
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
-        teacher_offset = self.teacher.offset(closing=closing)
-        student_offset = len(self.student.spelled_prefix(closing=closing))
+        teacher_offset = _offset(teacher_ids, self.teacher.table, self.teacher.spelled_prefix(closing=closing))
+        student_offset = _offset(student_ids, self.student_table, self.student.spelled_prefix(closing=closing))
         if teacher_offset == student_offset and len(mapped) == len(student_ids) and (mapped == student_ids).all():
             rows = np.arange(len(student_ids))
         else:
@@ -176,9 +174,19 @@ class AnswerAlignment:
             int64 [P].
         """
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
-        if (mapped >= 0).all():
+        same_prefix = self.teacher.spelled_prefix(closing=closing) == self.student.spelled_prefix(closing=closing)
+        if same_prefix and (mapped >= 0).all():
             return mapped
         ids = self.student.answer_ids(self.teacher.text(teacher_ids.tolist(), closing=closing), closing=closing)
         if not self.teacher.ended(teacher_ids.tolist()):
             ids = ids[: -len(self.student.end_of_turn_ids)]
         return np.array(ids, dtype=np.int64)
+
+
+def _spelled(ids: Iterable[int], table: Mapping[int, Token]) -> bytes:
+    return b"".join(content for content, control in (table[index] for index in ids) if not control)
+
+
+def _offset(ids: NDArray[np.int64], table: Mapping[int, Token], prefix: bytes) -> int:
+    """Bytes before the answer in the spelling of its tokens: a model that answers may leave the template's prefix out."""
+    return len(prefix) if prefix and _spelled(ids.tolist(), table).startswith(prefix) else 0

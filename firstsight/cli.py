@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from firstsight.console import Commands, progress_option
 from firstsight.data_commands import check, convert, init
+
+if TYPE_CHECKING:
+    from firstsight.demo.run import Regime
 
 
 @click.group(cls=Commands)
@@ -34,8 +38,13 @@ def data() -> None:
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The same seed gives the same bytes."
 )
+@click.option(
+    "--labels",
+    type=click.IntRange(min=1),
+    help="Training samples that keep their answer, drawn at random and written to OUT/labelled.jsonl as well; default: all.",
+)
 @progress_option
-def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> None:
+def synth(out: Path, train: int, validation: int, seed: int, labels: int | None, progress: bool) -> None:
     """Draw first-person scenes with questions whose answers can be read from the pixels.
 
     Seven categories of questions in five environments, as OUT/train.jsonl, OUT/validation.jsonl and OUT/images.
@@ -44,7 +53,7 @@ def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> 
     """
     from firstsight.demo.synth.writing import write_dataset
 
-    summary = write_dataset(out, train=train, validation=validation, seed=seed, progress=progress)
+    summary = write_dataset(out, train=train, validation=validation, seed=seed, labels=labels, progress=progress)
     counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
     click.echo(f"{out}: {counts} samples, {summary.images:,} pictures, {summary.bytes / 1e6:.1f} MB")
 
@@ -58,7 +67,14 @@ def synth(out: Path, train: int, validation: int, seed: int, progress: bool) -> 
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory for data, cache, runs and report.",
 )
-def demo(directory: Path) -> None:
+@click.option(
+    "--regime",
+    default="few-labels",
+    show_default=True,
+    type=click.Choice(["few-labels", "clean"]),
+    help="few-labels: one training sample in ten has its label, the teacher answers the rest; clean: all have theirs.",
+)
+def demo(directory: Path, regime: Regime) -> None:
     """Distil a small trained teacher into a smaller student, from data to the table of results, in minutes on a CPU.
 
     Runs the commands that a user would type and shows each; a second run continues where the first one ended.
@@ -67,7 +83,7 @@ def demo(directory: Path) -> None:
     """
     from firstsight.demo.run import run_demo
 
-    run_demo(directory)
+    run_demo(directory, regime)
 
 
 main.add_command(init)

@@ -1,11 +1,21 @@
-"""What the three commands have in common: errors become one line and exit code 2; options that several commands take."""
+"""What the commands have in common: errors become one line and exit code 2; options that several take; signs of life.
+
+beats = Heartbeat(len(samples), unit="sample", label="teacher")
+for batch in beats.waiting(batches):
+    done += len(batch)
+    beats.beat(done)        # a line a minute on standard error, where there is no terminal to show a bar
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -67,4 +77,109 @@ set_option = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Override a key of the recipe; may be given several times.",
 )
-progress_option = click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+progress_option = click.option(
+    "--progress/--no-progress",
+    default=None,
+    callback=lambda _context, _option, value: sys.stderr.isatty() if value is None else value,
+    help="Show progress bars; default: where there is a terminal.",
+)
+
+T = TypeVar("T")
+
+HEARTBEAT = 60.0
+"""Seconds between two signs of life."""
+_FOREVER = 10.0**9  # seconds; a longer one is not known
+
+
+class Heartbeat:
+    """Signs of life of a long task: how far it is, how fast, when it will be done, and how long it waited for data.
+
+    Args:
+        total: how much there is to do; None: it is not known.
+        unit: what is counted, in the singular.
+        label: in front of the lines.
+        done: how much was done before.
+        seconds: between two of them; None: `HEARTBEAT`.
+    """
+
+    def __init__(
+        self, total: int | None, *, unit: str, label: str = "", done: int = 0, seconds: float | None = None
+    ) -> None:
+        self._total, self._unit, self._label = total, unit, label
+        self._every = HEARTBEAT if seconds is None else seconds
+        self._waited = 0.0
+        self._since, self._done = time.monotonic(), done
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; the time that each of them lets wait is counted."""
+        iterator = iter(items)
+        while True:
+            begin = time.monotonic()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.waited(time.monotonic() - begin)
+            yield item
+
+    def waited(self, seconds: float) -> None:
+        """The task waited for data."""
+        self._waited += seconds
+
+    def beat(self, done: int, figures: Mapping[str, float] | None = None) -> str | None:
+        """The next sign of life if it is time for one; printed where standard error is no terminal.
+
+        Args:
+            done: how much is done now.
+            figures: `loss`, and `data_wait` where the task counts it itself.
+        """
+        now = time.monotonic()
+        if now - self._since < self._every:
+            return None
+        seconds = max(now - self._since, 1e-9)
+        shown = {"data_wait": self._waited / seconds} if self._waited else {}
+        line = heartbeat(done, self._total, (done - self._done) / seconds, {**shown, **(figures or {})}, self._unit)
+        line = f"{self._label}: {line}" if self._label else line
+        self._since, self._done, self._waited = now, done, 0.0
+        if not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+        return line
+
+
+def heartbeat(done: int, total: int | None, rate: float, figures: Mapping[str, float], unit: str = "step") -> str:
+    """A sign of life in one line.
+
+    Args:
+        done: how much is done.
+        total: how much there is in all; None: it is not known.
+        rate: per second.
+        figures: `loss` and `data_wait`, the share of the time in which it waited for data, where they are known.
+        unit: what is counted, in the singular.
+    """
+    parts = [f"{unit} {done:,}", f"{rate:.3g} {unit}s/s"]
+    if total is not None:
+        parts[0] += f" of {total:,} ({done / max(1, total):.0%})"
+        parts.append(f"ETA {time_left(total - done, rate)}")
+    if "loss" in figures:
+        parts.append(f"loss {figures['loss']:.4g}")
+    if "data_wait" in figures:
+        parts.append(f"waiting for data {figures['data_wait']:.0%}")
+    return ", ".join(parts)
+
+
+def time_left(count: float, rate: float) -> str:
+    """How long `count` more take at `rate` per second, as h:mm:ss or with days; `unknown` at no rate."""
+    seconds = count / rate if rate > 0 else _FOREVER
+    return str(timedelta(seconds=round(seconds))) if seconds < _FOREVER else "unknown"
+
+
+NAMED = 5
+"""Samples left out that are named."""
+
+
+def left_out_text(reasons: Sequence[str]) -> str:
+    """How many samples `cache.on_error: skip` leaves out, and why the first of them."""
+    named = [f"  {reason}" for reason in reasons[:NAMED]]
+    more = ["  ..."] if len(reasons) > NAMED else []
+    return "\n".join([f"{len(reasons):,} samples are left out (cache.on_error: skip):", *named, *more])

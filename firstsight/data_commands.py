@@ -169,7 +169,8 @@ def _judge(recipe: Any) -> Callable[[str, Any, bool], int]:
     def judge(_split: str, sample: Any, _new: bool) -> int:
         if sample.answer is None and not recipe.cache.generate_missing:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
+                f"{sample.place}: sample {sample.id!r} has no answer{' to its last question' if sample.answers else ''}; add an assistant "
+                "message, or let the teacher answer: "
                 "cache.generate_missing: true"
             )
         return pair.check(sample, generated=recipe.cache.generate_max_tokens)
@@ -223,7 +224,13 @@ def init(file: str, out: Path, **reading: Any) -> None:
     if out.exists():
         raise RecipeError(f"{out} exists; give another name with --out, or delete it")
     section = _section(file, **reading)
-    report = check_data([_source(section)], images=False)
+    places: list[float] = []
+
+    def place(_split: str, sample: Any, _new: bool) -> int:
+        places.append(int(sample.key[:16], 16) / 2**64)
+        return 0
+
+    report = check_data([_source(section)], judge=place, images=False)
     if report.lost:
         raise DataError(f"{report.faults[0]} ({report.fault_count:,} faults; firstsight data check {file} names them)")
     summary = report.summary
@@ -249,6 +256,9 @@ def init(file: str, out: Path, **reading: Any) -> None:
         encoding="utf-8",
     )
     click.echo(f"{out}: edit the models, then firstsight data check --config {out}")
+    if not min(places) < 0.05 <= max(places):
+        part = "none" if min(places) >= 0.05 else "all"
+        click.echo(f"{part} of the rows fall into the 5% for validation: change data.validation")
 
 
 def _portable(section: dict[str, Any], directory: Path) -> tuple[str, Any]:

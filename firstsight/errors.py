@@ -16,6 +16,10 @@ class DataError(FirstSightError, ValueError):
     """A data file, a sample or an image that cannot be used."""
 
 
+class PictureError(DataError):
+    """A picture of a row that is not there or cannot be read: an error of that row alone, which then has no identity."""
+
+
 class ModelError(FirstSightError, OSError):
     """A model, tokenizer or processor that is not there or cannot be used."""
 

@@ -1,4 +1,4 @@
-"""Answers of a model, greedy or sampled, batched: padded on the left, cut at the end of turn."""
+"""Answers of a model, greedy or sampled, batched: padded on the left, cut where the model ends them."""
 
 from __future__ import annotations
 
@@ -74,9 +74,10 @@ def generate_answers(
         text_only: never generate control tokens other than the end of turn: what follows could not be read back.
 
     Returns:
-        Token ids of each answer, the end of turn included where the model reached it.
+        Token ids of each answer, the token of `stop_ids` included at which the model ended it.
     """
     end = prompter.end_of_turn_ids[-1]
+    stops = [end] if text_only else stop_ids(model, prompter)
     inputs = {name: tensor.to(model.device) for name, tensor in collate(prompts, prompter.pad_id, left=True).items()}
     length = inputs["input_ids"].shape[1]
     # a configuration of our own: a model's may hold a repetition penalty and more, and then greedy is not greedy
@@ -86,7 +87,7 @@ def generate_answers(
             named = ", ".join(f"{name} = {value}" for name, value in sorted(fields.items()))
             _logger.warning("the model's own generation settings are left out: %s", named)
     ours = GenerationConfig(
-        max_new_tokens=max_new_tokens, num_beams=1, do_sample=False, eos_token_id=end, pad_token_id=prompter.pad_id
+        max_new_tokens=max_new_tokens, num_beams=1, do_sample=False, eos_token_id=stops, pad_token_id=prompter.pad_id
     )
     if temperature > 0:
         ours.update(do_sample=True, temperature=temperature, top_p=1.0, top_k=0)
@@ -106,11 +107,18 @@ def generate_answers(
             logits_processor=LogitsProcessorList([] if watch is None else [watch]),
             streamer=streamer,
         )
-    return [_cut(row, end) for row in output[:, length:].tolist()]
+    return [_cut(row, set(stops)) for row in output[:, length:].tolist()]
 
 
-def _cut(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids
+def stop_ids(model: Any, prompter: Prompter) -> list[int]:
+    """The tokens that end an answer: the end of turn, and all that the model's own generation configuration names."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = [] if own is None else own if isinstance(own, list) else [own]
+    return list(dict.fromkeys([prompter.end_of_turn_ids[-1], *own]))
+
+
+def _cut(ids: list[int], stops: set[int]) -> list[int]:
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in stops), ids)
 
 
 _logger = logging.getLogger(__name__)

@@ -21,6 +21,9 @@ from firstsight.models.loading import load_config, weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from firstsight.vocabulary import VocabularyAlignment, table_digest, token_table
+from storage.errors import CacheError
+from storage.reader import read_root
+from storage.store import open_store
 
 _IMAGE_SETTINGS = (
     "size", "do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
@@ -142,6 +145,19 @@ def teacher_identity(recipe: Recipe, *, directory: Path, teacher: Prompter) -> d
         "system_prompt": recipe.data.system_prompt,
         "image_processor": image_settings(teacher.processor, teacher.family),
     }
+
+
+def with_turns_of_cache(recipe: Recipe) -> Recipe:
+    """The recipe with the `data.turns` of its cache where it states none itself: the same where no cache can be read."""
+    if "turns" in recipe.data.model_fields_set:
+        return recipe
+    try:
+        turns = cached_turns(read_root(open_store(recipe.cache_location)).spec)
+    except CacheError:
+        return recipe
+    if turns == recipe.data.turns:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"turns": turns})})
 
 
 def student_identity(student: Prompter) -> dict[str, Any]:

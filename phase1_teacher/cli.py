@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from firstsight.console import Commands, config_option, progress_option, set_option
+from firstsight.console import Commands, config_option, left_out_text, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase1_teacher.store_commands import gc, status, verify
 from phase1_teacher.workers import Shard, Stopped, parse_shard, shard_from_environment, stop_on_signals
@@ -41,6 +41,12 @@ def main() -> None:
     help="Load the unquantised teacher as well and report how far both agree; takes memory for both.",
 )
 @click.option(
+    "--retry-skipped",
+    is_flag=True,
+    help="Try again also what was skipped for what the teacher computed: logits that are not finite, memory, its own answer. "
+    "Of several workers give it to one.",
+)
+@click.option(
     "--student",
     type=click.Choice(["base", "none"]),
     default="base",
@@ -54,6 +60,7 @@ def dump(
     overrides: tuple[str, ...],
     shard: str | None,
     check_quantization: bool,
+    retry_skipped: bool,
     student: str,
     progress: bool,
 ) -> None:
@@ -62,6 +69,8 @@ def dump(
 
     Interrupt it as you like: what is committed stays, and the same command continues with the rest. Any number of
     these processes may work on one cache: each begins with its shard and then takes whatever is not committed.
+    With cache.on_error: skip a sample that cannot be dumped is left out and named; every dump tries it again as soon as it can
+    be dumped: its image was repaired, data.max_length was raised.
     On SIGTERM or SIGUSR1 it commits or drops the unit that it works on and leaves within ten seconds, exit code 143.
 
     Example: fs-teacher dump --config recipe.yaml --set cache.top_k=32
@@ -69,33 +78,42 @@ def dump(
     Example: torchrun --nproc-per-node 8 --no-python fs-teacher dump --config recipe.yaml
     """
     from firstsight.data.samples import check_files
+    from phase1_teacher.dump import prepare_dump
 
     worker = parse_shard(shard) if shard else shard_from_environment(os.environ)
     recipe = load_recipe(config, overrides)
     check_training(recipe.training)
     try:
         with stop_on_signals():
-            rows = check_files(recipe.sources(), progress=progress)
-            _dump(recipe, rows, worker, check_quantization, student == "base", progress)
+            left_out: list[str] = []
+            rows = check_files(recipe.sources(), left_out=left_out, progress=progress)
+            if left_out:
+                click.echo(left_out_text(left_out), err=True)
+            job = prepare_dump(
+                recipe,
+                rows=rows,
+                retry_skipped=retry_skipped,
+                measure_student=student == "base" and worker.index == 0,
+                progress=progress,
+            )
+            _dump(recipe, job, worker, check_quantization, progress)
     except Stopped as stopped:
         click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
         sys.exit(stopped.exit_code)
 
 
-def _dump(
-    recipe: Recipe, rows: int, shard: Shard, check_quantization: bool, measure_student: bool, progress: bool
-) -> None:
+def _dump(recipe: Recipe, job: DumpJob, shard: Shard, check_quantization: bool, progress: bool) -> None:
     from firstsight.models.loading import hide_bars
     from phase1_teacher.dump import dump as run
-    from phase1_teacher.dump import prepare_dump
     from phase1_teacher.summary import summary_text
 
-    job = prepare_dump(recipe, rows=rows, measure_student=measure_student and shard.index == 0, progress=progress)
     if not job.pending:
         click.echo(f"Nothing to do: {_held(recipe, job)}")
     else:
         worker = f", worker {shard}" if shard.count > 1 else ""
         click.echo(f"Teacher {recipe.teacher.model} ({recipe.teacher.quantization}) -> {recipe.cache_location}{worker}")
+        if job.again:
+            click.echo(f"{job.again:,} samples that an earlier dump skipped are tried again")
     if not progress:
         hide_bars()
     summary = run(job, shard=shard, check_quantization=check_quantization, progress=progress)
@@ -107,12 +125,18 @@ def _held(recipe: Recipe, job: DumpJob) -> str:
     from storage.exact import open_any_cache
 
     cache = open_any_cache(recipe.cache_location)
-    skipped = [reason for key, reason in cache.skipped().items() if key in job.samples and key not in cache]
+    skipped = [reason for key, reason in cache.skipped().items() if key in job.samples]
     if not skipped:
         return f"{recipe.cache_location} holds all {len(job.samples):,} samples of this recipe."
+    retried = job.writer.version.replans_skipped
+    advice = (
+        "mend them and run the same command, or try --retry-skipped for what only the teacher can judge"
+        if retried
+        else "to have them as well use another cache.path"
+    )
     return (
         f"{recipe.cache_location} holds the samples of this recipe but for {len(skipped):,} that an earlier dump skipped "
-        f"({skipped[0]}); to have them as well use another cache.path"
+        f"({skipped[0]}); {advice}"
     )
 
 
@@ -190,7 +214,9 @@ def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: 
 
 @main.command()
 @click.argument("cache")
-@click.option("--sample", required=True, metavar="ID", help="The sample's id, or the beginning of its key.")
+@click.option(
+    "--sample", metavar="ID", help="The sample's id, or the beginning of its key; default: the first that CACHE holds."
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -202,16 +228,18 @@ def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: 
 @click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file as well.")
 def show(
     cache: str,
-    sample: str,
+    sample: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     temperature: float,
     alternatives: int,
     page: Path | None,
 ) -> None:
-    """Show a sample of CACHE: image, question, and the answer token by token with the teacher's alternatives.
+    """Show a sample of CACHE: images, the whole conversation, and the answer token by token with the teacher's alternatives.
 
     The cache holds neither images nor texts: they come from the recipe's data, the tokens from the student's tokenizer.
+
+    Example: fs-teacher show cache.zarr
 
     Example: fs-teacher show cache.zarr --sample train-000017 --html sample.html
     """
@@ -226,6 +254,56 @@ def show(
     if page:
         page.write_text(html_page(shown), encoding="utf-8")
         click.echo(f"\n{page}")
+
+
+@main.command()
+@click.argument("cache")
+@config_option
+@set_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write; default: answers.jsonl in data.root. One that exists is not overwritten.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation"]),
+    default="train",
+    show_default=True,
+    help="Whose rows; kept apart, so that no validation row is trained on.",
+)
+@click.option("--whole", is_flag=True, help="Leave out answers that were cut at their longest length.")
+@progress_option
+def answers(
+    cache: str,
+    config: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    split: Literal["train", "validation"],
+    whole: bool,
+    progress: bool,
+) -> None:
+    """Write the answers that the teacher gave in the dump of CACHE as JSONL, to look at or to train on.
+
+    Rows that had no answer, in the order of the data and in the form messages, with the teacher's answer behind them. Image paths
+    are relative to the recipe's data.image_root. The cache may be of either kind; no weights are read.
+
+    Example: fs-teacher answers cache.zarr --config recipe.yaml --out data/answers.jsonl
+    """
+    recipe = load_recipe(config, overrides)
+
+    from phase1_teacher.answers import left_out, write_answers
+
+    file = out or recipe.data_root / "answers.jsonl"
+    written = write_answers(recipe, cache, file, split=split, whole=whole, progress=progress)
+    click.echo(f"{file}: {written.rows:,} rows of {recipe.source(split)}, answered by the teacher")
+    if written.cut:
+        advice = "left out" if whole else "--whole leaves them out"
+        click.echo(f"{written.cut:,} answers were cut at their longest length, without an end: {advice}", err=True)
+    for line in left_out(written):
+        click.echo(f"not written: {line}", err=True)
+    if written.literal_marks:
+        click.echo("texts have <image> as text: set data.format: trl in a recipe that reads the file", err=True)
 
 
 for command in (status, verify, gc):

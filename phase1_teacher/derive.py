@@ -7,7 +7,7 @@ summary = derive(job)                              # what a dump for this studen
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.errors import AlignmentError, ModelError, RecipeError, TargetError
 from firstsight.identity import cached_turns, teacher_of_exact, top_k_spec
 from firstsight.models.loading import default_device, head_rows, load_config, resolve_directory
+from firstsight.models.teacher_head import floats
 from firstsight.pair import check_top_k, load_prompter
 from firstsight.recipe import Recipe
 from phase1_teacher.dump import DumpSummary
+from phase1_teacher.forward.device_clock import DeviceClock
 from phase1_teacher.forward.fidelity import Comparison, comparison
 from phase1_teacher.forward.soft_targets import TopKHead
 from phase1_teacher.forward.tail_basis import NO_STATES, agreed_basis
@@ -31,7 +33,7 @@ from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult, measur
 from phase1_teacher.workers import Shard, work_order
 from phase1_teacher.writing.unit_results import TopKResults
 from storage.errors import SpecMismatch
-from storage.exact import ExactCache, ExactRows, open_exact_cache
+from storage.exact import ExactCache, ExactRows, open_any_cache, open_exact_cache
 from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample, PlannedUnit
 from storage.targets import Turn
@@ -66,6 +68,8 @@ class Derivation:
     """Samples that this job added to the plan."""
     open_units: int
     """Planned units of the exact cache that nobody has committed yet."""
+    skipped: dict[str, str]
+    """Samples that the exact cache has skipped, and why: the recipe's cache skips them as well."""
 
     @property
     def compared(self) -> Comparison:
@@ -111,7 +115,13 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
         hidden_size=exact.hidden_size,
     ) | {name: value for name, value in exact.spec.items() if name not in _OF_EXACT}
     writer = create_cache(recipe.cache_location, spec)
-    planned = writer.plan(_planned(exact), unit_positions=recipe.cache.unit_positions)
+    skipped = exact.skipped()
+    planned = writer.plan(_planned(exact, skipped), unit_positions=recipe.cache.unit_positions)
+    # what was skipped before, and the exact cache has now in tokens that the student's spell
+    lacking = [key for key in open_any_cache(writer.store).skipped() if key in exact and _spelled(answers, exact, key)]
+    if lacking:
+        again = (PlannedSample(key=key, positions=len(exact.rows(key).target_ids)) for key in lacking)
+        planned += writer.plan(again, unit_positions=recipe.cache.unit_positions, retry_skipped=True)
     return Derivation(
         recipe=recipe,
         exact=exact,
@@ -119,6 +129,7 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
         writer=writer,
         planned=planned,
         open_units=len(cache_status(location).pending),
+        skipped=skipped,
     )
 
 
@@ -190,8 +201,8 @@ def stored_head(job: Derivation) -> TopKHead:
     dtype = getattr(torch, job.exact.head_dtype)
     weight_VD = torch.empty(head.shape("weight"), device=device)
     for start, rows in head.chunks("weight"):
-        weight_VD[start : start + len(rows)] = torch.from_numpy(rows.copy()).view(dtype).to(device)
-    bias_V = torch.from_numpy(head.array("bias")).view(dtype).to(device) if job.exact.spec["head"]["bias"] else None
+        weight_VD[start : start + len(rows)] = floats(rows.copy(), dtype).to(device)
+    bias_V = floats(head.array("bias"), dtype).to(device) if job.exact.spec["head"]["bias"] else None
     layout = job.compared.layout
     return TopKHead(
         weight_VD,
@@ -210,6 +221,9 @@ def _results(job: Derivation, unit: PlannedUnit, head: TopKHead) -> TopKResults:
     answered: list[AnsweredSample] = []
     states: list[NDArray[Any]] = []
     for key in unit.keys:
+        if key in job.skipped:
+            results.skipped[key] = job.skipped[key]
+            continue
         try:
             answer = job.answer(key)
         except AlignmentError as error:
@@ -234,13 +248,14 @@ def _results(job: Derivation, unit: PlannedUnit, head: TopKHead) -> TopKResults:
 
 
 def _result(job: Derivation, answered: list[AnsweredSample], states: NDArray[Any], head: TopKHead) -> ForwardResult:
-    states_ND = torch.from_numpy(states).view(getattr(torch, job.exact.state_dtype))
+    states_ND = floats(states, getattr(torch, job.exact.state_dtype))
     target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
     measured = measured_rows(0, len(states), job.recipe.cache.unit_positions)
     return ForwardResult(
         samples=answered,
         block=head(states_ND, target_ids, measured).to_host(),
         measured_m=measured,
+        ready=DeviceClock(head.device).event(),
     )
 
 
@@ -263,11 +278,22 @@ def _derived(answers: AnswerAlignment, key: str, stored: ExactRows) -> DerivedAn
     return DerivedAnswer(student_ids=np.concatenate(ids), rows=np.concatenate(rows), turns=tuple(turns))
 
 
-def _planned(exact: ExactCache) -> Iterator[PlannedSample]:
-    """Every sample of an exact cache in the order of its units, with the positions that it has for the teacher."""
+def _planned(exact: ExactCache, skipped: Iterable[str]) -> Iterator[PlannedSample]:
+    """Every sample of an exact cache in the order of its units, with the positions that it has for the teacher; then the skipped."""
     for name in exact.units():
         for key in exact.unit_keys(name):
             yield PlannedSample(key=key, positions=len(exact.rows(key).target_ids))
+    for key in skipped:
+        yield PlannedSample(key=key, positions=0)
+
+
+def _spelled(answers: AnswerAlignment, exact: ExactCache, key: str) -> bool:
+    """Whether the student's tokens spell an answer."""
+    try:
+        _derived(answers, key, exact.rows(key))
+    except AlignmentError:
+        return False
+    return True
 
 
 def _check_stated(recipe: Recipe, exact: ExactCache) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from firstsight.console import Heartbeat
 from firstsight.errors import TargetError
 from firstsight.models.loading import load_teacher
 from phase1_teacher.forward.exact_states import head_content
@@ -42,6 +43,9 @@ class DumpSummary:
     """What a dump did."""
 
     samples: int = 0
+    """With targets."""
+    skipped: tuple[str, ...] = ()
+    """Why each sample was skipped that this dump skipped."""
     positions: int = 0
     units: int = 0
     seconds: float = 0.0
@@ -75,8 +79,9 @@ def dump(
 
     Raises:
         TargetError: the teacher's logits are not finite (the sample is named, its unit is not committed), or the device's
-            memory does not take a sample.
+            memory does not take a sample. This and the next two only where the recipe does not skip such samples.
         DataError: a sample that cannot be encoded.
+        AlignmentError: an answer of the teacher that the student's tokens do not spell.
         CacheError: the store refused a write, as on a full disk.
     """
     pending = work_order(job.pending, shard or Shard())
@@ -98,11 +103,14 @@ def dump(
     begin = time.perf_counter()
     commits = CommitThread(job)
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
-    total = sum(map(len, pending))
+    total, done = sum(map(len, pending)), 0
+    beats = Heartbeat(total, unit="sample", label="teacher")
     try:
         with tqdm(total=total, desc="teacher", unit=" sample", disable=not progress) as bar:
-            for batch in batches:
+            for batch in beats.waiting(batches):
+                beats.beat(done)
                 bar.update(len(batch.samples))
+                done += len(batch.samples)
                 if job.writer.is_committed(batch.unit.name):  # by another worker, since the batch was prepared
                     continue
                 for result in forward.run(batch):
@@ -121,6 +129,7 @@ def dump(
     del forward, reference, model  # the student's base comes into the memory that the teacher leaves
     return DumpSummary(
         samples=commits.samples,
+        skipped=tuple(commits.skipped),
         positions=commits.positions,
         units=commits.units,
         seconds=seconds,

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.errors import DataError
 from firstsight.identity import student_identity
 from firstsight.models.loading import resolve_directory
+from firstsight.models.teacher_head import SharedHead, floats
 from firstsight.page import picture, render
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from firstsight.vocabulary import Token, restored_tokens, token_table
+from firstsight.vocabulary import Token, align_vocabularies, restored_tokens, token_table
 from storage.errors import SkippedSample, TemperatureOutOfRange
 from storage.exact import ExactCache, open_any_cache
-from storage.format.head_table import NO_TOKEN
 from storage.reader import Cache
 from storage.targets import ExactSample, ExactTargets, Targets, Turn
 from storage.temperature import at_temperature
@@ -75,19 +73,24 @@ class ShownSample:
 
     sample: Sample
     key: str
+    conversation: tuple[tuple[str, str], ...]
+    """What stands before the first of the turns: role and text of each message, `[image]` where one stands; the recipe's system
+    prompt too."""
     images: tuple[Image.Image, ...]
     turns: tuple[ShownTurn, ...]
     temperature: float
     teacher: str
 
 
-def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float, alternatives: int) -> ShownSample:
+def find_sample(
+    recipe: Recipe, location: str, name: str | None, *, temperature: float, alternatives: int
+) -> ShownSample:
     """Look a sample up in the recipe's data and the cache.
 
     Args:
         recipe: its data are read, and the student's tokenizer; for an exact cache no student.
         location: of the cache.
-        name: the sample's id, or its key or the beginning of it (8 digits at least).
+        name: the sample's id, or its key or the beginning of it (8 digits at least); None: the first that the cache holds.
         temperature: within the cache's nodes.
         alternatives: how many tokens to keep per position.
 
@@ -97,7 +100,7 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
     """
     cache = open_any_cache(location)
     table = token_table(_student(recipe, cache).tokenizer) if isinstance(cache, Cache) else None
-    sample = _find(recipe, name)
+    sample = _first(recipe, cache) if name is None else _find(recipe, name)
     if sample.key not in cache and sample.key not in cache.skipped():
         raise DataError(
             f"{location} has no targets of {sample.place} (sample {sample.id!r}): edited since the dump, or not dumped yet; "
@@ -111,11 +114,13 @@ def find_sample(recipe: Recipe, location: str, name: str, *, temperature: float,
         positions = _exact_positions(cast(ExactCache, cache), stored.targets, temperature, alternatives)
     else:
         positions = _top_k_positions(cast(Cache, cache), stored.targets, table or {}, temperature, alternatives)
+    turns = stored.all_turns()
     return ShownSample(
         sample=sample,
         key=sample.key,
+        conversation=_before(sample.asked()[-len(turns)], recipe.data.system_prompt),
         images=tuple(sample.open_images()),
-        turns=_turns(sample, stored.all_turns(), positions),
+        turns=_turns(sample, turns, positions),
         temperature=temperature,
         teacher=str(cache.spec["teacher"]["model"]),
     )
@@ -170,40 +175,27 @@ def _top_k_positions(
 def _exact_positions(
     cache: ExactCache, targets: ExactTargets, temperature: float, alternatives: int
 ) -> tuple[ShownPosition, ...]:
-    """By the teacher's whole vocabulary: its head is read, 64 MiB at a time."""
+    """By the teacher's whole vocabulary: its head is read."""
     if temperature <= 0:
         raise TemperatureOutOfRange(f"temperature {temperature:g}: expected one above 0")
     table = restored_tokens(cache.head().tokens())
-    log_p_PV = (exact_logits(cache, targets.states) / temperature).log_softmax(dim=1)
+    own = align_vocabularies(table, table, teacher_rows=cache.head_rows, student_rows=cache.head_rows)
+    head = SharedHead.of_cache(cache, own, torch.device("cpu"))
+    log_p_PS = head.log_probabilities(floats(targets.states, getattr(torch, cache.state_dtype)), temperature)
+    columns = {index: column for column, index in enumerate(head.student_ids_S.tolist())}
     positions = []
-    for log_p_V, target in zip(log_p_PV, targets.target_ids.tolist(), strict=True):
-        top = log_p_V.topk(min(alternatives, len(table)))
-        choices = zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
+    for log_p_S, target in zip(log_p_PS, targets.target_ids.tolist(), strict=True):
+        top = log_p_S.topk(min(alternatives, len(log_p_S)))
+        choices = zip(head.student_ids_S[top.indices].tolist(), top.values.exp().tolist(), strict=True)
         positions.append(
             ShownPosition(
                 text=token_text(table, target),
-                p=float(log_p_V[target].exp()),
+                p=float(log_p_S[columns[target]].exp()) if target in columns else None,
                 alternatives=tuple(Alternative(token_text(table, index), p) for index, p in choices),
                 rest=0.0,
             )
         )
     return tuple(positions)
-
-
-def exact_logits(cache: ExactCache, states: NDArray[Any]) -> Tensor:
-    """float32 [P, V]: the teacher's logits of stored states; -inf for rows of its head that are no tokens."""
-    head, dtype = cache.head(), getattr(torch, cache.head_dtype)
-    states_PD = torch.from_numpy(states).view(getattr(torch, cache.state_dtype)).float()
-    logits_PV = torch.empty((len(states_PD), head.shape("weight")[0]))
-    for start, rows in head.chunks("weight"):
-        logits_PV[:, start : start + len(rows)] = states_PD @ torch.from_numpy(rows.copy()).view(dtype).float().T
-    if cache.spec["head"]["bias"]:
-        logits_PV += torch.from_numpy(head.array("bias")).view(dtype).float()
-    logits_PV *= head.scale
-    if head.softcap is not None:
-        logits_PV = head.softcap * torch.tanh(logits_PV / head.softcap)
-    logits_PV[:, torch.from_numpy(head.array("token_length") == NO_TOKEN)] = -torch.inf
-    return logits_PV
 
 
 def _find(recipe: Recipe, name: str) -> Sample:
@@ -214,6 +206,31 @@ def _find(recipe: Recipe, name: str) -> Sample:
             if sample.id == name or (len(name) >= 8 and sample.key.startswith(name)):
                 return sample
     raise DataError(f"no sample has the id {name!r} (or a key that begins with it) among the {count:,} of this recipe")
+
+
+def _first(recipe: Recipe, cache: Cache | ExactCache) -> Sample:
+    for source in recipe.sources():
+        for sample in iter_samples(source):
+            if sample.key in cache:
+                return sample
+    raise DataError(
+        f"{cache.location} holds none of the samples of this recipe; run fs-teacher dump, or give its recipe by --config"
+    )
+
+
+def _before(asked: Sample, system_prompt: str | None) -> tuple[tuple[str, str], ...]:
+    """The messages before a question, as the model sees them."""
+    messages = list(asked.prompt)
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system_prompt}]})
+    last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=len(messages))
+    return tuple(
+        (
+            message["role"],
+            " ".join(part["text"] if part["type"] == "text" else "[image]" for part in message["content"]),
+        )
+        for message in messages[:last]
+    )
 
 
 def token_text(table: dict[int, Token], index: int) -> str:
@@ -236,6 +253,7 @@ def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
         if color:
             lines.append(half_blocks(image))
     lines.append(f"teacher   {shown.teacher} at T = {shown.temperature:g}")
+    lines += [f"{role:<9} {text}" for role, text in shown.conversation]
     for turn in shown.turns:
         lines.append(f"question  {turn.question}")
         lines.append(f"answer    {turn.answer if turn.answer is not None else '(by the teacher)'}")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from storage.maintenance.rate import DumpRate
 
 _SHOWN = 20
 
@@ -18,8 +22,8 @@ _SHOWN = 20
 def status(cache: str, as_json: bool) -> None:
     """Show how far CACHE is and what it costs.
 
-    Units done and missing, samples, answer positions, stored bytes per position, bits per field, and the
-    specification that every dump into this cache must match. Reads plans and manifests only.
+    Units done and missing, rate and time left of the workers that are at work, samples, answer positions, stored bytes per
+    position, bits per field, and the specification that every dump into this cache must match. Reads plans and manifests only.
 
     Example: fs-teacher status cache.zarr
     """
@@ -33,6 +37,8 @@ def status(cache: str, as_json: bool) -> None:
     click.echo(f"{found.location}")
     click.echo(f"  targets    {found.targets} (format version {found.spec['format_version']})")
     click.echo(f"  units      {found.committed:,} of {found.units:,} committed ({share:.1%})")
+    if found.rate is not None:
+        click.echo(f"  rate       {_rate(found.rate)}")
     click.echo(f"  samples    {found.samples:,} of {found.planned_samples:,} stored, {len(found.skipped):,} skipped")
     click.echo(f"  positions  {found.positions:,} answer positions, {found.soft_positions:,} with soft targets")
     per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
@@ -130,6 +136,19 @@ def gc(cache: str, dry_run: bool, as_json: bool) -> None:
     for item in report.young:
         click.echo(f"kept {item.path} ({_size(item.bytes)}): {item.reason}, a writer may still commit it")
     click.echo(f"{verb} {len(report.removed):,} objects, {_size(report.bytes)}")
+
+
+def _rate(rate: DumpRate) -> str:
+    ago = timedelta(seconds=round(rate.since_commit))
+    if not rate.workers:
+        return f"no worker seems to be at work: the last unit was committed {ago} ago"
+    if rate.samples_per_second is None or rate.seconds_left is None:
+        return f"not known yet; the last unit was committed {ago} ago"
+    workers = f"{rate.workers} worker{'s' if rate.workers > 1 else ''}"
+    return (
+        f"{rate.samples_per_second:.3g} samples/s by about {workers}, ETA {timedelta(seconds=round(rate.seconds_left))}; the last "
+        f"unit was committed {ago} ago"
+    )
 
 
 def _print_json(value: Any) -> None:

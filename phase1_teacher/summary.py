@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from phase1_teacher.dump import DumpSummary
 from phase1_teacher.forward.fidelity import largest_k, mean_mass, report_lines
@@ -14,6 +14,9 @@ from storage.reader import Cache
 
 _ENOUGH = 0.9
 """Mass of the stored entries from which on the shape of the rest matters little (docs/log.md, a real teacher)."""
+
+_SHOWN = 5
+"""Skipped samples that are named."""
 
 
 def summary_text(location: str, summary: DumpSummary, training: float | None = None) -> str:
@@ -53,8 +56,16 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
     if training is not None:
         lines.extend(advice(sums, training, summary.gradient, exact=status.kind == EXACT))
     if status.skipped:
-        lines.append(f"Skipped:   {len(status.skipped):,} samples; fs-teacher status {location} lists them")
+        lines += _skipped_lines(location, status.skipped, summary.skipped)
     return "\n".join(lines)
+
+
+def _skipped_lines(location: str, skipped: Mapping[str, str], now: Sequence[str]) -> list[str]:
+    """How many samples the cache lacks because they were skipped, and why the first of them; those of this dump before others."""
+    reasons = list(dict.fromkeys([*now, *skipped.values()]))
+    more = f"; fs-teacher status {location} lists all" if len(reasons) > _SHOWN else ""
+    by = f", {len(now):,} of them by this dump" if 0 < len(now) < len(skipped) else ""
+    return [f"Skipped:   {len(skipped):,} samples{by}{more}", *(f"           {reason}" for reason in reasons[:_SHOWN])]
 
 
 def advice(sums: Mapping[str, float], training: float, gradient: GradientReport | None, *, exact: bool) -> list[str]:

@@ -38,9 +38,10 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
 
     Continues from the newest whole checkpoint in training.output_dir where there is one; checkpoints that were
     interrupted or damaged are passed over. A finished run is left alone; the run of another recipe is refused. Leaves
-    there best/ (by validation loss), final/, training_history.json, recipe.yaml, run.json and run.log. SIGTERM and
-    Ctrl-C save a checkpoint and stop, a second Ctrl-C stops at once; where there is no terminal, a line a minute says how far it
-    is. A loss or a gradient that is not finite stops before it is trained on.
+    there best/ (by validation loss; none with training.eval_strategy: "no"), final/ (the last), training_history.json,
+    recipe.yaml, run.json and run.log. One process owns the directory: another one that begins there is refused with the
+    owner's name. SIGTERM and Ctrl-C save a checkpoint and stop, a second Ctrl-C stops at once; where there is no terminal, a
+    line a minute says how far it is. A loss or a gradient that is not finite stops before it is trained on.
 
     Example: fs-student train --config recipe.yaml --set loss.temperature=3 --set training.output_dir=runs/t3
     """
@@ -57,6 +58,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
             f"Student {recipe.student.model}, {len(plan.train):,} samples{plan.source.note and f', {plan.source.note}'}; "
             f"{plan.objective_text}; {plan.precision}" + (f"; {note}" if (note := validation_note(recipe)) else "")
         )
+        if plan.skipped:
+            click.echo(plan.skipped_text, err=True)
         if plan.unlearned_text:
             click.echo(plan.unlearned_text)
     result = run(plan, overwrite=overwrite)
@@ -64,11 +67,12 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         click.echo(f"{result.stopped_text[0].upper()}{result.stopped_text[1:]}.", err=True)
         raise click.exceptions.Exit(128 + (result.signal or SIGTERM))
     if main_process and result.seconds == 0:
-        click.echo(f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew")
+        click.echo(
+            f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew ({result.best_text})"
+        )
     elif main_process:
         click.echo(
-            f"{result.steps:,} steps in {result.seconds:.0f} s, {result.best_text}: "
-            + " and ".join(str(model) for name in ("best", "final") if (model := result.output_dir / name).is_dir())
+            f"{result.steps:,} steps in {result.seconds:.0f} s, {result.best_text}: {' and '.join(map(str, result.students))}"
         )
 
 
@@ -126,7 +130,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the validation curves as a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
-    """Show runs side by side: the settings that differ, losses and agreement on validation, exact match, time.
+    """Show runs side by side: the settings that differ, losses and agreement on validation, exact match, time; * marks the best.
 
     DIR is the directory of a run, or of a sweep. Exact match stands where fs-student eval has left an evaluation in the run.
 
@@ -159,7 +163,9 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
 
     Example: fs-student plan --config recipe.yaml --set student.precision=bf16_kahan
     """
-    recipe = _checked_recipe(config, overrides)
+    recipe = load_recipe(config, overrides)
+    recipe.model_source(recipe.student)
+    check_training(recipe.training)
 
     from phase2_student.planning.plan import plan_json, plan_text, plan_training
 
@@ -175,11 +181,11 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     "models",
     multiple=True,
     metavar="NAME[=DIR]",
-    help="teacher (as the recipe quantises it), teacher-bf16, base, student (training.output_dir/best), student-int8, "
-    "student-nf4 (of fs-student export), or NAME=DIR; may be given several times. Default: teacher, base, student and what "
-    "was exported of it.",
+    help="teacher (as the recipe quantises it), teacher-bf16, base, student (training.output_dir/best, or final where "
+    "nothing was validated), student-int8, student-nf4 (of fs-student export), or NAME=DIR; may be given several times. "
+    "Default: teacher, base, student and what was exported of it.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples with an answer.")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Default: training.output_dir/evaluation."
 )
@@ -219,6 +225,10 @@ def evaluate(
     progress: bool,
 ) -> None:
     """Measure teacher and students side by side on the validation file.
+
+    A row of several answers is asked for each, given the true history before it. Without true answers it gives KL and agreement to
+    the teacher of the cache, and latency. A student is asked with the image size and the system prompt of its own run; where models
+    differ in them it is said. Samples that a model cannot take end it, or are left out and named with cache.on_error: skip.
 
     Each model's result is kept as soon as it is whole: an interrupted evaluation goes on, and a model whose weights, data and
     settings are the same is not measured again. Leaves evaluation_<timestamp>.json, with every sample, and
@@ -270,12 +280,12 @@ def evaluate(
 @click.option(
     "--model",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory of the student; default: training.output_dir/best.",
+    help="Directory of the student; default: training.output_dir/best, or final where nothing was validated.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Default: beside the student, called like it with -int8 or -nf4 behind.",
+    help="Default: beside the student, called like it with -int8 or -nf4 behind; for one of the two kinds.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how large the weights would be, from the configuration.")
 def export(
@@ -289,34 +299,38 @@ def export(
 ) -> None:
     """Quantise a student with bitsandbytes into a directory that from_pretrained loads; runs on a CPU too.
 
-    Example: fs-student export --int8 --config recipe.yaml
+    Example: fs-student export --int8 --nf4 --config recipe.yaml
     """
-    if int8 == nf4:
-        raise click.UsageError("say how to quantise: --int8 or --nf4, one of them")
+    if not (int8 or nf4):
+        raise click.UsageError("say how to quantise: --int8, --nf4 or both")
+    if int8 and nf4 and output is not None:
+        raise click.UsageError(
+            "--output is one directory: give it with --int8 or --nf4 alone, or let both go beside the student"
+        )
     if config is None and model is None:
         raise click.UsageError("say which student: --config RECIPE or --model DIR")
     if config is None and overrides:
         raise click.UsageError("--set overrides a key of a recipe; give its --config")
-    kind: Literal["int8", "nf4"] = "int8" if int8 else "nf4"
-
-    from phase2_student.runs.best import trained_student
-
+    kinds: list[Literal["int8", "nf4"]] = [*(("int8",) if int8 else ()), *(("nf4",) if nf4 else ())]
     recipe = load_recipe(config, overrides) if config is not None else None
-    source = model or (trained_student(recipe.output_dir) if recipe else Path())
 
     from firstsight.recipe import StudentSection
     from phase2_student.release.export import export as run
     from phase2_student.release.export import plan_export
-    from phase2_student.runs.exports import export_directory
+    from phase2_student.runs.best import trained_student
 
-    beside = Path(f"{os.path.abspath(source)}-{kind}") if model or recipe is None else export_directory(recipe, kind)
+    source = model or (trained_student(recipe.output_dir) if recipe else Path())
     section = recipe.student if recipe else StudentSection()
-    result = (plan_export if dry_run else run)(source, output or beside, section, kind)
-    size = result.paper_bytes if result.bytes is None else result.bytes
-    click.echo(
-        f"{result.directory}: {kind}, {'would be about ' if dry_run else ''}{size / 1e9:,.3f} GB of weights, "
-        f"{result.before_bytes / size:.1f} times less than {result.before_bytes / 1e9:,.3f} GB"
-    )
+    places = [output or Path(f"{os.path.abspath(source)}-{kind}") for kind in kinds]
+    for kind, place in zip(kinds, places, strict=True):
+        plan_export(source, place, section, kind)  # refused before the first is written
+    for kind, place in zip(kinds, places, strict=True):
+        result = (plan_export if dry_run else run)(source, place, section, kind)
+        size = result.paper_bytes if result.bytes is None else result.bytes
+        click.echo(
+            f"{result.directory}: {kind}, {'would be about ' if dry_run else ''}{size / 1e9:,.3f} GB of weights, "
+            f"{result.before_bytes / size:.1f} times less than {result.before_bytes / 1e9:,.3f} GB"
+        )
 
 
 @main.command()
@@ -333,9 +347,13 @@ def export(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Several: frames in order.",
 )
-@click.option("--system", metavar="TEXT", help="System prompt; give the one of the recipe's data.system_prompt.")
+@click.option("--system", metavar="TEXT", help="System prompt; default: that of the student's run.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Scale images down to at most this many pixels.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    help="Scale images down to at most this many pixels; default: as in the student's run.",
+)
 @click.option("--stream", is_flag=True, help="Print the answer as it is made.")
 @click.argument("question")
 def ask(

@@ -35,9 +35,9 @@ IMPORTED_BY_OTHERS = {
     "zarr": "whoever opens a cache without this project",
 }
 PUBLIC = """
-AlignmentError Cache CacheError DataError DumpJob DumpSummary FirstSightError MissingSample ModelError Recipe RecipeError
-Sample SampleTargets SkippedSample SpecMismatch TargetError Targets TemperatureOutOfRange TrainResult TrainingError at_temperature dump
-load_recipe load_samples open_cache prepare_dump prepare_training train
+AlignmentError Cache CacheError DataError DumpJob DumpSummary ExactCache FirstSightError MissingSample ModelError Recipe
+RecipeError Sample SampleTargets SkippedSample SpecMismatch TargetError Targets TemperatureOutOfRange TrainResult TrainingError
+at_temperature derive dump load_recipe load_samples open_cache open_exact_cache prepare_derivation prepare_dump prepare_training train
 """
 
 

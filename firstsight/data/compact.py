@@ -1,31 +1,41 @@
-"""A set of 64-bit numbers in 9 bytes each: what rows were seen, for millions of them."""
+"""A set of 64-bit numbers in some 10 bytes each: what rows were seen, for millions of them."""
 
 from __future__ import annotations
 
 from array import array
 
-_BUCKETS = 2**15
+_MOST = 64  # numbers of a bucket, on average
 
 
 class NumberSet:
-    """Numbers of 64 bits, spread evenly (digests, hashes). A look-up scans one of 32,768 arrays."""
+    """Numbers of 64 bits, spread evenly (digests, hashes). A look-up scans one short array; there are more of these as it grows."""
 
     def __init__(self) -> None:
-        self._buckets: list[array[int] | None] = [None] * _BUCKETS
+        self._buckets = [array("Q") for _ in range(64)]
+        self._count = 0
 
     def __contains__(self, number: int) -> bool:
-        bucket = self._buckets[number % _BUCKETS]
-        return bucket is not None and number in bucket
+        return number in self._buckets[number % len(self._buckets)]
 
     def add(self, number: int) -> bool:
         """Add a number from 0 to 2^64 - 1; whether it is new."""
-        bucket = self._buckets[number % _BUCKETS]
-        if bucket is None:
-            bucket = self._buckets[number % _BUCKETS] = array("Q")
-        elif number in bucket:
+        bucket = self._buckets[number % len(self._buckets)]
+        if number in bucket:
             return False
         bucket.append(number)
+        self._count += 1
+        if self._count > _MOST * len(self._buckets):
+            self._split()
         return True
+
+    def _split(self) -> None:
+        """Twice as many buckets: the numbers of each stay, or go into the new one that is as far behind."""
+        size = len(self._buckets)
+        moved = []
+        for place, bucket in enumerate(self._buckets):
+            moved.append(array("Q", [number for number in bucket if number % (2 * size) != place]))
+            self._buckets[place] = array("Q", [number for number in bucket if number % (2 * size) == place])
+        self._buckets += moved
 
 
 def text_mark(text: str) -> int:

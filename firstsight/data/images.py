@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ MAX_IMAGE_PIXELS = 64_000_000
 
 # our own cap is lower; for the whole process, because filters for a block are not for threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_HELD_BYTES = 2**25
 
 _ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
 
@@ -79,14 +82,29 @@ def image_digest(image: ImageSource) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, 64 hex digits; remembered while size and modification time stay the same."""
-    status = path.stat()
-    return _file_digest(path, status.st_size, status.st_mtime_ns)
+    name = os.fspath(path)
+    status = os.stat(name)
+    return _file_digest(name, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=16_384)
-def _file_digest(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
+def _file_digest(name: str, _size: int, _mtime_ns: int) -> str:
+    with open(name, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def held(image: ImageSource, place: str) -> ImageSource:
+    """A picture of a file with the file's bytes, so that they are read once for digest and pixels; a large file stays where it is."""
+    if isinstance(image, InlineImage):
+        return image
+    name = os.fspath(image.path if isinstance(image, FetchedImage) else image)
+    try:
+        with open(name, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size > _HELD_BYTES:
+                return image
+            return InlineImage(str(image), file.read())
+    except OSError as error:
+        raise DataError(f"{place}: image {image} cannot be decoded ({error}); replace the file") from None
 
 
 def image_name(image: ImageSource, root: Path) -> str:
@@ -100,17 +118,29 @@ def image_path(file: Any, root: Path, place: str) -> Path:
         raise DataError(f"{place}: an image must be a path relative to data.root, got {type(file).__name__}")
     if "\0" in file or any("\ud800" <= character <= "\udfff" for character in file):
         raise DataError(f"{place}: image {file!r} is no path; repair the row")
-    path = root / file
-    if not Path(os.path.realpath(path)).is_relative_to(_real(root)):
+    name = os.path.join(root, file)
+    folder, _, last = name.rpartition(os.sep)
+    try:
+        mode = os.lstat(name).st_mode
+    except OSError:
+        mode = 0
+    # a plain file is where its directory is; for the rest every part of the path is looked at
+    real = (
+        os.path.join(_real(folder or os.sep), last)
+        if stat.S_ISREG(mode) and last not in ("", ".", "..")
+        else os.path.realpath(name)
+    )
+    if not real.startswith(_real(str(root)).rstrip(os.sep) + os.sep):
         raise DataError(f"{place}: image {file!r} lies outside data.root ({root}); move it under it")
-    if not path.is_file():
+    path = root / file
+    if not stat.S_ISREG(mode) and not path.is_file():
         raise DataError(f"{place}: image {path} is not there; check data.root and the row's path")
     return path
 
 
-@lru_cache(maxsize=64)
-def _real(root: Path) -> str:
-    return os.path.realpath(root)
+@lru_cache(maxsize=4096)
+def _real(directory: str) -> str:
+    return os.path.realpath(directory)
 
 
 def image_source(value: Any, source: DataSource, place: str, number: int) -> ImageSource:

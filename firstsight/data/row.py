@@ -10,7 +10,7 @@ from firstsight.data.images import image_source
 from firstsight.data.sample import Sample, message_text
 from firstsight.data.source import DataSource
 from firstsight.data.strict import clean_text
-from firstsight.errors import DataError
+from firstsight.errors import DataError, PictureError
 
 
 def parse_row(value: Any, place: str, source: DataSource) -> Sample:
@@ -22,10 +22,16 @@ def parse_row(value: Any, place: str, source: DataSource) -> Sample:
         source: how its columns are to be understood, and where its images are.
 
     Raises:
-        DataError: what is wrong, and what to do.
+        PictureError: what is wrong with a picture of it, and what to do.
+        DataError: what else is wrong.
     """
     row = to_row(value, place, source)
-    images = tuple(image_source(image, source, place, number) for number, image in enumerate(row["images"], start=1))
+    try:
+        images = tuple(
+            image_source(image, source, place, number) for number, image in enumerate(row["images"], start=1)
+        )
+    except DataError as error:
+        raise PictureError(str(error)) from None
     messages = row["messages"]
     if messages[-1]["role"] == "assistant":
         if any(part["type"] == "image" for part in messages[-1]["content"]):
@@ -46,6 +52,7 @@ def parse_row(value: Any, place: str, source: DataSource) -> Sample:
         environment=_name(row["environment"], "environment", place),
         place=place,
         options=_options(row["options"], place),
+        truths=_truths(row["answers"], place),
     )
 
 
@@ -87,3 +94,13 @@ def _options(options: Any, place: str) -> tuple[str, ...]:
     if not 2 <= len(options) <= 26:
         raise DataError(f"{place}: 'options' must list 2 to 26 texts, got {len(options)}")
     return tuple(clean_text(option, place, "an option") for option in options)
+
+
+def _truths(answers: Any, place: str) -> tuple[str, ...]:
+    if answers is None:
+        return ()
+    if isinstance(answers, list):  # [{"answer": "yes", "answer_confidence": "maybe", "answer_id": 1}]
+        answers = [each.get("answer") if isinstance(each, dict) else each for each in answers]
+    if not isinstance(answers, list) or not answers or not all(isinstance(each, str) for each in answers):
+        raise DataError(f"{place}: 'answers' must list the texts that several people answered, got {answers!r:.80}")
+    return tuple(clean_text(each, place, "one of the answers") for each in answers)

@@ -39,6 +39,8 @@ class Sample:
     """`file:line`, for messages."""
     options: tuple[str, ...] = ()
     """Texts of a multiple choice, A first; no part of the key: what the model sees is in the messages."""
+    truths: tuple[str, ...] = ()
+    """What several people answered, for VQA accuracy; likewise no part of the key."""
 
     @property
     def prompt(self) -> tuple[dict[str, Any], ...]:
@@ -80,7 +82,8 @@ class Sample:
             messages=messages,
             images=self.images[:images],
             times=None if self.times is None else self.times[:images],
-            options=(),  # of the last question
+            options=(),  # these are of the last question
+            truths=(),
         )
 
     @property

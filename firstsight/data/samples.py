@@ -5,7 +5,8 @@
      "images": ["images/a.png"], "category": "...", "environment": "..."}
 
 `frames` (with optional `times`, in seconds) may stand in place of `images`: frames of a video, in order.
-`options` may list the texts of a multiple choice, in the order of their letters; they serve the evaluation alone.
+`options` may list the texts of a multiple choice, in the order of their letters; they serve the evaluation alone,
+as do `answers`, what several people answered (VQA accuracy).
 A content may be a plain string; images without a place then stand before the first user message's text, as in TRL.
 """
 
@@ -24,7 +25,7 @@ from firstsight.data.listed import sources_of
 from firstsight.data.row import parse_row
 from firstsight.data.sample import Sample as Sample
 from firstsight.data.source import DataSource, file_names
-from firstsight.errors import DataError
+from firstsight.errors import DataError, PictureError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class SampleFiles:
         self.containers = [open_container(file, name) for file, name in zip(files, file_names(files), strict=True)]
         self.repeated_ids = 0
         """Rows of the last pass whose id an earlier row has; theirs ends in `#2`, `#3`."""
+        self.left_out: list[str] = []
+        """What is wrong with each row that the last pass left out (`DataSource.skip`)."""
 
     def located(self, fault: Callable[[DataError], object] | None = None) -> Iterator[Located]:
         """Every sample of the split.
@@ -65,8 +68,8 @@ class SampleFiles:
         Raises:
             DataError: names file and row, and what is wrong; no rows at all.
         """
-        self.repeated_ids = 0
-        rows = taken = 0
+        self.repeated_ids, self.left_out = 0, []
+        rows = taken = broken = 0
         seen = NumberSet()
         repeated: dict[str, int] = {}
         for file, container in enumerate(self.containers):
@@ -80,9 +83,12 @@ class SampleFiles:
                         if not self.source.takes(sample.key if self.source.share else ""):
                             continue
                     except DataError as error:
-                        if fault is None:
+                        if fault is not None:
+                            fault(error)
+                        elif self.source.skip and isinstance(error, PictureError):
+                            self.left_out.append(str(error))
+                        else:
                             raise
-                        fault(error)
                         continue
                     if not seen.add(text_mark(sample.id)):
                         self.repeated_ids += 1
@@ -93,9 +99,12 @@ class SampleFiles:
                 if fault is None:
                     raise
                 fault(error)
-        if not taken and (fault is None or not rows):
+                broken += 1
+        if not taken and (fault is None or not (rows or broken)):
             empty = DataError(
-                f"{self.source}: none of the {rows} rows falls into this split; change the share of data.validation"
+                f"{self.source}: none of the {rows} rows can be used; the first: {self.left_out[0]}"
+                if self.left_out
+                else f"{self.source}: none of the {rows} rows falls into this split; change the share of data.validation"
                 if rows
                 else f"{self.source}: holds no rows; give a file with at least one"
             )
@@ -114,7 +123,7 @@ class SampleFiles:
         except DataError as error:
             name = value.get(source.columns.get("id", "id")) if isinstance(value, dict) else None
             if isinstance(name, str | int):  # so that a row is found again by its own name as well
-                raise DataError(f"{error} (the row's id is {name!r:.80})") from None
+                raise type(error)(f"{error} (the row's id is {name!r:.80})") from None
             raise
 
     def place(self, file: int, number: int) -> str:
@@ -135,22 +144,34 @@ def as_source(data: DataSource | Path, root: Path | None = None) -> DataSource:
     return data if isinstance(data, DataSource) else DataSource(files=(data,), root=root or data.parent)
 
 
-def load_samples(data: DataSource | Path, root: Path | None = None) -> list[Sample]:
+def load_samples(
+    data: DataSource | Path, root: Path | None = None, *, left_out: list[str] | None = None
+) -> list[Sample]:
     """Read and check the rows of a split, or of one file; image paths are relative to `root` and stay under it.
+
+    Args:
+        data: the split, or the file.
+        root: of a file's images; None: its directory.
+        left_out: is given what is wrong with each row that is left out (`DataSource.skip`).
 
     Raises:
         DataError: names file and row, and what is wrong with it; a missing image is found here, before any model is loaded.
     """
-    return list(iter_samples(data, root))
+    return list(iter_samples(data, root, left_out=left_out))
 
 
-def iter_samples(data: DataSource | Path, root: Path | None = None) -> Iterator[Sample]:
+def iter_samples(
+    data: DataSource | Path, root: Path | None = None, *, left_out: list[str] | None = None
+) -> Iterator[Sample]:
     """`load_samples`, one sample at a time."""
-    for each in SampleFiles(as_source(data, root)).located():
+    files = SampleFiles(as_source(data, root))
+    for each in files.located():
         yield each.sample
+    if left_out is not None:
+        left_out += files.left_out
 
 
-def check_files(sources: Iterable[DataSource], *, progress: bool = False) -> int:
+def check_files(sources: Iterable[DataSource], *, left_out: list[str] | None = None, progress: bool = False) -> int:
     """Check every row of some splits and that its images are there; the number of rows. Raises as `load_samples`."""
-    rows = (sample for source in sources for sample in iter_samples(source))
+    rows = (sample for source in sources for sample in iter_samples(source, left_out=left_out))
     return sum(1 for _ in tqdm(rows, desc="checking samples", unit=" sample", disable=not progress, leave=False))

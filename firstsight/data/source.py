@@ -16,7 +16,7 @@ Turns = Literal["all", "last"]
 """Which assistant messages are answers: each, or the one that closes a row; the others are only read."""
 
 COLUMNS = frozenset([
-    "id", "images", "image", "frames", "times", "category", "environment", "options", "messages",
+    "id", "images", "image", "frames", "times", "category", "environment", "options", "answers", "messages",
     "conversations", "system", "prompt", "completion", "instruction", "input", "output",
     "history", "query", "response", "question", "answer",
 ])  # fmt: skip
@@ -56,6 +56,8 @@ class DataSource:
     """Keys and roles of turns, where they are stated."""
     allow_urls: bool = False
     """Images may be addresses on the web."""
+    skip: bool = False
+    """Rows with a picture that is not there or cannot be read are left out, by name; else they are an error."""
     share: float = 0.0
     """The part of the rows that is for validation, by key; 0: all rows are of this split."""
     part: Literal["train", "validation"] = "train"

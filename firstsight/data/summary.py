@@ -30,7 +30,7 @@ class DataSummary:
     earlier_answers: int = 0
     """Assistant messages before the closing one."""
     with_earlier_answers: int = 0
-    """Rows that have some."""
+    """Rows that have some, and with `turns` all another answer behind them."""
     repeated: Counter[str] = field(default_factory=Counter)
     """By split: rows whose content an earlier row of the split has."""
     leaked: int = 0
@@ -56,7 +56,7 @@ class DataSummary:
         earlier = sample.earlier_answers
         self.earlier_answers += earlier
         self.answers += (sample.answer is not None) + (earlier if self.turns == "all" else 0)
-        self.with_earlier_answers += earlier > 0
+        self.with_earlier_answers += (len(sample.answers) > 1) if self.turns == "all" else (earlier > 0)
         mark = int(sample.key[:16], 16)
         new = self._seen[split].add(mark)
         if not new:

@@ -49,7 +49,7 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
     with partial.open("w", encoding="utf-8", newline="\n") as out:
         for sample in tqdm(iter_samples(source), desc="converting", unit=" sample", disable=not progress, leave=False):
             images = [_written(image, sample, directory, names) for image in sample.images]
-            out.write(json.dumps(_row(sample, images), ensure_ascii=False) + "\n")
+            out.write(json.dumps(canonical_row(sample, images), ensure_ascii=False) + "\n")
             rows += 1
             literal = literal or any(
                 part["type"] == "text" and MARK.search(part["text"])
@@ -60,7 +60,8 @@ def convert(source: DataSource, file: Path, *, progress: bool = False) -> Conver
     return Converted(rows=rows, images=len(names), literal_marks=literal)
 
 
-def _row(sample: Sample, images: list[str]) -> dict[str, Any]:
+def canonical_row(sample: Sample, images: list[str]) -> dict[str, Any]:
+    """A sample in the form `messages`, with its images as they are named there."""
     messages = [{"role": message["role"], "content": list(message["content"])} for message in sample.messages]
     row: dict[str, Any] = {"id": sample.id, "messages": messages}
     if images:
@@ -68,7 +69,10 @@ def _row(sample: Sample, images: list[str]) -> dict[str, Any]:
     for name in ("times", "category", "environment"):
         if (value := getattr(sample, name)) is not None:
             row[name] = value
-    return {**row, "options": list(sample.options)} if sample.options else row
+    for name, texts in (("options", sample.options), ("answers", sample.truths)):
+        if texts:
+            row[name] = list(texts)
+    return row
 
 
 def _written(image: ImageSource, sample: Sample, directory: Path, names: dict[str, str]) -> str:

@@ -50,7 +50,7 @@ class CacheSection(Section):
     unit_positions: Annotated[int, Field(gt=0)] = 4096
     """Answer positions of one unit of work."""
     on_error: Literal["stop", "skip"] = "stop"
-    """`skip`: a sample that cannot be dumped is recorded as skipped, with the reason, and the dump goes on."""
+    """`skip`: a sample that cannot be used is left out by name, and dump, training and evaluation go on; later dumps try it again."""
     generate_missing: bool = False
     """The teacher answers the samples that have no answer; training applies no hard-label loss to them."""
     generate_max_tokens: Annotated[int, Field(ge=1)] = 128

@@ -38,8 +38,18 @@ class Recipe(Section):
         if self.cache.targets == "top_k" and not low <= self.loss.temperature <= high:
             raise PydanticCustomError(
                 "temperature_range",
-                "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}",
+                "loss.temperature: must lie within cache.temperatures, {low} to {high}, got {got}; exact targets "
+                "(cache.targets: exact) take any",
                 {"low": f"{low:g}", "high": f"{high:g}", "got": f"{self.loss.temperature:g}"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tail_of_top_k(self) -> Recipe:
+        if self.cache.targets == "exact" and "tail" in self.loss.model_fields_set:
+            raise PydanticCustomError(
+                "tail",
+                "loss.tail: cache.targets: exact gives whole distributions, in which no entry is left over; remove the key",
             )
         return self
 
@@ -62,6 +72,7 @@ class Recipe(Section):
             columns=data.columns,
             ignore_columns=frozenset(data.ignore_columns),
             allow_urls=data.allow_urls,
+            skip=self.cache.on_error == "skip",
             share=data.share,
             part=split,
         )
@@ -88,6 +99,10 @@ class Recipe(Section):
     def image_root(self) -> Path:
         """Directory that the rows' image paths are relative to."""
         return self.data_root if self.data.image_root is None else self._path(self.data.image_root)
+
+    def without_roots(self, text: str) -> str:
+        """A message without this machine's directory of the images: it is kept where others read it."""
+        return text.replace(f"{self.image_root}/", "")
 
     def _path(self, path: Path) -> Path:
         """A path of the recipe: relative to its directory, `~` expanded."""
@@ -137,4 +152,7 @@ class Recipe(Section):
 
     def dump(self) -> dict[str, Any]:
         """The recipe as plain YAML types, defaults included; it can be read again."""
-        return {**self.model_dump(mode="json"), "cache": self.cache.effective()}
+        dumped = self.model_dump(mode="json")
+        if self.cache.targets == "exact":
+            del dumped["loss"]["tail"]
+        return {**dumped, "cache": self.cache.effective()}

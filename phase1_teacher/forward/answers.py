@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from firstsight.errors import TargetError
 from firstsight.generation import generate_answers
 from phase1_teacher.forward.unit_batches import EncodedSample
 from phase1_teacher.planning.job import DumpJob
@@ -30,25 +31,48 @@ class TeacherAnswers:
         self.generated = 0
         """Answers so far."""
 
-    def complete(self, samples: Sequence[EncodedSample]) -> list[EncodedSample]:
-        """The samples, each with an answer in its `encoded`."""
+    def complete(
+        self, samples: Sequence[EncodedSample], refuse: Callable[[EncodedSample, TargetError], None]
+    ) -> list[EncodedSample]:
+        """The samples, each with an answer in its `encoded`, but for those that the teacher cannot answer.
+
+        Args:
+            samples: of one forward pass.
+            refuse: is told of each of the others, and why; may raise it.
+        """
         waiting = [sample for sample in samples if sample.sample.answer is None]
         if not waiting:
             return list(samples)
-        names = "".join(sample.key for sample in waiting)
-        seed = hashlib.sha256(f"{self.recipe.generate_seed} {names}".encode()).digest()
-        answers = generate_answers(
-            self.model,
-            self.teacher,
-            [sample.encoded for sample in waiting],
-            max_new_tokens=self.recipe.generate_max_tokens,
-            temperature=self.recipe.generate_temperature,
-            seed=int.from_bytes(seed[:7], "little"),
-            text_only=True,
-        )
-        self.generated += len(waiting)
-        found = dict(zip([sample.key for sample in waiting], answers, strict=True))
+        found = self._answers(waiting, refuse)
+        self.generated += len(found)
         return [
             replace(sample, encoded=sample.encoded.with_answer(found[sample.key])) if sample.key in found else sample
             for sample in samples
+            if sample.sample.answer is not None or sample.key in found
         ]
+
+    def _answers(
+        self, waiting: Sequence[EncodedSample], refuse: Callable[[EncodedSample, TargetError], None]
+    ) -> dict[str, list[int]]:
+        """Token ids of the answers, by key."""
+        names = "".join(sample.key for sample in waiting)
+        seed = hashlib.sha256(f"{self.recipe.generate_seed} {names}".encode()).digest()
+        try:
+            answers = generate_answers(
+                self.model,
+                self.teacher,
+                [sample.encoded for sample in waiting],
+                max_new_tokens=self.recipe.generate_max_tokens,
+                temperature=self.recipe.generate_temperature,
+                seed=int.from_bytes(seed[:7], "little"),
+                text_only=True,
+            )
+        except RuntimeError as error:  # torch.multinomial refuses a batch for one distribution that is not finite
+            if "probability tensor" not in str(error):
+                raise
+            if len(waiting) == 1:
+                reason = "the teacher cannot answer it: its probabilities are not finite; try teacher.dtype: bfloat16"
+                refuse(waiting[0], TargetError(f"{waiting[0].name}: {reason}"))
+                return {}
+            return {key: ids for sample in waiting for key, ids in self._answers([sample], refuse).items()}
+        return dict(zip([sample.key for sample in waiting], answers, strict=True))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from firstsight.data.samples import Sample
-from firstsight.errors import AlignmentError, DataError, FirstSightError
+from firstsight.errors import AlignmentError, DataError, FirstSightError, ModelError
 from firstsight.models.loading import backbone_states, default_device, load_student, resolve_directory
 from firstsight.pair import Pair
 from firstsight.prompting import collate
@@ -134,7 +134,9 @@ class _Student:
     """
 
     def __init__(self, recipe: Recipe, pair: Pair, device: torch.device) -> None:
-        directory = resolve_directory(recipe, recipe.student, weights=True)
+        directory = resolve_directory(recipe, recipe.student, weights=False)
+        if not any(directory.glob("*.safetensors")):  # a report downloads none
+            raise ModelError(f"its weights are not on this machine ({directory}); --student none leaves this out")
         self.pair = pair
         self.model = (
             load_student(directory, recipe.student, dtype=getattr(torch, recipe.student.dtype)).to(device).eval()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from firstsight.errors import AlignmentError, TargetError
+from firstsight.errors import AlignmentError, FirstSightError, TargetError
 from firstsight.families.self_check import check_logits, checked_columns
 from firstsight.models.loading import backbone_states, load_teacher, to_device
 from firstsight.prompting import answer_index, collate
@@ -99,6 +99,7 @@ class TeacherForward:
         )
         self.vision = VisionFeatures(self.model, job.pair.teacher)
         self.answers = TeacherAnswers(self.model, job)
+        self.skip = job.recipe.cache.on_error == "skip"
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
         self.watched: list[WatchedPosition] = []
@@ -109,8 +110,11 @@ class TeacherForward:
     def run(self, batch: UnitBatch) -> Iterator[ForwardResult]:
         """Targets of a batch, in one forward pass or, where memory forces it, in several.
 
+        What cannot be done for a sample is put into `batch.refused` where the recipe skips such samples.
+
         Raises:
-            TargetError: memory does not take even one sample.
+            TargetError: memory does not take even one sample, or the teacher cannot answer it.
+            AlignmentError: an answer of the teacher that the student's tokens do not spell.
         """
         if batch.samples and not self._checked:
             self._self_check(batch.samples)
@@ -119,8 +123,8 @@ class TeacherForward:
             self.vision.forget()
         check = batch.first and self.reference is not None
 
-        def forward(samples: Sequence[EncodedSample]) -> ForwardResult:
-            return self._forward(samples, check=check)
+        def forward(samples: Sequence[EncodedSample], refused: dict[str, str]) -> ForwardResult | None:
+            return self._forward(samples, refused, check=check)
 
         for result in self._passes(batch, forward):
             check = False
@@ -139,7 +143,9 @@ class TeacherForward:
         self.vision.forget(batch.later_images)
         return found
 
-    def _passes(self, batch: UnitBatch, forward: Callable[[Sequence[EncodedSample]], _PassT]) -> Iterator[_PassT]:
+    def _passes(
+        self, batch: UnitBatch, forward: Callable[[Sequence[EncodedSample], dict[str, str]], _PassT | None]
+    ) -> Iterator[_PassT]:
         """What some function gives for a batch, called once or, where memory forces it, on parts."""
         waiting = [batch.samples] if self.budget == self.job.recipe.teacher.batch_tokens else self._split(batch.samples)
         while waiting:
@@ -148,11 +154,17 @@ class TeacherForward:
                 continue
             try:
                 with self.clock.busy():
-                    result = forward(samples)
+                    result = forward(samples, batch.refused)
             except torch.OutOfMemoryError as error:
-                self._halve(samples, error)
+                if len(samples) == 1:
+                    self._forget()
+                    self._refuse(samples[0], _too_large(samples[0], error), batch.refused)
+                    continue
+                self._halve(samples)
                 rest = [sample for each in [samples, *waiting] for sample in each]
                 waiting = self._split(rest)
+                continue
+            if result is None:
                 continue
             yield result
 
@@ -167,15 +179,19 @@ class TeacherForward:
         on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         self._checked = check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
 
-    def _halve(self, samples: Sequence[EncodedSample], error: Exception) -> None:
-        if len(samples) == 1:
-            name = _name(samples[0])
-            raise TargetError(
-                f"{name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
-                "teacher.max_pixels, or take a larger GPU"
-            ) from None
+    def _refuse(self, sample: EncodedSample, error: FirstSightError, refused: dict[str, str]) -> None:
+        """Skip a sample, or raise what is wrong with it."""
+        if not self.skip:
+            raise error
+        refused[sample.key] = str(error)
+
+    def _halve(self, samples: Sequence[EncodedSample]) -> None:
         longest = max(len(sample.encoded.input_ids) for sample in samples)
         self.budget = max(1, min(self.budget, longest * len(samples)) // 2)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Leave the device's memory to what comes."""
         self.vision.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -185,11 +201,16 @@ class TeacherForward:
         return [[samples[index] for index in part] for part in batch_by_tokens(lengths, self.budget)]
 
     @torch.inference_mode()
-    def _forward(self, samples: Sequence[EncodedSample], *, check: bool) -> ForwardResult:
+    def _forward(
+        self, samples: Sequence[EncodedSample], refused: dict[str, str], *, check: bool
+    ) -> ForwardResult | None:
+        """Targets of some samples; None where none of them can have any."""
         encoded_before, generated_before = self.vision.encoded, self.answers.generated
-        samples = self.answers.complete(samples)
+        found = self._soft_places(samples, refused)
+        if found is None:
+            return None
+        samples, answered, teacher_rows, rows, columns = found
         encoded = [sample.encoded for sample in samples]
-        answered, teacher_rows, rows, columns = self._soft_places(samples)
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
         target_ids = to_device(target_ids, self.head.device)
         states_ND = self._states(samples, rows, columns)
@@ -215,22 +236,37 @@ class TeacherForward:
         return result
 
     @torch.inference_mode()
-    def _soft_states(self, samples: Sequence[EncodedSample]) -> tuple[list[AnsweredSample], Tensor]:
-        """Samples and the states of their soft positions, sample by sample."""
-        samples = self.answers.complete(samples)
-        answered, _, rows, columns = self._soft_places(samples)
+    def _soft_states(
+        self, samples: Sequence[EncodedSample], refused: dict[str, str]
+    ) -> tuple[list[AnsweredSample], Tensor] | None:
+        """Samples and the states of their soft positions, sample by sample; None where none of them can have any."""
+        found = self._soft_places(samples, refused)
+        if found is None:
+            return None
+        samples, answered, _, rows, columns = found
         return answered, self._states(samples, rows, columns)
 
     def _soft_places(
-        self, samples: Sequence[EncodedSample]
-    ) -> tuple[list[AnsweredSample], list[NDArray[np.int64]], Tensor, Tensor]:
-        """Answered samples, the teacher's answer positions of their soft ones, and rows and columns of these in the inputs."""
-        answered, teacher_rows = zip(*(self._answered(sample) for sample in samples), strict=True)
+        self, samples: Sequence[EncodedSample], refused: dict[str, str]
+    ) -> tuple[list[EncodedSample], list[AnsweredSample], list[NDArray[np.int64]], Tensor, Tensor] | None:
+        """Samples with their answers, the teacher's answer positions of the soft ones, and rows and columns of these in the inputs.
+
+        None where none of the samples can have targets.
+        """
+        done: list[tuple[EncodedSample, AnsweredSample, NDArray[np.int64]]] = []
+        for sample in self.answers.complete(samples, lambda sample, error: self._refuse(sample, error, refused)):
+            try:
+                done.append((sample, *self._answered(sample)))
+            except AlignmentError as error:
+                self._refuse(sample, error, refused)
+        if not done:
+            return None
+        samples, answered, teacher_rows = map(list, zip(*done, strict=True))
         encoded = [sample.encoded for sample in samples]
         rows, columns = answer_index(encoded)
         offsets = np.cumsum([0, *(each.positions for each in encoded)])
         chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
-        return list(answered), list(teacher_rows), rows[chosen], columns[chosen]
+        return samples, answered, teacher_rows, rows[chosen], columns[chosen]
 
     def _block(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor) -> TopKTargets | ExactStates:
         layout = self.job.writer.version.layout
@@ -307,10 +343,10 @@ class TeacherForward:
         try:
             rows = pair.answer_rows(sample.sample, teacher, student)
         except AlignmentError as error:
-            raise AlignmentError(f"{_name(sample)}: {error}") from None
+            raise AlignmentError(f"{sample.name}: {error}") from None
         soft = rows >= 0
         student_ids = np.array([index for ids in student for index in ids], dtype=np.int64)
-        answered = AnsweredSample(key=sample.key, name=_name(sample), turns=turns, student_ids=student_ids, soft=soft)
+        answered = AnsweredSample(key=sample.key, name=sample.name, turns=turns, student_ids=student_ids, soft=soft)
         return answered, rows[soft]
 
 
@@ -326,5 +362,8 @@ def measured_rows(seen: int, count: int, unit_positions: int) -> Tensor:
     return torch.tensor(range(-seen % stride, count, stride), dtype=torch.int64)
 
 
-def _name(sample: EncodedSample) -> str:
-    return f"{sample.sample.place}: sample {sample.sample.id!r}"
+def _too_large(sample: EncodedSample, error: Exception) -> TargetError:
+    return TargetError(
+        f"{sample.name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
+        "teacher.max_pixels, or take a larger GPU"
+    )

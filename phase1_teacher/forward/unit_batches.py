@@ -12,7 +12,7 @@ from firstsight.errors import DataError
 from firstsight.families.base import Pictures
 from firstsight.prompting import Encoded
 from phase1_teacher.planning.batches import batch_by_tokens
-from phase1_teacher.planning.job import DumpJob
+from phase1_teacher.planning.job import DumpJob, check_sample
 from storage.plan import PlannedUnit
 
 
@@ -27,6 +27,11 @@ class EncodedSample:
     images: tuple[str, ...]
     """`Sample.image_marks`: images of equal marks share one vision pass."""
 
+    @property
+    def name(self) -> str:
+        """Place and id, for messages."""
+        return f"{self.sample.place}: sample {self.sample.id!r}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnitBatch:
@@ -38,6 +43,8 @@ class UnitBatch:
     samples: list[EncodedSample]
     skipped: dict[str, str] = field(default_factory=dict)
     """Samples found unusable on the way, with the reason."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Samples that the forward pass could do nothing with, likewise; it fills this."""
     later_images: frozenset[str] = frozenset()
     """Digests of the images that later batches of the unit need."""
 
@@ -76,14 +83,14 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
                 )
             sample = job.samples[key]
             if skip:  # else everything was checked before the dump began
-                job.pair.check(sample, generated=job.recipe.cache.generate_max_tokens)
+                check_sample(job.recipe, job.pair, sample)
             digests[key] = sample.image_marks
             lengths.append(_length(job, sample))
             samples[key] = sample
         except DataError as error:
             if not skip:
                 raise
-            skipped[key] = str(error)
+            skipped[key] = job.recipe.without_roots(str(error))
     keys = list(samples)
     batches = batch_by_tokens(lengths, job.recipe.teacher.batch_tokens)
     images = [{digest for index in batch for digest in digests[keys[index]]} for batch in batches]
@@ -131,7 +138,7 @@ def _encode(
         except DataError as error:
             if not skip:
                 raise
-            skipped[key] = str(error)
+            skipped[key] = job.recipe.without_roots(str(error))
             continue
         encoded.append(EncodedSample(key=key, sample=sample, encoded=inputs, images=digests))
     return encoded

@@ -13,16 +13,14 @@ from tqdm import tqdm
 from firstsight.data.samples import Sample, check_files
 from firstsight.errors import AlignmentError, DataError, ModelError
 from firstsight.families.parts import head_shape
-from firstsight.identity import cache_spec, cached_turns, exact_spec
+from firstsight.identity import cache_spec, exact_spec, with_turns_of_cache
 from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair, load_teacher_pair
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from phase1_teacher.planning.retry import plan_again
 from phase1_teacher.planning.sample_index import SampleIndex
-from storage.errors import CacheMissing
 from storage.plan import PlannedUnit
-from storage.reader import read_root
-from storage.store import open_store
 from storage.writer import CacheWriter, create_cache
 
 
@@ -40,24 +38,13 @@ class DumpJob:
     writer: CacheWriter
     planned: int
     """Samples that this job added to the plan."""
+    again: int
+    """Those among them that earlier dumps skipped."""
 
     @property
     def pending(self) -> list[PlannedUnit]:
         """Units of this cache that no one has committed."""
         return self.writer.pending()
-
-
-def with_turns_of_cache(recipe: Recipe) -> tuple[Recipe, bool]:
-    """The recipe with the `data.turns` of the cache that it would add to, where it states none; and whether that is another one."""
-    if "turns" in recipe.data.model_fields_set:
-        return recipe, False
-    try:
-        turns = cached_turns(read_root(open_store(recipe.cache_location)).spec)
-    except CacheMissing:
-        return recipe, False
-    if turns == recipe.data.turns:
-        return recipe, False
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"turns": turns})}), True
 
 
 def check_adopted_turns(sample: Sample, location: str) -> None:
@@ -131,7 +118,7 @@ def index_samples(
         check_answered(recipe, sample)
         try:
             if recipe.cache.on_error == "stop":
-                pair.check(sample, generated=recipe.cache.generate_max_tokens)
+                check_sample(recipe, pair, sample)
             return answer_positions(recipe, pair.student, sample)
         except DataError:
             if recipe.cache.on_error == "stop":
@@ -157,19 +144,42 @@ def check_answered(recipe: Recipe, sample: Sample) -> None:
     """Raise DataError for a sample that ends without an answer where the recipe does not let the teacher answer."""
     if sample.answer is None and not recipe.cache.generate_missing:
         raise DataError(
-            f"{sample.place}: sample {sample.id!r} has no answer; add an assistant message, or let the teacher answer: "
+            f"{sample.place}: sample {sample.id!r} has no answer{' to its last question' if sample.answers else ''}; add an assistant "
+            "message, or let the teacher answer: "
             "cache.generate_missing: true"
         )
 
 
+def check_sample(recipe: Recipe, pair: Pair, sample: Sample, *, images: bool = False) -> None:
+    """Raise DataError for a sample that cannot be dumped, as far as that can be told without weights.
+
+    Args:
+        recipe: of the dump.
+        pair: both models.
+        sample: of the data.
+        images: decode its images as well.
+    """
+    pair.check(sample, generated=recipe.cache.generate_max_tokens)
+    if images:
+        pair.teacher.encode(sample, [])
+
+
 def prepare_dump(
-    recipe: Recipe, *, rows: int | None = None, measure_student: bool = False, progress: bool = True
+    recipe: Recipe,
+    *,
+    rows: int | None = None,
+    retry_skipped: bool = False,
+    measure_student: bool = False,
+    progress: bool = True,
 ) -> DumpJob:
     """Check data, models and cache, and plan what is missing.
+
+    Samples that earlier dumps skipped are planned again where they can be dumped now, as far as that can be told without weights.
 
     Args:
         recipe: of the dump.
         rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
+        retry_skipped: plan also those again that were skipped for what the teacher computed.
         measure_student: say what a top_k cache costs the gradient of the recipe's student, whose base is loaded after the dump.
         progress: show bars.
 
@@ -179,10 +189,10 @@ def prepare_dump(
     """
     if rows is None:
         rows = check_files(recipe.sources(), progress=progress)
-    recipe, adopted = with_turns_of_cache(recipe)
+    stated, recipe = recipe, with_turns_of_cache(recipe)
     pair = dump_pair(recipe)
     student = _measured_pair(recipe, pair) if measure_student else None
-    samples = index_samples(recipe, pair, total=rows, adopted=adopted, progress=progress)
+    samples = index_samples(recipe, pair, total=rows, adopted=recipe is not stated, progress=progress)
     spec = dump_spec(recipe, pair)
     if recipe.cache.generate_missing:
         spec["generation"] = {
@@ -192,4 +202,20 @@ def prepare_dump(
         }
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
-    return DumpJob(recipe=recipe, pair=pair, student=student, samples=samples, writer=writer, planned=planned)
+    again = plan_again(
+        writer,
+        samples,
+        lambda sample: check_sample(recipe, pair, sample, images=True),
+        unit_positions=recipe.cache.unit_positions,
+        all_skipped=retry_skipped,
+        stop=recipe.cache.on_error == "stop",
+    )
+    return DumpJob(
+        recipe=recipe,
+        pair=pair,
+        student=student,
+        samples=samples,
+        writer=writer,
+        planned=planned + again,
+        again=again,
+    )

@@ -9,6 +9,7 @@ from firstsight.data.check import check_data, refusal
 from firstsight.data.sample import Sample
 from firstsight.errors import DataError
 from firstsight.families.parts import HeadShape, head_shape
+from firstsight.identity import with_turns_of_cache
 from firstsight.models.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
 from firstsight.models.loading import load_config
 from firstsight.pair import Pair
@@ -19,7 +20,6 @@ from phase1_teacher.planning.job import (
     check_adopted_turns,
     check_answered,
     dump_pair,
-    with_turns_of_cache,
 )
 from storage.errors import CacheMissing, WrongTargets
 from storage.exact import ExactCache, open_any_cache
@@ -105,7 +105,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     Raises:
         FirstSightError: bad data or models.
     """
-    recipe, adopted = with_turns_of_cache(recipe)
+    stated, recipe = recipe, with_turns_of_cache(recipe)
     pair = dump_pair(recipe, weights=False)
     try:
         cache: Cache | ExactCache | None = open_any_cache(recipe.cache_location)
@@ -121,7 +121,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
     size = model_size(config)
     per_position = _bytes_per_position(recipe, size) if measured is None else measured
     return DumpPlan(
-        demand=_demand(recipe, pair, cache, adopted, progress),
+        demand=_demand(recipe, pair, cache, recipe is not stated, progress),
         size=size,
         bytes_per_position=per_position,
         measured=measured is not None,

@@ -35,6 +35,8 @@ class CommitThread:
         """Units committed by this process."""
         self.samples = 0
         self.positions = 0
+        self.skipped: list[str] = []
+        """Why each sample of these units was skipped that was."""
         self._job = job
         self._queue: queue.Queue[tuple[UnitBatch, ForwardResult] | _Finished | None] = queue.Queue(_DEPTH)
         self._error: BaseException | None = None
@@ -98,6 +100,7 @@ class CommitThread:
             results.add(item[1])
             return
         results.skipped.update(batch.skipped)
+        results.refused.update(batch.refused)
         if batch.last:
             self._commit(results)
 
@@ -109,5 +112,6 @@ class CommitThread:
         self._current = None
         if out.won:
             self.units += 1
-            self.samples += len(results.unit)
+            self.samples += len(results.unit) - len(results.skipped)
+            self.skipped += results.skipped.values()
             self.positions += int(results.sums.get("positions", 0))

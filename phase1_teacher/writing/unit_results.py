@@ -16,6 +16,7 @@ from phase1_teacher.forward.fidelity import SHAPE_KL, Comparison, comparison, fi
 from phase1_teacher.forward.soft_targets import TopKTargets
 from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult
 from phase1_teacher.planning.job import DumpJob
+from phase1_teacher.planning.retry import BY_TEACHER
 from storage.format.base import EXACT
 from storage.plan import PlannedUnit
 from storage.targets import ExactSample, ExactTargets, SampleTargets, ShapedTargets, StoredSample, Targets
@@ -36,6 +37,8 @@ class UnitResults(ABC):
     def __init__(self, unit: PlannedUnit, compared: Comparison, *, skip: bool) -> None:
         self.unit = unit
         self.skipped: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        """Skipped for what the teacher computed, and why."""
         self.sums: dict[str, float] = {}
         self.notes: dict[str, Any] = {}
         self._compared = compared
@@ -62,7 +65,7 @@ class UnitResults(ABC):
                 reason = f"{sample.name}: the teacher's logits are not finite"
                 if not self._skip:
                     raise TargetError(f"{reason}; try teacher.dtype: bfloat16, or set cache.on_error: skip")
-                self.skipped[sample.key] = reason
+                self.refused[sample.key] = reason
                 kept[rows] = False
                 continue
             self._targets[sample.key] = self._stored(result.block, rows, sample)
@@ -74,6 +77,9 @@ class UnitResults(ABC):
 
     def fill(self, out: UnitWriter) -> None:
         """Hand everything to the unit's writer, in the planned order."""
+        self.skipped |= self.refused
+        if self.refused:
+            self.notes[BY_TEACHER] = sorted(self.refused)
         for key in self.unit.keys:
             if key in self.skipped:
                 out.skip(key, self.skipped[key])

@@ -127,8 +127,10 @@ def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
     return type(parts[0]).joined(parts)
 
 
-def samples_with_targets(samples: Sequence[Sample], cache: CommittedCache[Any]) -> list[tuple[str, Sample]]:
-    """Samples by their keys, without those that the dump skipped.
+def samples_with_targets(
+    samples: Sequence[Sample], cache: CommittedCache[Any]
+) -> tuple[list[tuple[str, Sample]], list[str]]:
+    """Samples by their keys, without those that the dump skipped; and why it skipped each of these.
 
     Raises:
         DataError: samples that the cache does not hold: how many, which, and what to run; none that the dump did not skip.
@@ -149,7 +151,7 @@ def samples_with_targets(samples: Sequence[Sample], cache: CommittedCache[Any]) 
             f"the dump skipped all {len(rows)} samples of {sample.place.rpartition(':')[0]} ({skipped[key]}); mend the data and dump "
             "again"
         )
-    return found
+    return found, [skipped[key] for key, _ in rows if key not in cache]
 
 
 class CachedDataset(Dataset[Item[StoredTargets]]):
@@ -172,8 +174,9 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
     def __init__(
         self, samples: Sequence[Sample], prompter: Prompter, cache: Cache, *, temperature: float, progress: bool = False
     ) -> None:
-        self.samples = samples_with_targets(samples, cache)
-        self.skipped = len(samples) - len(self.samples)
+        found, skipped = samples_with_targets(samples, cache)
+        self.samples = found
+        self.skipped: Sequence[str] = skipped
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.data.samples import Sample
-from firstsight.errors import AlignmentError, TargetError
+from firstsight.errors import AlignmentError, DataError, TargetError
 from firstsight.models.teacher_head import SharedHead, floats
 from firstsight.prompting import Encoded, Prompter
 from firstsight.recipe import Recipe
@@ -194,7 +194,8 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         prompter: the student's.
         cache: opened.
         answers: its answers in the student's tokens.
-        skip: leave out, and count, samples whose answers the student's tokens do not spell; else they are an error.
+        skip: leave out, and name, samples whose answers the student's tokens do not spell, or that are too long for it; else
+            they are an error.
         progress: show a bar while the answers are compared.
 
     Raises:
@@ -220,20 +221,24 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         self.samples: list[tuple[str, Sample]] = []
         self._lengths: list[int] = []
         positions = soft = 0
-        known = samples_with_targets(samples, cache)
+        known, skipped = samples_with_targets(samples, cache)
         for key, sample in tqdm(known, desc="checking targets", unit=" sample", disable=not progress, leave=False):
             try:
                 found = self._answer(key, sample)
-            except AlignmentError:
+                length = prompter.prompt_tokens(sample)[0] + len(found.rows)
+                prompter.check_length(sample, length)
+            except (AlignmentError, DataError) as error:  # the dump knew no student
                 if not skip:
                     raise
+                skipped.append(f"{error} (not skipped by the dump, but for this student: cache.on_error)")
                 continue
             self.samples.append((key, sample))
             positions += len(found.rows)
             soft += int((found.rows >= 0).sum())
-            self._lengths.append(prompter.prompt_tokens(sample)[0] + len(found.rows))
-            prompter.check_length(sample, self._lengths[-1])
-        self.skipped = len(samples) - len(self.samples)
+            self._lengths.append(length)
+        self.skipped: Sequence[str] = skipped
+        if known and not self.samples:
+            raise DataError(f"none of the {len(samples):,} samples can be learned from; the first: {skipped[0]}")
         if known and not soft:
             raise TargetError(
                 f"{cache.location}: none of the {positions:,} answer positions has a soft target for this student: the two "

@@ -193,7 +193,7 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
         DataError: samples without an answer, or too long for one of the models.
     """
 
-    skipped = 0
+    skipped: Sequence[str] = ()
 
     def __init__(self, samples: Sequence[Sample], pair: Pair) -> None:
         unanswered = [sample.place for sample in samples if sample.answer is None]

@@ -38,8 +38,8 @@ class SampleDataset(Protocol):
 
     samples: list[tuple[str, Sample]]
     """By their keys, in the order of the file."""
-    skipped: int
-    """Samples that have no targets, and are left out."""
+    skipped: Sequence[str]
+    """Why each sample has no targets that is left out for it."""
 
     def __len__(self) -> int: ...
 
@@ -60,7 +60,7 @@ class TargetSource(Protocol):
     entries: int | None
     """Stored per position, beside the mass of the rest; None: whole distributions."""
     tail_rank: int
-    """Of the shape of the tail that is trained on; 0: none."""
+    """Rank of the tail's shape where that is trained on; 0: none."""
 
     def at(self, recipe: Recipe) -> TargetSource:
         """The same targets for a recipe that differs in its loss, training or weights."""

@@ -11,9 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from firstsight.console import Heartbeat
 from firstsight.data.images import image_name
 from firstsight.data.samples import Sample
-from firstsight.generation import TokenWatch, confidence, generate_answers
+from firstsight.generation import TokenWatch, confidence, generate_answers, stop_ids
 from firstsight.prompting import Prompter
 from phase2_student.evaluation.metrics.answer_metrics import (
     anls,
@@ -22,6 +23,7 @@ from phase2_student.evaluation.metrics.answer_metrics import (
     choice_undecided,
     exact_match,
     token_f1,
+    vqa_accuracy,
 )
 from phase2_student.evaluation.results import AnswerRecord
 
@@ -42,7 +44,7 @@ def answer_records(
     Args:
         model: in eval mode.
         prompter: for that model.
-        samples: with answers.
+        samples: with answers or without.
         batch_size: samples answered at once.
         max_new_tokens: longest answer, end of turn included.
         root: the images are recorded relative to it.
@@ -50,12 +52,13 @@ def answer_records(
         progress: show the bar.
     """
     records = []
-    end = prompter.end_of_turn_ids[-1]
+    stops = stop_ids(model, prompter)
+    beats = Heartbeat(len(samples), unit="answer", label=label)
     with tqdm(total=len(samples), desc=label, unit=" sample", disable=not progress) as bar:
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
             watch = TokenWatch()
-            prompts = [prompter.encode(sample, []) for sample in batch]
+            prompts = list(beats.waiting(prompter.encode(sample, []) for sample in batch))
             answers = generate_answers(model, prompter, prompts, max_new_tokens=max_new_tokens, watch=watch)
             for row, (sample, ids) in enumerate(zip(batch, answers, strict=True)):
                 records.append(
@@ -65,10 +68,11 @@ def answer_records(
                         root,
                         tokens=len(ids),
                         sure=confidence(watch.log_probabilities(row, len(ids))),
-                        cut=ids[-1:] != [end],
+                        cut=ids[-1] not in stops if ids else True,
                     )
                 )
             bar.update(len(batch))
+            beats.beat(start + len(batch))
     return records
 
 
@@ -78,15 +82,26 @@ def answer_record(
     """The record of one answer.
 
     Args:
-        sample: with an answer.
+        sample: with a true answer or without.
         answer: the text of the model.
         root: the images are recorded relative to it.
         tokens: length of the answer, end of turn included.
         sure: its confidence; None where a logit was not finite.
         cut: whether it reached the longest length without an end of turn.
     """
-    truth = sample.answer or ""
+    truth = sample.answer
     options = choice_options(sample.question, sample.options)
+    scores: dict[str, Any] = {"exact": None}
+    if truth is not None:
+        scores = {
+            "exact": exact_match(answer, truth),
+            "f1": token_f1(answer, truth),
+            "anls": anls(answer, truth),
+            "choice": choice_match(answer, truth, options),
+            "undecided": choice_undecided(answer, truth, options),
+        }
+    if sample.truths:
+        scores |= {"vqa": vqa_accuracy(answer, sample.truths), "truths": list(sample.truths)}
     return AnswerRecord(
         id=sample.id,
         category=sample.category,
@@ -95,11 +110,7 @@ def answer_record(
         images=[image_name(image, root) for image in sample.images],
         truth=truth,
         answer=answer,
-        exact=exact_match(answer, truth),
-        f1=token_f1(answer, truth),
-        anls=anls(answer, truth),
-        choice=choice_match(answer, truth, options),
-        undecided=choice_undecided(answer, truth, options),
+        **scores,
         empty=not answer.strip(),
         tokens=tokens,
         confidence=sure,

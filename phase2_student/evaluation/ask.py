@@ -6,6 +6,7 @@ print(student.ask("what am I holding?", [Path("a.jpg")]).text)
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from firstsight.generation import TokenWatch, confidence, generate_answers
 from firstsight.pair import load_prompter
 from firstsight.recipe import StudentSection
 from phase2_student.evaluation.loading import device_name, load_for_answers
+from phase2_student.runs.preprocessing import read_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class LoadedStudent:
 
     Args:
         directory: a student's, or that of an export of it.
-        section: how it is loaded.
-        system_prompt: None: the chat template's own default.
+        section: how it is loaded; `max_pixels` None: as in its run, where it says so.
+        system_prompt: None: that of its run, else the chat template's own default.
 
     Raises:
         ModelError: no model in the directory.
@@ -62,9 +64,18 @@ class LoadedStudent:
         if not any(directory.glob("*.safetensors")):
             raise ModelError(f"--model: {directory} has no .safetensors; weights are read from safetensors only")
         begin = time.perf_counter()
+        own = read_preprocessing(directory)
+        if own is not None:
+            if section.max_pixels is None:
+                section = section.model_copy(update={"max_pixels": own.max_pixels})
+            system_prompt = own.system_prompt if system_prompt is None else system_prompt
         self.prompter = load_prompter(directory, section, system_prompt=system_prompt)
         self.model, dtype = load_for_answers(directory, section)
         self.description = f"{dtype} on {device_name()}, loaded in {time.perf_counter() - begin:.1f} s"
+        if system_prompt is not None:
+            self.description += f"; system prompt {json.dumps(system_prompt, ensure_ascii=False)}"
+        if section.max_pixels is not None:
+            self.description += f"; max_pixels {section.max_pixels:,}"
 
     def ask(
         self,

@@ -9,11 +9,15 @@ from typing import Literal
 
 from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
+from firstsight.identity import with_turns_of_cache
 from firstsight.models.loading import resolve_directory, weights_digest
-from firstsight.recipe import Recipe, StudentSection, TeacherSection
+from firstsight.pair import load_prompter
+from firstsight.prompting import Prompter
+from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
 from phase2_student.evaluation.results import Role
 from phase2_student.runs.best import trained_student
 from phase2_student.runs.exports import check_export, export_directory
+from phase2_student.runs.preprocessing import read_preprocessing
 from phase2_student.runs.records import NAMES
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -39,6 +43,16 @@ class Candidate:
     directory: Path
     section: TeacherSection | StudentSection
     """How it is loaded."""
+    data: DataSection
+    """The system prompt and the longest sample."""
+    trained_turns: str | None
+    """Which answers of a conversation its run trained on; None where that is not known."""
+    origin: Literal["run", "recipe"]
+    """Whose `max_pixels` and system prompt these are: those of its own run, or the recipe's, since it carries none."""
+
+    def prompter(self) -> Prompter:
+        """What makes samples its inputs."""
+        return load_prompter(self.directory, self.section, self.data)
 
     def identity(self) -> dict[str, object]:
         """What its answers depend on, as plain JSON: digests of its files, and how they are loaded."""
@@ -49,6 +63,7 @@ class Candidate:
             "weights": weights_digest(self.directory),
             "files": {path.name: file_digest(path) for path in small},
             "section": section,
+            "system_prompt": self.data.system_prompt,
         }
 
 
@@ -61,10 +76,13 @@ def default_names(recipe: Recipe) -> list[str]:
 def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
     """The models that are named: each a name of `runs.NAMES`, or `NAME=DIR` for a student, DIR relative to the working directory.
 
+    A student that carries the preprocessing of its run is asked with that one, others with the recipe's.
+
     Raises:
         ModelError: a directory that does not exist, a name that is unknown or given twice, an export of other weights.
     """
     candidates: list[Candidate] = []
+    recipe = with_turns_of_cache(recipe)
     for text in names:
         name, equals, path = text.partition("=")
         if name in [candidate.name for candidate in candidates]:
@@ -96,5 +114,19 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
             raise ModelError(
                 f"--model {text}: {directory} has no config.json; train the student first, or give its directory"
             )
-        candidates.append(Candidate(name=name, role=role, directory=directory, section=section))
+        own = read_preprocessing(directory) if isinstance(section, StudentSection) else None
+        data = recipe.data
+        if own is not None and isinstance(section, StudentSection):
+            section, data = own.applied(section, data)
+        candidates.append(
+            Candidate(
+                name=name,
+                role=role,
+                directory=directory,
+                section=section,
+                data=data,
+                trained_turns=None if own is None else own.turns,
+                origin="recipe" if own is None else "run",
+            )
+        )
     return candidates

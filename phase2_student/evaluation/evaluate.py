@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from firstsight.data.samples import Sample, load_samples
-from firstsight.errors import DataError, ModelError
+from firstsight.console import Heartbeat
+from firstsight.data.samples import Sample
+from firstsight.errors import ModelError
 from firstsight.generation import generate_answers
+from firstsight.identity import text_digest, with_turns_of_cache
 from firstsight.models.loading import weights_digest
-from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.evaluation.answers import answer_records
@@ -44,13 +45,15 @@ from phase2_student.evaluation.results import (
     Evaluation,
     EvaluationData,
     EvaluationSettings,
+    InputSettings,
     ModelResult,
     ThroughputRun,
 )
+from phase2_student.evaluation.usable import usable_samples
 from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 
-_VERSION = 3
+_VERSION = 5
 """Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
 """Answers at batch 1 while the peak of the memory is measured."""
@@ -81,11 +84,14 @@ def evaluate(
 ) -> Evaluation:
     """Measure each candidate on the validation file, one after the other.
 
+    A sample of several answers is asked for each of them, given the true history before it. Samples without an answer give distance
+    to the teacher and latency, and no score.
+
     Args:
         recipe: says where the data and the cache are.
         candidates: the models, as `parse_candidates` returns them.
         directory: results of single models are kept in `measured/` under it.
-        limit: use only so many of the samples that have an answer.
+        limit: use only so many of the samples.
         settings: how to measure; None: the defaults.
         fresh: measure again what was kept.
         progress: show progress bars.
@@ -95,9 +101,10 @@ def evaluate(
         FirstSightError: data or models that cannot be used, or that do not fit into the memory.
     """
     settings = settings or Settings()
-    samples = [s for s in load_samples(recipe.source("validation")) if s.answer is not None][:limit]
-    if not samples:
-        raise DataError(f"{recipe.source('validation')}: no sample has an answer to compare with")
+    recipe = with_turns_of_cache(recipe)
+    prompters = {(c.directory, c.section.max_pixels, c.data.system_prompt): c.prompter for c in candidates}
+    samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
+    asked = [each for sample in samples for each in (sample.asked() if recipe.data.turns == "all" else [sample])]
     shared = _shared_identity(recipe, samples, settings)
     models = []
     for candidate in candidates:
@@ -106,7 +113,7 @@ def evaluate(
         result = None if fresh else _kept(path, identity)
         if result is None:
             try:
-                result = _measure(recipe, candidate, samples, settings, progress)
+                result = _measure(recipe, candidate, samples, asked, settings, progress)
             except torch.OutOfMemoryError:
                 raise ModelError(
                     f"{candidate.name}: does not fit into the memory of {device_name()}; lower max_pixels in the recipe, or use a "
@@ -122,7 +129,13 @@ def evaluate(
     timing = settings.timing
     return Evaluation(
         created=_now(),
-        data=EvaluationData(file=str(recipe.source("validation")), samples=len(samples)),
+        data=EvaluationData(
+            file=str(recipe.source("validation")),
+            samples=len(asked),
+            rows=len(samples),
+            answered=sum(each.answer is not None or bool(each.truths) for each in asked),
+            skipped=skipped,
+        ),
         settings=EvaluationSettings(
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
@@ -155,19 +168,24 @@ class _Answered:
 
 
 def _measure(
-    recipe: Recipe, candidate: Candidate, samples: list[Sample], settings: Settings, progress: bool
+    recipe: Recipe,
+    candidate: Candidate,
+    samples: list[Sample],
+    asked: list[Sample],
+    settings: Settings,
+    progress: bool,
 ) -> ModelResult:
     """Measure one model.
 
     It is loaded twice; memory and load time are those of the second time, since the first one also pays for libraries and for
     reading the files from the disk.
     """
-    prompter = load_prompter(candidate.directory, candidate.section, recipe.data)
-    answered = _answers(recipe, candidate, prompter, samples, settings, progress)
+    prompter = candidate.prompter()
+    answered = _answers(recipe, candidate, prompter, samples, asked, settings, progress)
     _release_memory()
     with PeakMemory() as memory:
         loaded = load(candidate)
-        for sample in samples[:MEMORY_ANSWERS]:
+        for sample in asked[:MEMORY_ANSWERS]:
             _answer(loaded.model, prompter, [sample], settings.max_new_tokens)
     records = answered.records
     return ModelResult(
@@ -192,6 +210,13 @@ def _measure(
         },
         distance_unknown=answered.distance_unknown,
         distance_targets=None if candidate.role == "teacher" or answered.distance_unknown else cache_kind(recipe),
+        preprocessing=InputSettings(
+            origin=candidate.origin,
+            max_pixels=candidate.section.max_pixels,
+            system_prompt=candidate.data.system_prompt,
+            turns=candidate.trained_turns,
+            chat_template=text_digest(prompter.processor.chat_template),
+        ),
         scores=grouped_scores(records),
         samples=records,
     )
@@ -202,21 +227,23 @@ def _answers(
     candidate: Candidate,
     prompter: Prompter,
     samples: list[Sample],
+    asked: list[Sample],
     settings: Settings,
     progress: bool,
 ) -> _Answered:
     """Load a model; let it answer, timed and scored; measure how far a student is from the teacher."""
     model = load(candidate).model
     timing, longest = settings.timing, settings.max_new_tokens
+    answer = _Watched(partial(_answer, model, prompter), candidate.name)
     with EnergyMeter() as energy:
-        watch = Stopwatch(partial(_answer, model, prompter), samples, timing, longest)
+        watch = Stopwatch(answer, asked, timing, longest)
     timed = len(watch.latencies) * timing.repetitions + min(timing.warm_up, len(watch.latencies))
     runs, users = watch.throughput_runs(), watch.concurrency()
     try:
         records = answer_records(
             model,
             prompter,
-            samples,
+            asked,
             batch_size=settings.batch_size,
             max_new_tokens=longest,
             root=recipe.image_root,
@@ -242,6 +269,20 @@ def _answers(
     )
 
 
+class _Watched:
+    """Answers that are timed, with signs of life: how many there will be shows while they are timed."""
+
+    def __init__(self, answer: Callable[[Sequence[Sample], int], Any], name: str) -> None:
+        self._answer, self._count = answer, 0
+        self._beats = Heartbeat(None, unit="timed answer", label=name)
+
+    def __call__(self, batch: Sequence[Sample], max_new_tokens: int) -> Any:
+        found = self._answer(batch, max_new_tokens)
+        self._count += len(batch)
+        self._beats.beat(self._count)
+        return found
+
+
 def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tokens: int) -> list[str]:
     """Answer a batch, from the samples' files to the texts."""
     prompts = [prompter.encode(sample, []) for sample in batch]
@@ -254,9 +295,9 @@ def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settin
     return {
         "version": _VERSION,
         "settings": asdict(settings),
-        "data": [[s.key, s.id, s.category, s.environment, s.options] for s in samples],
+        "data": [[s.key, s.id, s.category, s.environment, s.options, s.truths] for s in samples],
+        "turns": recipe.data.turns,
         "max_length": recipe.data.max_length,
-        "system_prompt": recipe.data.system_prompt,
         "cache": cache_digest(recipe),
         "device": device_name(),
         "versions": [version(package) for package in _PACKAGES],

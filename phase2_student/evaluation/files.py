@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from firstsight.errors import DataError
 from phase2_student.evaluation.results import Evaluation, Goal, ModelResult
 from phase2_student.evaluation.summary import details_text, summary_text
-from phase2_student.runs.files import write_json
-from phase2_student.runs.records import NAMES, Run, read_json
+from phase2_student.runs.files import read_json, write_json
+from phase2_student.runs.records import NAMES, Run
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:

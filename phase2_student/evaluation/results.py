@@ -30,13 +30,19 @@ class AnswerRecord(_Part):
     question: str
     images: list[str]
     """Relative to the root of the data."""
-    truth: str
+    truth: str | None
+    """None: nobody said what is true."""
     answer: str
-    exact: bool
+    exact: bool | None
+    """None without a truth, as `f1` and `anls`."""
     f1: float | None = None
     anls: float | None = None
     choice: bool | None = None
     """None where the question is no multiple choice."""
+    vqa: float | None = None
+    """VQA accuracy over several truths; None where the sample does not list them."""
+    truths: list[str] = []
+    """What several people answered."""
     undecided: bool | None = None
     """Whether the answer to a multiple choice means none of the options, or more than one; `choice` is False then."""
     empty: bool
@@ -65,7 +71,7 @@ class AnswerRecord(_Part):
 
 
 class Score(_Part):
-    """The mean of a metric over samples, 0 to 1, with its 95 % bootstrap interval."""
+    """The mean of a metric over samples, 0 to 1, with its 95 % interval: Wilson's for a share, else by bootstrap."""
 
     mean: float
     low: float
@@ -77,14 +83,16 @@ class Score(_Part):
 class MetricScores(_Part):
     """Every metric over a group of samples; those that no sample has are left out."""
 
-    exact: Score
+    exact: Score | None
+    """None: no sample has a truth."""
     f1: Score | None = None
     anls: Score | None = None
     choice: Score | None = None
+    vqa: Score | None = None
 
     def known(self) -> dict[str, Score]:
         """The metrics that there are, by name."""
-        found = {"exact": self.exact, "f1": self.f1, "anls": self.anls, "choice": self.choice}
+        found = {"exact": self.exact, "f1": self.f1, "anls": self.anls, "choice": self.choice, "vqa": self.vqa}
         return {name: score for name, score in found.items() if score is not None}
 
 
@@ -141,6 +149,21 @@ class Concurrency(_Part):
     """One per request."""
 
 
+class InputSettings(_Part):
+    """How samples were made inputs of a model."""
+
+    origin: Literal["run", "recipe"]
+    """Whose settings: those of the model's own run, or those of the recipe of the evaluation."""
+    max_pixels: int | None
+    """None: the processor's own limit."""
+    system_prompt: str | None
+    """None: the chat template's default."""
+    turns: str | None = None
+    """Which answers of a conversation its run trained on; None where that is not known."""
+    chat_template: str
+    """sha256 of the template."""
+
+
 class ModelResult(_Part):
     """One model: what it is, what it takes, and one record per sample."""
 
@@ -170,6 +193,8 @@ class ModelResult(_Part):
     distance_targets: Literal["top_k", "tail_rank", "exact"] | None = None
     """What it was measured on: stored entries and the rest as one outcome, a lower bound; stored entries and a tail with a shape, an
     estimate; or whole distributions."""
+    preprocessing: InputSettings | None = None
+    """How its inputs were made."""
     scores: GroupedScores
     samples: Annotated[list[AnswerRecord], Field(min_length=1)]
     identity: str | None = None
@@ -200,6 +225,13 @@ class EvaluationData(_Part):
 
     file: str
     samples: int
+    """Answers that were asked for; those of rows that were skipped are not among them."""
+    rows: int | None = None
+    """Rows of the data that they belong to; None: as many."""
+    answered: int | None = None
+    """Samples with a true answer; None: all."""
+    skipped: list[str] = []
+    """Why each sample was skipped that was: `cache.on_error: skip`."""
 
 
 class EvaluationSettings(_Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,20 @@ from typing import Literal
 
 import numpy as np
 
-from phase2_student.evaluation.metrics.bootstrap import paired_bootstrap
+from phase2_student.evaluation.metrics.intervals import paired_bootstrap
 from phase2_student.evaluation.metrics.scores import agreement, kl_per_token
-from phase2_student.evaluation.results import Concurrency, Evaluation, ModelResult, Score
+from phase2_student.evaluation.results import Concurrency, Evaluation, InputSettings, ModelResult, Score
 
-_METRICS = {"exact": "exact match", "f1": "token F1", "anls": "ANLS", "choice": "multiple choice"}
+_METRICS = {
+    "exact": "exact match",
+    "f1": "token F1",
+    "anls": "ANLS",
+    "choice": "multiple choice",
+    "vqa": "VQA accuracy",
+}
 _GOALS = {"compression": "compression", "memory": "peak memory", "speed": "speed"}
+_SHOWN = 5
+"""Skipped samples that are named."""
 _GROUPS: tuple[Literal["category", "environment"], ...] = ("category", "environment")
 
 
@@ -100,7 +109,7 @@ _ROWS = {
 
 
 def summary_text(evaluation: Evaluation) -> str:
-    """The table; what it was measured on; the paired differences between neighbouring columns."""
+    """The table; what it was measured on; the paired differences between columns."""
     lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation.models)]
     return "\n".join(lines)
 
@@ -131,16 +140,99 @@ def details_text(evaluation: Evaluation) -> str:
 
 
 def difference_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Paired difference in exact match of each model to the one before it, with its 95 % interval."""
+    """Paired differences in exact match with their 95 % intervals: of each model to the one before it, then of the last to the
+    others; none without truths.
+    """
     lines = []
-    for before, model in itertools.pairwise(models):
-        first, second = ([float(r.exact) for r in m.samples] for m in (model, before))
-        mean, low, high = paired_bootstrap(first, second)
+    pairs = [*itertools.pairwise(models), *((other, models[-1]) for other in reversed(models[:-2]))]
+    for before, model in pairs:
+        difference = exact_difference(model, before)
+        if difference is None:
+            continue
+        mean, low, high = difference
         lines.append(
             f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95 % interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
     return lines
+
+
+def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
+    """By how much a model's share of exact answers is higher than another's on the same samples that have a truth, and its 95 %
+    interval; None where none has.
+    """
+    pairs = [(mine.exact, theirs.exact) for mine, theirs in zip(model.samples, other.samples, strict=True)]
+    known = [(float(mine), float(theirs)) for mine, theirs in pairs if mine is not None and theirs is not None]
+    return paired_bootstrap(*zip(*known, strict=True)) if known else None
+
+
+def sample_lines(evaluation: Evaluation) -> list[str]:
+    """What is to be known of the samples: those without a true answer, those that were skipped, those without a distance."""
+    data, lines = evaluation.data, list[str]()
+    if data.rows is not None and data.rows < data.samples:
+        lines.append(
+            f"{data.samples:,} answers of {data.rows:,} rows: each is asked for by itself, given the true history before it."
+        )
+    if data.answered == 0:
+        lines.append(
+            "No sample has a true answer: there is no exact match nor another score, only distance to the teacher, agreement and "
+            "latency."
+        )
+    elif data.answered is not None and data.answered < data.samples:
+        lines.append(f"Scores over the {data.answered:,} samples of {data.samples:,} that have a true answer.")
+    if data.skipped:
+        lines.append(
+            f"{len(data.skipped):,} samples were skipped (cache.on_error: skip): {'; '.join(data.skipped[:_SHOWN])}"
+            f"{'; ...' if len(data.skipped) > _SHOWN else ''}"
+        )
+    for model in evaluation.models:
+        known = sum(record.soft_positions is not None for record in model.samples)
+        if 0 < known < len(model.samples):
+            lines.append(
+                f"{model.name}: KL and agreement over {known:,} of {len(model.samples):,} samples; the cache has no targets of the others."
+            )
+    return lines
+
+
+def preprocessing_lines(models: Sequence[ModelResult]) -> list[str]:
+    """Whose image size and system prompt each model was asked with, and where they differ; none for older evaluations."""
+    known = [(model.name, model.preprocessing) for model in models if model.preprocessing is not None]
+    if not known:
+        return []
+    origins = {"run": "with those of its own run", "recipe": "with the recipe's, since it carries none"}
+    parts = [
+        f"{', '.join(names)} {words}"
+        for origin, words in origins.items()
+        if (names := [name for name, settings in known if settings.origin == origin])
+    ]
+    lines = [f"Image size and system prompt: {'; '.join(parts)}."]
+    fields: dict[str, Callable[[InputSettings], str]] = {
+        "max_pixels": lambda each: "the processor's own" if each.max_pixels is None else f"{each.max_pixels:,}",
+        "system prompt": lambda each: (
+            "the template's default"
+            if each.system_prompt is None
+            else json.dumps(each.system_prompt, ensure_ascii=False)
+        ),
+        "chat template": lambda each: each.chat_template[:12],
+    }
+    if all(settings.turns for _, settings in known):
+        fields["turns"] = lambda each: str(each.turns)
+    for label, shown in fields.items():
+        if len({shown(settings) for _, settings in known}) > 1:
+            lines.append(
+                f"They differ in {label}: {', '.join(f'{name} {shown(settings)}' for name, settings in known)}."
+            )
+    return lines
+
+
+def _counts_line(models: Sequence[ModelResult]) -> list[str]:
+    """How many samples of each category and environment have a truth."""
+    parts = []
+    for kind in _GROUPS:
+        found = {name: scores.exact for name, scores in models[0].scores.by(kind).items()}
+        counts = ", ".join(f"{name} {score.n:,}" for name, score in found.items() if score is not None and score.n)
+        parts += [f"by {kind}: {counts}"] if counts else []
+    return [f"Samples {'; '.join(parts)}."] if parts else []
 
 
 def _users_lines(models: Sequence[ModelResult]) -> list[list[str]]:
@@ -222,7 +314,10 @@ def _notes(evaluation: Evaluation) -> list[str]:
     unknown = dict.fromkeys(model.distance_unknown for model in evaluation.models if model.distance_unknown)
     return [
         f"{data.samples:,} samples of {data.file}, {settings.batch_size} answered at once, on {settings.device}; in brackets "
-        "95 % bootstrap intervals.",
+        "95 % intervals: Wilson's for shares, else by bootstrap.",
+        *_counts_line(evaluation.models),
+        *sample_lines(evaluation),
+        *preprocessing_lines(evaluation.models),
         f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {timed} answers{again} after {settings.warm_up} of "
         "warm-up;",
         f"larger batches over {settings.requests} answers or more. Each user asks again once answered; waiting requests are answered as "
@@ -235,5 +330,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
 
 def _distance_text(evaluation: Evaluation) -> str:
     """What the distances to the teacher were measured on."""
-    exact = any(model.distance_targets == "exact" for model in evaluation.models)
-    return "whole distributions of the exact cache" if exact else "cached top-k and tail"
+    kinds = {model.distance_targets for model in evaluation.models}
+    if "exact" in kinds:
+        return "whole distributions of the exact cache"
+    return "cached top-k and the tail by its shape" if "tail_rank" in kinds else "cached top-k and tail"

@@ -9,6 +9,7 @@ from typing import Any
 from firstsight.data.check import check_data, refusal
 from firstsight.data.sample import Sample
 from firstsight.families.parts import head_shape
+from firstsight.identity import with_turns_of_cache
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.pair import load_prompter
@@ -86,6 +87,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
     Raises:
         FirstSightError: bad recipe, data or model.
     """
+    recipe = with_turns_of_cache(recipe)  # training takes the answers that there are
     directory = resolve_directory(recipe, recipe.student, weights=False)
     # a plan is made on any machine, also for GPUs that this one does not have
     settings = {**recipe.training, "use_cpu": True}

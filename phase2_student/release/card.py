@@ -17,9 +17,10 @@ from firstsight import __version__
 from firstsight.families import family_of
 from firstsight.page import render
 from phase2_student.evaluation.results import Evaluation, ModelResult
-from phase2_student.evaluation.summary import difference_lines, summary_table
+from phase2_student.evaluation.summary import difference_lines, preprocessing_lines, sample_lines, summary_table
 from phase2_student.runs.best import trained_student
 from phase2_student.runs.lineage import CacheFacts, pair_names
+from phase2_student.runs.preprocessing import read_preprocessing
 from phase2_student.runs.records import Run
 
 _METRICS = {
@@ -27,6 +28,7 @@ _METRICS = {
     "f1": ("f1", "Token F1"),
     "anls": ("anls", "ANLS"),
     "choice": ("accuracy", "Multiple choice"),
+    "vqa": ("vqa_accuracy", "VQA accuracy"),
 }
 _TASK = "visual-question-answering"
 
@@ -53,6 +55,8 @@ def model_card(
     config = json.loads((trained_student(run.directory) / "config.json").read_text(encoding="utf-8"))
     sees = "model_type" not in config or family_of(SimpleNamespace(**config)).has_vision
     teacher_name, base = pair_names(run, cache)
+    own = read_preprocessing(trained_student(run.directory))
+    system_prompt = None if own is None or own.system_prompt is None else repr(own.system_prompt)  # as the code has it
     data = ModelCardData(
         base_model=base if "/" in base else None,  # a directory is known by its last part alone
         base_model_relation="finetune" if "/" in base else None,
@@ -83,8 +87,15 @@ def model_card(
         evaluation=evaluation,
         own=student.name if student else None,
         table=[[_cell(cell) for cell in row] for row in table],
-        differences=difference_lines(evaluation.models) if evaluation else [],
+        differences=[
+            *difference_lines(evaluation.models),
+            *sample_lines(evaluation),
+            *preprocessing_lines(evaluation.models),
+        ]
+        if evaluation
+        else [],
         sees=sees,
+        system_prompt=system_prompt,
         qwen2_vl=config.get("model_type") == "qwen2_vl",
         license=license,
     )
@@ -110,6 +121,8 @@ def _results(evaluation: Evaluation, student: ModelResult) -> list[EvalResult]:
         for metric, score in student.scores.overall.known().items()
     ]
     for category, scores in student.scores.category.items():
+        if scores.exact is None:
+            continue
         results.append(
             EvalResult(
                 **common,

@@ -1,6 +1,6 @@
 """A student quantised by bitsandbytes, as a directory that `from_pretrained` loads.
 
-    export(recipe.output_dir / "best", export_directory(recipe, "int8"), recipe.student, "int8")
+    export(trained_student(recipe.output_dir), export_directory(recipe, "int8"), recipe.student, "int8")
 
 Linear layers become LLM.int8 or NF4; the embedding, to which the student's head is tied, and the norms keep their type. Beside the
 weights, `export.json` says from which weights they were made.
@@ -72,7 +72,7 @@ def export(source: Path, output: Path, section: StudentSection, kind: Quantizati
         assert directory is not None  # one process, which writes
         for file in {path for pattern in _BESIDE_WEIGHTS for path in source.glob(pattern)}:
             if file.name not in _NOT_COPIED and not file.name.endswith(".index.json"):
-                shutil.copy(file, directory / file.name)
+                shutil.copyfile(file, directory / file.name)
         model.save_pretrained(directory)
         write_json(directory / EXPORT, {"quantization": kind, "weights": weights_digest(source), "source": source.name})
 

@@ -6,8 +6,6 @@ upload(folder.path, repo="me/student", private=True)
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from firstsight.recipe import Recipe
 from phase2_student.evaluation.files import read_evaluation
 from phase2_student.evaluation.results import Evaluation, ModelResult
 from phase2_student.runs.best import trained_student
-from phase2_student.runs.files import replace_directory, write_json
+from phase2_student.runs.files import copy_files, replace_directory, write_json
 from phase2_student.runs.lineage import read_cache, without_directories
 from phase2_student.runs.records import Run, read_runs
 
@@ -102,8 +100,7 @@ def prepare_folder(
     card = model_card(run, found, student, cache, repo=repo, license=license)
 
     def fill(scratch: Path) -> None:
-        ours = shutil.ignore_patterns(_CARD, _EVALUATION, _RECIPE)  # linked, they would be overwritten in best/ as well
-        shutil.copytree(best, scratch, ignore=ours, dirs_exist_ok=True, copy_function=_link_or_copy)
+        copy_files(best, scratch, leave_out={_CARD, _EVALUATION, _RECIPE})
         card.save(scratch / _CARD)
         (scratch / _RECIPE).write_text(
             yaml.safe_dump(_portable(run.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
@@ -174,11 +171,3 @@ def _portable(recipe: dict[str, Any]) -> dict[str, Any]:
     return {
         section: {key: without_directories(value) for key, value in part.items()} for section, part in recipe.items()
     }
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)  # the weights take their space once
-    except OSError:
-        shutil.copy2(source, target)
-    return target

@@ -43,14 +43,14 @@ def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[CostRow]:
         rows.append(CostRow(what="dump, once", seconds=cache.seconds, passes=status.samples, note=note))
     for run in runs:
         samples = run.facts.get("train_samples")
-        epochs = run.history[-1]["epoch"] if run.history else None
+        epochs = run.history.epochs[-1]["epoch"] if run.history.epochs else None
         passes: int | None = 0
         if is_online(run):
             passes = None if samples is None or epochs is None else samples * epochs
-        steps = f"{run.history[-1]['step']:,} steps" if run.history else "no epoch finished"
+        steps = f"{run.history.last_step:,} steps" if run.history.epochs else "no epoch finished"
         note = steps if epochs is None else f"{epochs} epochs, {steps}"
         what = f"{run.name}, teacher in memory" if is_online(run) else run.name
-        rows.append(CostRow(what=what, seconds=run.seconds, passes=passes, note=note))
+        rows.append(CostRow(what=what, seconds=run.history.seconds, passes=passes, note=note))
     return rows
 
 
@@ -59,24 +59,24 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
     cached = [run for run in runs if not is_online(run)]
     online = [run for run in runs if is_online(run)]
     lines = []
-    soft = [run for run in cached if run.key("loss.alpha") != 0 and run.history]  # hard labels need no teacher
-    passes = [(run.facts.get("train_samples"), run.history[-1]["epoch"]) for run in soft]
+    soft = [run for run in cached if run.key("loss.alpha") != 0 and run.history.epochs]  # hard labels need no teacher
+    passes = [(run.facts.get("train_samples"), run.history.epochs[-1]["epoch"]) for run in soft]
     if cache is not None and passes and all(samples is not None for samples, _ in passes):
         instead = sum(samples * epochs for samples, epochs in passes)
         lines.append(
             f"{_count_runs(len(soft)).capitalize()} learned from the cache, for which the teacher saw {cache.status.samples:,} samples "
             f"once. With the teacher in memory the same epochs would have shown it {instead:,} training samples."
         )
-    if cache is not None and cache.seconds is not None and cached and all(run.seconds for run in cached):
-        total = sum(run.seconds or 0.0 for run in cached)
+    if cache is not None and cache.seconds is not None and cached and all(run.history.seconds for run in cached):
+        total = sum(run.history.seconds or 0.0 for run in cached)
         lines.append(
             f"Dump and {_count_runs(len(cached))} together: {clock(cache.seconds + total)}, {clock(cache.seconds)} of it for the "
             "dump; each further run costs its training alone. Loading of models is not in these times."
         )
-    pair = [run for run in soft if run.seconds]
-    measured = [run for run in online if run.seconds]
+    pair = [run for run in soft if run.history.seconds]
+    measured = [run for run in online if run.history.seconds]
     if measured and pair:
-        ours, theirs = (sum(run.seconds or 0 for run in group) / len(group) for group in (pair, measured))
+        ours, theirs = (sum(run.history.seconds or 0 for run in group) / len(group) for group in (pair, measured))
         lines.append(
             f"Measured: {clock(theirs)} for a run with the teacher in memory, {clock(ours)} for one from the cache "
             f"({theirs / ours:.2f} x)."

@@ -10,11 +10,13 @@ import numpy as np
 
 from phase2_student.evaluation.files import student_of
 from phase2_student.evaluation.results import MetricScores, ModelResult
-from phase2_student.evaluation.summary import model_figures
+from phase2_student.evaluation.summary import exact_difference, model_figures
 from phase2_student.report.charts import Bins, Line, Share
 from phase2_student.runs.records import Run
 
 _BINS = 10
+_POINTS = 300
+"""At most so many are drawn of a curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +47,61 @@ def teacher_of(models: Sequence[ModelResult]) -> ModelResult | None:
     return next((model for model in models if model.role == "teacher"), None)
 
 
-def tiles(models: Sequence[ModelResult], student: ModelResult) -> list[Tile]:
-    """The figures at the top of the page."""
+def hard_labels_of(models: Sequence[ModelResult], runs: Sequence[Run], student: ModelResult) -> ModelResult | None:
+    """The student of the last run that was trained on hard labels alone, where it was evaluated and is another one."""
+    hard = (student_of(models, run) for run in reversed(runs) if run.setting("loss.alpha") == 0)
+    return next((model for model in hard if model is not None and model is not student), None)
+
+
+def students_first(models: Sequence[ModelResult], student: ModelResult) -> list[int]:
+    """The models' numbers as a narrow page shows them: the student that it is about, other trained ones, the base, teachers."""
+
+    def rank(number: int) -> int:
+        model = models[number]
+        return 0 if model is student else 3 if model.role == "teacher" else 2 if model.name == "base" else 1
+
+    return sorted(range(len(models)), key=rank)
+
+
+def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult | None = None) -> list[Tile]:
+    """The figures at the top of the page.
+
+    Args:
+        models: of the evaluation.
+        student: that the page is about.
+        hard: the one that was trained on hard labels alone; None: there is none to compare with.
+    """
     teacher = teacher_of(models)
     base = next((model for model in models if model.name == "base"), None)
-    others = [model for model in (teacher, base) if model is not None and model is not student]
-    share = overall(student)
-    found = [
-        Tile(
-            label=f"exact match, {student.name}",
-            value=f"{share.mean:.1%}",
-            note=", ".join(f"{model.name} {overall(model).mean:.1%}" for model in others),
-        )
-    ]
+    others = [model for model in (teacher, base, hard) if model is not None and model is not student]
     mine = model_figures(student)
+    found = []
+    if share := overall(student):
+        shares = [(model.name, overall(model)) for model in others]
+        found.append(
+            Tile(
+                label=f"exact match, {student.name}",
+                value=f"{share.mean:.1%}",
+                note=", ".join(f"{name} {other.mean:.1%}" for name, other in shares if other is not None),
+            )
+        )
+    elif mine.agreement is not None:
+        found.append(
+            Tile(
+                label=f"agreement, {student.name}",
+                value=f"{mine.agreement:.1%}",
+                note="most likely token, with the teacher's",
+            )
+        )
+    if hard is not None and (difference := exact_difference(student, hard)):
+        mean, low, high = difference
+        found.append(
+            Tile(
+                label="points over hard labels",
+                value=f"{100 * mean:+.1f}",
+                note=f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
+            )
+        )
     theirs = model_figures(teacher) if teacher is not None and teacher is not student else None
     if mine.size_mb:
         note = f"the teacher's are {theirs.size_mb / mine.size_mb:.1f} x as large" if theirs and theirs.size_mb else ""
@@ -75,16 +118,20 @@ def tiles(models: Sequence[ModelResult], student: ModelResult) -> list[Tile]:
     return found
 
 
-def overall(model: ModelResult) -> Share:
-    """Share of exact answers over all samples."""
+def overall(model: ModelResult) -> Share | None:
+    """Share of exact answers over all samples that have a truth; None where none has."""
     return _share(model.scores.overall)
 
 
 def by_group(
     models: Sequence[ModelResult], kind: Literal["category", "environment"]
 ) -> list[tuple[str, list[Share | None]]]:
-    """Rows of a chart: share of exact answers per category or environment and model, `all` first; empty without groups."""
-    names = sorted({name for model in models for name in model.scores.by(kind)})
+    """Rows of a chart: share of exact answers per category or environment and model, `all` first; empty without groups
+    or truths.
+    """
+    names = sorted(
+        {name for model in models for name, scores in model.scores.by(kind).items() if scores.exact is not None}
+    )
     if not names:
         return []
     rows: list[tuple[str, list[Share | None]]] = [("all", [overall(model) for model in models])]
@@ -97,16 +144,21 @@ def by_group(
     return rows
 
 
-def _share(scores: MetricScores) -> Share:
-    return Share(mean=scores.exact.mean, low=scores.exact.low, high=scores.exact.high)
+def _share(scores: MetricScores) -> Share | None:
+    exact = scores.exact
+    return None if exact is None else Share(mean=exact.mean, low=exact.low, high=exact.high)
 
 
 def calibration(model: ModelResult, series: int) -> tuple[Bins, float] | None:
-    """Bins of equal width, and the expected calibration error; None where no record has a confidence.
+    """Bins of equal width, and the expected calibration error; None where no record has a confidence and a truth.
 
     Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2.
     """
-    known = [(record.confidence, record.exact) for record in model.samples if record.confidence is not None]
+    known = [
+        (record.confidence, record.exact)
+        for record in model.samples
+        if record.confidence is not None and record.exact is not None
+    ]
     if not known:
         return None
     confidence = np.array([sure for sure, _ in known])
@@ -127,19 +179,26 @@ def calibration(model: ModelResult, series: int) -> tuple[Bins, float] | None:
 
 
 def history_lines(runs: Sequence[Run], name: str, series: dict[str, int]) -> list[Line]:
-    """Curves of one part of the loss: dashed, the training mean of each epoch; solid, the validation at its end."""
+    """Curves of one part of the loss over the steps: dashed, the training as it was logged; solid, the validations.
+
+    Older runs tell of the training once in an epoch.
+    """
     lines = []
     for run in runs:
-        for split, dashed in (("train", True), ("validation", False)):
-            points = [
-                (row["epoch"], row[split][name])
-                for row in run.history
-                if row.get(split) and row[split].get(name) is not None
-            ]
+        older = [{"step": row["step"], **row["train"]} for row in run.history.epochs]
+        for entries, dashed in ((run.history.logged or older, True), (run.history.validations, False)):
+            points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
             if points:
-                x, y = zip(*points, strict=True)
+                x, y = zip(*_thinned(points), strict=True)
                 lines.append(Line(series=series[run.name], x=x, y=y, dashed=dashed))
     return lines
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of neighbours, so that a page does not grow with the steps of a run."""
+    size = -(-len(points) // _POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def _size(megabytes: float) -> str:

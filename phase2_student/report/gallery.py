@@ -25,7 +25,8 @@ class Answer:
     model: str
     series: int
     text: str
-    right: bool
+    right: bool | None
+    """None: nobody said what is true."""
     flag: str
     """`empty`, `not finite`, `cut`, or an empty string."""
 
@@ -38,7 +39,7 @@ class Card:
     category: str
     environment: str
     question: str
-    truth: str
+    truth: str | None
     pictures: tuple[Markup, ...]
     answers: tuple[Answer, ...]
 
@@ -47,7 +48,7 @@ def choose(model: ModelResult, count: int) -> list[int]:
     """Which samples to show, in their order: the categories in turn, and right answers of the model in turn with wrong ones."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for index, record in enumerate(model.samples):
-        groups.setdefault((str(record.category), record.exact), []).append(index)
+        groups.setdefault((str(record.category), bool(record.exact)), []).append(index)
     order = [groups[key] for key in sorted(groups)]
     in_turn = (index for turn in itertools.zip_longest(*order) for index in turn if index is not None)
     return sorted(itertools.islice(in_turn, count))

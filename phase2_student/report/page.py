@@ -16,7 +16,7 @@ from firstsight import __version__
 from firstsight.page import render
 from phase2_student.evaluation.files import read_evaluation
 from phase2_student.evaluation.results import Evaluation
-from phase2_student.evaluation.summary import difference_lines, summary_table
+from phase2_student.evaluation.summary import difference_lines, preprocessing_lines, sample_lines, summary_table
 from phase2_student.report import charts, figures, gallery
 from phase2_student.report.costs import cost_lines, cost_rows
 from phase2_student.runs.lineage import pair_names, read_cache
@@ -75,6 +75,7 @@ def write_report(
     notes = [trouble] if trouble else []
     if found is None:
         notes.append("No evaluation was found: run fs-student eval, then this command again.")
+    notes += [line for run in runs if (line := _skipped(run))]
     models = found.models if found else []
     series = figures.series_of(models, runs)
     keys = _run_keys(runs)
@@ -132,15 +133,20 @@ def _evaluated(
         ],
         "student": student.name,
         "teacher": None if teacher is None else teacher.name,
-        "tiles": figures.tiles(models, student),
-        "table": summary_table(evaluation),
+        "tiles": figures.tiles(models, student, figures.hard_labels_of(models, runs, student)),
+        "table": [
+            [row[0], *(row[1 + number] for number in figures.students_first(models, student))]
+            for row in summary_table(evaluation)
+        ],
         "differences": difference_lines(models),
+        "sample_lines": [*sample_lines(evaluation), *preprocessing_lines(models)],
         "accuracy": [charts.intervals(f"By {key}", rows) for key, rows in groups.items() if rows],
         "reliability": charts.reliability("Confidence against share right", [bins for _, bins, _ in known])
         if known
         else None,
         "calibration": [(name, series[name], error) for name, _, error in known],
         "cards": cards,
+        "judged": any(card.truth is not None for card in cards),
         "categories": sorted({card.category for card in cards} - {""}),
         "environments": sorted({card.environment for card in cards} - {""}),
         "total": len(student.samples),
@@ -160,6 +166,15 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
     return {**_RUN_KEYS, **{name: label for name, label in differing.items() if name not in _RUN_KEYS}}
 
 
+def _skipped(run: Run) -> str:
+    """How many samples of its data a run left out, and why; empty for none."""
+    count, first = run.facts.get("skipped_samples"), run.facts.get("skipped_first") or []
+    if not count:
+        return ""
+    why = f": {'; '.join(map(str, first))}{'; ...' if count > len(first) else ''}" if first else ""
+    return f"{run.name}: {count:,} samples were left out (cache.on_error: skip){why}"
+
+
 def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, object]:
     best = run.best_validation_loss
     return {
@@ -177,5 +192,5 @@ def _curves(runs: Sequence[Run], series: dict[str, int]) -> list[Markup]:
     made = []
     for name, label in _CURVES.items():
         if lines := figures.history_lines(runs, name, series):
-            made.append(charts.curves(label, lines, xlabel="epoch"))
+            made.append(charts.curves(label, lines, xlabel="step"))
     return made

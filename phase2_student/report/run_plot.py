@@ -21,7 +21,7 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = [run for run in runs if run.validations]
+    drawn = [run for run in runs if run.history.validations]
     legend_rows = -(-len(drawn) // 2)
     figure = Figure(figsize=(12, 3.6 + 0.24 * legend_rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -29,11 +29,11 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     colours = colormaps["viridis" if len(drawn) > 10 else "tab10"]
     for axis, (name, title) in zip(axes, _PANELS.items(), strict=True):
         for number, run in enumerate(drawn):
-            rows = [row for row in run.validations if name in row["validation"]]
+            rows = [row for row in run.history.validations if name in row]
             colour = colours(number / max(1, len(drawn) - 1)) if len(drawn) > 10 else colours(number)
             axis.plot(
                 [row["step"] for row in rows],
-                [row["validation"][name] for row in rows],
+                [row[name] for row in rows],
                 label=run.name,
                 color=colour,
                 marker="o",

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from firstsight.recipe import LossSection
 from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.runs.records import Run
 
@@ -19,7 +20,8 @@ _HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "t
 
 
 def exact_match(run: Run) -> float | None:
-    """Exact match of the run's student in the newest evaluation in the run's directory; None where there is none.
+    """Exact match of the run's student in the newest evaluation in the run's directory; None where there is none, or
+    no sample has an answer to compare with.
 
     Raises:
         DataError: an evaluation that cannot be read.
@@ -28,7 +30,8 @@ def exact_match(run: Run) -> float | None:
     student = student_of(evaluation.models, run) if evaluation else None
     if student is None:
         return None
-    return sum(record.exact for record in student.samples) / len(student.samples)
+    known = [record.exact for record in student.samples if record.exact is not None]
+    return sum(known) / len(known) if known else None
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
@@ -55,6 +58,8 @@ class RunRow:
     validation_agreement: float | None
     exact_match: float | None
     seconds: float
+    best_in: list[str]
+    """The fields above in which no other run is better; those of the loss only where all runs have the same loss."""
 
 
 def run_rows(runs: Sequence[Run]) -> list[RunRow]:
@@ -62,25 +67,55 @@ def run_rows(runs: Sequence[Run]) -> list[RunRow]:
     names = differing_settings(runs)
     rows = []
     for run in runs:
-        validations = run.validations
-        final = validations[-1]["validation"] if validations else {}
+        validations = run.history.validations
+        final = validations[-1] if validations else {}
         rows.append(
             RunRow(
                 name=run.name,
                 directory=str(run.directory),
                 finished=run.finished,
                 settings={name: run.setting(name) for name in names},
-                steps=run.history[-1]["step"] if run.history else 0,
+                steps=run.history.last_step,
                 best_validation_loss=run.best_validation_loss,
                 validation_loss=final.get("loss"),
                 validation_kd=final.get("kd"),
                 validation_ce=final.get("ce"),
                 validation_agreement=final.get("agreement"),
                 exact_match=exact_match(run),
-                seconds=sum(row.get("seconds", 0.0) for row in run.history),
+                seconds=sum(row.get("seconds", 0.0) for row in run.history.epochs),
+                best_in=[],
             )
         )
+    settings = {tuple(json.dumps(run.setting(f"loss.{key}")) for key in LossSection.model_fields) for run in runs}
+    same_loss = len(settings) == 1
+    for field, sign in _BETTER.items():
+        if same_loss or field not in _OF_THE_LOSS:
+            _mark_best(rows, field, sign)
     return rows
+
+
+def _mark_best(rows: Sequence[RunRow], field: str, sign: int) -> None:
+    known = {n: sign * value for n, row in enumerate(rows) if _is_known(value := getattr(row, field))}
+    if len(known) > 1 and len(set(known.values())) > 1:
+        for number, value in known.items():
+            if value == max(known.values()):
+                rows[number].best_in.append(field)
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+_BETTER = {
+    "best_validation_loss": -1,
+    "validation_loss": -1,
+    "validation_kd": -1,
+    "validation_ce": -1,
+    "validation_agreement": 1,
+    "exact_match": 1,
+}
+"""What is compared, and whether more of it is better (1) or less (-1)."""
+_OF_THE_LOSS = {"best_validation_loss", "validation_loss", "validation_kd"}
 
 
 _COLUMNS = {
@@ -108,14 +143,19 @@ def run_table(runs: Sequence[Run]) -> str:
         for name in names
         if name in _HIDDEN
     }
+    starred = {name for row in rows for name in row.best_in}
     for row in rows:
         settings = [
             digests[name][json.dumps(value)] if name in digests else _shown(value)
             for name, value in row.settings.items()
         ]
-        values = [(getattr(row, name), form) for name, (_, form) in _COLUMNS.items()]
-        figures = ["-" if value is None or math.isnan(value) else form.format(value) for value, form in values]
+        figures = []
+        for name, (_, form) in _COLUMNS.items():
+            value = getattr(row, name)
+            shown = "-" if value is None or math.isnan(value) else form.format(value)
+            figures.append(shown + ("*" if name in row.best_in else " " * (name in starred)))
         table.append([row.name + ("" if row.finished else " (not finished)"), *settings, *figures])
+    table[0] = [cell + " " * (name in starred) for cell, name in zip(table[0], ["", *names, *_COLUMNS], strict=True)]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(
@@ -127,6 +167,7 @@ def run_table(runs: Sequence[Run]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     lines.append(
         "Loss, KD, CE and agreement on validation; best loss is the lowest, the others are those of the last validation."
+        + (" *: the best of these runs." if starred else "")
     )
     if any(name.startswith("loss.") for name in names):
         lines.append(

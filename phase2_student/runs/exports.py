@@ -1,4 +1,4 @@
-"""Quantised exports of a run's best student: where they are, and of which weights they were made."""
+"""Quantised exports of a run's student: where they are, and of which weights they were made."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from firstsight.errors import ModelError
 from firstsight.models.loading import weights_digest
 from firstsight.models.quantization import Quantization
 from firstsight.recipe import Recipe
+from phase2_student.runs.best import trained_student
 
 EXPORT = "export.json"
 """Beside the exported weights: the quantisation, and the digest of the weights that were quantised."""
 
 
 def export_directory(recipe: Recipe, kind: Quantization) -> Path:
-    """Where the export of the recipe's best student is, or would be."""
-    return recipe.output_dir / f"best-{kind}"
+    """Where the export of the recipe's student is, or would be."""
+    source = trained_student(recipe.output_dir)
+    return source.with_name(f"{source.name}-{kind}")
 
 
 def check_export(directory: Path, source: Path) -> None:

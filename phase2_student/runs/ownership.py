@@ -12,24 +12,27 @@ from pathlib import Path
 
 from firstsight.errors import RecipeError
 from phase2_student.runs.checkpoints import SEAL, checkpoints
+from phase2_student.runs.lock import LOCK
 
 _FILES = {
     "recipe.yaml",
     "run.json",
+    "preprocessing.json",
     "run.log",
     "training_history.json",
     ".training_history.json.tmp",
     ".run.json.tmp",
+    ".preprocessing.json.tmp",
     "report.html",
     "error.txt",
 }
-_MODELS = {"best", "final", "best-int8", "best-nf4"}
+_MODELS = {f"{name}{kind}" for name in ("best", "final") for kind in ("", "-int8", "-nf4")}
 _MODELS |= {f".{name}.{kind}" for name in ("best", "final", "publish") for kind in ("tmp", "old")}
 _EVALUATION = re.compile(
     r"evaluation_\d{8}T\d{6}\.json|evaluation_summary\.txt|measured/[0-9a-f]{16}\.json|(measured/)?\.\S*\.json\.tmp"
 )
-_OF_OTHERS = {"evaluation", "publish", "runs", "report.html", "error.txt"}
-"""Made beside a run, some before it begins: by eval, publish, a tracker, report and sweep."""
+_OF_OTHERS = {"evaluation", "publish", "runs", "report.html", "error.txt", LOCK}
+"""Made beside a run, some before it begins: by eval, publish, a tracker, report, sweep, and the process that owns the directory."""
 
 
 def made_by_a_run(directory: Path) -> list[Path]:
@@ -63,7 +66,8 @@ def remove_run(directory: Path) -> list[str]:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    left = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    return sorted(left - {LOCK})
 
 
 def check_new(directory: Path, recipe_directory: Path) -> None:

@@ -5,7 +5,6 @@ runs = read_runs(find_runs([Path("runs/hard"), Path("runs/sweep")]))
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import yaml
 from firstsight.errors import DataError
 from firstsight.recipe import LossSection
 from firstsight.secrets import masked
-from phase2_student.runs.best import best_loss
+from phase2_student.runs.files import read_json
+from phase2_student.runs.history import History, read_history
 from phase2_student.runs.run_directory import RUN
 
 NAMES = ("teacher", "teacher-bf16", "base", "student", "student-int8", "student-nf4")
@@ -34,8 +34,7 @@ class Run:
     """Defaults included; paths as in the recipe of the run."""
     facts: dict[str, Any]
     """`run.json`."""
-    history: list[dict[str, Any]]
-    """Rows of `training_history.json`; empty before the first validation."""
+    history: History
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -49,21 +48,9 @@ class Run:
         return (self.directory / "final").is_dir()
 
     @property
-    def validations(self) -> list[dict[str, Any]]:
-        """The rows of the history that have a validation."""
-        return [row for row in self.history if row["validation"]]
-
-    @property
     def best_validation_loss(self) -> float | None:
-        """The lowest finite one; None where there is none."""
-        return best_loss(row["validation"]["loss"] for row in self.validations)
-
-    @property
-    def seconds(self) -> float | None:
-        """Time of training, validation and saving; None where the history does not say."""
-        if not self.history or not all(row.get("seconds") for row in self.history):
-            return None
-        return float(sum(row["seconds"] for row in self.history))
+        """The lowest finite one, wherever in an epoch it was; None where there is none."""
+        return self.history.best_validation_loss
 
     def setting(self, dotted: str) -> Any:
         """A value that the run was begun with, defaults of the recipe included; None where there is none.
@@ -125,21 +112,10 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
                 directory=directory,
                 recipe=_recipe(directory / "recipe.yaml"),
                 facts=facts,
-                history=_history(directory / "training_history.json"),
+                history=read_history(directory),
             )
         )
     return runs
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """A JSON file that holds a `dict` or a `list`; DataError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); the file was damaged") from None
-    if not isinstance(content, kind):
-        raise DataError(f"{path}: expected a JSON {kind.__name__}, got {type(content).__name__}")
-    return content
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
@@ -151,15 +127,6 @@ def _names(directories: Sequence[Path]) -> list[str]:
             length += 1
         names.append("/".join(mine[-length:]))
     return names
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows: list[dict[str, Any]] = read_json(path, list)
-    if not all(isinstance(row, dict) and {"epoch", "step", "train", "validation"} <= row.keys() for row in rows):
-        raise DataError(f"{path}: a row has no epoch, step, train or validation; the file was damaged")
-    return rows
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -167,8 +167,19 @@ def check_run(
 def begin_run(output_dir: Path, recipe: Recipe, identity: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write what the run is: the recipe with its defaults, its identity, and where it was made."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "recipe.yaml").write_text(yaml.safe_dump(masked(recipe.dump()), sort_keys=False), encoding="utf-8")
+    content = masked(_as_used(recipe, str(identity.get("targets"))))
+    (output_dir / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     write_json(output_dir / RUN, {"identity": identity, **facts, **_provenance()})
+
+
+def _as_used(recipe: Recipe, targets: str) -> dict[str, Any]:
+    """The recipe with its defaults, without those that the run's targets have no use for: it can be trained on again."""
+    content = recipe.dump()
+    if targets == "exact":
+        content["cache"] = recipe.cache.model_copy(update={"targets": "exact"}).effective()
+    if targets != "cache":
+        content["loss"].pop("tail", None)
+    return content
 
 
 def _provenance() -> dict[str, Any]:

@@ -23,6 +23,9 @@ _DEFAULTS: dict[str, Any] = {
     # a step that is not finite stops the run; the filter would wait for the device after every micro-batch
     "logging_nan_inf_filter": False,
 }
+_STRATEGIES = {"eval_strategy", "save_strategy", "logging_strategy"}
+
+
 _VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size")
 _TRACKERS = {"tensorboard", "wandb", "trackio"}
 _FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": [], "load_best_model_at_end": False}
@@ -44,29 +47,33 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     from transformers import TrainingArguments
 
     check_training(recipe.training)
+    # `no` without quotes is false in YAML
+    training = {
+        name: "no" if value is False and name in _STRATEGIES else value for name, value in recipe.training.items()
+    }
     hints = get_type_hints(TrainingArguments)
-    for name, value in recipe.training.items():
+    for name, value in training.items():
         try:
             TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise RecipeError(f"training.{name}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
-        if (reason := refusal(name, value)) and not (name == "eval_strategy" and recipe.data.validation is None):
+        if reason := refusal(name, value):
             # a token is not shown
             raise RecipeError(f"training.{name}: {reason}{'' if name == 'hub_token' else f', got {value!r}'}")
-    if recipe.training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise RecipeError("training.ddp_backend: is for several processes, started by torchrun or accelerate launch")
-    if reason := lacking(recipe.training, training_defaults()):
+    if reason := lacking(training, training_defaults()):
         raise RecipeError(reason)
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
     values = {
         **_DEFAULTS,
         "disable_tqdm": not progress,
         "report_to": report_to,
-        **recipe.training,
+        **training,
         **_FIXED,
         "output_dir": str(recipe.output_dir),
     }
-    if recipe.data.validation is None:
+    if _no_validations(recipe):
         values = {name: value for name, value in values.items() if name not in _VALIDATION}
         values["eval_strategy"] = "no"
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
@@ -74,10 +81,16 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         new = old.replace("gradient", "activation")
         if new in hints and old in values:
             values.setdefault(new, values.pop(old))
+    processes = _processes(values)
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"training: {' '.join(str(error).split())[:240]}") from None
+    if arguments.world_size != processes:
+        raise RecipeError(
+            f"{processes} processes were started (WORLD_SIZE), but they cannot train together on {arguments.device}: each would train "
+            "the whole run; start fs-student train by torchrun or accelerate launch, or once"
+        )
     if arguments.n_gpu > 1:
         # DataParallel would cut images and answers at other places than samples
         click.echo(
@@ -89,12 +102,41 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     return arguments
 
 
+def _processes(values: dict[str, Any]) -> int:
+    """How many processes the launcher started; on CPUs they are told so, else each of them would train alone.
+
+    Raises:
+        RecipeError: more of them on this machine than it has GPUs.
+    """
+    import torch
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or values.get("use_cpu"):
+        return world
+    if not torch.accelerator.is_available():
+        values["use_cpu"] = True
+    elif torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
+        raise RecipeError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s); "
+            "start one for each, or set training.use_cpu"
+        )
+    return world
+
+
+def _no_validations(recipe: Recipe) -> str | None:
+    """Why a training validates nothing, or None."""
+    if recipe.data.validation is None:
+        return "no validation data"
+    return 'training.eval_strategy is "no"' if recipe.training.get("eval_strategy") in (False, "no") else None
+
+
 def validation_note(recipe: Recipe) -> str | None:
-    """What a training without validation data leaves out; None: it has some."""
-    if recipe.data.validation is not None:
+    """What a training without validations leaves out; None: it has some."""
+    why = _no_validations(recipe)
+    if why is None:
         return None
     idle = [f"training.{name}" for name in _VALIDATION if recipe.training.get(name) not in (None, False, "no")]
-    return "no validation data: no validation loss and no best/, the student is final/" + (
+    return f"{why}: no validation loss and no best/, the student is final/" + (
         f"; without effect: {', '.join(idle)}" if idle else ""
     )
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 
 from phase2_student.runs.checkpoints import keep_newest, newest_whole, seal
+from phase2_student.runs.files import give_usual_modes
 
 
 class SealingTrainer(Trainer):
@@ -33,6 +34,8 @@ class SealingTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                self.write_state(directory)
+                give_usual_modes(directory)
                 seal(directory)
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _disk_is_full(error):
@@ -46,6 +49,9 @@ class SealingTrainer(Trainer):
             ) from error
         if self.args.should_save and self._keep is not None:
             keep_newest(directory.parent, max(1, self._keep))
+
+    def write_state(self, directory: Path) -> None:
+        """Add to a checkpoint what is not the stock trainer's; process 0 calls it before the seal."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Every weight, or an error.

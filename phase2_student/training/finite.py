@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite stops the run before the optimiser sees it."""
+"""Before a step is taken: one whose loss or gradient is not finite stops the run; all processes agree whether a signal stops it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from firstsight.errors import TrainingError
 from phase2_student.runs.checkpoints import SEAL, checkpoints
+from phase2_student.training.callbacks.signals import CAUGHT, StopOnSignal
 
 _NAMED = 8
 """Samples that are listed."""
@@ -26,11 +27,15 @@ class StepGuard(TrainerCallback):
     Args:
         output_dir: of the run.
         accelerator: of accelerate; all its processes stop together.
+        stop: of the signals; None: none are caught.
     """
 
-    def __init__(self, output_dir: Path, accelerator: Any) -> None:
+    def __init__(self, output_dir: Path, accelerator: Any, stop: StopOnSignal | None = None) -> None:
         self.output_dir = output_dir
         self.accelerator = accelerator
+        self.norm: float | None = None
+        """Size of the gradient of the last step, before it was clipped; None in float16, where it is scaled."""
+        self._stop = stop
         self._losses: list[Tensor] = []
         self._names: list[tuple[str, ...]] = []
         self._norm: Tensor | float | None = None
@@ -65,12 +70,19 @@ class StepGuard(TrainerCallback):
         if isinstance(norm, DTensor):  # of weights that are sharded
             norm = norm.full_tensor()
         values = torch.stack(losses).float()
+        known = norm is not None
         norm = torch.zeros_like(values[0]) if norm is None else torch.as_tensor(norm).to(values)
         bad = ~(values.isfinite().all() & norm.isfinite())
         if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad.float(), "sum") > 0
+            received = [self._stop is not None and self._stop.received == number for number in CAUGHT]
+            flags = torch.cat([bad.float()[None], torch.tensor(received, dtype=torch.float32, device=bad.device)])
+            some = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+            bad = some[0]
+            if self._stop is not None:
+                self._stop.due = next((number for number, told in zip(CAUGHT, some[1:], strict=True) if told), None)
         if bool(bad):
             raise TrainingError(self._text(state.global_step + 1, values.tolist(), float(norm), names))
+        self.norm = float(norm) if known else None
 
     def _text(self, step: int, losses: Sequence[float], norm: float, names: Sequence[tuple[str, ...]]) -> str:
         found = list(zip(losses, names, strict=True))

@@ -38,7 +38,7 @@ ACTS = frozenset({
 _LOSS = "the loss is the section `loss` of the recipe"
 _LOOP = "it belongs to the stock validation loop; here sums and counts are kept over the whole set"
 _PUSH = "a training publishes nothing; fs-student publish does, when you ask for it"
-_BEST = "best/ is the student with the lowest validation loss"
+_BEST = "best/ is the student with the lowest validation loss, if any was measured"
 _COMPILED = "the loss makes its gradients inside the student's forward, which is not compiled"
 _LIGER = "its kernels would take the place of those that the first batch was checked with; the loss is fused already"
 _COMMAND = "fs-student train trains and validates, fs-student eval measures answers"
@@ -119,10 +119,6 @@ _VALUES: dict[str, tuple[Any, str]] = {
     "torch_empty_cache_steps": (lambda value: value is None or value >= 1, "must be 1 or more, or null"),
     "seed": (lambda value: 0 <= value < 2**32, "must lie between 0 and 2^32 - 1"),
     "data_seed": (lambda value: value is None or 0 <= value < 2**32, "must lie between 0 and 2^32 - 1"),
-    "eval_strategy": (
-        lambda value: value != "no",
-        "must be steps or epoch: best/ and the history are those of validations",
-    ),
     "save_strategy": (lambda value: value != "best", f"must be steps, epoch or no: {_BEST}, whatever is saved"),
     "lr_scheduler_type": (
         lambda value: value != "greedy" and value != "reduce_lr_on_plateau",

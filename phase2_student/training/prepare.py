@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from firstsight.console import NAMED, left_out_text
 from firstsight.data.samples import load_samples
 from firstsight.identity import model_name
 from firstsight.models.loading import load_config, resolve_directory
@@ -36,6 +37,19 @@ class Plan:
     """The teacher is kept in memory."""
     train: SampleDataset
     validation: SampleDataset
+    left_out: tuple[str, ...] = ()
+    """What is wrong with each row of which not even the pictures are there."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why each sample is left out that is, of both splits."""
+        reasons = [*self.left_out, *self.train.skipped, *self.validation.skipped]
+        return [self.recipe.without_roots(reason) for reason in reasons]
+
+    @property
+    def skipped_text(self) -> str:
+        """How many samples are left out, and why the first of them."""
+        return left_out_text(self.skipped)
 
     @property
     def precision(self) -> str:
@@ -97,7 +111,8 @@ class Plan:
             "processes": self.arguments.world_size,
             "train_samples": len(self.train),
             "validation_samples": len(self.validation),
-            "skipped_samples": self.train.skipped + self.validation.skipped,
+            "skipped_samples": len(self.skipped),
+            "skipped_first": self.skipped[:NAMED],
         }
 
 
@@ -125,8 +140,9 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
             train=source.reused(like.train),
             validation=source.reused(like.validation),
         )
-    train_samples = load_samples(recipe.source("train"))
-    validation_samples = [] if recipe.data.validation is None else load_samples(recipe.source("validation"))
+    left_out: list[str] = []
+    train_samples, *others = (load_samples(source, left_out=left_out) for source in recipe.sources())
+    validation_samples = others[0] if others else []
     directory = resolve_directory(recipe, recipe.student)
     arguments = training_arguments(recipe, progress=progress)
     check_weights(recipe, load_config(directory, recipe.student))
@@ -139,6 +155,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
         online=online,
         train=source.dataset(train_samples),
         validation=source.dataset(validation_samples),
+        left_out=tuple(left_out),
     )
 
 

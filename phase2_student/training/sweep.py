@@ -19,6 +19,7 @@ import torch
 
 from firstsight.errors import RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
+from phase2_student.runs.lock import RunInUse
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.prepare import is_finished, prepare
 from phase2_student.training.train import TrainResult, train
@@ -140,6 +141,8 @@ def sweep(
             result = train(replace(plan, arguments=arguments))
             outcome = Outcome(run=run, result=result)
             (run.recipe.output_dir / "error.txt").unlink(missing_ok=True)
+        except RunInUse as error:  # its directory is not ours to write in
+            outcome = Outcome(run=run, result=None, error=str(error))
         except Exception as error:  # noqa: BLE001 - it is reported and kept, and the other runs continue
             run.recipe.output_dir.mkdir(parents=True, exist_ok=True)
             (run.recipe.output_dir / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -6,25 +6,31 @@ result = train(plan)
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 import firstsight
+from firstsight.errors import FirstSightError, RecipeError
 from firstsight.families.self_check import check_logits, checked_columns
 from firstsight.models.loading import backbone_states, gather_weights, load_student
 from firstsight.prompting import collate
 from phase2_student.loss.objective import Objective
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory
+from phase2_student.runs.history import read_history
+from phase2_student.runs.lock import RunLock, run_lock
+from phase2_student.runs.ownership import check_apart
+from phase2_student.runs.preprocessing import preprocessing_of
 from phase2_student.runs.run_directory import begin_run
-from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.packing import packed_states
 from phase2_student.training.prepare import Plan
 from phase2_student.training.student import LossSettings, save_student, with_distillation_forward
@@ -58,6 +64,11 @@ class TrainResult:
         found = self.best_validation_loss
         return "no validation loss" if found is None else f"best validation loss {found:.4f}"
 
+    @property
+    def students(self) -> list[Path]:
+        """Where students are: the best by validation loss, if any was measured, and the last."""
+        return [path for name in ("best", "final") if (path := self.output_dir / name).is_dir()]
+
 
 def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     """Run the training; continues from the newest whole checkpoint where there is one, and does nothing if it is finished.
@@ -71,8 +82,59 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
         TrainingError: a loss or a gradient is not finite; nothing was trained on it.
         OSError: the disk is full.
     """
+    main = plan.arguments.process_index == 0
+    with _place(plan, overwrite=overwrite, main=main) as lock:
+        return _finished(plan.recipe.output_dir) if lock is _FINISHED else _run(plan, lock, main)
+
+
+_FINISHED = object()
+"""In the place of a lock: nothing is left to do."""
+
+
+@contextmanager
+def _place(plan: Plan, *, overwrite: bool, main: bool) -> Iterator[Any]:
+    """The directory of the run, checked and owned, for a block; process 0 does it for all of them.
+
+    Yields:
+        The `RunLock` of process 0, None in others, or `_FINISHED`.
+    """
+    with ExitStack() as stack:
+        lock: Any = None
+        refusal: Exception | None = None
+        if main:
+            try:
+                lock = _owned(plan, stack, overwrite=overwrite)
+            except (FirstSightError, OSError) as error:
+                refusal = error
+        said = [(lock is _FINISHED, None if refusal is None else str(refusal))]
+        broadcast_object_list(said)
+        finished, words = said[0]
+        if refusal is not None:
+            raise refusal
+        if words is not None:
+            raise RecipeError(words)
+        yield _FINISHED if finished else lock
+
+
+def _owned(plan: Plan, stack: ExitStack, *, overwrite: bool) -> Any:
+    recipe = plan.recipe
+    check_apart(recipe.output_dir, recipe.directory)
+    # without a lock first: what is finished or another's may be on a disk that cannot be written
+    if not overwrite and plan.check_run(overwrite=False):
+        return _FINISHED
+    lock = stack.enter_context(run_lock(recipe.output_dir))
+    if plan.check_run(overwrite=overwrite):
+        return _FINISHED
+    begin_run(recipe.output_dir, recipe, plan.identity(), plan.facts())
+    preprocessing_of(recipe, plan.source.prompter).write(recipe.output_dir)
+    return lock
+
+
+def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+    from phase2_student.training.callbacks.epoch_end import EpochEnd
+    from phase2_student.training.callbacks.history import HistoryCallback
     from phase2_student.training.callbacks.progress import Bar, ValidationLines
     from phase2_student.training.callbacks.run_log import RunLog
     from phase2_student.training.callbacks.signals import StopOnSignal
@@ -80,13 +142,8 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     from phase2_student.training.trainer import DistillationTrainer
 
     recipe, arguments, prompter = plan.recipe, plan.arguments, plan.source.prompter
-    output_dir, identity = recipe.output_dir, plan.identity()
-    with arguments.main_process_first(desc="run directory"):
-        main = arguments.process_index == 0
-        if plan.check_run(overwrite=overwrite and main):
-            return _finished(output_dir)
-        if main:
-            begin_run(output_dir, recipe, identity, plan.facts())
+    output_dir = recipe.output_dir
+    preprocessing = preprocessing_of(recipe, prompter)
     complete = plan.source.completion(arguments.device)
     model = _student(plan)
 
@@ -95,9 +152,12 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             gather_weights(model)
         else:
             save_student(model, prompter.processor, directory, getattr(torch, recipe.student.dtype))
+            preprocessing.write(directory)
 
     first = f"FirstSight {firstsight.__version__}, {plan.objective_text}; {plan.precision}"
-    with RunLog(output_dir, first, main=main) as log, StopOnSignal(processes=arguments.world_size) as stop:
+    stop = StopOnSignal(processes=arguments.world_size, main=main)
+    history = HistoryCallback(output_dir, save, plan.objective_text)
+    with RunLog(output_dir, first, lock=lock, main=main) as log, stop:
         trainer = DistillationTrainer(
             model=model,
             args=arguments,
@@ -106,21 +166,24 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
             train_dataset=plan.train,
             eval_dataset=plan.validation if len(plan.validation) else None,
             optimizer_cls_and_kwargs=optimizer_class(recipe.student, arguments),
-            callbacks=[HistoryCallback(output_dir, save, plan.objective_text), stop, ValidationLines(), log],
+            history=history,
+            stop=stop,
+            callbacks=[log, stop, EpochEnd(stop), history, ValidationLines()],
         )
         trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
         if not arguments.disable_tqdm:
             trainer.add_callback(Bar())
         outcome = trainer.train(resume_from_checkpoint=checkpoint_to_resume(output_dir, main=main))
-    if stop.received is None:
+    finished = trainer.state.global_step >= trainer.state.max_steps
+    if finished:
         replace_directory(output_dir / "final", save, main=main)
     return TrainResult(
         output_dir=output_dir,
         steps=trainer.state.global_step,
         seconds=outcome.metrics["train_runtime"],
         best_validation_loss=best_loss(row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row),
-        finished=stop.received is None,
-        signal=stop.received,
+        finished=finished,
+        signal=stop.due,
     )
 
 
@@ -165,11 +228,11 @@ def _self_check(model: Any, plan: Plan) -> None:
 
 
 def _finished(output_dir: Path) -> TrainResult:
-    history = json.loads((output_dir / "training_history.json").read_text(encoding="utf-8"))
+    history = read_history(output_dir)
     return TrainResult(
         output_dir=output_dir,
-        steps=history[-1]["step"],
+        steps=history.last_step,
         seconds=0.0,
-        best_validation_loss=best_loss(row["validation"]["loss"] for row in history if row["validation"]),
+        best_validation_loss=history.best_validation_loss,
         finished=True,
     )

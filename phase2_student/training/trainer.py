@@ -15,13 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from phase2_student.data.batch import Batch
-from phase2_student.loss.objective import LossTerms, Objective
+from phase2_student.loss.objective import LossTerms
+from phase2_student.training.callbacks.history import HistoryCallback
+from phase2_student.training.callbacks.signals import StopOnSignal
 from phase2_student.training.checkpointing import SealingTrainer
 from phase2_student.training.finite import StepGuard
 from phase2_student.training.loaders import EpochOfBatches, data_loader, train_batches, validation_batches
+from phase2_student.training.step_figures import StepFigures
 
 
 class DistillationTrainer(SealingTrainer):
@@ -30,18 +34,32 @@ class DistillationTrainer(SealingTrainer):
     Args:
         args: of `transformers.Trainer`.
         complete: of the source: brings a batch to the device, ready for the loss.
+        history: one of the callbacks: is handed the figures of the steps, and kept in checkpoints; None: only logs have them.
+        stop: another one: several processes agree on its signals.
         kwargs: of `transformers.Trainer`.
     """
 
-    def __init__(self, *args: Any, complete: Callable[[Any], Batch[Any]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        complete: Callable[[Any], Batch[Any]],
+        history: HistoryCallback | None = None,
+        stop: StopOnSignal | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.complete = complete
         # set, not detected: detection differs by model class
         self.model_accepts_loss_kwargs = True
-        self._guard = StepGuard(Path(self.args.output_dir), self.accelerator)
+        self._guard = StepGuard(Path(self.args.output_dir), self.accelerator, stop)
+        self._objective = self.accelerator.unwrap_model(self.model).loss_settings.objective
+        self._figures = StepFigures(self._objective, self._reduced)
+        self._history = history
+        if history is not None:
+            history.figures = self._figures
+        # in front of the others, which log and write
+        self.callback_handler.callbacks.insert(0, _EndStep(self._guard, self._figures))
         self.add_callback(self._guard)
-        self._restart_clock()
-        self._logged = self._since
 
     # ---- batches ----
 
@@ -58,10 +76,16 @@ class DistillationTrainer(SealingTrainer):
         return data_loader(dataset, validation_batches(dataset, self.args), self.data_collator, self.args)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock one; how long the loop waits for it is what `data_wait` reports."""
+        """The stock one; how long the loop waits for it is what `data_wait` reports.
+
+        The stock loop takes a step before it asks whether there is one left: of a run that continues from its last step there is none.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
         begin = time.perf_counter()
         batches = super().get_batch_samples(*args, **kwargs)
-        self._waited += time.perf_counter() - begin
+        self._figures.waited(time.perf_counter() - begin)
         return batches
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch[Any]], device: torch.device) -> Tensor | None:
@@ -105,9 +129,7 @@ class DistillationTrainer(SealingTrainer):
         num_items = max(1, inputs.counted()) if num_items_in_batch is None else num_items_in_batch
         loss, terms = model(batch=inputs, num_items=num_items)
         self._guard.add(loss, inputs.names)
-        self._terms.append(torch.stack(list(terms)))
-        # summed when they are logged: no waiting for the device
-        self._tokens.append(inputs.inputs["attention_mask"].sum())
+        self._figures.add(terms, inputs.inputs["attention_mask"].sum())
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
         return (loss, terms) if return_outputs else loss
@@ -121,30 +143,13 @@ class DistillationTrainer(SealingTrainer):
     # ---- logs ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to the stock log the parts of the loss, the agreement with the teacher, tokens per second, `data_wait`, the
-        share of the time that the loop waited for data, and `seconds` since the entry before.
+        """Add to the stock log the parts of the loss, the agreement with the teacher, tokens per second and `data_wait`, the
+        share of the time that the loop waited for data: means over the steps since the log before.
         """
-        now = time.perf_counter()
-        logs["seconds"], self._logged = now - self._logged, now
         if "loss" in logs:
-            sums = self._reduced(torch.stack(self._terms).double().sum(dim=0))
-            means = self._objective.means(LossTerms(*sums), training=True)
-            logs.update({name: value for name, value in means.items() if name != "loss"})
-            tokens = int(torch.stack(self._tokens).sum())
-            logs["tokens_per_second"] = tokens * self.args.world_size / (now - self._since)
-            logs["data_wait"] = self._waited / (now - self._since)
-            self._restart_clock()
+            means = self._figures.end_window().means(self.args.world_size)
+            logs.update({name: value for name, value in means.items() if name not in ("loss", "grad_norm")})
         super().log(logs, start_time)
-
-    @property
-    def _objective(self) -> Objective:
-        objective: Objective = self.accelerator.unwrap_model(self.model).loss_settings.objective
-        return objective
-
-    def _restart_clock(self) -> None:
-        self._terms: list[Tensor] = []
-        self._tokens: list[Tensor] = []
-        self._waited, self._since = 0.0, time.perf_counter()
 
     def _reduced(self, sums: Tensor) -> Tensor:
         if self.args.world_size == 1:
@@ -152,6 +157,23 @@ class DistillationTrainer(SealingTrainer):
         precise = torch.float32 if self.args.device.type == "mps" else torch.float64
         reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device, precise), "sum").double().cpu()
         return reduced
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._figures.settle()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def write_state(self, directory: Path) -> None:
+        """The epochs so far."""
+        if self._history is not None:
+            self._history.write_state(directory)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """The stock method; the history continues, too."""
+        if self._history is not None and resume_from_checkpoint is not None:
+            self._history.read_state(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # ---- validation ----
 
@@ -177,10 +199,22 @@ class DistillationTrainer(SealingTrainer):
             sums += torch.stack(list(terms))  # on the device: the host does not wait for each batch
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         means = self._objective.means(LossTerms(*self._reduced(sums.cpu())), training=False)
-        self._since += time.perf_counter() - begin  # tokens per second are those of training
+        self._figures.leave_out(time.perf_counter() - begin)  # tokens per second are those of training
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=len(dataloader.dataset),  # type: ignore[arg-type]
         )
+
+
+class _EndStep(TrainerCallback):  # type: ignore[misc]
+    """Tells the figures that a step ended."""
+
+    def __init__(self, guard: StepGuard, figures: StepFigures) -> None:
+        self._guard = guard
+        self._figures = figures
+
+    def on_step_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        """After the optimiser."""
+        self._figures.end_step(self._guard.norm)

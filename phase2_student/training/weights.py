@@ -10,8 +10,10 @@ Plain bfloat16 AdamW is not among the ways: at lr 1e-5 most of its steps round t
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from firstsight.errors import RecipeError
 from firstsight.families.parts import language_modules, meta_model, named_parts
 from firstsight.recipe import LoraSection, Recipe, StudentSection
+from phase2_student.runs.files import write_json
 from phase2_student.training.packing import can_pack
 
 _ADAPTER = "default"
@@ -176,10 +179,19 @@ def plain_state(model: Any) -> dict[str, Tensor]:
     return {name: merged.get(name, tensor) for name, tensor in kept.items()}
 
 
-def save_adapter(model: Any, directory: Any) -> None:
-    """Write the adapters apart, as peft reads them; nothing without adapters."""
+def save_adapter(model: Any, directory: Path) -> None:
+    """Write the adapters apart, as peft reads them; nothing without adapters.
+
+    Of a base that is a directory they name its last part alone: they are published.
+    """
     if _is_adapted(model):
         model.save_pretrained(directory)
+        path = directory / "adapter_config.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        base = content.get("base_model_name_or_path")
+        if base and Path(base).is_absolute():
+            write_json(path, {**content, "base_model_name_or_path": Path(base).name})
+        (directory / "README.md").unlink(missing_ok=True)  # an empty form of peft, with the directory in it
 
 
 def _is_adapted(model: Any) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from storage.head.document import HEAD
+from storage.maintenance.rate import Commit, DumpRate, dump_rate
 from storage.plan import PLANS, read_plans
 from storage.reader import read_root
 from storage.store import open_store
 from storage.store.base import Location
+from storage.units.attempts import started
 from storage.units.manifest import committed_units, manifest_path, read_manifest
 
 
@@ -48,6 +51,8 @@ class CacheStatus:
     """The same in a few words, with the numbers that belong to it."""
     head_bytes: int | None
     """Bytes of the head object, written once, as far as they are there; None: such a cache has none."""
+    rate: DumpRate | None
+    """How fast the workers at work are, while units are missing; None: there is no unit yet, or none is missing."""
 
 
 def cache_status(location: Location) -> CacheStatus:
@@ -60,6 +65,7 @@ def cache_status(location: Location) -> CacheStatus:
     statistics: dict[str, float] = {}
     skipped: dict[str, str] = {}
     split_units = []
+    commits = []
     planned = planned_samples = repeated = committed = committed_samples = 0
     pending = []
     for unit in (unit for units in read_plans(store) for unit in units):
@@ -73,6 +79,9 @@ def cache_status(location: Location) -> CacheStatus:
         committed += 1
         committed_samples += len(unit)
         manifest = read_manifest(store, unit.name, version)
+        commits.append(
+            Commit(time=started(manifest.attempt), samples=len(unit), seconds=manifest.statistics.get("seconds"))
+        )
         samples += manifest.samples
         positions += manifest.positions
         soft_positions += manifest.soft_positions
@@ -107,5 +116,6 @@ def cache_status(location: Location) -> CacheStatus:
         spec=version.spec,
         kind=version.kind,
         targets=version.describe(),
+        rate=dump_rate(commits, planned_samples - committed_samples, now=time.time()) if pending else None,
         head_bytes=None if version.head is None else sum(store.tree(HEAD).values()),
     )

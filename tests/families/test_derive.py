@@ -12,7 +12,7 @@ from storage import open_cache
 from storage.format.v1.arrays import TAIL_STEP, VALUE_STEP
 from storage.maintenance.verify import verify_cache
 
-# the random teacher answers with line feeds alone, which SmolVLM's template does not keep: that student has no such sample
+# the random teacher answers with line feeds alone; SmolVLM's template has a space before them, the teacher's has not
 GENERATED = {"generate_missing": True, "generate_max_tokens": 6, "on_error": "skip"}
 
 
@@ -32,8 +32,8 @@ def world(tmp_path_factory):
     (directory / "exact.yaml").write_text(text.replace("  top_k: 16\n", "  targets: exact\n  path: exact.zarr\n"))
     more = "data.train=more.jsonl"
     passes(fs_teacher, "dump", "--config", directory / "exact.yaml", "--no-progress", "--set", more)
-    for student, data in (("student", "data.train=train.jsonl"), ("same", more)):
-        sets = ("--set", f"cache.path=dumped-{student}.zarr", "--set", f"student.model={student}", "--set", data)
+    for student in ("student", "same"):
+        sets = ("--set", f"cache.path=dumped-{student}.zarr", "--set", f"student.model={student}", "--set", more)
         passes(fs_teacher, "dump", "--config", recipe, "--no-progress", *sets)
     shutil.move(directory / "teacher", directory / "away")
     shutil.move(directory / "data", directory / "data-away")
@@ -50,7 +50,7 @@ def test_what_is_derived_is_what_a_dump_writes(world, student):
     dumped, derived = open_cache(world / f"dumped-{student}.zarr"), open_cache(location)
     assert derived.spec == dumped.spec
     assert set(derived.keys()) == set(dumped.keys())
-    assert len(derived.skipped()) == (student == "student")
+    assert derived.skipped() == dumped.skipped() == {}
     soft = 0
     for key in dumped:
         one, other = dumped[key], derived[key]
@@ -62,7 +62,7 @@ def test_what_is_derived_is_what_a_dump_writes(world, student):
         np.testing.assert_allclose(one.targets.target_logprobs, other.targets.target_logprobs, atol=2e-2)
         soft += int(one.targets.soft.sum())
     assert soft > 20
-    assert any(not dumped[key].hard for key in dumped) == (student == "same")
+    assert any(not dumped[key].hard for key in dumped)
     assert verify_cache(location).ok()
     assert "Nothing to do" in passes(*command)
 

@@ -3,11 +3,13 @@
 import errno
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from firstsight import console
 from firstsight.data.samples import Sample
 from firstsight.errors import DataError, TargetError
 from firstsight.models.loading import load_teacher
@@ -296,3 +298,14 @@ def test_int8_and_the_check_of_quantisation(workshop):
     assert 0 < sums["check_positions"] <= sums["positions"]
     assert 0 < sums["check_kl"] / sums["check_positions"] < 0.1
     assert "Against the unquantised teacher" in summary_text(recipe.cache_location, summary)
+
+
+def test_a_dump_gives_signs_of_life_without_a_terminal(workshop, monkeypatch, capsys):
+    monkeypatch.setattr(console, "HEARTBEAT", 0.0)
+    run(workshop.load(workshop.rows(8)))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("teacher: ")]
+    assert len(lines) >= 2
+    for line in lines:
+        assert re.fullmatch(
+            r"teacher: sample \d of 8 \(\d+%\), \S+ samples/s, ETA \S+(, waiting for data \d+%)?", line
+        ), line

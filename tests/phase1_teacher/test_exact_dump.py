@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from click.testing import CliRunner
 
 from firstsight.models.loading import load_teacher
+from firstsight.models.teacher_head import SharedHead, floats
+from firstsight.pair import load_teacher_pair
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.cli import main as teacher
 from phase1_teacher.dump import dump, prepare_dump
-from phase1_teacher.show import exact_logits
 from storage.errors import CacheError
 from storage.exact import open_exact_cache
 from storage.maintenance.verify import verify_cache
@@ -144,8 +146,7 @@ def test_plan_status_and_show_know_exact_targets(workshop):
     text = shown("show", location, "--config", recipe, "--sample", "s2", "--temperature", 3)
     assert "s2" in text
     key = next(key for key in cache if len(cache[key].targets) > 1)
-    logits = exact_logits(cache, cache[key].targets.states)
-    assert logits.shape[0] == len(cache[key].targets)
+    assert f"key {key[:16]}" in shown("show", location, "--config", recipe, "--sample", key[:16], "--alternatives", 2)
     assert "Nothing to do" in shown("dump", "--config", recipe, "--student", "none", "--no-progress")
 
 
@@ -155,13 +156,22 @@ def test_the_teachers_own_answers(workshop):
     job, _ = run(recipe)
     cache = open_exact_cache(job.recipe.cache_location)
     assert cache.spec["generation"]["max_tokens"] == 5
+    own = load_teacher_pair(job.recipe).alignment
+    head = SharedHead.of_cache(cache, own, torch.device("cpu"))
     for key in cache:
         found = cache[key]
         assert found.hard == (job.samples[key].answer is not None)
         if not found.hard:
-            first = exact_logits(cache, found.targets.states).argmax(dim=1)
-            special = set(job.pair.teacher.tokenizer.all_special_ids)
-            assert [int(a) == int(b) or int(a) in special for a, b in zip(first, found.targets.target_ids, strict=True)]
+            logits = head.logits(floats(found.targets.states, torch.bfloat16))
+            kept = [
+                index
+                for index in head.student_ids_S.tolist()
+                if index not in job.pair.teacher.tokenizer.all_special_ids
+            ]
+            best = logits[:, torch.tensor(kept)].amax(dim=1)
+            ids = torch.from_numpy(found.targets.target_ids.astype(np.int64))
+            # greedy, but for ties within the rounding of the stock head
+            assert (logits.gather(1, ids[:, None])[:, 0] >= best - 0.05).all()
 
 
 def test_states_that_are_not_finite_are_named(workshop, monkeypatch):
@@ -236,3 +246,15 @@ def test_the_report_says_what_a_bucket_costs_the_students_gradient(workshop, tar
         r"[\d.]+% at T = 1, [\d.]+% at T = 2, [\d.]+% at T = 3, [\d.]+% at T = 4 \(\d+ positions", shown.output
     )
     assert "Advice: at T = 3 the " in shown.output
+
+
+def test_a_student_without_weights_is_said_and_not_downloaded(workshop):
+    recipe = workshop.recipe(workshop.rows(6))
+    bare = workshop.directory / "bare"
+    shutil.copytree(workshop.models / "student", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    shown = CliRunner().invoke(
+        teacher, ["dump", "--config", str(recipe), "--set", f"student.model={bare}", "--no-progress"]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "was not measured: its weights are not on this machine" in shown.output
+    assert "Advice: at T = 2 the 16 largest entries hold" in shown.output

@@ -42,6 +42,46 @@ def test_a_sample_in_the_terminal_and_as_a_page(workshop):
     assert run("show", recipe.cache_location, "--sample", key[:12]).exit_code == 0
 
 
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_without_a_name_any_sample_is_shown_with_the_whole_conversation(workshop, turns):
+    rows = workshop.rows(3)
+    for row in rows:
+        question, answer = row["messages"]
+        asked = {
+            "role": "user",
+            "content": [*question["content"][:1], {"type": "text", "text": "what is on the table?"}],
+        }
+        said = {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]}
+        row["messages"] = [
+            *(asked, said),
+            *({"role": "user", "content": [{"type": "text", "text": "and beside it?"}]}, answer),
+        ]
+    recipe = dumped(workshop, rows, data={"system_prompt": "Be brief.", "turns": turns})
+    output = run("show", recipe.cache_location, "--html", workshop.directory / "any.html")
+    assert output.exit_code == 0, output.output
+    assert output.output.startswith("s0  ")
+    first = {
+        "all": "question  what is on the table?\nanswer    A cup.\n",
+        "last": "user      [image] what is on the table?\nassistant A cup.\n",
+    }[turns]
+    assert f"system    Be brief.\n{first}" in output.output
+    assert "question  and beside it?\nanswer    " in output.output
+    text = (workshop.directory / "any.html").read_text()
+    for words in ("Be brief.", "what is on the table?", "and beside it?", *(["A cup."] if turns == "last" else [])):
+        assert words in text  # an answer with targets stands there token by token
+
+
+def test_no_sample_of_another_cache_is_shown(workshop):
+    recipe = dumped(workshop, workshop.rows(3))
+    rows = workshop.rows(3)
+    for row in rows:
+        row["messages"][0]["content"][1]["text"] = "edited"
+    workshop.recipe(rows)
+    output = run("show", recipe.cache_location)
+    assert output.exit_code == 2
+    assert "holds none of the samples of this recipe" in output.output
+
+
 def test_a_small_probability_keeps_its_order_of_magnitude():
     assert [probability_text(p) for p in (1.0, 0.0123, 0.0005, 0.00049, 3e-7, 0.0)] == [
         *("1.000", "0.012", "0.001", "5e-04", "3e-07", "0.000")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import time
 
 import click
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from firstsight.console import Commands
-from phase1_teacher.store_commands import gc, status, verify
+from phase1_teacher.store_commands import _rate, gc, status, verify
 from storage.head.content import HeadContent, pack_tokens
+from storage.maintenance.rate import DumpRate
 from storage.plan import PlannedSample
 from storage.targets import ExactSample, ExactTargets, SampleTargets, Targets
 from storage.writer import create_cache
@@ -186,3 +189,23 @@ def test_an_exact_cache(exact):
     found = CliRunner().invoke(teacher, ["verify", str(exact)])
     assert found.exit_code == 1
     assert "BAD cache, array weight" in found.output
+
+
+def test_status_tells_the_rate_of_living_workers(location, monkeypatch):
+    """From the manifests alone: the third unit is missing."""
+    _, before = _run("status", location)
+    assert re.search(
+        r"  rate       (not known yet|\S+ samples/s by about 1 worker, ETA \S+); the last unit was committed 0:00:\d\d ago",
+        before,
+    )
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 3600)
+    assert "no worker seems to be at work: the last unit was committed 1:00:" in _run("status", location)[1]
+    found = json.loads(_run("status", "--json", location)[1])
+    assert found["rate"]["workers"] == 0
+    assert found["rate"]["since_commit"] == pytest.approx(3600, abs=60)
+
+
+def test_the_rate_in_words():
+    words = _rate(DumpRate(samples_per_second=12.345, workers=8, seconds_left=3725.0, since_commit=7.2))
+    assert words == "12.3 samples/s by about 8 workers, ETA 1:02:05; the last unit was committed 0:00:07 ago"

@@ -54,7 +54,13 @@ def test_a_dump_keeps_the_shape_and_a_derivation_writes_the_same(workshop):
     )
     dumped(same)
     derived = invoked(
-        "derive", workshop.directory / "exact.zarr", "--config", same, "--no-progress", "--set", "cache.path=derived.zarr"
+        "derive",
+        workshop.directory / "exact.zarr",
+        "--config",
+        same,
+        "--no-progress",
+        "--set",
+        "cache.path=derived.zarr",
     )
     assert derived.exit_code == 0, derived.output
     one, other = (open_cache(workshop.directory / name) for name in ("dumped.zarr", "derived.zarr"))

@@ -250,7 +250,7 @@ def main() -> None:
     """Write what is pending of samples 0 to N - 1: `python storage_cases.py CACHE N [KIND]`."""
     location, count, kind = sys.argv[1], int(sys.argv[2]), (*sys.argv[3:], "v1")[0]
     samples = {sample.key: sample for sample in (sample_of_kind(kind, number) for number in range(count))}
-    writer = create_cache(location, spec_of_kind(kind))
+    writer = create_cache(location, spec_of_kind(kind) if sys.argv[3:] else spec_of())
     if writer.version.head is not None:
         writer.write_head(head_of(writer.spec))
     writer.plan([PlannedSample(key, 10) for key in samples], unit_positions=40)

@@ -43,7 +43,7 @@ def _histogram(axis: Any, title: str, unit: str, what: str, values: Sequence[int
         return
     numbers = np.asarray(values)
     low, high = max(1, int(numbers.min())), int(numbers.max())
-    if high > 50 * low:  # lengths of very different sizes: bins that grow
+    if high > 50 * low and high > 1000:  # lengths of very different sizes: bins that grow
         edges = np.unique(np.geomspace(low, high + 1, _BINS + 1).round())
         axis.set_xscale("log")
         numbers = numbers.clip(low)
@@ -51,6 +51,7 @@ def _histogram(axis: Any, title: str, unit: str, what: str, values: Sequence[int
         step = max(1, -(-(high - low + 1) // _BINS))  # whole numbers: every bin holds as many of them
         edges = np.arange(low - 0.5, high + step, step)
         numbers = numbers.clip(low)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axis.hist(numbers, bins=edges, color="#35618f")
     axis.grid(alpha=0.3, axis="y")
     axis.set_axisbelow(True)

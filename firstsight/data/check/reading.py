@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 from tqdm import tqdm
 
 from firstsight.data.check.report import DataReport
 from firstsight.data.compact import NumberSet
-from firstsight.data.images import image_digest, opened
+from firstsight.data.images import held, image_digest, opened
 from firstsight.data.sample import Sample
 from firstsight.data.samples import SampleFiles
 from firstsight.data.source import DataSource, Turns
 from firstsight.data.summary import DataSummary
-from firstsight.errors import DataError
+from firstsight.errors import DataError, PictureError
 
 Judge = Callable[[str, Sample, bool], int]
 """(split, sample, whether no row before it has its content) -> tokens of the sample; DataError where a model does not take it."""
@@ -45,13 +47,16 @@ def check_data(
             except DataError as error:
                 report.row_fault(error)
                 continue
-            for located in files.located(report.row_fault):
+            for located in files.located(partial(_fault_of_row, report, source)):
                 bar.update()
                 sample = located.sample
                 report.add_texts(sample)
                 try:
-                    new = report.summary.add(source.part, sample)
-                    _check_images(sample, report, seen, bad, decode=images)
+                    at_hand = sample
+                    if images and sample.images:
+                        at_hand = replace(sample, images=tuple(held(image, sample.place) for image in sample.images))
+                    new = report.summary.add(source.part, at_hand)
+                    _check_images(at_hand, report, seen, bad, decode=images)
                     if turns == "all":
                         sample.check_answers()
                     if judge is not None:
@@ -60,6 +65,14 @@ def check_data(
                     report.fault(error)
             report.repeated_ids += files.repeated_ids
     return report
+
+
+def _fault_of_row(report: DataReport, source: DataSource, error: DataError) -> None:
+    """A row that is left out like a sample, or one that nothing can be done with."""
+    if source.skip and isinstance(error, PictureError):
+        report.fault(error)
+    else:
+        report.row_fault(error)
 
 
 def _check_images(
@@ -77,6 +90,8 @@ def _check_images(
                 several = getattr(picture, "n_frames", 1) > 1
                 size = picture.size
                 if decode:
+                    # of a JPEG every byte is read and decoded, an eighth of the rows and columns is made
+                    picture.draft(picture.mode, (1, 1))
                     picture.load()
         except DataError as error:
             bad[mark] = error

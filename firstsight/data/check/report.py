@@ -117,8 +117,8 @@ def report_text(report: DataReport, *, most: int = 20) -> str:
     least, most_pixels = min(sizes, key=_pixels, default=(0, 0)), max(sizes, key=_pixels, default=(0, 0))
     lines = [
         f"Rows        {rows:,} ({by_split})" if rows else "Rows        0",
-        f"Answers     {rows - summary.unanswered:,} rows have one, {summary.unanswered:,} do not"
-        + _range(report.answer_characters, "characters"),
+        f"Answers     {rows - summary.unanswered:,} rows {'end with' if summary.earlier_answers else 'have'} one, "
+        f"{summary.unanswered:,} do not" + _range(report.answer_characters, "characters"),
         f"Images      {summary.images:,}"
         + (f", from {_size(least)} to {_size(most_pixels)} pixels" if sizes else "")
         + ("" if report.decoded or not sizes else "; their headers were read, nothing was decoded"),

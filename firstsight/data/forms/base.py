@@ -8,7 +8,7 @@ from typing import Any
 
 from firstsight.errors import DataError
 
-COMMON = frozenset({"id", "image", "images", "frames", "times", "category", "environment", "options"})
+COMMON = frozenset({"id", "image", "images", "frames", "times", "category", "environment", "options", "answers"})
 """Columns that every form takes."""
 
 Messages = list[dict[str, Any]]

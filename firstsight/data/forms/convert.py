@@ -54,7 +54,7 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
         "images": _placed(messages, listed, place),
         "is_frames": "frames" in row,
         "environment": row.get("environment", row.get("source_dataset")),
-        **{name: row.get(name) for name in ("id", "times", "category", "options")},
+        **{name: row.get(name) for name in ("id", "times", "category", "options", "answers")},
     }
 
 

@@ -1,4 +1,7 @@
-"""A data set on disk: OUT/train.jsonl, OUT/validation.jsonl and OUT/images/, the same bytes for the same seed."""
+"""A data set on disk: OUT/train.jsonl, OUT/validation.jsonl and OUT/images/, the same bytes for the same seed.
+
+Where few samples have labels, these alone are in OUT/labelled.jsonl as well.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -76,12 +79,26 @@ def questions(seed: int, split: Split, count: int) -> Iterator[Question]:
             )
 
 
-def write_dataset(out: Path, *, train: int, validation: int, seed: int, progress: bool = True) -> SynthSummary:
+def write_dataset(
+    out: Path, *, train: int, validation: int, seed: int, labels: int | None = None, progress: bool = True
+) -> SynthSummary:
     """Draw and write both splits; `out` appears once everything is written.
 
+    Args:
+        out: a new or empty folder.
+        train: training samples.
+        validation: validation samples; all have their answers.
+        seed: of everything that is drawn.
+        labels: training samples that keep their answer, drawn at random; they are in `labelled.jsonl` as well. None: all.
+        progress: show a bar.
+
     Raises:
-        DataError: `out` holds something already.
+        DataError: `out` holds something already, or there are fewer samples than labels.
     """
+    if labels is not None and labels > train:
+        raise DataError(
+            f"{labels:,} training samples cannot keep their answers, there are {train:,}; lower the number of labels"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: expected a new or empty folder, got one that holds files; name another or delete it")
     scratch = out.with_name(f".{out.name}.partial")
@@ -90,10 +107,12 @@ def write_dataset(out: Path, *, train: int, validation: int, seed: int, progress
     sizes: dict[Split, int] = {"train": train, "validation": validation}
     seen: dict[str, Split] = {}
     total = images = 0
+    labelled = _labelled(seed, train, labels)
+    few: list[dict[str, Any]] = []
     with tqdm(total=train + validation, desc="drawing", unit=" sample", disable=not progress, leave=False) as bar:
         for split, count in sizes.items():
             with (scratch / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-                for question in questions(seed, split, count):
+                for number, question in enumerate(questions(seed, split, count)):
                     names = [f"images/{question.pictures}-{i}.png" for i in range(len(question.clip.frames))]
                     for name, scene in zip(names, question.clip.frames, strict=True):
                         if question.pictures != question.name:
@@ -104,12 +123,31 @@ def write_dataset(out: Path, *, train: int, validation: int, seed: int, progress
                         (scratch / name).write_bytes(data)
                         total += len(data)
                         images += 1
-                    lines.write(json.dumps(_row(question, names), ensure_ascii=False) + "\n")
+                    row = _row(question, names)
+                    if split == "train" and labels is not None:
+                        if number in labelled:
+                            few.append(row)
+                        else:
+                            row = row | {"messages": row["messages"][:1]}
+                    lines.write(_line(row))
                     bar.update()
+    if labels is not None:
+        (scratch / "labelled.jsonl").write_text("".join(map(_line, few)), encoding="utf-8", newline="\n")
     if out.exists():
         out.rmdir()
     os.replace(scratch, out)
     return SynthSummary(samples=sizes, images=images, bytes=total)
+
+
+def _labelled(seed: int, train: int, labels: int | None) -> frozenset[int]:
+    """Numbers of the training samples that keep their answer."""
+    if labels is None:
+        return frozenset(range(train))
+    return frozenset(np.random.default_rng([seed, len(_SPLITS)]).permutation(train)[:labels].tolist())
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _png(scene: Scene) -> bytes:
@@ -118,7 +156,7 @@ def _png(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
-def _row(question: Question, images: list[str]) -> dict[str, object]:
+def _row(question: Question, images: list[str]) -> dict[str, Any]:
     """The `messages` + `images` form that TRL takes."""
     asked = [*({"type": "image"} for _ in images), {"type": "text", "text": question.question}]
     return {

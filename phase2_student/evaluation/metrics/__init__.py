@@ -2,6 +2,6 @@
 
 answer_metrics  one answer against its truth;  choices  the option that it means;  text_forms  what is compared
 scores          means over samples and groups of them
-bootstrap       intervals of means and of paired differences
+intervals       of shares, of means and of paired differences
 distance        KL to the teacher, from the cache
 """

@@ -1,4 +1,4 @@
-"""How right an answer is: exact match, token F1, ANLS, and the chosen option of a multiple choice.
+"""How right an answer is: exact match, token F1, ANLS, the chosen option of a multiple choice, and VQA accuracy.
 
 Exact match compares the texts as they are, spaces at the ends and the form of Unicode aside. Token F1 is SQuAD's (Rajpurkar
 et al. 2016, official evaluation script): lower case, without punctuation and articles, but numbers keep sign and decimal
@@ -7,6 +7,7 @@ point. ANLS is Biten et al.'s (2019): 1 minus the edit distance over the longer 
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -18,6 +19,11 @@ from phase2_student.evaluation.metrics.choices import chosen
 from phase2_student.evaluation.metrics.text_forms import composed, words_of
 
 ANLS_THRESHOLD = 0.5
+_NUMBERS = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+"""As VQA's official script has them."""
 
 _LETTERED = re.compile(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$", re.MULTILINE)
 _INLINE = re.compile(r"\(([A-Z])\)\s*(.*?)(?=[\s,;]*\([A-Z]\)|\s*$)", re.DOTALL)
@@ -41,6 +47,23 @@ def anls(answer: str, truth: str) -> float:
     """Normalised Levenshtein similarity, lower case; 0 where the distance is half of the longer text or more."""
     similarity = float(Levenshtein.normalized_similarity(_plain(answer), _plain(truth)))
     return similarity if 1 - similarity < ANLS_THRESHOLD else 0.0
+
+
+def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
+    """The share of people who would agree, in the form of VQA (Antol et al. 2015): three of the others agree, or all where fewer are.
+
+    Averaged over leaving each truth out in turn, as the official script does for its ten.
+
+    Args:
+        answer: of the model.
+        truths: what people answered, one at least.
+    """
+    said = _vqa_form(answer)
+    agrees = [_vqa_form(truth) == said for truth in truths]
+    if len(agrees) == 1:
+        return float(agrees[0])
+    enough = min(3, len(agrees) - 1)
+    return math.fsum(min(1.0, (sum(agrees) - agree) / enough) for agree in agrees) / len(agrees)
 
 
 def choice_options(question: str, options: Sequence[str]) -> tuple[str, ...]:
@@ -69,6 +92,10 @@ def choice_match(answer: str, truth: str, options: Sequence[str]) -> bool | None
 def choice_undecided(answer: str, truth: str, options: Sequence[str]) -> bool | None:
     """Whether an answer to a multiple choice means no option, or more than one; None where `choice_match` is."""
     return None if choice_match(answer, truth, options) is None else chosen(answer, options) is None
+
+
+def _vqa_form(text: str) -> list[str]:
+    return [_NUMBERS.get(word, word) for word in words_of(text)]
 
 
 def _plain(text: str) -> str:

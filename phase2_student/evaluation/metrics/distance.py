@@ -7,18 +7,20 @@ tail's shape as well it is an estimate of the full one, and from exact targets i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from firstsight.console import Heartbeat
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError, TargetError
 from firstsight.models.loading import backbone_states
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from phase2_student.data.batch import Item
 from phase2_student.data.cached import CacheSource, open_recipe_cache
 from phase2_student.data.contract import check_teacher
 from phase2_student.data.exact import ExactSource
@@ -63,7 +65,15 @@ def add_distance(
     *,
     batch_size: int,
 ) -> str | None:
-    """Set in each sample's record the sum of KL over its answer tokens, and at how many the most likely token agrees.
+    """Set in each answer's record the sum of KL over its tokens, and at how many the most likely token agrees.
+
+    Args:
+        recipe: says where the cache is.
+        model: of a student.
+        prompter: for it.
+        samples: rows of the data.
+        records: of each of their answers (`Prompter.turn_count`), one sample after the other.
+        batch_size: samples at once.
 
     The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
 
@@ -79,29 +89,42 @@ def add_distance(
     except (CacheError, DataError, AlignmentError, TargetError) as error:
         # an evaluation needs no cache; what is written must not name a directory
         return str(error).replace(recipe.cache_location, recipe.cache.path)
-    by_key: dict[str, list[AnswerRecord]] = {}
-    for sample, record in zip(samples, records, strict=True):
-        by_key.setdefault(sample.key, []).append(record)
+    by_key: dict[str, list[list[AnswerRecord]]] = {}  # of rows of equal content: the records of each
+    rest = iter(records)
+    for sample in samples:
+        by_key.setdefault(sample.key, []).append([next(rest) for _ in range(prompter.turn_count(sample))])
     unshared = torch.from_numpy((~source.shared_mask()).nonzero()[0]).to(head.device)
     collator = source.collator()
+    beats = Heartbeat(len(data), unit="sample", label="distance to the teacher")
     for start in range(0, len(data), batch_size):
         indices = range(start, min(start + batch_size, len(data)))
-        batch = complete(collator([data[i] for i in indices]))
+        items = list(beats.waiting(data[i] for i in indices))
+        batch = complete(collator(items))
         states = backbone_states(model, batch.inputs, batch.answer_rows, batch.answer_columns)
-        for row, index in enumerate(indices):
-            mine = batch.answer_rows == row
+        begin = 0
+        for index, number, count in _turns(indices, items):
+            mine = slice(begin, begin + count)
+            begin += count
             part = batch.targets.mapped(partial(_taken, mine))
             _, terms = distillation_loss(states[mine], head, part, _OBJECTIVE, unshared_ids=unshared, num_items=1)
             kl = float(terms.kd)
-            for record in by_key[data.samples[index][0]]:
+            for record in (of_row[number] for of_row in by_key[data.samples[index][0]]):
                 record.kl_sum = kl if math.isfinite(kl) else None
                 record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
                 record.nonfinite = record.nonfinite or not math.isfinite(kl)
+        beats.beat(indices.stop)
     return None
 
 
-def _taken(mine: Tensor, tensor: Tensor) -> Tensor:
+def _taken(mine: slice, tensor: Tensor) -> Tensor:
     return tensor[mine]
+
+
+def _turns(indices: Sequence[int], items: Sequence[Item[Any]]) -> Iterator[tuple[int, int, int]]:
+    """Index of the sample, number and positions of each answer of a batch."""
+    for index, item in zip(indices, items, strict=True):
+        for number, count in enumerate(item.encoded.turns):
+            yield index, number, count
 
 
 def _source(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> TargetSource:

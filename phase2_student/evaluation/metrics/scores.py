@@ -1,17 +1,19 @@
-"""Means of the per-sample records, over all samples, by category and by environment, each with its 95 % bootstrap interval."""
+"""Means of the per-sample records, over all samples, by category and by environment, each with its 95 % interval."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
-from phase2_student.evaluation.metrics.bootstrap import bootstrap_mean
+from phase2_student.evaluation.metrics.intervals import bootstrap_mean, wilson
 from phase2_student.evaluation.results import AnswerRecord, GroupedScores, MetricScores, Score
 
-METRICS: tuple[Literal["exact", "f1", "anls", "choice"], ...] = ("exact", "f1", "anls", "choice")
-"""Fields of a record; `choice` is None where the question is no multiple choice."""
+METRICS: tuple[Literal["exact", "f1", "anls", "choice", "vqa"], ...] = ("exact", "f1", "anls", "choice", "vqa")
+"""Fields of a record; `choice` is None where the question is no multiple choice, `vqa` where there are not several truths."""
+SHARES = frozenset({"exact", "choice"})
+"""Metrics that are right or wrong: their means are shares, with Wilson's interval, which holds for few samples and at 0 and 100 %."""
 RESAMPLES = 2_000
-"""Bootstrap resamples behind the interval of each mean."""
+"""Bootstrap resamples behind the interval of each other mean."""
 
 
 def grouped_scores(records: Sequence[AnswerRecord]) -> GroupedScores:
@@ -29,13 +31,16 @@ def grouped_scores(records: Sequence[AnswerRecord]) -> GroupedScores:
 
 def metric_scores(records: Sequence[AnswerRecord]) -> MetricScores:
     """The mean of every metric; one that no record has is left out."""
-    found = {}
+    found: dict[str, Score | None] = {}
     for metric in METRICS:
         values = [float(value) for record in records if (value := getattr(record, metric)) is not None]
         if values:
-            mean, low, high = bootstrap_mean(values, resamples=RESAMPLES)
+            if metric in SHARES:
+                mean, low, high = wilson(int(sum(values)), len(values))
+            else:
+                mean, low, high = bootstrap_mean(values, resamples=RESAMPLES)
             found[metric] = Score(mean=mean, low=low, high=high, n=len(values))
-    return MetricScores(**found)
+    return MetricScores(**{"exact": None, **found})
 
 
 def kl_per_token(records: Sequence[AnswerRecord]) -> float | None:

@@ -25,13 +25,14 @@
     let shown = 0;
     for (const card of cards) {
       const right = (name) => card.dataset.right.split("\n").includes(name);
+      const wrong = (name) => !("unknown" in card.dataset) && !right(name);
       const teacher = form.dataset.teacher;
       const fits = {
         all: true,
         right: right(value.model),
-        wrong: !right(value.model),
-        lost: right(teacher) && !right(value.model),
-        won: !right(teacher) && right(value.model),
+        wrong: wrong(value.model),
+        lost: right(teacher) && wrong(value.model),
+        won: wrong(teacher) && right(value.model),
         flagged: card.dataset.flagged.split("\n").includes(value.model),
       }[value.filter];
       const here = (!value.category || card.dataset.category === value.category)

@@ -1,8 +1,10 @@
-"""What a run writes while it trains: `training_history.json` per epoch and `best/` by validation loss."""
+"""What a run writes while it trains: `training_history.json`, and `best/` by validation loss."""
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,49 +13,63 @@ from transformers import TrainerCallback
 
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.files import replace_directory, write_json
+from phase2_student.runs.history import HISTORY
+from phase2_student.training.step_figures import StepFigures, Sums
 
 _TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second", "data_wait")
 _VALIDATION = ("loss", "kd", "ce", "agreement")
+_EVERY = 60.0
+"""Seconds between two writings of logged steps; validations and ends of epochs are written at once."""
+_STATE = "history.json"
+"""In a checkpoint: the epochs so far, and the sums of the one that it lies in."""
 
 
-def epoch_history(log: Sequence[dict[str, Any]], objective: str) -> list[dict[str, Any]]:
-    """One row per epoch from the trainer's log: training means of the epoch, validation at its end.
+def history_rows(
+    log: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], objective: str
+) -> list[dict[str, Any]]:
+    """The rows of `training_history.json`.
 
     Args:
         log: `TrainerState.log_history`.
-        objective: what the `loss` and `kd` of the rows are of, in words.
-
-    Returns:
-        Rows `{"epoch", "step", "seconds", "learning_rate", "objective", "train": {...}, "validation": {...}}`; validation None
-        before it was run. The seconds are those of training, validation and saving; steps that were lost to a kill are not counted.
+        epochs: what was measured in each epoch: `epoch`, `step`, `steps`, `seconds`, `train`.
+        objective: what `loss` and `kd` are of, in words.
     """
-    epochs: dict[int, list[dict[str, Any]]] = {}
+    rows = {row["epoch"]: {**row, "logged": [], "validations": []} for row in epochs}
     for entry in log:
-        epochs.setdefault(max(1, math.ceil(entry["epoch"] - 1e-9)), []).append(entry)
-    rows = []
-    for number, entries in sorted(epochs.items()):
-        train = [entry for entry in entries if "loss" in entry]
-        validation = [entry for entry in entries if "eval_loss" in entry]
-        rows.append(
-            {
-                "epoch": number,
-                "step": entries[-1]["step"],
-                "seconds": sum(entry.get("seconds", 0.0) for entry in entries),
-                "learning_rate": train[-1]["learning_rate"] if train else None,
-                "objective": objective,
-                "train": {
-                    name: sum(entry[name] for entry in train) / len(train)
-                    for name in _TRAIN
-                    if train and name in train[0]
-                },
-                "validation": {name: validation[-1][f"eval_{name}"] for name in _VALIDATION} if validation else None,
-            }
+        kind = "logged" if "loss" in entry else "validations" if "eval_loss" in entry else None
+        if kind is None or "epoch" not in entry:
+            continue
+        number = epoch_of(entry["epoch"])
+        row = rows.setdefault(
+            number,
+            # of a checkpoint that does not tell of its epochs: `steps` is not known, and the means are those of what was logged
+            {"epoch": number, "step": 0, "steps": None, "seconds": 0.0, "train": None, "logged": [], "validations": []},
         )
-    return rows
+        own = entry
+        if kind == "validations":
+            own = {name: entry[f"eval_{name}"] for name in _VALIDATION if f"eval_{name}" in entry}
+        row[kind].append({"epoch": entry["epoch"], "step": entry["step"], **own})
+        row["step"] = max(row["step"], entry["step"])
+        if row["steps"] is None:
+            row["seconds"] += entry.get("seconds", 0.0)
+    for row in rows.values():
+        logged, last = row["logged"], row["validations"][-1] if row["validations"] else None
+        if row["train"] is None:
+            names = [name for name in _TRAIN if logged and name in logged[0]]
+            row["train"] = {name: sum(entry[name] for entry in logged) / len(logged) for name in names}
+        row["learning_rate"] = logged[-1].get("learning_rate") if logged else None
+        row["objective"] = objective
+        row["validation"] = last and {name: last[name] for name in _VALIDATION if name in last}
+    return [rows[number] for number in sorted(rows)]
+
+
+def epoch_of(epoch: float) -> int:
+    """The number of the epoch, from 1, that ends at `epoch` or contains it."""
+    return max(1, math.ceil(epoch - 1e-9))
 
 
 class HistoryCallback(TrainerCallback):
-    """Writes the history and the best student whenever a validation has run.
+    """Writes the history and the best student.
 
     Args:
         output_dir: of the run.
@@ -65,6 +81,40 @@ class HistoryCallback(TrainerCallback):
         self.output_dir = output_dir
         self.save = save
         self.objective = objective
+        self.figures: StepFigures | None = None
+        """The trainer sets it; None: there is nothing but the trainer's log."""
+        self._processes = 1
+        self._epochs: list[dict[str, Any]] = []
+        self._open, self._step, self._seconds = 0, 0, 0.0
+        self._mark = self._written = time.monotonic()
+
+    # ---- the epochs ----
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The clock begins."""
+        self._processes = args.world_size
+        self._mark = time.monotonic()
+        self._open = self._open or epoch_of(state.epoch or 0.0)
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The epoch before is over, its validation and its checkpoint too."""
+        self._close(state.global_step, 1 + math.floor((state.epoch or 0.0) + 1e-9))
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """A step of the epoch that is open."""
+        self._step = state.global_step
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Logged steps, now and then."""
+        if logs and "loss" in logs and state.is_world_process_zero and time.monotonic() - self._written > _EVERY:
+            self._write(state)
+
+    def on_epoch_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The last step of the epoch was taken."""
+        if self.figures is not None:
+            self.figures.settle()
+        if state.is_world_process_zero:
+            self._write(state)
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """After a validation."""
@@ -75,10 +125,62 @@ class HistoryCallback(TrainerCallback):
             self._write(state)
 
     def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """After the last step."""
+        """After the last step of this call."""
+        if self.figures is not None:
+            self.figures.settle()
         if state.is_world_process_zero:
             self._write(state)
 
+    # ---- checkpoints ----
+
+    def write_state(self, directory: Path) -> None:
+        """Into a checkpoint, what goes on where it is resumed; the figures are settled."""
+        self._clock()
+        sums = vars(self.figures.epoch) if self.figures is not None else vars(Sums())
+        write_json(
+            directory / _STATE,
+            {"epochs": self._epochs, "open": self._open, "step": self._step, "seconds": self._seconds, "sums": sums},
+        )
+
+    def read_state(self, directory: Path) -> None:
+        """Go on with what a checkpoint holds; one of an older version holds nothing."""
+        path = directory / _STATE
+        if path.is_file():
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self._epochs, self._open = state["epochs"], state["open"]
+            self._step, self._seconds = state["step"], state["seconds"]
+            if self.figures is not None:
+                self.figures.epoch = Sums(**state["sums"])
+
+    # ---- rows ----
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        self._seconds += now - self._mark
+        self._mark = now
+
+    def _close(self, step: int, following: int) -> None:
+        if self.figures is not None and self._open and following != self._open:
+            self._clock()
+            sums = self.figures.end_epoch()
+            if sums.steps:
+                self._epochs.append(self._row(sums, step))
+            self._seconds = 0.0
+        self._open = following
+
+    def _row(self, sums: Sums, step: int) -> dict[str, Any]:
+        return {
+            "epoch": self._open,
+            "step": step,
+            "steps": sums.steps,
+            "seconds": self._seconds,
+            "train": sums.means(self._processes),
+        }
+
     def _write(self, state: Any) -> None:
-        log = [entry for entry in state.log_history if "epoch" in entry]
-        write_json(self.output_dir / "training_history.json", epoch_history(log, self.objective))
+        self._clock()
+        epochs = list(self._epochs)
+        if self.figures is not None and self.figures.epoch.steps:
+            epochs.append(self._row(self.figures.epoch, self._step))
+        write_json(self.output_dir / HISTORY, history_rows(state.log_history, epochs, self.objective))
+        self._written = time.monotonic()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from transformers import TrainerCallback
 
+from firstsight.console import HEARTBEAT, Heartbeat
 from firstsight.secrets import masked_text
+from phase2_student.runs.lock import RunLock
 
-HEARTBEAT = 60.0
-"""Seconds between two signs of life."""
 _SHOWN = ("loss", "kd", "ce", "agreement", "learning_rate", "grad_norm", "data_wait")
 
 
@@ -24,16 +22,17 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     Args:
         output_dir: of the run.
         first: what the call is about.
+        lock: of the directory; the training stops where another process took it over. None: this process does not hold it.
         main: this process writes.
     """
 
-    def __init__(self, output_dir: Path, first: str, *, main: bool) -> None:
+    def __init__(self, output_dir: Path, first: str, *, lock: RunLock | None = None, main: bool) -> None:
         self._path = output_dir / "run.log"
         self._first = first
         self._main = main
-        self._terminal = sys.stderr.isatty()
+        self._lock = lock
         self._last: dict[str, float] = {}
-        self._beat, self._beat_step = time.monotonic(), 0
+        self._beats: Heartbeat | None = None
 
     def __enter__(self) -> RunLog:
         self.write(self._first)
@@ -55,19 +54,14 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self.write(
             f"{'continues after step ' + format(done, ',') if done else 'begins'}, {state.max_steps:,} steps in all"
         )
-        self._beat, self._beat_step = time.monotonic(), done
+        self._beats = Heartbeat(state.max_steps, unit="step", done=done, seconds=HEARTBEAT) if self._main else None
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """A sign of life, if it is time."""
-        now = time.monotonic()
-        if not self._main or now - self._beat < HEARTBEAT:
-            return
-        rate = (state.global_step - self._beat_step) / (now - self._beat)
-        self._beat, self._beat_step = now, state.global_step
-        line = heartbeat(state.global_step, state.max_steps, rate, self._last)
-        self.write(line)
-        if not self._terminal:
-            print(line, file=sys.stderr, flush=True)
+        if self._lock is not None:
+            self._lock.check()
+        if self._beats is not None and (line := self._beats.beat(state.global_step, self._last)):
+            self.write(line)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Steps that are logged; validations have their own line."""
@@ -91,21 +85,3 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """The last step of this call."""
         self.write(f"{'ends' if state.global_step >= state.max_steps else 'stops'} after step {state.global_step:,}")
-
-
-def heartbeat(step: int, steps: int, rate: float, last: dict[str, float]) -> str:
-    """A sign of life in one line.
-
-    Args:
-        step: the last one done.
-        steps: in all.
-        rate: steps per second.
-        last: figures of the last log, by name.
-    """
-    left = str(timedelta(seconds=round((steps - step) / rate))) if rate > 0 else "unknown"
-    parts = [f"step {step:,} of {steps:,} ({step / steps:.0%})", f"{rate:.3g} steps/s", f"ETA {left}"]
-    if "loss" in last:
-        parts.append(f"loss {last['loss']:.4g}")
-    if "data_wait" in last:
-        parts.append(f"waiting for data {last['data_wait']:.0%}")
-    return ", ".join(parts)

@@ -5,47 +5,64 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
 
-_CAUGHT = (signal.SIGTERM, signal.SIGINT)
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
+_FORWARDED = 3.0
+"""Seconds in which a second signal is the first one, passed on by a launcher to processes that the terminal told already."""
 
 
 class StopOnSignal(TrainerCallback):
-    """Catches SIGTERM and SIGINT between `with` and its end; for one process. A second SIGINT ends the process at once.
+    """Catches SIGTERM and SIGINT between `with` and its end. A second SIGINT ends the process at once.
 
-    With several, they would stop at different steps; there the checkpoints of `save_steps` must do.
+    Several processes stop at the same step, whichever of them a signal has reached: `finite.StepGuard` asks all in every step.
+
+    Args:
+        processes: how many train together.
+        main: this process speaks.
     """
 
-    def __init__(self, *, processes: int) -> None:
+    def __init__(self, *, processes: int, main: bool = True) -> None:
         self.received: int | None = None
-        """The number of the signal."""
+        """The number of the signal that this process received."""
+        self.due: int | None = None
+        """The number of the signal for which the training stops after the step that it is in."""
         self._alone = processes == 1
+        self._main = main
+        self._first = -_FORWARDED
+        self._interrupted = False
 
     def __enter__(self) -> StopOnSignal:
-        if self._alone:
-            self._before = {number: signal.signal(number, self._receive) for number in _CAUGHT}
+        self._before = {number: signal.signal(number, self._receive) for number in CAUGHT}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._alone:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         """Save and stop, if asked to."""
-        if self.received is not None:
+        if self._alone:
+            self.due = self.received
+        if self.due is not None:
             control.should_save = control.should_training_stop = True
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if number == signal.SIGINT:
-            if self.received == signal.SIGINT:
+            passed_on = not self._alone and now - self._first < _FORWARDED
+            if self._interrupted and not passed_on:
                 os._exit(128 + number)
-            # not print: a handler may interrupt one
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _WORDS)
-        self.received = number
+            if self._main and not self._interrupted:
+                # not print: a handler may interrupt one
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _WORDS)
+            self._interrupted = True
+        if self.received is None:
+            self.received, self._first = number, now
 
 
 _WORDS = b"\nCtrl-C: the step is finished and a checkpoint saved; Ctrl-C again stops at once, without.\n"

@@ -318,3 +318,11 @@ def test_what_cannot_be_acted_on_is_refused_by_name(read, row, message):
     assert "\n" not in str(error.value)
     assert "row 1" in str(error.value)
     assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("answers", ["yes", [], [1], [{"text": "yes"}], [None], {"a": "b"}])
+def test_several_answers_that_are_no_texts_are_refused(tmp_path, answers):
+    row = {"messages": [{"role": "user", "content": "Is it?"}], "answers": answers}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"rows.jsonl:1: 'answers' must list the texts that several people answered"):
+        load_samples(tmp_path / "rows.jsonl")

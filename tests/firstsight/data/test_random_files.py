@@ -112,7 +112,7 @@ def test_a_picture_of_any_mode_is_shown_or_refused(tmp_path_factory, mode, kind,
             return
     (image,) = sample.open_images()
     assert (image.mode, image.size) == ("RGB", (5, 4))
-    if mode == "L" and kind != "JPEG":
+    if mode == "L" and kind not in ("JPEG", "WEBP"):
         assert image.getpixel((2, 2)) == (value,) * 3
 
 

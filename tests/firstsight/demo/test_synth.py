@@ -233,3 +233,33 @@ def test_a_clip_that_does_not_suit_is_refused(category):
     other = "temporal" if category != "temporal" else "counting"
     with pytest.raises(ValueError, match="does not suit"):
         ask(np.random.default_rng(0), sample_clip(np.random.default_rng(0), ENVIRONMENTS[0], other), category)
+
+
+def test_few_labels_keep_the_questions_and_the_labelled_rows_are_a_file_of_their_own(tmp_path):
+    for name, labels in (("all", None), ("few", 10), ("one", 1)):
+        write_dataset(tmp_path / name, train=70, validation=14, seed=3, labels=labels, progress=False)
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / name / "train.jsonl").read_text().splitlines()]
+        for name in ("all", "few", "one")
+    }
+    labelled = [json.loads(line) for line in (tmp_path / "few" / "labelled.jsonl").read_text().splitlines()]
+    assert [row for row in rows["few"] if len(row["messages"]) == 2] == labelled
+    assert len(labelled) == 10
+    assert [row for row in rows["all"] if row["id"] in {each["id"] for each in labelled}] == labelled
+    for whole, row in zip(rows["all"], rows["few"], strict=True):
+        assert row | {"messages": row["messages"][:1]} == whole | {"messages": whole["messages"][:1]}
+    assert [row["id"] for row in rows["one"] if len(row["messages"]) == 2] == [labelled_id(tmp_path / "one")]
+    assert not (tmp_path / "all" / "labelled.jsonl").exists()
+    validation = (tmp_path / "few" / "validation.jsonl").read_bytes()
+    assert validation == (tmp_path / "all" / "validation.jsonl").read_bytes()
+
+
+def labelled_id(folder):
+    return json.loads((folder / "labelled.jsonl").read_text())["id"]
+
+
+def test_more_labels_than_samples_are_refused(tmp_path):
+    found = CliRunner().invoke(main, ["data", "synth", str(tmp_path / "d"), "--train", "7", "--labels", "8"])
+    assert found.exit_code == 2
+    assert "8 training samples cannot keep their answers" in found.output
+    assert not (tmp_path / "d").exists()

@@ -15,6 +15,7 @@ from phase2_student.evaluation.metrics.answer_metrics import (
     chosen,
     exact_match,
     token_f1,
+    vqa_accuracy,
 )
 
 
@@ -289,3 +290,45 @@ def test_undecided_is_counted_only_for_multiple_choices():
     assert choice_undecided("B", "A", ("a mug", "a bottle")) is False
     assert choice_undecided("both", "A", ("a mug", "a bottle")) is True
     assert choice_undecided("both", "a mug", ()) is None
+
+
+def official_vqa(answer, truths):
+    """The official VQA script's accuracy over plain lower-case words."""
+    accuracies = []
+    for number in range(len(truths)):
+        others = truths[:number] + truths[number + 1 :]
+        accuracies.append(min(1, sum(other == answer for other in others) / 3))
+    return sum(accuracies) / len(accuracies)
+
+
+def test_vqa_accuracy_is_the_official_scripts():
+    draw = random.Random(0)
+    for _ in range(300):
+        truths = draw.choices(["red", "blue", "dark red", "yes", "12"], k=10)
+        answer = draw.choice(["red", "blue", "dark red", "yes", "12", "no"])
+        assert vqa_accuracy(answer, truths) == pytest.approx(official_vqa(answer, truths))
+
+
+@pytest.mark.parametrize(
+    ("answer", "truths", "right"),
+    [
+        ("Red.", ["red"] * 10, 1),
+        ("the red", ["red"] * 10, 1),
+        ("2", ["two"] * 10, 1),
+        ("none", ["0"] * 10, 1),
+        ("1.5", ["15"] * 10, 0),
+        ("-5", ["5"] * 10, 0),
+        ("red", ["blue"] * 10, 0),
+        ("red", ["red"] * 3 + ["blue"] * 7, 0.9),
+        ("red", ["red"] + ["blue"] * 9, 0.3),
+        ("cafe\u0301", ["caf\u00e9"] * 10, 1),
+        ("red", ["red"], 1),
+        ("red", ["blue"], 0),
+        ("red", ["red", "red"], 1),
+        ("red", ["red", "blue"], 0.5),
+        ("red", ["red", "red", "red"], 1),
+        ("", ["red"] * 10, 0),
+    ],
+)
+def test_vqa_accuracy_by_hand(answer, truths, right):
+    assert vqa_accuracy(answer, truths) == pytest.approx(right)

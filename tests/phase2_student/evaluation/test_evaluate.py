@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from firstsight import console
 from firstsight.data.samples import load_samples
 from firstsight.errors import ModelError
-from firstsight.generation import TokenWatch, confidence, generate_answers
+from firstsight.generation import TokenWatch, confidence, generate_answers, stop_ids
 from firstsight.models.loading import weights_digest
 from firstsight.pair import load_prompter
 from firstsight.recipe import load_recipe
@@ -322,3 +324,37 @@ def test_an_export_of_other_weights_is_refused(place, tmp_path):
     weights.write_bytes(data)
     with pytest.raises(ModelError, match="other weights"):
         parse_candidates(load_recipe(moved / "recipe.yaml"), ["student-int8"])
+
+
+def test_an_answer_ends_at_any_token_that_the_models_own_configuration_names(recipe):
+    """Such as <|endoftext|> beside the end of the turn: what comes behind it is no part of the answer."""
+    directory = recipe.output_dir / "best"
+    prompter = load_prompter(directory, recipe.student, recipe.data)
+    model, _ = load_for_answers(directory, recipe.student)
+    samples = load_samples(recipe.source("validation"))[:1]
+    prompts = [prompter.encode(samples[0], [])]
+    (free,) = generate_answers(model, prompter, prompts, max_new_tokens=4)
+    assert len(free) == 4
+    other = free[1]
+    assert other not in prompter.end_of_turn_ids
+    place = free.index(other)
+    model.generation_config.eos_token_id = [other, prompter.end_of_turn_ids[-1]]
+    assert stop_ids(model, prompter) == [prompter.end_of_turn_ids[-1], other]
+    (ids,) = generate_answers(model, prompter, prompts, max_new_tokens=4)
+    assert ids == free[: place + 1]
+    (record,) = answer_records(
+        model, prompter, samples, batch_size=1, max_new_tokens=4, root=recipe.image_root, label="x", progress=False
+    )
+    assert (record.tokens, record.cut) == (place + 1, False)
+    model.generation_config.eos_token_id = None
+    assert stop_ids(model, prompter) == [prompter.end_of_turn_ids[-1]]
+
+
+def test_an_evaluation_gives_signs_of_life_without_a_terminal(recipe, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(console, "HEARTBEAT", 0.0)
+    evaluate(recipe, parse_candidates(recipe, ["base"]), directory=tmp_path, settings=QUICK, progress=False)
+    error = capsys.readouterr().err
+    assert re.search(r"^base: timed answer \d+, \S+ timed answers/s$", error, re.MULTILINE)
+    answers = r"^base: answer 6 of 6 \(100%\), \S+ answers/s, ETA 0:00:00, waiting for data \d+%$"
+    assert re.search(answers, error, re.MULTILINE), error
+    assert re.search(r"^distance to the teacher: sample 6 of 6 \(100%\), ", error, re.MULTILINE)

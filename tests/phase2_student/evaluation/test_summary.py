@@ -230,12 +230,13 @@ def test_every_number_of_the_details(evaluation):
         assert set(table) == {"all"} | groups
 
 
-def test_the_differences_between_neighbours(evaluation):
+def test_the_differences_between_neighbours_and_of_the_last_to_each(evaluation):
     lines = [
         line for line in summary_text(Evaluation.model_validate(evaluation)).splitlines() if "paired bootstrap" in line
     ]
-    assert len(lines) == 2
-    for line, before, model in zip(lines, evaluation["models"], evaluation["models"][1:], strict=False):
+    teacher, base, student = evaluation["models"]
+    compared = [(teacher, base), (base, student), (teacher, student)]
+    for line, (before, model) in zip(lines, compared, strict=True):
         assert line.startswith(f"{model['name']} - {before['name']}: ")
         shown, low, high = map(float, re.findall(r"([+-][\d.]+)", line.split(":")[1]))
         pairs = zip(model["samples"], before["samples"], strict=True)

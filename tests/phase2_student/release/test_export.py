@@ -106,7 +106,19 @@ def test_the_command(models, tmp_path):
     assert stored_quantization(tmp_path / "best-int8") == "int8"
     assert run.invoke(main, ["export", "--model", str(student)]).exit_code == 2
     assert run.invoke(main, ["export", "--nf4"]).exit_code == 2
-    assert "one of them" in run.invoke(main, ["export", "--int8", "--nf4", "--model", str(student)]).output
+    both = ["export", "--int8", "--nf4", "--model", str(student)]
+    refused = run.invoke(main, [*both, "--output", str(tmp_path / "one")])
+    assert refused.exit_code == 2
+    assert "--output is one directory" in refused.output
+    (tmp_path / "best-nf4").mkdir()
+    (tmp_path / "best-nf4" / "letter.txt").write_text("dear")
+    shutil.rmtree(tmp_path / "best-int8")
+    assert run.invoke(main, both).exit_code == 2
+    assert not (tmp_path / "best-int8").exists()  # refused before the first is written
+    shutil.rmtree(tmp_path / "best-nf4")
+    done = run.invoke(main, both)
+    assert done.exit_code == 0, done.output
+    assert [stored_quantization(tmp_path / f"best-{kind}") for kind in ("int8", "nf4")] == ["int8", "nf4"]
     without = run.invoke(main, ["export", "--int8", "--model", str(student), "--set", "student.max_pixels=1"])
     assert "give its --config" in without.output
     assert without.exit_code == 2

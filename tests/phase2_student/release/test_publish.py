@@ -78,6 +78,27 @@ def test_a_dry_run_writes_the_exact_folder(place):
     assert publish(place, "--dry-run").exit_code == 0  # once more, over its own folder
 
 
+def test_published_files_are_copies_with_modes_of_their_own(place):
+    """A hard link would change in the folder what the next training changes in best/, and the other way round."""
+    best = place / "runs" / "distilled" / "best"
+    (best / "adapter").mkdir()
+    (best / "adapter" / "adapter_config.json").write_text("{}")
+    for path in (best / "model.safetensors", best / "adapter" / "adapter_config.json"):
+        path.chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        done = publish(place, "--dry-run")
+    finally:
+        os.umask(before)
+    assert done.exit_code == 0, done.output
+    folder = place / "runs" / "distilled" / "publish"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert folder / "adapter" / "adapter_config.json" in files
+    assert {path.stat().st_nlink for path in files} == {1}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder / "adapter")} == {0o750}
+
+
 def test_a_card_without_figures_says_so(place):
     evaluation = next((place / "runs" / "distilled" / "evaluation").iterdir())
     evaluation.unlink()

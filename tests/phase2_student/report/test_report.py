@@ -67,6 +67,55 @@ def test_the_page_shows_the_figures_of_the_records(page):
     assert "not finite" in text
 
 
+def test_students_stand_first_and_the_head_says_what_distilling_gained(page, tmp_path):
+    from phase2_student.evaluation.summary import exact_difference
+
+    text = page.read_text()
+    header = re.search(r'<table class="results">\s*<thead>(.*?)</thead>', text, re.DOTALL)[1]
+    names = ["distilled (float32)", "hard (float32)", "base (float32)", "teacher (int8)"]
+    assert re.findall(r'<th class="n" scope="col">([^<]+)</th>', header) == names
+    assert "The table has 4 columns and scrolls sideways" in text
+    models = Evaluation.model_validate(make_evaluation(*ALL)).models
+    mean, low, high = exact_difference(models[3], models[2])
+    tile = re.search(
+        r"<dt>points over hard labels</dt><dd class=\"value\">([^<]+)</dd><dd class=\"more\">([^<]+)<", text
+    )
+    assert tile[1] == f"{100 * mean:+.1f}"
+    assert tile[2] == f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against hard"
+    alone = make_runs(tmp_path, names=("distilled",))
+    write_evaluation(alone[0] / "evaluation", make_evaluation(*ALL))
+    assert "points over hard labels" not in write_report(alone).path.read_text()  # that run is not here
+    hard = read_runs(make_runs(tmp_path / "other", names=("hard",)))
+    assert figures.hard_labels_of(models, hard, models[2]) is None  # it is what the page is about
+    assert figures.students_first(models[:1], models[0]) == [0]
+
+
+def test_compare_marks_the_best_of_what_can_be_compared(runs):
+    evaluation = make_evaluation(*ALL)
+    write_evaluation(runs[0] / "evaluation", evaluation)
+    write_evaluation(runs[1] / "evaluation", evaluation)
+    for run in runs:
+        history = json.loads((run / "training_history.json").read_text())
+        history[-1]["validation"] |= {"ce": 0.5 if run.name == "hard" else 0.4}
+        (run / "training_history.json").write_text(json.dumps(history))
+
+    def best():
+        done = CliRunner().invoke(main, ["compare", "--json", *map(str, runs)])
+        return [row["best_in"] for row in json.loads(done.output)]
+
+    assert best() == [[], ["validation_ce"]]  # equal in the rest; losses of another alpha are not compared
+    table = CliRunner().invoke(main, ["compare", *map(str, runs)]).output
+    assert " 0.4000* " in table
+    assert table.count("*") == 2  # and the legend
+    lines = table.splitlines()
+    assert len({len(line) for line in lines[:2]}) == 1
+    recipe = runs[0] / "recipe.yaml"
+    recipe.write_text((runs[1] / "recipe.yaml").read_text())
+    assert best() == [["best_validation_loss", "validation_loss"], ["validation_ce"]]
+    alone = json.loads(CliRunner().invoke(main, ["compare", "--json", str(runs[0])]).output)
+    assert alone[0]["best_in"] == []
+
+
 def test_a_share_and_a_calibration_error_by_hand():
     records = [
         make_record(exact=right, confidence=sure, environment="a_b")

@@ -11,7 +11,6 @@ import pytest
 from run_cases import assert_same_weights, run
 
 from phase2_student.training.callbacks import run_log
-from phase2_student.training.callbacks.run_log import heartbeat
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SLOW = ["--set", "training.num_train_epochs=40", "--set", "training.logging_steps=1"]
@@ -131,10 +130,3 @@ def test_a_failure_is_in_the_log(world):
     assert done.exit_code == 2, done.output
     last = (world / "runs" / "a" / "run.log").read_text(encoding="utf-8").splitlines()[-1]
     assert "failed: TrainingError: step " in last
-
-
-def test_a_sign_of_life():
-    assert heartbeat(250, 1000, 2.5, {"loss": 1.23456, "data_wait": 0.051}) == (
-        "step 250 of 1,000 (25%), 2.5 steps/s, ETA 0:05:00, loss 1.235, waiting for data 5%"
-    )
-    assert heartbeat(5, 1000, 0.0, {}) == "step 5 of 1,000 (0%), 0 steps/s, ETA unknown"

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from safetensors.torch import load_file
 
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare_dump
+from phase2_student.runs.checkpoints import checkpoints, fault, lacking
 
 ROOT = Path(__file__).parents[3]
 OVERRIDES = ["training.num_train_epochs=3", "training.learning_rate=1e-4", "training.save_steps=10"]
@@ -131,10 +135,57 @@ ONE_SAMPLE = ["training.per_device_train_batch_size=1", "training.gradient_accum
 
 def test_processes_of_which_some_see_no_image_do_not_wait_for_each_other(mixed):
     command = ["train", "--config", str(mixed / "recipe.yaml"), "--no-progress"]
-    for text in [*OVERRIDES, *ONE_SAMPLE, "training.output_dir=runs/two"]:
+    # without use_cpu, accelerate took them for two whole trainings, in one directory
+    for text in [*OVERRIDES, *ONE_SAMPLE, "training.output_dir=runs/two", "training.use_cpu=false"]:
         command += ["--set", text]
-    torchrun("--no-python", str(Path(sys.executable).with_name("fs-student")), *command)
+    out = torchrun("--no-python", str(Path(sys.executable).with_name("fs-student")), *command)
+    assert out.count("steps in") == 1
+    assert json.loads((mixed / "runs" / "two" / "run.json").read_text())["processes"] == 2
     assert_same_run(mixed / "runs" / "one", mixed / "runs" / "two")
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_stops_all_processes_after_one_step_with_a_checkpoint(place):
+    """A terminal tells launcher and processes; the launcher passes it on: that is no second Ctrl-C."""
+    output = place / "runs" / "stopped"
+    command = ["train", "--config", str(place / "recipe.yaml"), "--no-progress"]
+    for text in [
+        "training.num_train_epochs=60",
+        "training.gradient_accumulation_steps=1",
+        f"training.output_dir={output}",
+    ]:
+        command += ["--set", text]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*launcher, "--no-python", str(Path(sys.executable).with_name("fs-student")), *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        log_file, deadline = output / "run.log", time.monotonic() + 240
+        while not (log_file.exists() and "step 4:" in log_file.read_text(encoding="utf-8")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=200)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert error.count("Ctrl-C again stops at once") == 1
+    stopped = set(
+        re.findall(r"Stopped by Ctrl-C after step (\d+), with a checkpoint; the same command continues", error)
+    )
+    assert len(stopped) == 1, error
+    newest = checkpoints(output)[0]
+    assert newest.name == f"checkpoint-{stopped.pop()}"
+    assert fault(newest) is None
+    assert lacking(newest) is None
+    assert not (output / "final").exists()
+    assert not (output / "run.lock").exists()
 
 
 def test_nor_do_processes_that_share_the_weights(mixed):

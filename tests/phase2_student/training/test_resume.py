@@ -13,9 +13,11 @@ from run_cases import assert_same_weights, run
 from safetensors.torch import load_file
 
 from phase2_student.runs.checkpoints import SEAL, checkpoints, fault, keep_newest, newest_whole, seal
+from phase2_student.runs.history import read_history
 
 LONG = os.environ.get("FIRSTSIGHT_FAULTS") == "long"
 KILLS = 50 if LONG else 4
+INTERRUPTED = 40 if LONG else 2
 EPOCHS = 30 if LONG else 3
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -53,6 +55,82 @@ def test_killed_at_random_steps_ends_with_the_same_weights(world):
     # the step at which the signal arrived may have ended before it was delivered
     assert max(outcome["recomputed"]) <= 3 + 1
     assert_same_weights(world / "runs" / "undisturbed" / "final", world / "runs" / "a" / "final")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(7200)
+def test_interrupted_in_every_way_ends_as_the_undisturbed_run(world, made_world):
+    (world / "cache.zarr").unlink()
+    shutil.copytree(made_world / "cache.zarr", world / "cache.zarr")
+    script = Path(__file__).with_name("interrupt_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(world / "recipe.yaml"), str(INTERRUPTED), "11"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    print(*runs, sep="\n")
+    assert len(runs) == INTERRUPTED
+    for each in runs:
+        limit = 0.0 if each["kind"] in ("nothing", "cache") else 1e-5
+        assert max(each["final"], each["best"]) <= limit, each
+        assert each["history"] <= 1e-5, each
+    if LONG:
+        told = [name for each in runs for name in each["signals"]]
+        assert {name: told.count(name) >= 10 for name in ("SIGINT", "SIGTERM", "SIGKILL")} == dict.fromkeys(
+            ("SIGINT", "SIGTERM", "SIGKILL"), True
+        )
+
+
+@pytest.mark.parametrize("last", [["training.max_steps=5"], ["training.num_train_epochs=1"]])
+def test_a_run_that_is_killed_behind_its_last_step_takes_no_step_more(world, last):
+    """In the middle of an epoch the stock loop takes one before it asks whether there is one left."""
+    options = [part for text in [*last, "training.save_steps=1"] for part in ("--set", text)]
+    assert train(world, "runs/a", *options).exit_code == 0
+    directory = world / "runs" / "a"
+    (directory / "final").rename(world / "final")
+    before = read_history(directory)
+    again = train(world, "runs/a", *options)
+    assert again.exit_code == 0, again.output
+    steps = before.last_step
+    assert f"{steps} steps in" in again.output
+    assert checkpoints(directory)[0].name == f"checkpoint-{steps}"
+    assert_same_weights(world / "final", directory / "final")
+    assert [entry["step"] for entry in read_history(directory).validations] == [steps]
+    assert [row["steps"] for row in read_history(directory).epochs] == [steps]
+
+
+def test_a_run_that_is_killed_in_the_validation_of_its_epoch_has_it_afterwards(world, monkeypatch):
+    """The checkpoint of the epoch's last step lies behind its validation."""
+    from phase2_student.training.trainer import DistillationTrainer
+
+    stock, count = DistillationTrainer.evaluation_loop, []
+
+    def dies(self, *args, **kwargs):
+        count.append(self.state.global_step)
+        if count == [7]:
+            raise KeyboardInterrupt
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "evaluation_loop", dies)
+    options = ["--set", "training.save_steps=7", "--set", "training.logging_steps=7"]
+    assert train(world, "runs/a", *options).exit_code == 130
+    assert checkpoints(world / "runs" / "a") == []
+    assert train(world, "runs/a", *options).exit_code == 0
+    assert count == [7, 7, 14]
+    assert [entry["step"] for entry in read_history(world / "runs" / "a").validations] == [7, 14]
+
+
+def test_files_have_the_modes_that_the_umask_leaves(world):
+    before = os.umask(0o027)
+    try:
+        assert train(world, "runs/a", "--set", "training.max_steps=2").exit_code == 0
+    finally:
+        os.umask(before)
+    files = [path for path in (world / "runs" / "a").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 def test_damaged_and_unfinished_checkpoints_are_passed_over_out_loud(world):

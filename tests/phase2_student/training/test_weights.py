@@ -127,6 +127,12 @@ def test_merged_adapters_answer_as_the_adapted_model_does(world):
     after, before = weights(final), weights(world / "models" / "student")
     moved = {name.rsplit(".", 2)[-2] for name in after if not torch.equal(after[name], before[name].float())}
     assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert json.loads((final / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "student"
+    # what is published tells of no directory of this machine
+    for path in (
+        path for name in ("best", "final") for path in (world / "runs" / "a" / name).rglob("*") if path.is_file()
+    ):
+        assert str(world).encode() not in path.read_bytes(), path
 
 
 def test_the_way_is_part_of_what_a_run_is(world):

@@ -1,13 +1,34 @@
-"""Bootstrap intervals: of a mean, and of the paired difference of two models on the same samples."""
+"""Intervals: Wilson's of a share; by bootstrap of a mean, and of the paired difference of two models on the same samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 _AT_ONCE = 2**22
 """Drawn indices held at once."""
+
+_Z = 1.959963984540054
+"""The standard normal distribution has 95 % within it."""
+
+
+def wilson(right: int, count: int) -> tuple[float, float, float]:
+    """A share, with its 95 % score interval.
+
+    Args:
+        right: how many of them are.
+        count: 1 at least.
+
+    Returns:
+        (share, low, high). Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
+    """
+    share = right / count
+    weight = 1 + _Z**2 / count
+    centre = (share + _Z**2 / (2 * count)) / weight
+    half = _Z / weight * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return share, (0.0 if right == 0 else centre - half), (1.0 if right == count else centre + half)
 
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:

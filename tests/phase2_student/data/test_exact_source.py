@@ -13,7 +13,7 @@ from test_data_workers import assert_same
 from torch.utils.data import DataLoader
 
 from firstsight.data.samples import load_samples
-from firstsight.errors import AlignmentError, RecipeError
+from firstsight.errors import AlignmentError, DataError, RecipeError
 from firstsight.pair import load_pair
 from firstsight.recipe import load_recipe
 from phase2_student.data.exact import ExactSource
@@ -237,3 +237,19 @@ def test_answers_of_the_teacher_are_soft_alone(exact_world):
     with pytest.raises(SpecMismatch, match="generation"):
         prepare(load_recipe(exact_world / "recipe.yaml", ["cache.generate_missing=false"]), progress=False)
     assert len(load_samples(recipe.source("train"))) == len(plan.train)
+
+
+def test_what_is_too_long_for_the_student_is_skipped_by_name_or_refused(exact_world):
+    plan = prepared(exact_world)
+    lengths = [*plan.train.lengths(), *plan.validation.lengths()]
+    shorter = f"data.max_length={max(lengths) - 1}"
+    with pytest.raises(DataError, match=r"more than data\.max_length"):
+        prepared(exact_world, shorter)
+    skipping = prepared(exact_world, shorter, "cache.on_error=skip")
+    count = lengths.count(max(lengths))
+    assert len(skipping.skipped) == skipping.facts()["skipped_samples"] == count
+    assert len(skipping.train) + len(skipping.validation) == len(lengths) - count
+    assert f"{count} samples are left out (cache.on_error: skip):" in skipping.skipped_text
+    assert all("more than data.max_length" in reason for reason in skipping.skipped)
+    with pytest.raises(DataError, match=r"none of the \d+ samples can be learned from; the first: train.jsonl:1"):
+        prepared(exact_world, "data.max_length=5", "cache.on_error=skip")

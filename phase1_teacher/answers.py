@@ -1,0 +1,202 @@
+"""The answers that the teacher gave in a dump, as rows of training data.
+
+    written = write_answers(recipe, "cache.zarr", Path("data/answers.jsonl"), split="train")
+
+A row is the sample's own in the form `messages`, its images by their paths below the recipe's image root, and the teacher's
+answer as its closing message. Rows are in the order of the data.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from tqdm import tqdm
+
+from firstsight.answer_alignment import TeacherTokens
+from firstsight.data.forms.parts import MARK
+from firstsight.data.images import ImageSource, InlineImage, image_name, opened
+from firstsight.data.samples import Sample, iter_samples
+from firstsight.data.write import canonical_row
+from firstsight.errors import DataError
+from firstsight.identity import student_identity
+from firstsight.models.loading import resolve_directory
+from firstsight.pair import load_prompter
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe
+from storage.exact import ExactCache, open_any_cache
+from storage.reader import Cache
+
+
+@dataclass(kw_only=True)
+class WrittenAnswers:
+    """What `write_answers` wrote, and what it did not."""
+
+    rows: int = 0
+    cut: int = 0
+    """Answers that reached the longest length without an end of turn, written or not."""
+    empty: int = 0
+    """Answers without text; not written."""
+    labelled: int = 0
+    """Rows that have an answer of their own; not written."""
+    skipped: int = 0
+    """Rows that the dump skipped; not written."""
+    missing: int = 0
+    """Rows that the cache does not hold; not written."""
+    literal_marks: bool = False
+    """A text has `<image>` or the like as text: the file must be read with `data.format: trl`."""
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """How the ids of a cache are read."""
+
+    text: Callable[[Sequence[int]], str]
+    ended: Callable[[Sequence[int]], bool]
+
+
+def write_answers(
+    recipe: Recipe,
+    location: str,
+    out: Path,
+    *,
+    split: Literal["train", "validation"] = "train",
+    whole: bool = False,
+    progress: bool = False,
+) -> WrittenAnswers:
+    """Write the teacher's answers to the rows of a split that have none; the file is there whole or not at all.
+
+    Args:
+        recipe: its data are read, and the student's tokenizer where the cache holds the student's tokens.
+        location: of the cache, of either kind.
+        out: the file; must not exist.
+        split: whose rows.
+        whole: leave answers out that were cut at the longest length.
+        progress: show a bar.
+
+    Raises:
+        DataError: `out` exists; a cache without answers of a teacher, or of another student; no answer to write.
+        CacheError: no cache.
+    """
+    if out.exists():
+        raise DataError(f"{out} exists; give another name with --out, or delete it")
+    cache = open_any_cache(location)
+    if cache.spec.get("generation") is None:
+        raise DataError(
+            f"{location} holds no answers of a teacher: it was dumped without cache.generate_missing; dump rows without "
+            "answers with it"
+        )
+    tokens = _tokens(recipe, cache)
+    written = WrittenAnswers()
+    partial = out.with_name(f".{out.name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    samples = tqdm(
+        iter_samples(recipe.source(split)), desc="answers", unit=" sample", disable=not progress, leave=False
+    )
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for row in _rows(recipe, samples, cache, tokens, written, whole):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                written.rows += 1
+        if not written.rows:
+            raise DataError(
+                f"{recipe.source(split)}: no answer of the teacher to write: {'; '.join(left_out(written))}"
+            )
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def left_out(written: WrittenAnswers) -> list[str]:
+    """Why rows were not written, with their numbers."""
+    reasons = {
+        "have an answer of their own": written.labelled,
+        "were skipped by the dump": written.skipped,
+        "are not in the cache: new, edited or not dumped yet": written.missing,
+        "were answered without a word": written.empty,
+    }
+    return [f"{count:,} rows {words}" for words, count in reasons.items() if count]
+
+
+def _rows(
+    recipe: Recipe,
+    samples: Iterable[Sample],
+    cache: Cache | ExactCache,
+    tokens: _Tokens,
+    written: WrittenAnswers,
+    whole: bool,
+) -> Iterator[dict[str, Any]]:
+    skipped = cache.skipped()
+    for sample in samples:
+        if sample.answer is not None:
+            written.labelled += 1
+        elif sample.key not in cache:
+            written.skipped += sample.key in skipped
+            written.missing += sample.key not in skipped
+        else:
+            ids = _generated(cache, sample.key)
+            text = tokens.text(ids)
+            ended = tokens.ended(ids)
+            written.cut += not ended
+            if not ended:
+                text = text.rstrip("\ufffd")  # a character that was cut
+            if not text.strip():
+                written.empty += 1
+            elif ended or not whole:
+                row = canonical_row(sample, [_image(image, recipe.image_root, sample) for image in sample.images])
+                row["messages"].append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+                written.literal_marks |= any(
+                    part["type"] == "text" and MARK.search(part["text"]) is not None
+                    for message in row["messages"]
+                    for part in message["content"]
+                )
+                yield row
+
+
+def _generated(cache: Cache | ExactCache, key: str) -> list[int]:
+    """Ids of the closing answer: those before it are the data's own."""
+    if isinstance(cache, ExactCache):
+        rows = cache.rows(key)
+        ids, turns = rows.target_ids, rows.turns
+    else:
+        sample = cache[key]
+        ids, turns = sample.targets.target_ids, sample.turns
+    found: list[int] = ids.tolist()
+    return found[len(found) - turns[-1].positions :] if turns else found
+
+
+def _tokens(recipe: Recipe, cache: Cache | ExactCache) -> _Tokens:
+    if isinstance(cache, ExactCache):
+        teacher = TeacherTokens.of_cache(cache.spec, cache.head().tokens())
+        return _Tokens(teacher.text, teacher.ended)
+    student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
+    if cache.spec["student"] != student_identity(student):
+        raise DataError(
+            f"{cache.location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
+            "give the recipe of this cache with --config"
+        )
+    return _Tokens(lambda ids: _student_text(student, ids), lambda ids: _ended(student, ids))
+
+
+def _ended(student: Prompter, ids: Sequence[int]) -> bool:
+    end = student.end_of_turn_ids
+    return list(ids[-len(end) :]) == end
+
+
+def _student_text(student: Prompter, ids: Sequence[int]) -> str:
+    return student.answer_text(ids[: -len(student.end_of_turn_ids)] if _ended(student, ids) else ids)
+
+
+def _image(image: ImageSource, root: Path, sample: Sample) -> str:
+    """Its path below the root; a picture inside the data stays inside them."""
+    if not isinstance(image, InlineImage):
+        return image_name(image, root)
+    with opened(image, sample.place) as picture:
+        kind = Image.MIME.get(picture.format or "", "application/octet-stream")
+    return f"data:{kind};base64,{base64.b64encode(image.data).decode()}"

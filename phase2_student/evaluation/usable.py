@@ -1,0 +1,49 @@
+"""The samples that every model of an evaluation can be asked; with `cache.on_error: skip` the others are left out and named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from firstsight.data.samples import Sample, load_samples
+from firstsight.errors import DataError
+from firstsight.prompting import Prompter
+from firstsight.recipe import Recipe
+
+
+def usable_samples(
+    recipe: Recipe, prompters: Sequence[Prompter], *, limit: int | None, progress: bool
+) -> tuple[list[Sample], list[str]]:
+    """The validation samples that can be made inputs, and why each of the others cannot. Every image is decoded once.
+
+    Args:
+        recipe: of the evaluation.
+        prompters: of the models.
+        limit: so many samples at most.
+        progress: show a bar.
+
+    Raises:
+        DataError: a sample that a model cannot take, unless the recipe skips such samples; none that all can take.
+    """
+    source = recipe.source("validation")
+    taken: list[Sample] = []
+    left_out: list[str] = []
+    samples = load_samples(source, left_out=left_out)
+    skipped = [recipe.without_roots(reason) for reason in left_out]
+    for sample in tqdm(samples, desc="checking samples", unit=" sample", disable=not progress, leave=False):
+        if len(taken) == limit:
+            break
+        try:
+            sample.open_images()
+            for prompter in prompters:
+                prompter.check_length(sample, prompter.sample_tokens(sample))
+        except DataError as error:
+            if recipe.cache.on_error == "stop":
+                raise DataError(f"{error}; or leave such samples out: cache.on_error: skip") from None
+            skipped.append(recipe.without_roots(str(error)))
+            continue
+        taken.append(sample)
+    if not taken:
+        raise DataError(f"{source}: none of its {len(skipped):,} samples can be used; the first: {skipped[0]}")
+    return taken, skipped

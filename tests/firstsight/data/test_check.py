@@ -1,0 +1,174 @@
+"""The check of data: its figures, its picture, what both plans say of faults, and JPEGs that are decoded small."""
+
+import io
+import json
+import random
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from firstsight.cli import main
+from firstsight.data.check import DataReport, draw
+from firstsight.data.compact import NumberSet
+from firstsight.recipe import load_recipe
+from phase1_teacher.cli import main as teacher
+from phase2_student.cli import main as student
+
+
+def run(command, *arguments, code=0):
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Rows with one to three answers, and pictures of two sizes."""
+    made = []
+    for number in range(6):
+        Image.effect_noise((60 + number % 2, 56), 40 + number).convert("RGB").save(tmp_path / f"{number}.jpg")
+        turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cup."}]
+        turns += [{"from": "human", "value": "And?"}, {"from": "gpt", "value": "No."}] * (number % 3)
+        made.append({"id": f"r{number}", "image": f"{number}.jpg", "conversations": turns})
+    (tmp_path / "rows.json").write_text(json.dumps(made))
+    return made
+
+
+@pytest.mark.usefixtures("rows")
+def test_figures_and_picture(tmp_path):
+    found = json.loads(
+        run(main, "data", "check", tmp_path / "rows.json", "--json", "--plot", tmp_path / "out" / "a.png")
+    )
+    assert found["answers_per_row"] == {"1": 2, "2": 2, "3": 2}
+    assert found["answer_characters"] == {"least": 3, "p5": 3, "median": 4.5, "p95": 6, "most": 6, "mean": 4.5}
+    assert (found["characters"]["least"], found["characters"]["most"]) == (11, 25)
+    assert (found["longer_sides"]["least"], found["longer_sides"]["most"], found["images_decoded"]) == (60, 61, True)
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert picture.size == (1440, 432)
+    headers = run(main, "data", "check", tmp_path / "rows.json", "--headers", "--no-progress")
+    assert "their headers were read, nothing was decoded" in headers
+    assert "answers per row: 2 rows with 1, 2 rows with 2, 2 rows with 3" in headers
+
+
+def test_a_picture_of_any_report_is_drawn(tmp_path):
+    draw(DataReport(), tmp_path / "none.png")
+    report = DataReport(tokens=True)
+    report.lengths.extend([0, 1, 5, 100_000])
+    report.answers.update({1: 3, 40: 1})
+    report.add_picture((640, 480), several=False)
+    draw(report, tmp_path / "some.png")
+
+
+def write_recipe(tmp_path, models, **cache):
+    recipe = {
+        "teacher": {"model": str(models / "teacher"), "quantization": "none", "dtype": "float32"},
+        "student": {"model": str(models / "student"), "dtype": "float32"},
+        "data": {"root": ".", "train": "rows.json", "validation": "none", "max_length": 256},
+        "cache": {"path": "c.zarr", "top_k": 16, **cache},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    return "--config", tmp_path / "r.yaml", "--no-progress"
+
+
+@pytest.mark.parametrize("command", [teacher, student])
+def test_both_plans_name_all_faults_at_once(rows, tmp_path, models, command):
+    Image.new("RGB", (1, 5000)).save(tmp_path / "thin.png")
+    bad = [{**rows[0], "imagse": 1}, {**rows[1], "image": "thin.png"}, {"x": 1}]
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, *bad]))
+    config = write_recipe(tmp_path, models)
+    output = run(command, "plan", *config, code=2)
+    assert "the data have 3 faults:" in output
+    for words in ("row 7: the row has the unknown key 'imagse'", "images of 1 x 5000 pixels", "row 9: "):
+        assert words in output
+    assert "(the row's id is 'r0')" in output
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, bad[0]]))
+    (line,) = run(command, "plan", *config, code=2).splitlines()
+    assert "row 7: the row has the unknown key 'imagse'" in line
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, bad[1]]))
+    assert "1 samples cannot be used and are skipped" in run(
+        command, "plan", *write_recipe(tmp_path, models, on_error="skip")
+    )
+
+
+def test_a_damaged_jpeg_is_found_whichever_size_is_made():
+    """An eighth of the rows and columns is made of what is read and decoded whole."""
+    draws = random.Random(0)
+    noise = np.random.default_rng(0)
+    refused = 0
+    for mode, options in (
+        ("RGB", {}),
+        ("L", {}),
+        ("CMYK", {}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"quality": 95}),
+    ):
+        buffer = io.BytesIO()
+        shape = (50, 61) if mode == "L" else (50, 61, len(mode))
+        Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8), mode=mode).save(buffer, "JPEG", **options)
+        for _ in range(40):
+            data = bytearray(buffer.getvalue())
+            place = draws.randrange(len(data))
+            if draws.random() < 0.5:
+                data = data[:place]
+            else:
+                data[place] ^= 1 << draws.randrange(8)
+            whole, small = decodes(bytes(data), draft=False), decodes(bytes(data), draft=True)
+            assert whole == small
+            refused += not whole
+    assert 60 < refused < 160
+
+
+def decodes(data, *, draft):
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if draft:
+                picture.draft(picture.mode, (1, 1))
+            picture.load()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
+
+
+def test_numbers_are_held_each_once():
+    numbers = [random.Random(n).getrandbits(64) for n in range(20_000)]
+    found = NumberSet()
+    assert all(found.add(number) for number in numbers)
+    assert not any(found.add(number) for number in numbers)
+    assert all(number in found for number in numbers)
+    assert not any((number ^ 1) in found for number in numbers)
+
+
+def test_options_of_a_file_stand_in_the_recipe_that_init_writes(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "qa.csv").write_text("ask,say,source\nWhat?,A cup.,web\nWho?,Kane.,web\n")
+    options = ("--column", "question=ask", "--column", "answer=say", "--ignore-column", "source")
+    run(main, "init", tmp_path / "in" / "qa.csv", "--out", tmp_path / "r.yaml", *options)
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert (recipe.data.columns, recipe.data.ignore_columns) == ({"question": "ask", "answer": "say"}, ("source",))
+    assert recipe.source("train").files[0].samefile(tmp_path / "in" / "qa.csv")
+
+
+@pytest.mark.usefixtures("rows")
+def test_a_dataset_info_on_the_command_line(tmp_path):
+    info = {
+        "demo": {
+            "file_name": "rows.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations", "images": "image"},
+        }
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    file = tmp_path / "dataset_info.json"
+    assert "say which one with --name" in run(main, "data", "check", file, code=2)
+    assert "No faults" in run(main, "data", "check", file, "--name", "demo", "--no-progress")
+    assert "6 rows, 6 images" in run(
+        main, "data", "convert", file, tmp_path / "out" / "t.jsonl", "--name", "demo", "--no-progress"
+    )
+    run(main, "init", file, "--name", "demo", "--out", tmp_path / "deep" / "r.yaml")
+    recipe = load_recipe(tmp_path / "deep" / "r.yaml")
+    assert recipe.data.train.name == "demo"
+    assert run(main, "data", "check", tmp_path / "rows.json", "--split", "train", code=2).count("hub:") == 1
+    assert "use --subset" in run(main, "data", "check", "hub:org/name", "--name", "demo", code=2)
