@@ -137,7 +137,7 @@ class TeacherForward:
             self._self_check(batch.samples)
         found: dict[str, Tensor] = {}
         for answered, states_ND in self._passes(batch, self._soft_states):
-            parts = states_ND.split([int(sample.soft.sum()) for sample in answered])
+            parts = torch.split(states_ND, [int(sample.soft.sum()) for sample in answered])
             for sample, part in zip(answered, parts, strict=True):
                 found[sample.key] = part[part.isfinite().all(dim=1)]
         self.vision.forget(batch.later_images)

@@ -57,7 +57,7 @@ class Objective:
             temperature=section.temperature,
             alpha=section.alpha,
             divergence=divergence_of(section),
-            tail="bucket" if section.tail in (None, "shape") else section.tail,
+            tail="bucket" if section.tail is None or section.tail == "shape" else section.tail,
         )
 
     def text(self, entries: int | None, tail_rank: int = 0) -> str:

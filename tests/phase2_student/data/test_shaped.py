@@ -88,6 +88,21 @@ def test_what_does_not_fit_is_refused_in_one_line(shaped_world, sets, message):
     assert "Traceback" not in shown.output
 
 
+def test_a_sweep_over_the_kinds_of_cache_and_the_objective(shaped_world):
+    sets = ("--set", "training.max_steps=1", "--set", "training.output_dir=runs/kinds")
+    grid = ("--grid", "cache.path=cache.zarr,shaped.zarr", "--grid", "divergence=forward_kl,js")
+    shown = run("sweep", "--config", shaped_world / "shaped.yaml", "--no-progress", *sets, *grid)
+    assert shown.exit_code == 0, shown.output
+    done = sorted(each.name for each in (shaped_world / "runs" / "kinds").iterdir() if each.is_dir())
+    assert len(done) == 4
+    compared = run("compare", shaped_world / "runs" / "kinds")
+    assert compared.exit_code == 0, compared.output
+    assert all(name in compared.output for name in done)
+    refused = run("sweep", "--config", shaped_world / "shaped.yaml", "--grid", "cache.top_k=8,16")
+    assert refused.exit_code == 2
+    assert "cache.path" in refused.output
+
+
 def test_a_damaged_image_stops_it(shaped_world):
     cache = open_cache(shaped_world / "shaped.zarr")
     image = next((shaped_world / "shaped.zarr" / "head").glob("*/image/c.0*"))
