@@ -24,6 +24,7 @@ TOKENS = 151_657
 STUDENT_ROWS = 151_936
 PIXELS = ((448, 448), (448, 336))
 """Width and height of the images, in turns: 256 and 192 visual tokens."""
+MAX_PIXELS = max(width * height for width, height in PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def write_pair(directory: Path, shape: Shape) -> None:
     tokenizer = full_tokenizer()
     torch.manual_seed(0)
     teacher = Qwen2VLForConditionalGeneration(model_config(tokenizer, shape, shape.rows))
-    save_pair_member(teacher, tokenizer, directory / "teacher")
+    save_pair_member(teacher, tokenizer, directory / "teacher", max_pixels=MAX_PIXELS)
     student = directory / "student"
     tokenizer.save_pretrained(student)
     model_config(tokenizer, shape, STUDENT_ROWS).save_pretrained(student)
@@ -145,17 +146,16 @@ def write_data(directory: Path, shape: Shape) -> None:
 def write_recipe(directory: Path, shape: Shape, unit_positions: int) -> Recipe:
     """The recipe of this pair and these data, loaded."""
     path = directory / "recipe.yaml"
-    pixels = max(width * height for width, height in PIXELS)
     content = {
         "teacher": {
             "model": "teacher",
             "quantization": "none",
             "dtype": "float32",
             "device_map": "cpu",
-            "max_pixels": pixels,
+            "max_pixels": MAX_PIXELS,
             "batch_tokens": shape.batch_tokens,
         },
-        "student": {"model": "student", "max_pixels": pixels},
+        "student": {"model": "student", "max_pixels": MAX_PIXELS},
         "cache": {"unit_positions": unit_positions},
     }
     path.write_text(yaml.safe_dump(content))

@@ -258,3 +258,26 @@ def test_a_student_without_weights_is_said_and_not_downloaded(workshop):
     assert shown.exit_code == 0, shown.output
     assert "was not measured: its weights are not on this machine" in shown.output
     assert "Advice: at T = 2 the 16 largest entries hold" in shown.output
+
+
+def test_little_memory_halves_the_batches(workshop, monkeypatch):
+    from phase1_teacher.forward.teacher import TeacherForward
+
+    rows = workshop.rows(10)
+    whole, _ = run(exact_recipe(workshop, rows, path="whole", dtype="float32"))
+    states = TeacherForward._states
+
+    def short(self, samples, *rest):
+        if len(samples) * max(len(sample.encoded.input_ids) for sample in samples) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return states(self, samples, *rest)
+
+    monkeypatch.setattr(TeacherForward, "_states", short)
+    halved, summary = run(exact_recipe(workshop, rows, path="halved", dtype="float32"))
+    assert summary.split_budget is not None
+    one, other = (open_exact_cache(job.recipe.cache_location) for job in (whole, halved))
+    assert set(one) == set(other)
+    for key in one:
+        found = [floats(cache[key].targets.states, torch.float32) for cache in (one, other)]
+        torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    assert any(manifest.notes for manifest in other.manifests())

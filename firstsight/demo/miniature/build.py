@@ -198,7 +198,13 @@ def _model(config: Qwen2VLConfig, seed: int) -> Qwen2VLForConditionalGeneration:
     return model
 
 
-def save_pair_member(model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, directory: Path) -> None:
+def save_pair_member(
+    model: Qwen2VLForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    directory: Path,
+    *,
+    max_pixels: int = MODEL_PIXELS,
+) -> None:
     """Write a checkpoint directory as Qwen2-VL's are: bf16 weights, configs, tokenizer, image processor, chat template."""
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(model, directory, torch.bfloat16)
@@ -218,6 +224,6 @@ def save_pair_member(model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2Tok
         "temporal_patch_size": 2,
         "merge_size": 2,
         "min_pixels": 56 * 56,
-        "max_pixels": MODEL_PIXELS,
+        "max_pixels": max_pixels,
     }
     (directory / "preprocessor_config.json").write_text(json.dumps(image_processor, indent=2) + "\n")
