@@ -14,9 +14,10 @@ from transformers.image_utils import SizeDict
 
 from firstsight.answer_alignment import TeacherTokens
 from firstsight.data.source import Turns
+from firstsight.errors import RecipeError
 from firstsight.families.base import Family
-from firstsight.families.parts import HeadShape
-from firstsight.models.loading import weights_digest
+from firstsight.families.parts import HeadShape, head_shape
+from firstsight.models.loading import load_config, weights_digest
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 from firstsight.vocabulary import VocabularyAlignment, table_digest, token_table
@@ -42,16 +43,27 @@ def cache_spec(
     teacher_part = teacher_identity(recipe, directory=teacher_directory, teacher=teacher)
     return {
         **turns_field(recipe),
-        **top_k_spec(recipe, teacher=teacher_part, student=student, alignment=alignment),
+        **top_k_spec(
+            recipe,
+            teacher=teacher_part,
+            student=student,
+            alignment=alignment,
+            hidden_size=head_shape(load_config(teacher_directory, recipe.teacher)).hidden_size,
+        ),
     }
 
 
 def top_k_spec(
-    recipe: Recipe, *, teacher: dict[str, Any], student: Prompter, alignment: VocabularyAlignment
+    recipe: Recipe, *, teacher: dict[str, Any], student: Prompter, alignment: VocabularyAlignment, hidden_size: int
 ) -> dict[str, Any]:
-    """The spec of a top_k cache whose teacher is known by what a spec says of it."""
+    """The spec of a top_k cache whose teacher is known by what a spec says of it, and its states by their width.
+
+    Raises:
+        RecipeError: more directions of the tail than a state has numbers.
+    """
     return {
         "top_k": recipe.cache.top_k,
+        **_tail_fields(recipe, hidden_size),
         "temperatures": list(recipe.cache.temperatures),
         "vocabulary_size": len(alignment.teacher_of_student),
         "shared_ids": alignment.shared_ranges(),
@@ -59,6 +71,18 @@ def top_k_spec(
         "student": student_identity(student),
         "alignment": {"kind": alignment.kind, "digest": alignment.digest},
     }
+
+
+def _tail_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
+    """What a spec says of `cache.tail_rank`: nothing where there is none."""
+    rank = recipe.cache.tail_rank
+    if rank is None:
+        return {}
+    if rank > hidden_size:
+        raise RecipeError(
+            f"cache.tail_rank: {rank} directions of states that have {hidden_size} numbers; set at most {hidden_size}"
+        )
+    return {"tail_rank": rank, "hidden_size": hidden_size}
 
 
 def turns_field(recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
-from firstsight.errors import AlignmentError, ModelError, RecipeError
+from firstsight.errors import AlignmentError, ModelError, RecipeError, TargetError
 from firstsight.identity import cached_turns, teacher_of_exact, top_k_spec
 from firstsight.models.loading import default_device, head_rows, load_config, resolve_directory
 from firstsight.models.teacher_head import floats
@@ -28,6 +28,7 @@ from phase1_teacher.dump import DumpSummary
 from phase1_teacher.forward.device_clock import DeviceClock
 from phase1_teacher.forward.fidelity import Comparison, comparison
 from phase1_teacher.forward.soft_targets import TopKHead
+from phase1_teacher.forward.tail_basis import NO_STATES, agreed_basis
 from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult, measured_rows
 from phase1_teacher.workers import Shard, work_order
 from phase1_teacher.writing.unit_results import TopKResults
@@ -104,9 +105,13 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
         student_rows=head_rows(load_config(directory, recipe.student)),
     )
     check_top_k(recipe, answers.vocabulary)
-    spec = top_k_spec(recipe, teacher=teacher_of_exact(exact.spec), student=student, alignment=answers.vocabulary) | {
-        name: value for name, value in exact.spec.items() if name not in _OF_EXACT
-    }
+    spec = top_k_spec(
+        recipe,
+        teacher=teacher_of_exact(exact.spec),
+        student=student,
+        alignment=answers.vocabulary,
+        hidden_size=exact.hidden_size,
+    ) | {name: value for name, value in exact.spec.items() if name not in _OF_EXACT}
     writer = create_cache(recipe.cache_location, spec)
     skipped = exact.skipped()
     planned = writer.plan(_planned(exact, skipped), unit_positions=recipe.cache.unit_positions)
@@ -142,6 +147,8 @@ def derive(job: Derivation, *, shard: Shard | None = None, progress: bool = True
     if not pending:
         return DumpSummary()
     head = stored_head(job)
+    if job.writer.layout.tail_rank:
+        head.tail = agreed_basis(job.writer, lambda: _first_states(job), head)
     begin = time.perf_counter()
     units = samples = positions = 0
     with tqdm(total=sum(map(len, pending)), desc="derive", unit=" sample", disable=not progress) as bar:
@@ -156,6 +163,23 @@ def derive(job: Derivation, *, shard: Shard | None = None, progress: bool = True
                     positions += int(results.sums.get("positions", 0))
             bar.update(len(unit))
     return DumpSummary(samples=samples, positions=positions, units=units, seconds=time.perf_counter() - begin)
+
+
+def _first_states(job: Derivation) -> torch.Tensor:
+    """[N, D] the states that a dump of this plan makes its basis of; TargetError where there are none."""
+    for unit in job.writer.units():
+        states = []
+        for key in unit.keys:
+            if key not in job.exact:  # skipped
+                continue
+            try:
+                rows = job.answer(key).rows
+            except AlignmentError:  # the unit itself refuses or skips it
+                continue
+            states.append(job.exact[key].targets.states[rows[rows >= 0]])
+        if sum(map(len, states)):
+            return torch.from_numpy(np.concatenate(states)).view(getattr(torch, job.exact.state_dtype))
+    raise TargetError(NO_STATES)
 
 
 def stored_head(job: Derivation) -> TopKHead:

@@ -11,17 +11,20 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from firstsight.console import Heartbeat
+from firstsight.errors import TargetError
 from firstsight.models.loading import load_teacher
 from phase1_teacher.forward.exact_states import head_content
 from phase1_teacher.forward.fidelity import Comparison
 from phase1_teacher.forward.gradient import GradientReport, WatchedPosition, gradient_report
 from phase1_teacher.forward.prefetch import Prefetch
+from phase1_teacher.forward.tail_basis import NO_STATES, agreed_basis
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import unit_batches
 from phase1_teacher.planning.job import DumpJob, prepare_dump
@@ -95,6 +98,8 @@ def dump(
     if isinstance(layout, ExactLayout):
         head = head_content(forward.model.get_output_embeddings(), job.pair.answers.teacher, layout)
         job.writer.write_head(head, first=(shard or Shard()).index)
+    elif layout.tail_rank:
+        forward.head.tail = agreed_basis(job.writer, partial(_first_states, job, forward), forward.head)
     begin = time.perf_counter()
     commits = CommitThread(job)
     batches = Prefetch(unit_batches(job, pending, is_done=job.writer.is_committed), _AHEAD)
@@ -133,6 +138,22 @@ def dump(
         peak_bytes=peak_bytes,
         gradient=_gradient(job, watched, compared) if (shard or Shard()).index == 0 else None,
     )
+
+
+def _first_states(job: DumpJob, forward: TeacherForward) -> torch.Tensor:
+    """[N, D] the states of the plan's first unit that has any, in planned order: batches and workers do not matter.
+
+    Raises:
+        TargetError: no unit has any.
+    """
+    for unit in job.writer.units():
+        found: dict[str, torch.Tensor] = {}
+        for batch in unit_batches(job, [unit], is_done=lambda _: False):
+            found |= forward.states(batch)
+        states = [found[key] for key in unit.keys if key in found and len(found[key])]
+        if states:
+            return torch.cat(states)
+    raise TargetError(NO_STATES)
 
 
 def _gradient(job: DumpJob, watched: list[WatchedPosition], compared: Comparison) -> GradientReport | None:

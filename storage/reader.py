@@ -301,6 +301,11 @@ class Cache(CommittedCache[SampleTargets]):
         return self._layout.temperatures
 
     @property
+    def tail_rank(self) -> int:
+        """Numbers per soft position that tell the shape of the tail; 0: none."""
+        return self._layout.tail_rank
+
+    @property
     def vocabulary_size(self) -> int:
         """Rows of the student's head."""
         return self._layout.vocabulary_size

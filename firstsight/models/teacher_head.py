@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +57,17 @@ class TeacherHead:
     def shared(self, logits_nV: Tensor) -> Tensor:
         """[n, S]: the columns of the shared ids, a view where that is possible; all other mass is dropped."""
         return logits_nV[:, self._teacher_ids_S]
+
+    def shared_weight(self, rows: int) -> Iterator[Tensor]:
+        """The weight's rows of the shared ids, in the student's order, so many at a time."""
+        for start in range(0, len(self.student_ids_S), rows):
+            part = slice(start, min(start + rows, len(self.student_ids_S)))
+            ids = self._teacher_ids_S
+            yield self.head_VD[part if isinstance(ids, slice) else ids[part]]
+
+    def shared_bias(self) -> Tensor | None:
+        """[S] the bias of the shared ids, in the student's order."""
+        return None if self.bias_V is None else self.bias_V[self._teacher_ids_S]
 
     def log_probabilities(self, states_nD: Tensor, temperature: float = 1.0) -> Tensor:
         """float32 [n, S]: log-probabilities at a temperature over the shared ids."""

@@ -43,6 +43,10 @@ class CacheSection(Section):
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 1.5, 2.0, 4.0)
     """Node temperatures at which the mass of the tail is stored, of `targets: top_k`; training may use any temperature between
     them."""
+    tail_rank: Annotated[int | None, Field(ge=1, le=1024)] = None
+    """Numbers per answer position that tell how the tail is spread over the entries that are not stored, of `targets: top_k`:
+    the teacher's state on the directions that carry most of the logits' variance, with their image of the vocabulary once per
+    cache. 64 takes about as many bytes. null: the mass of the tail alone."""
     unit_positions: Annotated[int, Field(gt=0)] = 4096
     """Answer positions of one unit of work."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -62,7 +66,7 @@ class CacheSection(Section):
     """Local directory for decoded units, shared by all processes on a machine; relative to the recipe. For a shuffled pass over
     a cache that is much larger than `memory`, or that lies in a bucket. null: none."""
 
-    @field_validator("top_k", "temperatures", mode="before")
+    @field_validator("top_k", "temperatures", "tail_rank", mode="before")
     @classmethod
     def _of_top_k_alone(cls, value: Any, info: ValidationInfo) -> Any:
         """A key that exact targets have no use for is refused where it is stated."""
@@ -74,7 +78,9 @@ class CacheSection(Section):
 
     def effective(self) -> dict[str, Any]:
         """The section as plain YAML types, without the keys that `targets` has no use for."""
-        return self.model_dump(mode="json", exclude={"top_k", "temperatures"} if self.targets == "exact" else None)
+        return self.model_dump(
+            mode="json", exclude={"top_k", "temperatures", "tail_rank"} if self.targets == "exact" else None
+        )
 
     @field_validator("temperatures")
     @classmethod

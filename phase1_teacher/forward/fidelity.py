@@ -26,6 +26,8 @@ from storage.temperature import at_temperature
 
 # m measured positions, S shared ids, K stored entries, J node temperatures, t reported temperatures
 
+SHAPE_KL = "fidelity_kl_shape_T"
+"""Begins the name of the sum of KL with a tail that has a shape (`tail_basis.shape_kl`); the temperature follows."""
 REPORTED = (1.0, 2.0, 4.0)
 """Temperatures of the report, where they lie within the cache's nodes."""
 
@@ -183,6 +185,11 @@ def report_lines(sums: Mapping[str, float], training: float | None = None) -> li
             for T in temperatures
         ]
         lines.append("  " + f"{k:>6}" + "".join(cells))
+    if any(name.startswith(SHAPE_KL) for name in sums):
+        cells = [f"{sums.get(f'{SHAPE_KL}{T:g}', 0.0) / _count(sums, T):>13.5f}{'':10}" for T in temperatures]
+        lines.append(
+            f"  {'shape':>6}{''.join(cells).rstrip()}  (k = {sizes[-1]} with the tail's shape; above it is spread evenly)"
+        )
     return lines
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from firstsight.models.teacher_head import TeacherHead
 from firstsight.vocabulary import VocabularyAlignment
 from phase1_teacher.forward.fidelity import full_moments, reported_temperatures
+from phase1_teacher.forward.tail_basis import TailBasis, shape_kl
 
 # N answer positions, n of one chunk, m measured ones, t reported temperatures, J node temperatures, K stored entries,
 # D hidden size, V rows of the head, S shared ids
@@ -50,6 +51,10 @@ class TopKTargets:
     """float32: logsumexp(v / T) of `fidelity.full_moments`, at the measured positions."""
     negentropy_mt: Tensor
     """float32: sum p log p of `fidelity.full_moments`, in nats, likewise."""
+    coefficients_Nr: Tensor
+    """float32: coordinates of the states on the directions of the cache's tail; r = 0 where it has none."""
+    shape_kl_mt: Tensor
+    """float32: `tail_basis.shape_kl` at the measured positions; t = 0 where the tail has no shape."""
 
     def to_host(self) -> TopKTargets:
         """A copy in host memory; from a GPU it is under way when this returns: wait for an event recorded after it."""
@@ -76,6 +81,9 @@ class TopKHead(TeacherHead):
         reported: temperatures at which the full distribution of measured positions is summarised; None: those of the report.
         chunk: positions projected at once.
     """
+
+    tail: TailBasis | None = None
+    """The directions of a cache with a tail rank, once they are known."""
 
     def __init__(
         self,
@@ -126,11 +134,28 @@ class TopKHead(TeacherHead):
             for row in range(0, max(1, len(ids_n)), rows):
                 parts.append(self._targets(logits_nV[row : row + rows], ids_n[row : row + rows]))
             del logits_nV  # before the next chunk's are made
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        coefficients_Nr, shape_kl_mt = torch.empty((len(states_ND), 0), device=self.device), log_normaliser_mt[:, :0]
+        if self.tail is not None:
+            coefficients_Nr = self.tail.coefficients(states_ND)
+            shape_kl_mt = self._shape_kl(self.tail, states_ND, joined["ids_NK"], measured_m)
         return TopKTargets(
-            **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
+            **joined,
             log_normaliser_mt=log_normaliser_mt,
             negentropy_mt=negentropy_mt,
+            coefficients_Nr=coefficients_Nr,
+            shape_kl_mt=shape_kl_mt,
         )
+
+    def _shape_kl(self, tail: TailBasis, states_ND: Tensor, ids_NK: Tensor, measured_m: Tensor) -> Tensor:
+        """[m, t], position by position: each takes several vocabularies of numbers."""
+        kl_mt = torch.empty((len(measured_m), len(self.reported)), device=self.device)
+        for place, row in enumerate(measured_m.tolist()):
+            state_1D, ids_1K = states_ND[row : row + 1], ids_NK[row : row + 1]
+            kl_mt[place] = shape_kl(
+                tail, self.log_probabilities(state_1D), state_1D, self._column_of_student[ids_1K], self.reported
+            )
+        return kl_mt
 
     def _targets(self, logits_nV: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
         """Targets of some rows of a chunk; their logits are used up."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from phase1_teacher.planning.batches import batch_by_tokens
 from phase1_teacher.planning.job import DumpJob
 from storage.format.v2.layout import ExactLayout
 from storage.targets import Turn
+
+_PassT = TypeVar("_PassT")
 
 # N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
 
@@ -120,6 +122,31 @@ class TeacherForward:
             self._soft_seen = 0
             self.vision.forget()
         check = batch.first and self.reference is not None
+
+        def forward(samples: Sequence[EncodedSample], refused: dict[str, str]) -> ForwardResult | None:
+            return self._forward(samples, refused, check=check)
+
+        for result in self._passes(batch, forward):
+            check = False
+            yield result
+        self.vision.forget(batch.later_images)
+
+    def states(self, batch: UnitBatch) -> dict[str, Tensor]:
+        """Key -> [P, D] the finite states of the soft positions of each sample of a batch. TargetError as `run`."""
+        if batch.samples and not self._checked:
+            self._self_check(batch.samples)
+        found: dict[str, Tensor] = {}
+        for answered, states_ND in self._passes(batch, self._soft_states):
+            parts = torch.split(states_ND, [int(sample.soft.sum()) for sample in answered])
+            for sample, part in zip(answered, parts, strict=True):
+                found[sample.key] = part[part.isfinite().all(dim=1)]
+        self.vision.forget(batch.later_images)
+        return found
+
+    def _passes(
+        self, batch: UnitBatch, forward: Callable[[Sequence[EncodedSample], dict[str, str]], _PassT | None]
+    ) -> Iterator[_PassT]:
+        """What some function gives for a batch, called once or, where memory forces it, on parts."""
         waiting = [batch.samples] if self.budget == self.job.recipe.teacher.batch_tokens else self._split(batch.samples)
         while waiting:
             samples = waiting.pop(0)
@@ -127,7 +154,7 @@ class TeacherForward:
                 continue
             try:
                 with self.clock.busy():
-                    result = self._forward(samples, batch.refused, check=check)
+                    result = forward(samples, batch.refused)
             except torch.OutOfMemoryError as error:
                 if len(samples) == 1:
                     self._forget()
@@ -139,9 +166,7 @@ class TeacherForward:
                 continue
             if result is None:
                 continue
-            check = False
             yield result
-        self.vision.forget(batch.later_images)
 
     @torch.inference_mode()
     def _self_check(self, samples: Sequence[EncodedSample]) -> None:
@@ -181,24 +206,15 @@ class TeacherForward:
     ) -> ForwardResult | None:
         """Targets of some samples; None where none of them can have any."""
         encoded_before, generated_before = self.vision.encoded, self.answers.generated
-        done: list[tuple[EncodedSample, AnsweredSample, NDArray[np.int64]]] = []
-        for sample in self.answers.complete(samples, lambda sample, error: self._refuse(sample, error, refused)):
-            try:
-                done.append((sample, *self._answered(sample)))
-            except AlignmentError as error:
-                self._refuse(sample, error, refused)
-        if not done:
+        found = self._soft_places(samples, refused)
+        if found is None:
             return None
-        samples, answered, teacher_rows = map(list, zip(*done, strict=True))
+        samples, answered, teacher_rows, rows, columns = found
         encoded = [sample.encoded for sample in samples]
-        rows, columns = answer_index(encoded)
-        offsets = np.cumsum([0, *(each.positions for each in encoded)])
-        chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
-        rows, columns = rows[chosen], columns[chosen]
         target_ids = torch.from_numpy(np.concatenate([each.student_ids[each.soft] for each in answered]))
         target_ids = to_device(target_ids, self.head.device)
         states_ND = self._states(samples, rows, columns)
-        measured = measured_rows(self._soft_seen, len(chosen), self.job.recipe.cache.unit_positions)
+        measured = measured_rows(self._soft_seen, len(rows), self.job.recipe.cache.unit_positions)
         block = self._block(states_ND, target_ids, measured)
         if self.job.student is not None:
             self._watch(samples, teacher_rows, states_ND, measured)
@@ -216,8 +232,41 @@ class TeacherForward:
             images_encoded=self.vision.encoded - encoded_before,
             ready=self.clock.event(),
         )
-        self._soft_seen += len(chosen)
+        self._soft_seen += len(rows)
         return result
+
+    @torch.inference_mode()
+    def _soft_states(
+        self, samples: Sequence[EncodedSample], refused: dict[str, str]
+    ) -> tuple[list[AnsweredSample], Tensor] | None:
+        """Samples and the states of their soft positions, sample by sample; None where none of them can have any."""
+        found = self._soft_places(samples, refused)
+        if found is None:
+            return None
+        samples, answered, _, rows, columns = found
+        return answered, self._states(samples, rows, columns)
+
+    def _soft_places(
+        self, samples: Sequence[EncodedSample], refused: dict[str, str]
+    ) -> tuple[list[EncodedSample], list[AnsweredSample], list[NDArray[np.int64]], Tensor, Tensor] | None:
+        """Samples with their answers, the teacher's answer positions of the soft ones, and rows and columns of these in the inputs.
+
+        None where none of the samples can have targets.
+        """
+        done: list[tuple[EncodedSample, AnsweredSample, NDArray[np.int64]]] = []
+        for sample in self.answers.complete(samples, lambda sample, error: self._refuse(sample, error, refused)):
+            try:
+                done.append((sample, *self._answered(sample)))
+            except AlignmentError as error:
+                self._refuse(sample, error, refused)
+        if not done:
+            return None
+        samples, answered, teacher_rows = map(list, zip(*done, strict=True))
+        encoded = [sample.encoded for sample in samples]
+        rows, columns = answer_index(encoded)
+        offsets = np.cumsum([0, *(each.positions for each in encoded)])
+        chosen = torch.from_numpy(np.concatenate([p + o for p, o in zip(teacher_rows, offsets[:-1], strict=True)]))
+        return samples, answered, teacher_rows, rows[chosen], columns[chosen]
 
     def _block(self, states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor) -> TopKTargets | ExactStates:
         layout = self.job.writer.version.layout

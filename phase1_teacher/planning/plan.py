@@ -23,7 +23,7 @@ from phase1_teacher.planning.job import (
 )
 from storage.errors import CacheMissing, WrongTargets
 from storage.exact import ExactCache, open_any_cache
-from storage.format.head_table import exact_sizes
+from storage.format.head_table import exact_sizes, tail_sizes
 from storage.maintenance.status import cache_status
 from storage.reader import Cache
 
@@ -77,7 +77,7 @@ class DumpPlan:
     measured: bool
     """`bytes_per_position` comes from this cache; else from other material."""
     head_bytes: int
-    """The head of an exact cache, once for all of it."""
+    """The head of an exact cache or of a tail with a shape, once for all of it."""
     longest_teacher: int
     """Tokens of the longest sample that the teacher takes."""
     longest_student: int
@@ -127,7 +127,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
         measured=measured is not None,
         longest_teacher=pair.teacher.longest,
         longest_student=pair.student.longest,
-        head_bytes=_head_bytes(recipe, pair, head_shape(config)) if recipe.cache.targets == "exact" else 0,
+        head_bytes=_head_bytes(recipe, pair, head_shape(config)),
         device_bytes=device_bytes(size, recipe.teacher),
         utilization=utilization,
     )
@@ -137,11 +137,14 @@ def _bytes_per_position(recipe: Recipe, size: ModelSize) -> float:
     """An estimate for a cache that does not exist yet."""
     if recipe.cache.targets == "exact":
         return _STATE_BYTES[recipe.teacher.dtype] * size.hidden + _POSITION_BYTES
-    return _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES
+    return _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES + (recipe.cache.tail_rank or 0)
 
 
 def _head_bytes(recipe: Recipe, pair: Pair, head: HeadShape) -> int:
-    """What the head of an exact cache takes, the token table included."""
+    """What the head of a cache takes, the token table of an exact one included; 0 where it has none."""
+    if recipe.cache.targets == "top_k":
+        rank = recipe.cache.tail_rank
+        return tail_sizes(len(pair.alignment.teacher_of_student), rank, head.hidden_size).nbytes() if rank else 0
     tokens = sum(len(content) for content, _ in pair.answers.teacher.table.values())
     return exact_sizes(head.rows, head.hidden_size, recipe.teacher.dtype, head.bias).nbytes() + tokens
 
@@ -203,7 +206,9 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     demand, size = plan.demand, plan.size
     origin = "measured in this cache" if plan.measured else "from other material; the first units will say"
     targets = f"k = {recipe.cache.top_k}"
-    if plan.head_bytes:
+    if recipe.cache.tail_rank:
+        targets += f", tail_rank = {recipe.cache.tail_rank}; {bytes_text(plan.head_bytes)} of it are the tail's directions, once"
+    elif plan.head_bytes:
         targets = f"exact targets; {bytes_text(plan.head_bytes)} of it are the teacher's head, once"
     lines = [
         f"Samples     {demand.samples:,}, {demand.images:,} image files; {demand.present:,} are in "

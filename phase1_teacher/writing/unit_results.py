@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from firstsight.errors import TargetError
 from phase1_teacher.forward.exact_states import ExactStates, bits
-from phase1_teacher.forward.fidelity import Comparison, comparison, fidelity_sums
+from phase1_teacher.forward.fidelity import SHAPE_KL, Comparison, comparison, fidelity_sums
 from phase1_teacher.forward.soft_targets import TopKTargets
 from phase1_teacher.forward.teacher import AnsweredSample, ForwardResult
 from phase1_teacher.planning.job import DumpJob
 from phase1_teacher.planning.retry import BY_TEACHER
 from storage.format.base import EXACT
 from storage.plan import PlannedUnit
-from storage.targets import ExactSample, ExactTargets, SampleTargets, StoredSample, Targets
+from storage.targets import ExactSample, ExactTargets, SampleTargets, ShapedTargets, StoredSample, Targets
 from storage.writer import UnitWriter
 
 # N soft positions of a result, P answer positions of a sample
@@ -44,7 +44,7 @@ class UnitResults(ABC):
         self._compared = compared
         self._skip = skip
         self._targets: dict[str, StoredSample] = {}
-        self._measured: list[tuple[Targets, NDArray[np.float32], NDArray[np.float32]]] = []
+        self._measured: list[tuple[Targets, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
 
     def add(self, result: ForwardResult) -> None:
         """One forward pass's samples; waits for its copies from the device.
@@ -87,10 +87,12 @@ class UnitResults(ABC):
                 out.append(self._targets[key])
         if self._measured:
             layout = self._compared.layout
-            exact, normalisers, negentropies = zip(*self._measured, strict=True)
+            exact, normalisers, negentropies, shape_kls = zip(*self._measured, strict=True)
             whole = Targets.concatenate(exact, layout.widths)
             moments = np.concatenate(normalisers), np.concatenate(negentropies)
             self._add(fidelity_sums(whole, *moments, layout, self._compared.temperatures))
+            for T, kl in zip(self._compared.temperatures, np.concatenate(shape_kls).T, strict=False):
+                self._add({f"{SHAPE_KL}{T:g}": float(kl.astype(np.float64).sum())})
         out.statistics.update(self.sums)
         out.notes.update(self.notes)
 
@@ -113,7 +115,8 @@ class UnitResults(ABC):
             student_ids = np.concatenate([sample.student_ids[sample.soft] for sample in result.samples])
             block, places = self._compared_targets(result.block, rows)
             part = _targets(block, torch.from_numpy(places[good]), student_ids[rows[good]])
-            self._measured.append((part, block.log_normaliser_mt.numpy()[good], block.negentropy_mt.numpy()[good]))
+            moments = (block.log_normaliser_mt, block.negentropy_mt, block.shape_kl_mt)
+            self._measured.append((part, *(moment.numpy()[good] for moment in moments)))
 
     def _count(self, result: ForwardResult, kept: NDArray[np.bool_], done: Sequence[StoredSample]) -> None:
         added: dict[str, float] = {
@@ -139,6 +142,8 @@ class TopKResults(UnitResults):
 
     def _stored(self, block: TopKTargets, rows: slice, sample: AnsweredSample) -> SampleTargets:
         dense = _targets(block, rows, sample.student_ids[sample.soft])
+        if block.coefficients_Nr.shape[1]:
+            dense = ShapedTargets(**dense.arrays(), tail_coefficients=block.coefficients_Nr[rows].numpy())
         targets = dense.spread(sample.soft, sample.student_ids.astype(np.uint32))
         return SampleTargets(targets=targets, **_turns(sample))
 

@@ -19,24 +19,22 @@ from tqdm import tqdm
 
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError
+from firstsight.models.tail_shape import TailShape
 from firstsight.prompting import Encoded, Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Batch, Collator, Item
-from phase2_student.loss.targets import StoredTargets
-from storage.exact import ExactCache, open_exact_cache
-from storage.format.base import EXACT
-from storage.reader import Cache, CommittedCache, open_cache, read_root
-from storage.store import open_store
+from phase2_student.data.contract import check_tail
+from phase2_student.loss.targets import CoordinateTargets, ShapedTargets, StoredTargets
+from storage.exact import ExactCache, open_any_cache
+from storage.reader import Cache, CommittedCache
 from storage.targets import SampleTargets, Targets, Turn
+from storage.targets import ShapedTargets as CachedShape
 from storage.temperature import at_temperature
 
 
 def open_recipe_cache(recipe: Recipe) -> Cache | ExactCache:
     """The recipe's cache, of the kind that lies there, with the memory and the scratch directory that it states; CacheError."""
-    location, memory, scratch = recipe.cache_location, recipe.cache.memory, recipe.cache_scratch
-    if read_root(open_store(location)).kind == EXACT:
-        return open_exact_cache(location, memory_budget=memory, scratch=scratch)
-    return open_cache(location, memory_budget=memory, scratch=scratch)
+    return open_any_cache(recipe.cache_location, memory_budget=recipe.cache.memory, scratch=recipe.cache_scratch)
 
 
 class CacheSource:
@@ -46,21 +44,38 @@ class CacheSource:
         cache: opened.
         prompter: the student's.
         temperature: of the targets, within the cache's nodes.
+        tail: of the recipe's loss; None: the shape of the tail where the cache has one.
         progress: show a bar while targets are compared.
     """
 
     note = ""
 
-    def __init__(self, cache: Cache, prompter: Prompter, *, temperature: float, progress: bool = False) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        prompter: Prompter,
+        *,
+        temperature: float,
+        tail: str | None = None,
+        progress: bool = False,
+    ) -> None:
         self.cache = cache
         self.prompter = prompter
         self.temperature = temperature
         self.progress = progress
         self.entries: int | None = cache.spec["top_k"]
+        self.tail_rank = cache.tail_rank if tail in (None, "shape") else 0
 
     def at(self, recipe: Recipe) -> CacheSource:
-        """The same cache for a recipe with another loss."""
-        return CacheSource(self.cache, self.prompter, temperature=recipe.loss.temperature, progress=self.progress)
+        """The same cache for a recipe with another loss. RecipeError: one that asks for a shape which the cache has not."""
+        check_tail(recipe, self.cache)
+        return CacheSource(
+            self.cache,
+            self.prompter,
+            temperature=recipe.loss.temperature,
+            tail=recipe.loss.tail,
+            progress=self.progress,
+        )
 
     def shared_mask(self) -> NDArray[np.bool_]:
         """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
@@ -80,20 +95,31 @@ class CacheSource:
 
     def identity(self, keys: Sequence[str]) -> dict[str, Any]:
         """What a run on these samples is bound to; the cache may grow."""
-        return {"targets": "cache", "targets digest": self.cache.digest_of_samples(keys)}
+        shape = {"tail": f"shape of rank {self.tail_rank}"} if self.tail_rank else {}
+        return {"targets": "cache", "targets digest": self.cache.digest_of_samples(keys), **shape}
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` tells of the targets."""
         return {"teacher": None, "cache": self.cache.location, "cache_digest": self.cache.digest}
 
-    def completion(self, device: torch.device) -> Callable[[Batch[StoredTargets]], Batch[StoredTargets]]:
-        """What brings a batch to the device, ready for the loss."""
-        return lambda batch: batch.to(device)
+    def completion(self, device: torch.device) -> Callable[[Batch[StoredTargets]], Batch[Any]]:
+        """What brings a batch to the device, ready for the loss; reads the image of the tail's directions where they are used."""
+        if not self.tail_rank:
+            return lambda batch: batch.to(device)
+        shape, temperature = TailShape.of_cache(self.cache.head(), self.shared_mask(), device), self.temperature
+
+        def complete(batch: Batch[StoredTargets]) -> Batch[ShapedTargets]:
+            seen = batch.to(device)
+            assert isinstance(seen.targets, CoordinateTargets)
+            return seen.with_targets(ShapedTargets.of(seen.targets, shape, temperature))
+
+        return complete
 
 
 def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
     """The targets of a batch."""
-    return StoredTargets.joined([item.targets for item in items])
+    parts = [item.targets for item in items]
+    return type(parts[0]).joined(parts)
 
 
 def samples_with_targets(
@@ -174,18 +200,20 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         log_p, log_r = self._at_temperature(targets)
         ids = np.where(targets.soft[:, None], targets.ids.astype(np.int64), self._any_ids)
         encoded = self.prompter.encode(sample, _by_turn(targets.target_ids, turns))
-        return Item(
-            name=sample.id,
-            encoded=encoded,
-            targets=StoredTargets(
-                target_ids_N=encoded.target_ids,
-                soft_N=torch.from_numpy(targets.soft),
-                hard_N=torch.tensor([turn.hard for turn in turns for _ in range(turn.positions)], dtype=torch.bool),
-                ids_NK=torch.from_numpy(ids),
-                log_p_NK=torch.from_numpy(log_p),
-                log_r_N=torch.from_numpy(log_r),
-            ),
+        arrays = {
+            "target_ids_N": encoded.target_ids,
+            "soft_N": torch.from_numpy(targets.soft),
+            "hard_N": torch.tensor([turn.hard for turn in turns for _ in range(turn.positions)], dtype=torch.bool),
+            "ids_NK": torch.from_numpy(ids),
+            "log_p_NK": torch.from_numpy(log_p),
+            "log_r_N": torch.from_numpy(log_r),
+        }
+        stored = (
+            CoordinateTargets(**arrays, coefficients_Nr=torch.from_numpy(targets.tail_coefficients))
+            if isinstance(targets, CachedShape)
+            else StoredTargets(**arrays)
         )
+        return Item(name=sample.id, encoded=encoded, targets=stored)
 
     def at(self, temperature: float) -> CachedDataset:
         """The same samples, checked already, at another temperature of the cache.

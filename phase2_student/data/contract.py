@@ -51,6 +51,16 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
     absent = SpecMismatch.ABSENT
     differences = [(name, cached.get(name, absent), own.get(name, absent)) for name in {**own, **cached}]
     _refuse(cache, [*differences, *_stated(recipe, cache)])
+    check_tail(recipe, cache)
+
+
+def check_tail(recipe: Recipe, cache: Cache) -> None:
+    """Raise RecipeError where the loss asks for a tail's shape that a top_k cache has not."""
+    if recipe.loss.tail == "shape" and not cache.tail_rank:
+        raise RecipeError(
+            f"loss.tail: shape: {cache.location} holds the mass of its tail alone; set loss.tail: bucket, or dump, or derive, a "
+            "cache with cache.tail_rank"
+        )
 
 
 def check_loss(recipe: Recipe, source: str) -> None:
@@ -63,7 +73,7 @@ def check_loss(recipe: Recipe, source: str) -> None:
     Raises:
         RecipeError: `loss.tail` is stated.
     """
-    if "tail" in recipe.loss.model_fields_set:
+    if recipe.loss.tail is not None:
         raise RecipeError(
             f"loss.tail: {source} whole distributions, in which no entry is left over; remove the key, which is for top_k caches"
         )
@@ -90,8 +100,12 @@ def _kind(recipe: Recipe, spec: dict[str, Any]) -> list[Compared]:
     section, kind = recipe.cache, spec.get("targets", TOP_K)
     if "targets" in section.model_fields_set and section.targets != kind:
         return [("targets", kind, section.targets)]
-    wanted = {"top_k": section.top_k, "temperatures": normalised(list(section.temperatures))}
+    wanted: dict[str, Any] = {"top_k": section.top_k, "temperatures": normalised(list(section.temperatures))}
     named = (
         wanted if kind == TOP_K else section.model_fields_set & wanted.keys()
     )  # nothing of them is in an exact cache
-    return [(name, spec.get(name, SpecMismatch.ABSENT), wanted[name]) for name in wanted if name in named]
+    compared = [(name, spec.get(name, SpecMismatch.ABSENT), wanted[name]) for name in wanted if name in named]
+    if "tail_rank" in section.model_fields_set:  # a recipe that is silent trains on either
+        rank = SpecMismatch.ABSENT if section.tail_rank is None else section.tail_rank
+        compared.append(("tail_rank", spec.get("tail_rank", SpecMismatch.ABSENT), rank))
+    return compared

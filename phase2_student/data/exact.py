@@ -77,6 +77,7 @@ class ExactSource:
     """
 
     entries: int | None = None
+    tail_rank = 0
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class TeacherSource:
 
     note = "the teacher in memory"
     entries: int | None = None
+    tail_rank = 0
 
     def __init__(self, recipe: Recipe, pair: Pair) -> None:
         self.recipe = recipe

@@ -59,6 +59,8 @@ class TargetSource(Protocol):
     """For the terminal; empty for the usual source."""
     entries: int | None
     """Stored per position, beside the mass of the rest; None: whole distributions."""
+    tail_rank: int
+    """Rank of the tail's shape where that is trained on; 0: none."""
 
     def at(self, recipe: Recipe) -> TargetSource:
         """The same targets for a recipe that differs in its loss, training or weights."""
@@ -139,4 +141,4 @@ def source_of(
     if isinstance(cache, ExactCache):
         skip = recipe.cache.on_error == "skip"
         return ExactSource(cache, prompter, rows=rows, temperature=temperature, skip=skip, progress=progress)
-    return CacheSource(cache, prompter, temperature=temperature, progress=progress)
+    return CacheSource(cache, prompter, temperature=temperature, tail=recipe.loss.tail, progress=progress)

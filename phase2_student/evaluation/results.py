@@ -190,8 +190,9 @@ class ModelResult(_Part):
     """Answers that are empty, nonfinite, cut."""
     distance_unknown: str | None = None
     """Why the distance to the teacher is not known."""
-    distance_targets: Literal["top_k", "exact"] | None = None
-    """What it was measured on: stored entries and the rest as one outcome, a lower bound, or whole distributions."""
+    distance_targets: Literal["top_k", "tail_rank", "exact"] | None = None
+    """What it was measured on: stored entries and the rest as one outcome, a lower bound; stored entries and a tail with a shape, an
+    estimate; or whole distributions."""
     preprocessing: InputSettings | None = None
     """How its inputs were made."""
     scores: GroupedScores

@@ -330,5 +330,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
 
 def _distance_text(evaluation: Evaluation) -> str:
     """What the distances to the teacher were measured on."""
-    exact = any(model.distance_targets == "exact" for model in evaluation.models)
-    return "whole distributions of the exact cache" if exact else "cached top-k and tail"
+    kinds = {model.distance_targets for model in evaluation.models}
+    if "exact" in kinds:
+        return "whole distributions of the exact cache"
+    return "cached top-k and the tail by its shape" if "tail_rank" in kinds else "cached top-k and tail"

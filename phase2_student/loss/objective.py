@@ -48,7 +48,7 @@ class Objective:
     divergence: Divergence = field(default_factory=ForwardKL)
     tail: TailMode = "bucket"
     """What stands for ids that are not stored. `bucket`: the rest as one outcome; `renormalize`: both distributions conditioned
-    on the stored ids; `none`: the sum over the stored ids alone."""
+    on the stored ids; `none`: the sum over the stored ids alone. Nothing to whole distributions, and to a tail with a shape."""
 
     @classmethod
     def of_recipe(cls, section: LossSection) -> Objective:
@@ -57,14 +57,15 @@ class Objective:
             temperature=section.temperature,
             alpha=section.alpha,
             divergence=divergence_of(section),
-            tail=section.tail,
+            tail="bucket" if section.tail is None or section.tail == "shape" else section.tail,
         )
 
-    def text(self, entries: int | None) -> str:
+    def text(self, entries: int | None, tail_rank: int = 0) -> str:
         """In words, for the log.
 
         Args:
             entries: stored per position; None: the targets are whole distributions.
+            tail_rank: of the shape of the tail that is trained on; 0: none.
         """
         if self.alpha == 0:
             return "cross-entropy alone (alpha = 0)"
@@ -73,6 +74,8 @@ class Objective:
             "renormalize": ", on {k} stored entries, renormalised",
             "none": ", the sum over {k} stored entries alone",
         }[self.tail]
+        if tail_rank:
+            of = f", on {entries} stored entries and a tail of rank {tail_rank}"
         where = "" if entries is None else of.format(k=entries)
         return f"T = {self.temperature:g}, alpha = {self.alpha:g}, {self.divergence.text}{where}"
 

@@ -9,9 +9,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from firstsight.models.tail_shape import TailShape
 from firstsight.models.teacher_head import SoftHead
 
-# N answer positions, K stored entries, S shared ids in the order of the student's ids, D hidden size of the teacher
+_LOG_NOTHING = -103.3
+"""log of the smallest positive float32: stands for a token of an empty tail."""
+
+# N answer positions, n of one chunk, r directions of a tail,
+# K stored entries, S shared ids in the order of the student's ids, D hidden size of the teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +76,11 @@ class StoredTargets(PositionTargets):
     """float32: log of the mass not stored, nats; -inf: nothing."""
 
     @classmethod
-    def joined(cls, parts: Sequence[StoredTargets]) -> StoredTargets:
+    def joined(cls, parts: Sequence[StoredTargets]) -> Self:
         """The positions of several samples in a row."""
         return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
-    def chunk(self, rows: slice | Tensor) -> StoredTargets:
+    def chunk(self, rows: slice | Tensor) -> Self:
         """Those of some positions."""
         return self.mapped(lambda tensor: tensor[rows])
 
@@ -93,12 +98,15 @@ class FullTargets(PositionTargets):
     """float32: finite log-probabilities, nats."""
     shared_ids_S: Tensor
     """int64, ascending: the student ids of the columns."""
+    top_N: Tensor | None = None
+    """int64: the teacher's most likely id, where that is known apart; None: the largest of them."""
 
     def chunk(self, rows: slice | Tensor) -> FullTargets:
         """Those of some positions."""
         return FullTargets(
             log_p_NS=self.log_p_NS[rows],
             shared_ids_S=self.shared_ids_S,
+            top_N=None if self.top_N is None else self.top_N[rows],
             target_ids_N=self.target_ids_N[rows],
             soft_N=self.soft_N[rows],
             hard_N=self.hard_N[rows],
@@ -107,6 +115,8 @@ class FullTargets(PositionTargets):
     @property
     def top_ids_N1(self) -> Tensor:
         """int64: the teacher's most likely id."""
+        if self.top_N is not None:
+            return self.top_N[:, None]
         return self.shared_ids_S[self.log_p_NS.argmax(dim=1, keepdim=True)]
 
 
@@ -133,4 +143,44 @@ class TeacherTargets(PositionTargets):
         )
 
 
-LossTargets = StoredTargets | FullTargets | TeacherTargets
+@dataclass(frozen=True, kw_only=True)
+class CoordinateTargets(StoredTargets):
+    """Stored entries with the coordinates of their tail's shape, not yet joined with what makes logits of these."""
+
+    coefficients_Nr: Tensor
+    """float32, as the cache holds them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapedTargets(PositionTargets):
+    """Stored entries as they are and a tail with a shape, made whole distributions chunk by chunk."""
+
+    stored: CoordinateTargets
+    shape: TailShape
+    """No module and no field of tensors, as `TeacherTargets.head`."""
+    temperature: float
+    """T of the stored entries, and of the distributions that are made."""
+
+    @classmethod
+    def of(cls, stored: CoordinateTargets, shape: TailShape, temperature: float) -> ShapedTargets:
+        """The targets of positions; on one device with the shape."""
+        known = {field.name: getattr(stored, field.name) for field in fields(PositionTargets)}
+        return cls(stored=stored, shape=shape, temperature=temperature, **known)
+
+    def chunk(self, rows: slice | Tensor) -> FullTargets:
+        """The distributions of some positions."""
+        stored = self.stored.chunk(rows)
+        columns_nK = self.shape.columns(stored.ids_NK)
+        log_p_nS = self.shape.log_tail(stored.coefficients_Nr, columns_nK, self.temperature)
+        log_p_nS.add_(stored.log_r_N[:, None]).scatter_(1, columns_nK, stored.log_p_NK).clamp_(min=_LOG_NOTHING)
+        return FullTargets(
+            log_p_NS=log_p_nS,
+            shared_ids_S=self.shape.student_ids_S,
+            top_N=stored.ids_NK[:, 0],
+            target_ids_N=stored.target_ids_N,
+            soft_N=stored.soft_N,
+            hard_N=stored.hard_N,
+        )
+
+
+LossTargets = StoredTargets | FullTargets | TeacherTargets | ShapedTargets

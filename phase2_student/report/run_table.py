@@ -94,13 +94,12 @@ def run_rows(runs: Sequence[Run]) -> list[RunRow]:
 
 
 def _one_loss(runs: Sequence[Run]) -> bool:
-    """Whether the losses of all runs are of the same: settings, and stored entries; whole distributions have none."""
+    """Whether the losses of all runs are of the same: settings, and what stands for the teacher's distribution."""
 
-    def made_of(run: Run) -> tuple[str, ...]:
+    def made_of(run: Run) -> str:
         entries = None if run.identity.get("targets") in _WHOLE else run.key("cache.top_k")
-        return tuple(
-            json.dumps(each) for each in (*(run.setting(f"loss.{key}") for key in LossSection.model_fields), entries)
-        )
+        settings = [run.setting(f"loss.{key}") for key in LossSection.model_fields]
+        return json.dumps([*settings, entries, run.identity.get("tail")])
 
     return len({made_of(run) for run in runs}) == 1
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from phase2_student.runs.records import Run
 from storage.errors import CacheError
-from storage.exact import open_exact_cache
-from storage.format.base import EXACT
+from storage.exact import open_any_cache
 from storage.maintenance.status import CacheStatus, cache_status
-from storage.reader import open_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +39,7 @@ def read_cache(runs: Sequence[Run]) -> tuple[CacheFacts | None, str]:
         return None, "The runs name no cache."
     try:
         status = cache_status(locations[-1])
-        opened = open_exact_cache(locations[-1]) if status.kind == EXACT else open_cache(locations[-1])
-        return CacheFacts(status=status, digest=opened.digest), ""
+        return CacheFacts(status=status, digest=open_any_cache(locations[-1]).digest), ""
     except (CacheError, OSError) as error:
         return None, f"The cache could not be opened: {error}"
 

@@ -59,7 +59,7 @@ class Plan:
     @property
     def objective_text(self) -> str:
         """What is minimised, in words."""
-        return Objective.of_recipe(self.recipe.loss).text(self.source.entries)
+        return Objective.of_recipe(self.recipe.loss).text(self.source.entries, self.source.tail_rank)
 
     @property
     def unlearned_text(self) -> str:

@@ -21,11 +21,13 @@ from firstsight.errors import RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.runs.lock import RunInUse
 from phase2_student.training.arguments import training_arguments
-from phase2_student.training.prepare import is_finished, prepare
+from phase2_student.training.prepare import Plan, is_finished, prepare
 from phase2_student.training.train import TrainResult, train
 
 VARIED = ("loss", "training", "student")
 """Sections that a grid may vary: the others are what the cache and its samples depend on."""
+CACHE = "cache.path"
+"""What it may vary beside them: caches of the same samples, such as those that `fs-teacher derive` makes of one exact dump."""
 _BARE = tuple(LossSection.model_fields)
 
 
@@ -101,9 +103,9 @@ def _axis(text: str) -> tuple[str, list[str]]:
     if key in _BARE:
         key = f"loss.{key}"
     section = key.partition(".")[0]
-    if section not in VARIED or "." not in key:
+    if key != CACHE and (section not in VARIED or "." not in key):
         raise RecipeError(
-            f"--grid {text}: a grid varies keys of {', '.join(VARIED)}, such as training.learning_rate, and the bare names "
+            f"--grid {text}: a grid varies keys of {', '.join(VARIED)}, such as training.learning_rate, {CACHE}, and the bare names "
             f"{', '.join(_BARE)}; got {key!r}"
         )
     if key == "training.output_dir":
@@ -128,9 +130,11 @@ def sweep(
         FirstSightError: what any of the runs would refuse, before the first one begins.
         CacheError: no cache, or one of another student.
     """
-    plans = [prepare(runs[0].recipe, progress=progress)]
-    for run in runs[1:]:
-        plans.append(prepare(run.recipe, progress=progress, like=plans[0]))
+    plans: list[Plan] = []
+    for run in runs:
+        location = run.recipe.cache_location
+        like = next((plan for plan in plans if plan.recipe.cache_location == location), None)
+        plans.append(prepare(run.recipe, progress=progress, like=like))
     for plan in plans:
         is_finished(plan)  # refuses the run of another recipe
     outcomes = []

@@ -1,7 +1,7 @@
 """KL(teacher || student) at T = 1 from the cache: no teacher in memory.
 
-A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL; from exact
-targets it is the full one.
+A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL; where it knows the
+tail's shape as well it is an estimate of the full one, and from exact targets it is that.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ def cache_digest(recipe: Recipe) -> str | None:
         return None
 
 
-def cache_kind(recipe: Recipe) -> Literal["top_k", "exact"] | None:
+def cache_kind(recipe: Recipe) -> Literal["top_k", "tail_rank", "exact"] | None:
     """Which targets the recipe's cache holds; None where there is none that can be read."""
     try:
-        return "exact" if isinstance(open_recipe_cache(recipe), ExactCache) else "top_k"
+        cache = open_recipe_cache(recipe)
     except CacheError:
         return None
+    if isinstance(cache, ExactCache):
+        return "exact"
+    return "tail_rank" if cache.tail_rank else "top_k"
 
 
 @torch.inference_mode()
