@@ -64,7 +64,7 @@ def run_identity(
         defaults: of the `training` section.
     """
     dumped = recipe.dump()
-    if dumped["loss"]["tail"] in (None, "shape"):  # a tail with a shape is a part of the targets' identity
+    if dumped["loss"].get("tail") in (None, "shape"):  # a tail with a shape is a part of the targets' identity
         dumped["loss"]["tail"] = "bucket"
     sections = {
         "student": {

@@ -50,3 +50,6 @@ def test_ground_truth_is_derived_in_the_students_own_tokens(tmp_path, monkeypatc
     for key in dumped:
         assert dumped[key].targets.target_ids.tolist() == derived[key].targets.target_ids.tolist()
     passes(fs_student, "train", *config, "--set", "cache.path=derived.zarr")
+    exact = ("--config", tmp_path / "exact.yaml", "--no-progress", "--set", "training.output_dir=exact")
+    passes(fs_student, "train", *exact)  # a recipe that states its targets
+    assert "finished" in passes(fs_student, "train", *exact)
