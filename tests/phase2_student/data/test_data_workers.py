@@ -51,9 +51,9 @@ def test_a_run_with_workers_ends_with_the_same_weights(world):
 
 def test_memory_and_scratch_of_the_recipe_are_those_of_the_cache_and_no_part_of_the_run(world, monkeypatch):
     opened = []
-    stock = cached.open_cache
+    stock = cached.open_any_cache
     monkeypatch.setattr(
-        cached, "open_cache", lambda *args, **options: opened.append(options) or stock(*args, **options)
+        cached, "open_any_cache", lambda *args, **options: opened.append(options) or stock(*args, **options)
     )
     command = ["train", "--config", world / "recipe.yaml", "--no-progress", "--set", "training.num_train_epochs=1"]
     more = ["--set", "cache.scratch=fast", "--set", "cache.memory=1 B"]
