@@ -130,7 +130,7 @@ def _held(recipe: Recipe, job: DumpJob) -> str:
         return f"{recipe.cache_location} holds all {len(job.samples):,} samples of this recipe."
     retried = job.writer.version.replans_skipped
     advice = (
-        "mend them and run the same command, or try --retry-skipped for what only the teacher can judge"
+        "repair them and run the same command, or try --retry-skipped for what only the teacher can judge"
         if retried
         else "to have them as well use another cache.path"
     )

@@ -78,11 +78,21 @@ def fetched(url: str, place: str, *, public: Callable[[str], bool] | None = None
             raise DataError(
                 f"{place}: image {url[:200]}: cannot be fetched ({' '.join(str(error).split())[:200]})"
             ) from None
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:
+        _keep(path, data, place)
+    return path
+
+
+def _keep(path: Path, data: bytes, place: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(data)
         os.replace(file.name, path)
-    return path
+    except OSError as error:
+        raise DataError(
+            f"{place}: an image of the web cannot be kept in {path.parent} ({error.strerror or error}); set XDG_CACHE_HOME to a directory "
+            "that can be written"
+        ) from None
 
 
 class _Refused(Exception):

@@ -30,7 +30,7 @@ from storage.writer import CacheWriter
 
 NO_STATES = (
     "cache.tail_rank: no sample has a position with a soft target, so there are no states to find directions in; remove the "
-    "key, or mend the data"
+    "key, or repair the data"
 )
 _CHUNK = 4096  # rows of the head in float64 at a time: 117 MB at D = 3,584
 _ISOTROPIC = 1e-6

@@ -143,7 +143,7 @@ def samples_with_targets(
     if rows and not found:  # a mean over nothing would be the best loss of any run
         key, sample = rows[0]
         raise DataError(
-            f"the dump skipped all {len(rows)} samples of {sample.place.rpartition(':')[0]} ({skipped[key]}); mend the data and dump "
+            f"the dump skipped all {len(rows)} samples of {sample.place.rpartition(':')[0]} ({skipped[key]}); repair the data and dump "
             "again"
         )
     return found, [skipped[key] for key, _ in rows if key not in cache]

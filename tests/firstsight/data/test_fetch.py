@@ -178,3 +178,9 @@ def test_what_a_server_sends_is_no_image(server, tmp_path):
         with pytest.raises(DataError, match=r"text: is no image; check in a browser"):
             rows(tmp_path, f"{server}/text", allow_urls=True)
     assert len(Answers.asked) == 2  # nothing is kept: it may be an image the next time
+
+
+def test_a_directory_that_cannot_be_written_is_named_with_the_row(server, tmp_path):
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    with pytest.raises(DataError, match=r"t\.jsonl:1: an image of the web cannot be kept in .*set XDG_CACHE_HOME"):
+        rows(tmp_path, f"{server}/a.png", allow_urls=True)
