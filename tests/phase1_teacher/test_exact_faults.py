@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from click.testing import CliRunner
 from test_exact_dump import exact_recipe
 
@@ -23,6 +24,15 @@ from storage.reader import open_cache
 POINTS = (
     "create:written", "create:linked", "head:objects", "head:created", "tree:half", "tree:parent", "commit:created",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """A fork has none of its parent's threads: who waits for them waits for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def dumped(recipe, model, shard=None):
