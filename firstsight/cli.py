@@ -69,7 +69,7 @@ def synth(out: Path, train: int, validation: int, seed: int, labels: int | None,
 )
 @click.option(
     "--regime",
-    default="few-labels",
+    default="clean",
     show_default=True,
     type=click.Choice(["few-labels", "clean"]),
     help="few-labels: one training sample in ten has its label, the teacher answers the rest; clean: all have theirs.",

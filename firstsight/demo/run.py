@@ -62,7 +62,7 @@ _GENERATE = """\
 """
 
 
-def run_demo(directory: Path, regime: Regime = "few-labels") -> None:
+def run_demo(directory: Path, regime: Regime = "clean") -> None:
     """Run the demo in `directory`; a second run continues where the first one ended.
 
     Args:

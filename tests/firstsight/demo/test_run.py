@@ -26,7 +26,7 @@ def commands(monkeypatch, tmp_path):
 
 
 def test_few_labels_are_compared_with_labels_and_with_the_teachers_answers(commands, tmp_path):
-    run.run_demo(tmp_path / "demo")
+    run.run_demo(tmp_path / "demo", "few-labels")
     programs = [" ".join(command.split()[:2]) for command in commands]
     trained = ["fs-student train", "fs-teacher answers", "fs-teacher dump", "fs-student train", "fs-student train"]
     assert programs == ["firstsight data", "fs-teacher dump", *trained, "fs-student eval", "fs-student report"]
