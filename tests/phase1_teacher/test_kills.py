@@ -64,11 +64,7 @@ def test_killed_dumps_leave_the_same_cache_and_compute_nothing_committed_again(w
     config = workshop.recipe(rows, cache={"path": "undisturbed"})
     zygote = Zygote(config)
     try:
-        begin = time.monotonic()
-        (pid,) = run_round(zygote, config, workshop.directory / "undisturbed.log", 1)
-        assert zygote.wait(pid) == 0
-        duration = time.monotonic() - begin
-        undisturbed = open_cache(str(workshop.directory / "undisturbed"))
+        undisturbed, duration = dump_undisturbed(workshop, zygote, config)
         units = len(list(undisturbed.units()))
         assert units > 10
         killed, trial, counts = 0, 0, {"SIGKILL": 0, "SIGTERM": 0}
@@ -90,11 +86,7 @@ def test_killed_dumps_with_a_tail_rank_leave_one_basis_and_the_same_targets(work
     config = workshop.recipe(rows, cache={"path": "undisturbed", "tail_rank": 6})
     zygote = Zygote(config)
     try:
-        begin = time.monotonic()
-        (pid,) = run_round(zygote, config, workshop.directory / "undisturbed.log", 1)
-        assert zygote.wait(pid) == 0
-        duration = time.monotonic() - begin
-        undisturbed = open_cache(str(workshop.directory / "undisturbed"))
+        undisturbed, duration = dump_undisturbed(workshop, zygote, config)
         killed, trial, counts = 0, 100, {"SIGKILL": 0, "SIGTERM": 0}
         while killed < max(2, KILLED_DUMPS // 10):
             trial += 1
@@ -110,6 +102,14 @@ def test_killed_dumps_with_a_tail_rank_leave_one_basis_and_the_same_targets(work
                     assert (found[key].targets.arrays()[name] == array).all(), name
     finally:
         zygote.close()
+
+
+def dump_undisturbed(workshop, zygote, config):
+    """The cache of a dump that nobody kills, and the seconds that it took."""
+    begin = time.monotonic()
+    (pid,) = run_round(zygote, config, workshop.directory / "undisturbed.log", 1)
+    assert zygote.wait(pid) == 0
+    return open_cache(str(workshop.directory / "undisturbed")), time.monotonic() - begin
 
 
 def kill_and_finish(workshop, zygote, rows, trial, duration, digest, counts, **cache) -> bool:

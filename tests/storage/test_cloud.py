@@ -8,6 +8,7 @@ import pickle
 import re
 
 import pytest
+from optional_packages import optional_package
 from storage_cases import assert_holds, assert_stored, key_of, sample_of, spec_of, write_cache, write_unit
 from store_suite import StoreSuite
 
@@ -18,7 +19,7 @@ from storage.reader import open_cache
 from storage.store import open_store
 from storage.writer import create_cache
 
-obstore = pytest.importorskip("obstore") if os.environ.get("FIRSTSIGHT_CI") != "1" else __import__("obstore")
+obstore = optional_package("obstore")
 
 
 @pytest.fixture

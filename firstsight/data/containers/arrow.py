@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -93,13 +94,13 @@ class Tables(Container):
         return one_value(self.part(locator, 1), self, locator)
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """Rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, start: int, count: int) -> Any:
         """Rows from `start` on, at most `count`, as a table."""
-        raise NotImplementedError
 
 
 class ArrowDirectory(Tables):

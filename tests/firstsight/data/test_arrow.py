@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+from optional_packages import optional_package
 from PIL import Image
 
 from firstsight.data.containers import open_container
@@ -11,8 +12,8 @@ from firstsight.data.samples import SampleFiles, load_samples
 from firstsight.data.source import DataSource
 from firstsight.errors import DataError
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+pa = optional_package("pyarrow")
+pq = optional_package("pyarrow.parquet")
 
 
 def picture(color):

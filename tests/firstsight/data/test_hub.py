@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from optional_packages import optional_package
 from PIL import Image
 
 from firstsight.data.entries import HubSplit
@@ -13,8 +14,8 @@ from firstsight.data.samples import SampleFiles, load_samples
 from firstsight.data.source import DataSource
 from firstsight.errors import DataError
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+pa = optional_package("pyarrow")
+pq = optional_package("pyarrow.parquet")
 
 
 def picture(color):
@@ -68,7 +69,7 @@ def read(tmp_path, monkeypatch):
 
 
 def test_subset_split_and_slice_of_a_repository(repository, read, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    datasets = optional_package("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
     datasets.disable_progress_bars()
     samples = read(repository, subset="Activity", split="train[20%:50%]")

@@ -9,6 +9,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optional_packages import optional_package
 from PIL import Image
 
 from firstsight.data.images import SHOWN
@@ -149,7 +150,7 @@ def test_hostile_content_in_every_container_is_one_line(tmp_path, name, containe
 
 @pytest.mark.parametrize("file", ["state.json", "dataset_dict.json"])
 def test_hostile_documents_of_a_directory_are_one_line(tmp_path, file):
-    pytest.importorskip("pyarrow")
+    optional_package("pyarrow")
     for data in (b"[" * 100_000, b"\0", b"\xff", b"{,}", b"NaN", b"[]", b'{"_data_files": [{"filename": 5}]}', b""):
         (tmp_path / file).write_bytes(data)
         with pytest.raises(DataError) as error:
