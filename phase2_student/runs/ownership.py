@@ -60,8 +60,8 @@ def _of_evaluations(directory: Path) -> list[Path]:
 
 
 def remove_run(directory: Path) -> list[str]:
-    """Remove what a run made; returns the names of what was left."""
-    for path in made_by_a_run(directory):
+    """Remove what a run made, `run.json` last, by which the rest is known as a run's; returns the names of what was left."""
+    for path in sorted(made_by_a_run(directory), key=lambda path: path.name == "run.json"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -165,11 +165,14 @@ def check_run(
 
 
 def begin_run(output_dir: Path, recipe: Recipe, identity: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write what the run is: the recipe with its defaults, its identity, and where it was made."""
+    """Write what the run is: its identity and where it was made, the recipe with its defaults.
+
+    `run.json` comes first: whatever else is there when a run is killed, its next call knows the directory as its own.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / RUN, {"identity": identity, **facts, **_provenance()})
     content = masked(_as_used(recipe, str(identity.get("targets"))))
     (output_dir / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    write_json(output_dir / RUN, {"identity": identity, **facts, **_provenance()})
 
 
 def _as_used(recipe: Recipe, targets: str) -> dict[str, Any]:

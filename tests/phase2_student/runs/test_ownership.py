@@ -1,13 +1,19 @@
 """Only what a run made is ever removed, and no run begins on top of what others made."""
 
 import os
+from pathlib import Path
 
 import pytest
 from run_cases import run
 
 from firstsight.errors import RecipeError
+from firstsight.recipe import load_recipe
+from phase2_student.runs import preprocessing, run_directory
 from phase2_student.runs.checkpoints import seal
+from phase2_student.runs.lock import LOCK, RunLock
 from phase2_student.runs.ownership import check_new, made_by_a_run, remove_run
+from phase2_student.training import train
+from phase2_student.training.prepare import prepare
 
 ONE_EPOCH = ["--no-progress", "--set", "training.max_steps=2"]
 
@@ -160,3 +166,60 @@ def test_a_token_in_the_recipe_of_an_older_run_is_masked(world):
         text = path.read_text(encoding="utf-8")
         assert "hf_aBcD" not in text
         assert "hub_token: &#39;***&#39;" in text or "hub_token: '***'" in text
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL."""
+
+
+def die(*_):
+    raise Killed
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_a_run_that_was_killed_while_it_began_can_begin_again(world, monkeypatch, count):
+    """After any number of the files that it writes; the process that dies leaves its lock."""
+    done = []
+
+    def killing(write):
+        def until_then(*args, **options):
+            if len(done) == count:
+                raise Killed
+            done.append(args[0])
+            return write(*args, **options)
+
+        return until_then
+
+    with monkeypatch.context() as patch:
+        for module in (run_directory, preprocessing):
+            patch.setattr(module, "write_json", killing(module.write_json))
+        patch.setattr(Path, "write_text", killing(Path.write_text))
+        patch.setattr(RunLock, "release", lambda lock: lock._released.set())
+        patch.setattr(train, "_run", die)
+        with pytest.raises(Killed):
+            train.train(prepare(load_recipe(world / "recipe.yaml", ["training.max_steps=2"]), progress=False))
+    if (world / "runs" / "a" / LOCK).exists():
+        (world / "runs" / "a" / LOCK).unlink()  # of a process that is not dead here
+    again = run("train", "--config", world / "recipe.yaml", *ONE_EPOCH)
+    assert again.exit_code == 0, again.output
+    assert (world / "runs" / "a" / "final").is_dir()
+
+
+def test_a_removal_that_was_killed_is_finished_by_the_next(tmp_path, monkeypatch):
+    put(tmp_path, *OURS, *FOREIGN)
+    stock, removed = Path.unlink, []
+
+    def unlink(path, *args, **options):
+        if len(removed) == 3:
+            raise Killed
+        removed.append(path)
+        stock(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(Killed):
+            remove_run(tmp_path)
+    assert (tmp_path / "run.json").exists()
+    remove_run(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(FOREIGN)
