@@ -38,8 +38,9 @@ class LocalStore(Store):
                     raise UnsafeObject(
                         f"{self.root / path} has {status.st_size:,} bytes, expected at most {limit:,}; refused"
                     )
-                data = file.read(limit + 1)
-                while 0 < len(data) < status.st_size and (more := file.read(limit + 1 - len(data))):
+                wanted = status.st_size + 1  # not `limit`: as many bytes are set aside as are asked for
+                data = file.read(wanted)
+                while 0 < len(data) < status.st_size and (more := file.read(wanted - len(data))):
                     data += more
                 return data
 
