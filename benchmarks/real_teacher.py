@@ -1,12 +1,13 @@
 """Which targets, temperature and divergence make the best student of a real teacher: every kind of cache from one exact dump.
 
     pip install 'firstsight[bench]'
-    python -m benchmarks.real_teacher build/real --steps 500 --seeds 3
+    python -m benchmarks.real_teacher build/real --seeds 3
 
-The teacher (SmolLM2-135M-Instruct) answers the questions, its answers become labels, and one exact dump of them gives every other
-cache by `fs-teacher derive`. Each arm trains the same student, in the same order, and is one JSON line in DIR/arms.jsonl: a finished
-arm is not trained again, so the command can be stopped and given again. Printed are Markdown tables: what each cache keeps and
-costs, its gradient's error by how far the student is from the teacher, and the arms on the validation rows.
+The data are the language reference that every Python carries (`pydoc_data.topics`), cut into answers of about 200 tokens; the
+teacher is SmolLM2-135M-Instruct, and one exact dump gives every other cache by `fs-teacher derive`. Each arm trains the same
+student from one initialisation, in the same order, and is one JSON line in DIR/arms.jsonl: a finished arm is not trained again, so
+the command can be stopped and given again. Printed are Markdown tables: what each cache keeps and costs, its gradient's error by
+how far the student is from the teacher, and the arms on the validation rows.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.smollm2 import stored_mass, student_directory, teacher_directory, write_questions, write_recipe
+from benchmarks.smollm2 import stored_mass, student_directory, teacher_directory, write_recipe
 from firstsight.models.loading import backbone_states, load_student
 from firstsight.recipe import Recipe, load_recipe
-from phase1_teacher.answers import write_answers
 from phase1_teacher.derive import derive, prepare_derivation
 from phase1_teacher.dump import dump, prepare_dump
 from phase2_student.data.batch import Batch
@@ -79,37 +79,58 @@ def arms() -> dict[str, Arm]:
     return found
 
 
-def place(directory: Path, models: Path | None, questions: int, steps: int) -> Path:
+def write_text(directory: Path, rows: int, characters: int = 900) -> None:
+    """Rows of running text: a page of the language reference as an answer, cut at line ends; every tenth row is for validation."""
+    from pydoc_data.topics import topics
+
+    directory.mkdir(parents=True, exist_ok=True)
+    texts: list[tuple[str, str]] = []
+    for name, text in sorted(topics.items()):
+        part = ""
+        for line in text.splitlines(keepends=True):
+            if part and len(part) + len(line) > characters:
+                texts.append((name, part))
+                part = ""
+            part += line
+        texts.append((name, part))
+    texts = [(name, part.strip()) for name, part in texts if len(part.strip()) >= characters // 3]
+    order = np.random.default_rng(0).permutation(len(texts))[:rows]
+    files: dict[str, list[str]] = {"train": [], "validation": []}
+    for number, index in enumerate(order):
+        name, part = texts[index]
+        asked = {"role": "user", "content": f"Quote the Python reference on {name}."}
+        row = {"id": f"{name}-{index}", "messages": [asked, {"role": "assistant", "content": part}]}
+        files["validation" if number % 10 == 9 else "train"].append(json.dumps(row) + "\n")
+    for split, lines in files.items():
+        (directory / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def place(directory: Path, models: Path | None, rows: int, steps: int) -> Path:
     """Models, data and every cache; what is there is kept. The recipe's path."""
     source = directory / "models" if models is None else models
     teacher = teacher_directory(source / "teacher")
     if not (directory / "student" / "model.safetensors").is_file():
         student_directory(directory / "student", teacher)
-    write_recipe(directory, steps)
+    write_text(directory / "data", rows)
     config = directory / "recipe.yaml"
-    held = max(2, questions // 8)
-    base = [f"teacher.model={teacher.resolve()}", "cache.targets=exact"]
-    if not (directory / "labelled" / "validation.jsonl").is_file():
-        write_questions(directory / "data", questions, held)
-        asked = load_recipe(config, [*base, "cache.path=answers.zarr"])
-        dump(prepare_dump(asked, progress=False), progress=False)
-        for split in ("train", "validation"):
-            out = directory / "labelled" / f"{split}.jsonl"
-            out.unlink(missing_ok=True)
-            write_answers(asked, asked.cache_location, out, split=split)
-    labelled = ["data.root=labelled", "cache.generate_missing=false"]
-    exact = load_recipe(config, [*base, *labelled, "cache.path=exact.zarr"])
-    dump(prepare_dump(exact, progress=False), progress=False)
+    write_recipe(directory, steps)
+    exact = recipe_of(config, str(teacher.resolve()), ["cache.targets=exact", "cache.path=exact.zarr"])
+    dump(prepare_dump(exact, progress=False))
     for name, extra in CACHES.items():
-        wanted = load_recipe(config, [base[0], *labelled, f"cache.path={name}.zarr", *extra])
+        wanted = recipe_of(config, str(teacher.resolve()), [f"cache.path={name}.zarr", *extra])
         derive(prepare_derivation(exact.cache_location, wanted), progress=False)
     return config
 
 
 def recipe_of(config: Path, teacher: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a run on the labelled rows; generated answers are labels in it."""
-    text = [f"teacher.model={teacher}", "data.root=labelled", "cache.generate_missing=false", *overrides]
-    return load_recipe(config, text)
+    """The recipe of a dump or a run: two rows a step, so that 250 steps are one pass over some 100,000 tokens."""
+    fixed = [
+        "cache.generate_missing=false",
+        "training.per_device_train_batch_size=2",
+        "training.gradient_accumulation_steps=1",
+        "training.warmup_steps=20",
+    ]
+    return load_recipe(config, [f"teacher.model={teacher}", *fixed, *overrides])
 
 
 def batches(plan: Plan, data: Any, count: int | None = None, size: int = 8) -> Iterator[Batch[Any]]:
@@ -223,8 +244,10 @@ def arms_table(results: Sequence[dict[str, Any]]) -> str:
 @click.option("--models", type=click.Path(path_type=Path, exists=True), help="Directory with teacher/, made before.")
 @click.option("--arms", "chosen", multiple=True, type=click.Choice(list(arms())), help="Give it several times; all.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--steps", default=500, show_default=True, type=click.IntRange(min=1))
-@click.option("--questions", default=200, show_default=True, type=click.IntRange(8, 200))
+@click.option("--steps", default=250, show_default=True, type=click.IntRange(min=1), help="Of each arm, two rows each.")
+@click.option(
+    "--rows", default=549, show_default=True, type=click.IntRange(20, 549), help="Rows of text, a tenth held out."
+)
 @click.option("--threads", default=2, show_default=True)
 def main(
     directory: Path,
@@ -232,7 +255,7 @@ def main(
     chosen: tuple[str, ...],
     seeds: int,
     steps: int,
-    questions: int,
+    rows: int,
     threads: int,
 ) -> None:
     """Train one student on every kind of target of one dump of a real teacher.
@@ -241,7 +264,7 @@ def main(
     """
     torch.set_num_threads(threads)
     directory.mkdir(parents=True, exist_ok=True)
-    config = place(directory, models, questions, steps)
+    config = place(directory, models, rows, steps)
     teacher = str(((directory / "models" if models is None else models) / "teacher").resolve())
     exact = prepare(recipe_of(config, teacher, Arm(cache="exact").overrides()), progress=False)
     kinds = []

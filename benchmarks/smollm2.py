@@ -19,6 +19,7 @@ from typing import Any
 import click
 import torch
 import yaml
+from safetensors import safe_open
 
 from firstsight.models.loading import save_weights
 from firstsight.recipe import Recipe, load_recipe
@@ -58,7 +59,10 @@ def teacher_directory(directory: Path) -> Path:
 
 
 def student_directory(directory: Path, teacher: Path, *, seed: int = 0) -> Path:
-    """A random student with three layers of width 192 and the teacher's tokenizer."""
+    """A student with three random layers of width 192 and the teacher's tokenizer.
+
+    Its embedding is the teacher's on the 192 directions that carry most of it, with a standard deviation of 0.02.
+    """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -75,8 +79,15 @@ def student_directory(directory: Path, teacher: Path, *, seed: int = 0) -> Path:
         bos_token_id=shape.get("bos_token_id"),
         eos_token_id=shape.get("eos_token_id"),
     )
+    model = LlamaForCausalLM(config)
+    with safe_open(teacher / "model.safetensors", "pt") as file:
+        rows_VD = file.get_tensor("model.embed_tokens.weight").float()
+    directions_DD = torch.linalg.eigh(rows_VD.T @ rows_VD).eigenvectors  # the widest last
+    narrow_VD = rows_VD @ directions_DD[:, -config.hidden_size :]
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(narrow_VD * (config.initializer_range / narrow_VD.std()))
     directory.mkdir(parents=True, exist_ok=True)
-    save_weights(LlamaForCausalLM(config), directory, torch.float32)
+    save_weights(model, directory, torch.float32)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(directory)
     return directory
 
