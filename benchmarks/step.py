@@ -224,9 +224,8 @@ class Measured:
             mine, theirs = self.seconds[one], self.seconds[other]
             outcomes.append(compared(f"step.time.{name}", _WHAT[one], _WHAT[other], mine=mine, theirs=theirs, unit="s"))
             mine, theirs = [self.peak_mb[one]], [self.peak_mb[other]]
-            outcomes.append(
-                compared(f"step.memory.{name}", _WHAT[one], _WHAT[other], mine=mine, theirs=theirs, unit="MB")
-            )
+            what = f"{_WHAT[one]}, weights and optimiser apart"
+            outcomes.append(compared(f"step.memory.{name}", what, _WHAT[other], mine=mine, theirs=theirs, unit="MB"))
         return outcomes
 
 

@@ -9,17 +9,17 @@ path works on a real model and which way the figures go; the long form is `pytho
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
+from benchmarks.real_teacher import Arm, arms, measure, place, recipe_of
 from benchmarks.suite.result import Outcome, compared, missing
 from firstsight.demo.miniature.build import build_tokenizer
 from firstsight.models.loading import save_weights
+from phase2_student.training.prepare import prepare
+from phase2_student.training.train import train
 from storage.maintenance.status import cache_status
 
 BASELINE = "hard"
@@ -36,15 +36,19 @@ def results(*, quick: bool = False) -> list[Outcome]:
             return [*absent]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        command = ["-m", "benchmarks.real_teacher", name, "--rows", rows, "--steps", steps, "--seeds", seeds]
-        for arm in (BASELINE, *(arm for arm, _ in _ARMS.values())):
-            command += ["--arms", arm]
+        teacher = directory / "models" / "teacher"
         if quick:
-            tiny_teacher(directory / "models" / "teacher")
-            command += ["--models", directory / "models"]
-        subprocess.run([sys.executable, *map(str, command)], check=True)
-        lines = (directory / "arms.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [json.loads(line) for line in lines]
+            tiny_teacher(teacher)
+        config = place(directory, None, rows, steps)
+        exact = prepare(recipe_of(config, str(teacher), Arm(cache="exact").overrides()), progress=False)
+        found: dict[str, list[dict[str, float]]] = {}
+        for seed in range(seeds):
+            for arm in (BASELINE, *(arm for arm, _ in _ARMS.values())):
+                output = directory / "runs" / f"{arm}-{seed}"
+                run = [*arms()[arm].overrides(), f"training.seed={seed}", f"training.output_dir={output}"]
+                plan = prepare(recipe_of(config, str(teacher), run), progress=False)
+                trained = train(plan)
+                found.setdefault(arm, []).append(measure(exact, output / "final") | {"seconds": trained.seconds})
         sizes = {kind: cache_status(directory / f"{kind}.zarr").bytes_per_position or 0.0 for kind in _ARMS}
     outcomes: list[Outcome] = [
         compared(
@@ -61,7 +65,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
             ("distance", "kl_T1", "nats", f"the distance to the teacher of {what}"),
             ("time", "seconds", "s", f"the training of {what}"),
         ):
-            mine, theirs = ([row[field] for row in found if row["arm"] == each] for each in (arm, BASELINE))
+            mine, theirs = ([row[field] for row in found[each]] for each in (arm, BASELINE))
             baseline = f"the same on hard labels, {steps} steps"
             outcomes.append(compared(f"real_teacher.{kind}.{name}", thing, baseline, mine=mine, theirs=theirs, unit=unit))  # type: ignore[arg-type]
     return outcomes

@@ -202,9 +202,8 @@ def text_table(outcomes: Iterable[Outcome]) -> str:
         if isinstance(each, Skipped):
             lines.append(f"{each.name}: skipped: {each.reason}")
         else:
-            lines.append(
-                f"{each.what} / {each.baseline}: {each.shown} ({each.spread}, {each.repeats} turns; {each.figures})"
-            )
+            spread = f"{each.spread}, {each.repeats} turns" if each.repeats > 1 else each.spread
+            lines.append(f"{each.what} / {each.baseline}: {each.shown} ({spread}; {each.figures})")
     return "\n".join(lines)
 
 
