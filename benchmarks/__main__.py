@@ -89,7 +89,9 @@ def _wait(child: subprocess.Popen[bytes], name: str, begin: float) -> None:
         try:
             child.wait(timeout=HEARTBEAT)
         except subprocess.TimeoutExpired:
-            click.echo(f"{name}: {time.monotonic() - begin:,.0f} s so far, about {PARTS[name].about:,} s in all", err=True)
+            click.echo(
+                f"{name}: {time.monotonic() - begin:,.0f} s so far, about {PARTS[name].about:,} s in all", err=True
+            )
         else:
             return
 
@@ -98,7 +100,9 @@ def _wait(child: subprocess.Popen[bytes], name: str, begin: float) -> None:
 @click.option("--only", "parts", multiple=True, type=click.Choice(list(PARTS)), help="Give it several times; all.")
 @click.option("--quick", is_flag=True, help="Sizes of a test, into build/bench: to see that every part runs.")
 @click.option("--results", "path", type=click.Path(path_type=Path, dir_okay=False), help="The JSON file of results.")
-@click.option("--docs", type=click.Path(path_type=Path, file_okay=False), help="Where benchmarks.md and its picture go.")
+@click.option(
+    "--docs", type=click.Path(path_type=Path, file_okay=False), help="Where benchmarks.md and its picture go."
+)
 def main(parts: tuple[str, ...], quick: bool, path: Path | None, docs: Path | None) -> None:
     """Measure everything that a CPU decides, as ratios.
 

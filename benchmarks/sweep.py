@@ -68,7 +68,12 @@ class Measured:
                 unit="s",
             ),
             compared(
-                "sweep.time.run", "a run with the teacher in memory", "the same on the cache", mine=online, theirs=cached, unit="s"
+                "sweep.time.run",
+                "a run with the teacher in memory",
+                "the same on the cache",
+                mine=online,
+                theirs=cached,
+                unit="s",
             ),
         ]
 

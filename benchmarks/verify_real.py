@@ -216,7 +216,9 @@ def verify(recipe: Recipe, directory: Path, samples: int) -> list[Row]:
     _say("dump")
     summary = dump(prepare_dump(recipe, progress=False))
     if not summary.samples:
-        raise FirstSightError(f"{recipe.cache_location} is complete already, so no dump can be timed; give a new directory")
+        raise FirstSightError(
+            f"{recipe.cache_location} is complete already, so no dump can be timed; give a new directory"
+        )
     rows.append(dump_row(recipe, summary))
     free_memory()
     _say("stored log-probabilities against a stock forward pass")
@@ -250,7 +252,11 @@ def _say(step: str) -> None:
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--recipe", "path", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=REFERENCE, help="The pair's."
+    "--recipe",
+    "path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=REFERENCE,
+    help="The pair's.",
 )
 @click.option("--samples", default=50, show_default=True, type=click.IntRange(min=2))
 @click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Of the training.")

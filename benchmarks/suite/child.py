@@ -1,6 +1,6 @@
 """One part of the suite in this process, its outcomes as a JSON file: what `python -m benchmarks` starts for each part.
 
-    python -m benchmarks.suite.child step build/step.json [--quick]
+python -m benchmarks.suite.child step build/step.json [--quick]
 """
 
 from __future__ import annotations

@@ -9,12 +9,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[2]
 
 
 def measured(command: Sequence[object]) -> dict[str, Any]:
     """The JSON object that a module of ours prints in its last line. CalledProcessError."""
-    done = subprocess.run([sys.executable, "-m", *map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 

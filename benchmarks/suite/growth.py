@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,7 @@ import numpy as np
 
 from benchmarks.machine import peak_mb
 from benchmarks.storage import NODES
+from benchmarks.suite.children import measured
 from benchmarks.suite.result import Outcome, Unit, growth
 from firstsight.data.source import DataSource
 from phase1_teacher.planning.sample_index import SampleIndex
@@ -55,7 +54,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
     sizes, turns = ((50, 500, 5000), 1) if quick else ((2000, 20_000, 200_000), 3)
     found: list[list[dict[str, float]]] = []
     for _ in range(turns):
-        found.append([_child(size) for size in sizes])
+        found.append([measured(["benchmarks.suite.growth", size]) for size in sizes])
     outcomes: list[Outcome] = []
     for name, (what, unit) in _WHAT.items():
         kind = "memory" if unit == "MB" else "time"
@@ -63,13 +62,6 @@ def results(*, quick: bool = False) -> list[Outcome]:
         title = "growth.memory.all" if name == "memory" else f"growth.{kind}.{name}"
         outcomes.append(growth(title, what, sizes, figures, unit))
     return outcomes
-
-
-def _child(size: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.suite.growth", str(size)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
 
 
 def measure(size: int, directory: Path) -> dict[str, float]:

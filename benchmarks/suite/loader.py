@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
 
 
 def _top_k(directory: Path, count: int, turns: int) -> Outcome:
-    recipe = place_pair(
-        directory, train=count, validation=8, epochs=1, batch=_BATCH, learning_rate=1e-3, models=None
-    )
+    recipe = place_pair(directory, train=count, validation=8, epochs=1, batch=_BATCH, learning_rate=1e-3, models=None)
     ensure_cache(recipe)
     plan = prepare(recipe, progress=False)
     mine, theirs = _passes(plan.train, plan.source.collator(), plan.source.prompter, turns)
@@ -92,9 +91,7 @@ def _exact(directory: Path, positions: int, width: int, turns: int) -> Outcome:
     return compared("loader.time.exact", what, "the same without targets", mine=mine, theirs=theirs, unit="s")
 
 
-def _passes(
-    data: Any, join: Callable[[Any], Any], prompter: Prompter, turns: int
-) -> tuple[list[float], list[float]]:
+def _passes(data: Any, join: Callable[[Any], Any], prompter: Prompter, turns: int) -> tuple[list[float], list[float]]:
     """Seconds of shuffled passes, with targets and without, in turns."""
     bare = Bare(prompter, [sample for _, sample in data.samples])
     batches = GlobalBatches(data.lengths(), batch_size=_BATCH, seed=0)
@@ -122,9 +119,6 @@ def _rows(path: Path, count: int, turns: int) -> list[Outcome]:
     absent = missing("datasets", _PEER)
     if absent:
         return [*absent]
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             asked = {"role": "user", "content": f"What stands beside table number {number}?"}
@@ -133,13 +127,19 @@ def _rows(path: Path, count: int, turns: int) -> list[Outcome]:
     source = DataSource(files=(path,), root=path.parent)
     mine, theirs = [], []
     for turn in range(turns + 1):
-        ours = seconds(lambda: [None for _ in iter_samples(source)])
+        ours = seconds(deque, iter_samples(source), 0)
         cache = str(path.parent / f"datasets-{turn}")  # each turn reads the file anew
-        peers = seconds(
-            lambda: [None for _ in load_dataset("json", data_files=str(path), split="train", cache_dir=cache)]
-        )
+        peers = seconds(_read_by_datasets, path, cache)
         if turn:
             mine.append(ours)
             theirs.append(peers)
     what = f"{count:,} rows of text read, checked and named by a digest"
     return [compared(_PEER, what, "the same file read by `datasets`", mine=mine, theirs=theirs, unit="s")]
+
+
+def _read_by_datasets(path: Path, cache: str) -> None:
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    for _ in load_dataset("json", data_files=str(path), split="train", cache_dir=cache):
+        pass

@@ -70,7 +70,10 @@ def page_text(suite: Suite, picture: str) -> str:
         if run.skipped:
             lines.append("")
         lines += [f"- `{each.name}`: not measured, {each.reason}" for each in run.skipped]
-        lines += ["", f"`{name}`: {run.seconds:,.0f} s, at most {number(run.peak_mb)} MB; {run.date}, {run.commit}, load {run.load:.1f}."]
+        lines += [
+            "",
+            f"`{name}`: {run.seconds:,.0f} s, at most {number(run.peak_mb)} MB; {run.date}, {run.commit}, load {run.load:.1f}.",
+        ]
     return "\n".join(lines)
 
 
@@ -79,7 +82,9 @@ def _machine(runs: Sequence[PartRun]) -> list[str]:
     known: dict[str, list[str]] = {}
     for run in runs:
         known.setdefault(", ".join(f"{name} {value}" for name, value in run.facts.items()), []).append(run.part)
-    warning = ["**Sizes of a test (`--quick`): these figures mean nothing.**", ""] if any(run.quick for run in runs) else []
+    warning = (
+        ["**Sizes of a test (`--quick`): these figures mean nothing.**", ""] if any(run.quick for run in runs) else []
+    )
     if len(known) == 1:
         return [*warning, f"Measured on: {next(iter(known))}."]
     return [*warning, *(f"- {', '.join(parts)}: {facts}" for facts, parts in known.items())]

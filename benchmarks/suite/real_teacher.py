@@ -24,7 +24,10 @@ from storage.maintenance.status import cache_status
 
 BASELINE = "hard"
 _ARMS = {"top_k": ("top_k-T1", "a student on a top_k cache"), "exact": ("exact-T1", "a student on exact targets")}
-_NAMES = ("real_teacher.size.exact", *(f"real_teacher.{kind}.{name}" for kind in ("distance", "time") for name in _ARMS))
+_NAMES = (
+    "real_teacher.size.exact",
+    *(f"real_teacher.{kind}.{name}" for kind in ("distance", "time") for name in _ARMS),
+)
 
 
 def results(*, quick: bool = False) -> list[Outcome]:
@@ -67,7 +70,9 @@ def results(*, quick: bool = False) -> list[Outcome]:
         ):
             mine, theirs = ([row[field] for row in found[each]] for each in (arm, BASELINE))
             baseline = f"the same on hard labels, {steps} steps"
-            outcomes.append(compared(f"real_teacher.{kind}.{name}", thing, baseline, mine=mine, theirs=theirs, unit=unit))  # type: ignore[arg-type]
+            outcomes.append(
+                compared(f"real_teacher.{kind}.{name}", thing, baseline, mine=mine, theirs=theirs, unit=unit)
+            )  # type: ignore[arg-type]
     return outcomes
 
 

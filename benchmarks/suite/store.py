@@ -149,13 +149,13 @@ def results(*, quick: bool = False) -> list[Outcome]:
             way, figures = ways[name], found[name]
             with tempfile.TemporaryDirectory() as directory:
                 place = Path(directory, name)
-                figures.setdefault("write", []).append(seconds(lambda: way.write(place)))
+                figures.setdefault("write", []).append(seconds(way.write, place))
                 figures.setdefault("size", []).append(float(size_of(place)))
                 if hasattr(way, "read"):
-                    figures.setdefault("read", []).append(seconds(lambda: way.read(place)))
+                    figures.setdefault("read", []).append(seconds(way.read, place))
                 if hasattr(way, "look_up"):
                     look_up = way.look_up(place)
-                    figures.setdefault("samples", []).append(seconds(lambda: [look_up(each) for each in order]))
+                    figures.setdefault("samples", []).append(seconds(_all, look_up, order))
     raw = float(sum(array.nbytes for array in plain.values()))
     ours = found["ours"]
     outcomes: list[Outcome] = [
@@ -205,24 +205,39 @@ def _exact(quick: bool) -> list[Outcome]:
         cache = open_exact_cache(place, memory_budget=0)
         (unit,) = cache.units()
         for _ in range(turns):
-            mine.append(seconds(lambda: cache_walk(cache, unit)))
-            theirs.append(seconds(lambda: np.load(file)))
+            mine.append(seconds(cache_walk, cache, unit))
+            theirs.append(seconds(np.load, file))
         stored = float(size_of(place / "units"))
     what = f"{positions:,} states of width {width:,} in bfloat16"
     return [
         compared(
-            "store.size.exact", f"a unit of {what}", "their bits", mine=[stored], theirs=[float(states.nbytes)], unit="bytes"
+            "store.size.exact",
+            f"a unit of {what}",
+            "their bits",
+            mine=[stored],
+            theirs=[float(states.nbytes)],
+            unit="bytes",
         ),
         compared(
-            "store.read.exact", f"reading and checking {what}", "reading a .npy file", mine=mine, theirs=theirs, unit="s"
+            "store.read.exact",
+            f"reading and checking {what}",
+            "reading a .npy file",
+            mine=mine,
+            theirs=theirs,
+            unit="s",
         ),
     ]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Of a call."""
+def _all(look_up: Callable[[int], object], order: Sequence[int]) -> None:
+    for number in order:
+        look_up(number)
+
+
+def seconds(work: Callable[..., object], *arguments: object) -> float:
+    """How long a call takes."""
     begin = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - begin
 
 
