@@ -184,8 +184,16 @@ def results(*, quick: bool = False) -> list[Outcome]:
         batch_tokens=4096,
     )
     if quick:
-        small = {"samples": 6, "layers": 1, "hidden": 128, "intermediate": 128, "vision_width": 80, "vision_depth": 1}
-        shape = replace(shape, **small, batch_tokens=1024)
+        shape = replace(
+            shape,
+            samples=6,
+            layers=1,
+            hidden=128,
+            intermediate=128,
+            vision_width=80,
+            vision_depth=1,
+            batch_tokens=1024,
+        )
     found = measure(shape, 64 if quick else 256, *((1, 1) if quick else (3, 3)))
     click.echo(found.facts)
     return found.results()

@@ -6,8 +6,8 @@ The shapes of Qwen2-VL-2B (D = 1,536, V = 151,936, tied head) and, for exact tar
 random weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a slow
 spell of the machine slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
 head. `hard` is the fused loss at alpha = 0, `cached` at alpha = 0.7 and T = 2, `exact` the same from an exact cache's states and
-head in bfloat16, `online` with the teacher. Printed are medians, the ratios of the turns, the peak of a step that is not timed, and the share of
-the exact step that is the projection of the states by the teacher's head.
+head in bfloat16, `online` with the teacher. Printed are medians, the ratios of the turns, the peak of a step that is not timed, and
+the share of the exact step that is the projection of the states by the teacher's head.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
 @click.option("--answer-tokens", default=Sizes.answer_tokens, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--online/--no-online", default=True, show_default=True, help="With the teacher: 6 GB more memory.")
-def main(repeats: int, threads: int, online: bool, **given: int) -> None:
+def main(repeats: int, threads: int, online: bool, **given: Any) -> None:
     """Time distillation steps from both kinds of targets against a stock fine-tuning step.
 
     Example: python -m benchmarks.step --repeats 3

@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -150,7 +151,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
     help="Directory with teacher/ and student/ of another pair.",
 )
 @click.option("--threads", default=2, show_default=True)
-def main(directory: Path, minutes: float, threads: int, models: Path | None, **given: int) -> None:
+def main(directory: Path, minutes: float, threads: int, models: Path | None, **given: Any) -> None:
     """Time a sweep on one cache against the same runs online.
 
     Example: python -m benchmarks.sweep build/sweep

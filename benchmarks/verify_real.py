@@ -33,7 +33,7 @@ from benchmarks.gpu.machine import facts
 from benchmarks.smollm2 import stored_mass
 from firstsight.data.samples import Sample, load_samples
 from firstsight.demo.synth.writing import write_dataset
-from firstsight.errors import FirstSightError
+from firstsight.errors import DataError, FirstSightError
 from firstsight.models.loading import default_device, load_processor, load_teacher, resolve_directory
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter, collate
@@ -190,20 +190,23 @@ def train_row(recipe: Recipe) -> Row:
 
 
 def verify(recipe: Recipe, directory: Path, samples: int) -> list[Row]:
-    """All checks, one after the other; whatever an earlier call left of dump and run is made again.
+    """All checks, one after the other.
 
     Raises:
-        FirstSightError: a model that is not there, or is not for this recipe.
+        FirstSightError: a model that is not there or is not for this recipe; a directory that an earlier call has used up.
         CacheError: the directory holds a cache of something else.
     """
-    if not (directory / "data").exists():
-        held_out = max(1, samples // 5)
-        write_dataset(directory / "data", train=samples - held_out, validation=held_out, seed=0, progress=False)
     _say("models")
     for section in (recipe.teacher, recipe.student):
         resolve_directory(recipe, section)  # downloads
     pair = load_pair(recipe)
+    data = directory / "data"
+    if not data.exists():
+        held_out = max(1, samples // 5)
+        write_dataset(data, train=samples - held_out, validation=held_out, seed=0, progress=False)
     found = [sample for source in recipe.sources() for sample in load_samples(source)]
+    if len(found) != samples:
+        raise DataError(f"{data} holds {len(found)} samples, asked for are {samples}; give a new directory")
     rows = []
     _say("tokens")
     processors = {}
@@ -216,9 +219,7 @@ def verify(recipe: Recipe, directory: Path, samples: int) -> list[Row]:
     _say("dump")
     summary = dump(prepare_dump(recipe, progress=False))
     if not summary.samples:
-        raise FirstSightError(
-            f"{recipe.cache_location} is complete already, so no dump can be timed; give a new directory"
-        )
+        raise DataError(f"{recipe.cache_location} is complete already, so no dump can be timed; give a new directory")
     rows.append(dump_row(recipe, summary))
     free_memory()
     _say("stored log-probabilities against a stock forward pass")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.suite.result import Outcome, compared
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,3 +41,23 @@ def in_turns(
         for name in variants if turn % 2 == 0 else list(reversed(variants)):
             found[name].append(measured(command(name)))
     return found
+
+
+def time_and_memory(
+    name: str, what: str, baseline: str, mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
+) -> list[Outcome]:
+    """The ratios of `seconds` and `bytes` of two variants.
+
+    Args:
+        name: of the results, with `{}` for time or memory.
+        what: is measured.
+        baseline: is measured beside it.
+        mine: what it measured, turn by turn.
+        theirs: the same of the baseline.
+    """
+    pairs = [([run["seconds"] for run in runs], [run["bytes"] / 1e6 for run in runs]) for runs in (mine, theirs)]
+    (seconds, peaks), (their_seconds, their_peaks) = pairs
+    return [
+        compared(name.format("time"), what, baseline, mine=seconds, theirs=their_seconds, unit="s"),
+        compared(name.format("memory"), what, baseline, mine=peaks, theirs=their_peaks, unit="MB"),
+    ]

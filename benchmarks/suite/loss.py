@@ -7,8 +7,8 @@ Every measurement is a process of its own; memory is its peak above the inputs.
 
 from __future__ import annotations
 
-from benchmarks.suite.children import in_turns
-from benchmarks.suite.result import Outcome, compared
+from benchmarks.suite.children import in_turns, time_and_memory
+from benchmarks.suite.result import Outcome
 
 BASELINE = "cross-entropy"
 _WHAT = {"fused": "the loss from a top_k cache", "unfused": "the same loss by autograd"}
@@ -21,10 +21,6 @@ def results(*, quick: bool = False) -> list[Outcome]:
     found = in_turns(lambda name: ["benchmarks.loss", *sizes, "--one", name], (BASELINE, *_WHAT), repeats)
     outcomes: list[Outcome] = []
     for name, what in _WHAT.items():
-        for kind, field, unit, scale in (("time", "seconds", "s", 1.0), ("memory", "bytes", "MB", 1e6)):
-            mine, theirs = ([run[field] / scale for run in found[each]] for each in (name, BASELINE))
-            title = f"{what}, {N:,} positions"
-            outcomes.append(
-                compared(f"loss.{kind}.{name}", title, "plain cross-entropy", mine=mine, theirs=theirs, unit=unit)  # type: ignore[arg-type]
-            )
+        title = f"{what}, {N:,} positions"
+        outcomes += time_and_memory(f"loss.{{}}.{name}", title, "plain cross-entropy", found[name], found[BASELINE])
     return outcomes

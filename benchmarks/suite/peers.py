@@ -24,8 +24,8 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.suite.children import in_turns
-from benchmarks.suite.result import Outcome, compared, missing
+from benchmarks.suite.children import in_turns, time_and_memory
+from benchmarks.suite.result import Outcome, Skipped, missing
 from firstsight.models.teacher_head import SharedHead
 from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.loss.divergences import DIVERGENCES
@@ -169,7 +169,8 @@ def measure(variant: str, problem: Problem) -> dict[str, float]:
 def results(*, quick: bool = False) -> list[Outcome]:
     """The outcomes of this part."""
     sizes, repeats = ((64, 32, 48, 2000), 2) if quick else ((512, 1536, 3584, 151_936), 3)
-    names, absent = ["ours", "plain"], []
+    names: list[str] = ["ours", "plain"]
+    absent: list[Skipped] = []
     for name, package in _PACKAGES.items():
         gone = missing(package, f"peers.time.{name}", f"peers.memory.{name}")
         absent += gone
@@ -182,12 +183,8 @@ def results(*, quick: bool = False) -> list[Outcome]:
                 raise ArithmeticError(f"{name} gives {run['loss']}, ours {right}: they are not the same loss")
     outcomes: list[Outcome] = []
     for name in names[1:]:
-        for kind, field, unit, scale in (("time", "seconds", "s", 1.0), ("memory", "bytes", "MB", 1e6)):
-            mine, theirs = ([run[field] / scale for run in found[each]] for each in ("ours", name))
-            what = f"JS on whole distributions, {sizes[0]:,} positions"
-            outcomes.append(
-                compared(f"peers.{kind}.{name}", what, _BASELINES[name], mine=mine, theirs=theirs, unit=unit)  # type: ignore[arg-type]
-            )
+        what = f"JS on whole distributions, {sizes[0]:,} positions"
+        outcomes += time_and_memory(f"peers.{{}}.{name}", what, _BASELINES[name], found["ours"], found[name])
     return [*outcomes, *absent]
 
 

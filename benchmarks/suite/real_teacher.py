@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.real_teacher import Arm, arms, measure, place, recipe_of
-from benchmarks.suite.result import Outcome, compared, missing
+from benchmarks.suite.result import Outcome, Unit, compared, missing
 from firstsight.demo.miniature.build import build_tokenizer
 from firstsight.models.loading import save_weights
 from phase2_student.training.prepare import prepare
@@ -63,16 +63,16 @@ def results(*, quick: bool = False) -> list[Outcome]:
             unit="bytes",
         )
     ]
+    baseline = f"the same on hard labels, {steps} steps"
+    figures: tuple[tuple[str, str, Unit, str], ...] = (
+        ("distance", "kl_T1", "nats", "the distance to the teacher of"),
+        ("time", "seconds", "s", "the training of"),
+    )
     for name, (arm, what) in _ARMS.items():
-        for kind, field, unit, thing in (
-            ("distance", "kl_T1", "nats", f"the distance to the teacher of {what}"),
-            ("time", "seconds", "s", f"the training of {what}"),
-        ):
+        for kind, field, unit, thing in figures:
             mine, theirs = ([row[field] for row in found[each]] for each in (arm, BASELINE))
-            baseline = f"the same on hard labels, {steps} steps"
-            outcomes.append(
-                compared(f"real_teacher.{kind}.{name}", thing, baseline, mine=mine, theirs=theirs, unit=unit)
-            )  # type: ignore[arg-type]
+            title = f"real_teacher.{kind}.{name}"
+            outcomes.append(compared(title, f"{thing} {what}", baseline, mine=mine, theirs=theirs, unit=unit))
     return outcomes
 
 

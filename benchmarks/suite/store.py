@@ -27,7 +27,7 @@ from benchmarks.storage import cut, write_cache
 from benchmarks.storage_exact import ANSWER, cache_walk
 from benchmarks.storage_exact import write_cache as write_exact
 from benchmarks.suite import made_up
-from benchmarks.suite.result import Outcome, compared, missing
+from benchmarks.suite.result import Outcome, Unit, compared, missing
 from storage.exact import open_exact_cache
 from storage.reader import open_cache
 from storage.targets import SampleTargets
@@ -171,12 +171,11 @@ def results(*, quick: bool = False) -> list[Outcome]:
     for name in [name for name in ways if name != "ours"]:
         for figure, what in _WHAT.items():
             if figure in found[name]:
-                unit = "bytes" if figure == "size" else "s"
+                unit: Unit = "bytes" if figure == "size" else "s"
                 keep = slice(1) if figure == "size" else slice(None)  # the same every time
                 mine, theirs = ours[figure][keep], found[name][figure][keep]
-                outcomes.append(
-                    compared(f"store.{figure}.{name}", what, _BASELINES[name], mine=mine, theirs=theirs, unit=unit)  # type: ignore[arg-type]
-                )
+                title = f"store.{figure}.{name}"
+                outcomes.append(compared(title, what, _BASELINES[name], mine=mine, theirs=theirs, unit=unit))
     return [*outcomes, *_exact(quick), *absent]
 
 

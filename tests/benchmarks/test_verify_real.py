@@ -58,6 +58,9 @@ def test_the_whole_table(tmp_path, recipe, models):
     again = run(recipe, tmp_path / "out", "--set", "data.system_prompt=Be short.")
     assert again.exit_code == 2
     assert "is complete already, so no dump can be timed; give a new directory" in again.output
+    more = run(recipe, tmp_path / "out", "--samples", "7")
+    assert more.exit_code == 2
+    assert more.output.splitlines()[-1].endswith("holds 6 samples, asked for are 7; give a new directory")
 
 
 def test_tokens_that_differ_are_found(tmp_path, recipe, monkeypatch):
@@ -98,7 +101,8 @@ def test_targets_of_another_position_are_seen(tmp_path, recipe, monkeypatch):
 def test_a_model_that_is_not_there(tmp_path, recipe):
     done = run(recipe, tmp_path / "out", "--set", "teacher.model=/nowhere/at/all")
     assert done.exit_code == 2
-    assert done.output.splitlines()[-1].startswith("error: teacher.model: '/nowhere/at/all'")
+    assert done.output.splitlines()[-1].startswith("error: teacher.model: directory /nowhere/at/all is not there")
+    assert not (tmp_path / "out" / "data").exists()
 
 
 def test_the_reference_recipe_is_the_default(tmp_path):
