@@ -133,7 +133,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
     """The outcomes of this part of `make bench`."""
     small = Settings(train=16, validation=8, epochs=1, batch=8, grid=("temperature=1.5,3",))
     with tempfile.TemporaryDirectory() as name:
-        found = measure(Path(name), small if quick else Settings(train=700))
+        found = measure(Path(name), small if quick else Settings(train=500))
     assert found is not None  # there is no deadline
     return found.results()
 
