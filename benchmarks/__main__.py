@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def run_part(name: str, *, quick: bool) -> PartRun:
             try:
                 _wait(child, name, begin)
             except BaseException:
-                os.killpg(child.pid, signal.SIGKILL)  # with the processes that it started
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # with the processes that it started
                 child.wait()
                 raise
         if child.returncode or not out.is_file():

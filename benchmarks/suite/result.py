@@ -131,8 +131,10 @@ class Suite(_Record):
 
 def compared(
     name: str, what: str, baseline: str, *, mine: Sequence[float], theirs: Sequence[float], unit: Unit
-) -> Result:
+) -> Outcome:
     """The ratio of two measurements that took turns: median, smallest and largest over the turns.
+
+    It is skipped where the baseline measured nothing, as of memory on a system that does not tell.
 
     Args:
         name: of the result.
@@ -142,7 +144,10 @@ def compared(
         theirs: the same for the baseline.
         unit: of the figures.
     """
-    ratios = [one / other for one, other in zip(mine, theirs, strict=True)]
+    pairs = list(zip(mine, theirs, strict=True))
+    if not all(theirs):
+        return Skipped(name=name, reason=f"{baseline}: measured 0 {unit}")
+    ratios = [one / other for one, other in pairs]
     return Result(
         name=name,
         what=what,

@@ -54,6 +54,11 @@ def test_growth_is_the_exponent_of_a_power(exponent):
     assert found.baseline == "20 to 2,000 samples"
 
 
+def test_a_baseline_of_nothing_is_no_ratio():
+    found = compared("a.b", "ours", "theirs", mine=[1.0, 1.0], theirs=[2.0, 0.0], unit="MB")
+    assert (found.name, found.reason) == ("a.b", "theirs: measured 0 MB")
+
+
 def test_nothing_measurable_grows_not_at_all():
     assert growth("growth.time.open", "opening", (1, 10, 100), [[0.0, 0.0, 0.0]], "s").median == 0
 
@@ -249,4 +254,4 @@ def test_every_part_measures_in_small(part):
     assert all(each.value > 0 for each in results if each.unit != "MB")
     for each in outcomes:
         if isinstance(each, Skipped):
-            assert re.search("is not installed", each.reason)
+            assert re.search("is not installed|measured 0 MB", each.reason)
