@@ -16,7 +16,7 @@ _WHAT = {"fused": "the loss from a top_k cache", "unfused": "the same loss by au
 
 def results(*, quick: bool = False) -> list[Outcome]:
     """The outcomes of this part."""
-    N, D, V, K, repeats = (64, 64, 2000, 8, 2) if quick else (2048, 1536, 151_936, 64, 3)
+    N, D, V, K, repeats = (64, 64, 2000, 8, 1) if quick else (2048, 1536, 151_936, 64, 3)
     sizes = ("--positions", N, "--hidden", D, "--vocabulary", V, "--top-k", K)
     found = in_turns(lambda name: ["benchmarks.loss", *sizes, "--one", name], (BASELINE, *_WHAT), repeats)
     outcomes: list[Outcome] = []
