@@ -103,7 +103,7 @@ def draw(suite: Suite, path: Path) -> None:
         axes.plot([each.low, each.high], [place, place], color="0.5", linewidth=2)
         axes.plot([each.median], [place], "o", color="tab:blue" if each.unit == "s" else "tab:orange")
     axes.set_yticks(range(len(shown)), [_label(each) for each in reversed(shown)], fontsize=8)
-    axes.set_xlabel("ratio (median of the turns, smallest to largest); blue: time, orange: memory and size")
+    figure.suptitle("Ratios: median of the turns, smallest to largest. Blue: time; orange: memory and size", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
