@@ -54,7 +54,7 @@ class Sizes:
     """Samples by which learning rates and checkpoints are chosen."""
     test: int = 560
     steps: int = 250
-    batch: int = 8
+    batch: int = 16
 
 
 def place(directory: Path, name: str, sizes: Sizes) -> None:
@@ -75,7 +75,9 @@ def place(directory: Path, name: str, sizes: Sizes) -> None:
     _place_recipe(directory, regime, sizes)
     few = (directory / "data" / "labelled.jsonl").exists()
     held_out = "data.validation=[validation.jsonl, test.jsonl]"
-    exact = recipe_of(directory, ["cache.path=exact.zarr", "cache.targets=exact", f"cache.generate_missing={few}", held_out])
+    exact = recipe_of(
+        directory, ["cache.path=exact.zarr", "cache.targets=exact", f"cache.generate_missing={few}", held_out]
+    )
     _dump(exact)
     for kind, extra in (("top_k", []), ("tail_64", ["cache.tail_rank=64"])):
         derive(
@@ -87,7 +89,9 @@ def place(directory: Path, name: str, sizes: Sizes) -> None:
     answers = directory / "data" / "answers.jsonl"
     source = exact
     if not few:
-        source = recipe_of(directory, ["cache.path=own.zarr", "cache.generate_missing=true", "data.train=unlabelled.jsonl"])
+        source = recipe_of(
+            directory, ["cache.path=own.zarr", "cache.generate_missing=true", "data.train=unlabelled.jsonl"]
+        )
         _dump(source)
     if not answers.exists():
         write_answers(source, source.cache_location, answers)

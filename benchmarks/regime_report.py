@@ -21,7 +21,11 @@ Rows = Sequence[dict[str, Any]]
 
 def write_report(rows: Rows, docs: Path) -> None:
     """Write tables, picture and figures of the runs so far; the rest of the page is left as it is."""
-    figures = {name: found for name in REGIMES if (found := regime_figures([row for row in rows if row["regime"] == name], name))}
+    figures = {
+        name: found
+        for name in REGIMES
+        if (found := regime_figures([row for row in rows if row["regime"] == name], name))
+    }
     if not figures:
         return
     docs.mkdir(parents=True, exist_ok=True)
@@ -90,7 +94,7 @@ def _text(figures: dict[str, Any], sizes: dict[str, int]) -> str:
     parts = [
         "## Where distillation wins: few, wrong, ambiguous and clean labels",
         f"The miniature pair, {sizes['train']:,} training samples, {sizes['steps']} steps of {sizes['batch']} samples; learning rate "
-        f"(three tried) and checkpoint chosen on {sizes['validation']} validation rows by each arm's own loss; {sizes['test']} test rows. "
+        f"(two tried) and checkpoint chosen on {sizes['validation']} validation rows by each arm's own loss; {sizes['test']} test rows. "
         "Mean +- standard deviation over the seeds; in brackets 95 % intervals of the paired bootstrap over the test rows, each row's "
         "mean over the seeds. `hard`: the labels alone; `answers`: the teacher's greedy answers as labels; the others are distilled from the "
         "cache, forward KL with alpha = 0.7 on 64 stored entries where nothing else is said; `shuffled`: the targets of other samples; "
@@ -111,7 +115,11 @@ def _table(found: dict[str, Any], *, ambiguous: bool) -> str:
     header = ["arm", "lr", "seeds", *(label for label, _ in fields.values()), f"- hard, {unit}", f"- answers, {unit}"]
     lines = [header, ["---"] * len(header)]
     for name, arm in found.items():
-        cells = [f"`{name}`", "" if arm["rate"] is None else f"{arm['rate']:g}", "" if name in _MODELS else str(arm["seeds"])]
+        cells = [
+            f"`{name}`",
+            "" if arm["rate"] is None else f"{arm['rate']:g}",
+            "" if name in _MODELS else str(arm["seeds"]),
+        ]
         cells += [_spread(arm[field], digits) for field, (_, digits) in fields.items()]
         for rival in ("hard", "answers"):
             difference = arm.get(f"minus {rival}")
@@ -140,7 +148,9 @@ def _draw(figures: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(figures), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axis, (regime, found) in zip(panels, figures.items(), strict=True):
-        field, label = ("nll", "NLL, nats per token (lower is better)") if regime == "C" else ("right", "exact match, %")
+        field, label = (
+            ("nll", "NLL, nats per token (lower is better)") if regime == "C" else ("right", "exact match, %")
+        )
         names = [name for name in found if name not in _MODELS]
         for place, name in enumerate(names):
             colour = {"hard": "tab:grey", "answers": "tab:orange", "shuffled": "tab:red"}.get(name, "tab:blue")

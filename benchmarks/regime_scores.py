@@ -1,7 +1,7 @@
 """How a student of `benchmarks.regimes` does on the test rows: one number per row and metric, so that runs can be paired.
 
-    test = TestRows(plan, longest=32)     # plan: on the exact cache, with the test rows as validation
-    rows = test.score(model)
+test = TestRows(plan, longest=32)     # plan: on the exact cache, with the test rows as validation
+rows = test.score(model)
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class TestRows:
             texts = [self.prompter.answer_text(ids) for ids in answers]
             valid = self.valid[len(right) : len(right) + len(texts)]
             right += [
-                int(any(exact_match(text, truth) for truth in of_row)) for text, of_row in zip(texts, valid, strict=True)
+                int(any(exact_match(text, truth) for truth in of_row))
+                for text, of_row in zip(texts, valid, strict=True)
             ]
         head_VD = model.get_output_embeddings().weight.float()
         nll, kl, kl_truth, sure, true_of_sure = [], [], [], [], []

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from firstsight.console import Commands, progress_option
 from firstsight.data_commands import check, convert, init
-
-if TYPE_CHECKING:
-    from firstsight.demo.run import Regime
+from firstsight.demo.run import DEFAULT_REGIME, KINDS, Regime, run_demo
 
 
 @click.group(cls=Commands)
@@ -99,10 +96,10 @@ def synth(
 )
 @click.option(
     "--regime",
-    default="clean",
+    default=DEFAULT_REGIME,
     show_default=True,
-    type=click.Choice(["few-labels", "clean"]),
-    help="few-labels: one training sample in ten has its label, the teacher answers the rest; clean: all have theirs.",
+    type=click.Choice(list(KINDS)),
+    help="; ".join(f"{name}: {kind.help}" for name, kind in KINDS.items()) + ".",
 )
 def demo(directory: Path, regime: Regime) -> None:
     """Distil a small trained teacher into a smaller student, from data to the table of results, in minutes on a CPU.
@@ -111,8 +108,6 @@ def demo(directory: Path, regime: Regime) -> None:
 
     Example: firstsight demo --dir demo
     """
-    from firstsight.demo.run import run_demo
-
     run_demo(directory, regime)
 
 

@@ -1,6 +1,7 @@
 """A data set on disk: OUT/train.jsonl, OUT/validation.jsonl and OUT/images/, the same bytes for the same seed.
 
-Where few samples have labels, these alone are in OUT/labelled.jsonl as well. What is in the files is drawn by `questions`, whose
+Where few samples have labels, these alone are in OUT/labelled.jsonl as well; where labels are swapped or one of many answers, the
+training samples without them are in OUT/questions.jsonl, for the teacher to answer. What is in the files is drawn by `questions`, whose
 questions have one answer, or by `descriptions`, whose answer is one of many.
 """
 
@@ -149,6 +150,7 @@ def write_dataset(
     draw = descriptions if described else questions
     wrong = _swapped(seed, list(draw(seed, "train", train)), swapped) if swapped else {}
     few: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
     with tqdm(total=train + validation, desc="drawing", unit=" sample", disable=not progress, leave=False) as bar:
         for split, count in sizes.items():
             with (scratch / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
@@ -165,15 +167,18 @@ def write_dataset(
                         images += 1
                     answer = wrong.get(number, question.answer) if split == "train" else question.answer
                     row = _row(question, names, answer)
-                    if split == "train" and labels is not None:
-                        if number in labelled:
+                    if split == "train":
+                        asked.append(row | {"messages": row["messages"][:1]})
+                        if labels is not None and number in labelled:
                             few.append(row)
-                        else:
-                            row = row | {"messages": row["messages"][:1]}
+                        elif labels is not None:
+                            row = asked[-1]
                     lines.write(_line(row))
                     bar.update()
     if labels is not None:
         (scratch / "labelled.jsonl").write_text("".join(map(_line, few)), encoding="utf-8", newline="\n")
+    if swapped or described:
+        (scratch / "questions.jsonl").write_text("".join(map(_line, asked)), encoding="utf-8", newline="\n")
     if out.exists():
         out.rmdir()
     os.replace(scratch, out)
