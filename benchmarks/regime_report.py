@@ -96,8 +96,8 @@ def _text(figures: dict[str, Any], sizes: dict[str, int]) -> str:
         f"The miniature pair, {sizes['train']:,} training samples, {sizes['steps']} steps of {sizes['batch']} samples; learning rate "
         f"(two tried) and checkpoint chosen on {sizes['validation']} validation rows by each arm's own loss; {sizes['test']} test rows. "
         "Mean +- standard deviation over the seeds; in brackets 95 % intervals of the paired bootstrap over the test rows, each row's "
-        "mean over the seeds. `hard`: the labels alone; `answers`: the teacher's greedy answers as labels; the others are distilled from the "
-        "cache, forward KL with alpha = 0.7 on 64 stored entries where nothing else is said; `shuffled`: the targets of other samples; "
+        "mean over the seeds. `hard`: the labels alone; `answers`: the teacher's greedy answers as labels; the others are distilled from "
+        "the cache, forward KL with alpha = 0.7 on 64 stored entries where nothing else is said; `shuffled`: the targets of other samples; "
         "`own answers`: targets along the teacher's own answers, no label.",
         "![Every seed of every arm](regimes.png)",
     ]

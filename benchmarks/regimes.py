@@ -212,13 +212,13 @@ class Bench:
         prompter = plan.source.prompter
         encode = prompter.encode
 
-        def remembered(sample: Sample, answers: Any = None, *, pictures: Any = None) -> Encoded:
+        def remembered(sample: Sample, answers: Any = None) -> Encoded:
             name = str(sample.images)
             if name not in self._pictures:
                 self._pictures[name] = prompter.pictures(sample.open_images(), sample.image_limits)
             return encode(sample, answers, pictures=self._pictures[name])
 
-        setattr(prompter, "encode", remembered)
+        prompter.encode = remembered  # type: ignore[method-assign]
 
     def _train(self, name: str, seed: int, rate: float) -> None:
         arm, begin = self.arms[name], time.perf_counter()

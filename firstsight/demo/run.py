@@ -84,8 +84,8 @@ KINDS: dict[Regime, Kind] = {
     "few-labels": Kind(
         help="one training sample in ten has its label, the teacher answers the rest",
         reading=(
-            "base: the student before; hard: trained on the 140 labels alone; answers: on those and the teacher's answers to the rest, as "
-            f"labels; distilled: on the cache, the same answers with the teacher's soft targets. {_RIVALS}"
+            "base: the student before; hard: trained on the 140 labels alone; answers: on those and the teacher's answers to the rest, "
+            f"as labels; distilled: on the cache, the same answers with the teacher's soft targets. {_RIVALS}"
         ),
         data=("--labels", "140"),
         labels="labelled.jsonl",
