@@ -38,6 +38,7 @@ student:
   dtype: bfloat16          # of the saved weights
 data:
   root: data
+  train: {{rows}}
   max_length: 512
 cache:
   path: cache.zarr
@@ -71,8 +72,10 @@ class Kind:
     data: tuple[str, ...] = ()
     """Options of `firstsight data synth`."""
     epochs: int = EPOCHS
+    rows: str = "train.jsonl"
+    """The rows that the student is distilled on."""
     labels: str = "train.jsonl"
-    """The rows that have a label."""
+    """The rows that have a label; those of `labelled.jsonl` are among `rows`."""
     questions: str | None = None
     """The rows that the teacher answers; None: it answers none."""
     longest: int = 32
@@ -98,6 +101,7 @@ KINDS: dict[Regime, Kind] = {
             f"labels; distilled: on a cache of these answers with the teacher's soft targets, no label. {_RIVALS}"
         ),
         data=("--swapped", "0.4"),
+        rows="questions.jsonl",
         questions="questions.jsonl",
     ),
     "ambiguous": Kind(
@@ -178,9 +182,10 @@ class Demo:
         mark.write_text(f"{self.regime}\n", encoding="utf-8")
         _copy_models(self.directory / "models")
         if not self.recipe.exists():
-            few = self.kind.questions == "train.jsonl"
+            kind = self.kind
+            generate = str(kind.questions == kind.rows).lower()
             self.recipe.write_text(
-                RECIPE.format(generate=str(few).lower(), longest=self.kind.longest, epochs=self.kind.epochs),
+                RECIPE.format(rows=kind.rows, generate=generate, longest=kind.longest, epochs=kind.epochs),
                 encoding="utf-8",
             )
 
@@ -193,17 +198,19 @@ class Demo:
         _run("firstsight", "data", "synth", str(data), *samples, *self.kind.data)
 
     def train(self) -> list[str]:
-        """Dump and train; the names of the students."""
+        """Dump and train; the names of the students. The recipe is that of the distilled one, the others say what differs."""
         kind = self.kind
         self.command("fs-teacher", "dump")
-        self._train("hard", "loss.alpha=0", *([f"data.train={kind.labels}"] if kind.labels != "train.jsonl" else []))
+        labels = [f"data.train={kind.labels}"] if kind.labels != kind.rows else []
+        if kind.labels not in (kind.rows, "labelled.jsonl"):  # rows that are not in the cache
+            labels += ["cache.path=labels.zarr", "cache.generate_missing=false"]
+            self.command("fs-teacher", "dump", *_set(labels))
+        self._train("hard", "loss.alpha=0", *labels)
         if kind.questions is None:
             self._train("distilled")
             return ["hard", "distilled"]
         own: list[str] = []
-        if (
-            kind.questions != "train.jsonl"
-        ):  # the recipe's own cache holds the labels, another one the teacher's answers
+        if kind.questions != kind.rows:  # the teacher's answers are not in the cache
             own = [f"data.train={kind.questions}", "cache.path=own.zarr", "cache.generate_missing=true"]
             self.command("fs-teacher", "dump", *_set(own))
         # the teacher's answers as labels: rows like any others
@@ -211,11 +218,11 @@ class Demo:
         if not answers.exists():
             source = self.directory / ("own.zarr" if own else "cache.zarr")
             self.command("fs-teacher", "answers", str(source), "--out", str(answers), *_set(own))
-        train = "answers.jsonl" if own else f"[{kind.labels}, answers.jsonl]"
+        train = "[labelled.jsonl, answers.jsonl]" if kind.labels == "labelled.jsonl" else "answers.jsonl"
         rows = [f"data.train={train}", "cache.path=answers.zarr", "cache.generate_missing=false"]
         self.command("fs-teacher", "dump", *_set(rows))
         self._train("answers", "loss.alpha=0", *rows)
-        self._train("distilled", *(own if self.regime == "noisy" else []))
+        self._train("distilled")
         return ["hard", "answers", "distilled"]
 
     def evaluate(self, trained: Sequence[str]) -> None:

@@ -55,7 +55,9 @@ def test_a_shuffled_cache_gives_every_sample_the_targets_of_another_one_and_keep
     cache = FakeCache()
     for number in range(40):
         hard = number < hard_share * 40
-        cache[f"{number}"] = SampleTargets(key=f"{number}", hard=hard, targets=targets(int(draw.integers(3, 9)), number))
+        cache[f"{number}"] = SampleTargets(
+            key=f"{number}", hard=hard, targets=targets(int(draw.integers(3, 9)), number)
+        )
     mixed = regimes._Shuffled(cache, list(cache))
     given = Counter()
     for key, own in cache.items():
@@ -97,7 +99,8 @@ def test_no_run_is_made_twice_and_the_page_has_every_arm(tmp_path, monkeypatch):
     monkeypatch.setattr(
         regimes, "arms", lambda _regime, _directory: {"hard": regimes.Arm(alpha=0.0), "T = 1": regimes.Arm()}
     )
-    options = "--regime C --train 21 --validation 7 --test 7 --steps 5 --batch 4 --seeds 2".split()
+    sizes = {"--train": 21, "--validation": 7, "--test": 7, "--steps": 5, "--batch": 4, "--seeds": 2}
+    options = ["--regime", "C", *(word for size in sizes.items() for word in map(str, size))]
     command = [str(tmp_path / "bench"), *options, "--docs", str(tmp_path / "docs")]
     for _ in range(2):
         done = CliRunner().invoke(regimes.main, command, catch_exceptions=False)
