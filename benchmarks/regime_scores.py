@@ -91,7 +91,7 @@ class TestRows:
         self.prompter: Prompter = plan.source.prompter
         self.longest = longest
         samples = [sample for _, sample in plan.validation.samples]
-        self.valid = [{sample.answer: 1.0} for sample in samples]
+        self.valid = [{sample.answer or "": 1.0} for sample in samples]
         complete, collate = plan.source.completion(torch.device("cpu")), plan.source.collator()
         starts = range(0, len(samples), _BATCH)
         data = plan.validation
@@ -103,12 +103,12 @@ class TestRows:
             last = 1 + max(int(name.rpartition("-")[2]) for name in numbers)
             for question in descriptions(seed, "validation", last):
                 if question.name in numbers:
-                    self.valid[numbers[question.name]] = dict(wordings(question.clip))
+                    self.valid[numbers[question.name]] = wordings(question.clip)
             self.truth = []
             for sample, answers in zip(samples, self.valid, strict=True):
-                known = {text: self.prompter.answer_ids(text) for text in answers if text is not None}
+                known = {text: self.prompter.answer_ids(text) for text in answers}
                 pairs = [(ids, answers[text]) for text, ids in known.items()]
-                self.truth += true_next_tokens(pairs, known[sample.answer])
+                self.truth += true_next_tokens(pairs, known[sample.answer or ""])
 
     @torch.inference_mode()
     def score(self, model: Any) -> RowScores:

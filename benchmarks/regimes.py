@@ -16,7 +16,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from benchmarks.regime_data import REGIMES, SEED, Sizes, answer_rows, label_rows, place, recipe_of
 from benchmarks.regime_report import write_report
@@ -105,7 +104,8 @@ class _Shuffled:
             self._other |= dict(zip(order, order[1:] + order[:1], strict=True))
 
     def __getitem__(self, key: str) -> SampleTargets:
-        own, other = self._cache[key], self._cache[self._other[key]]
+        own: SampleTargets = self._cache[key]
+        other: SampleTargets = self._cache[self._other[key]]
         if not own.hard:
             return dataclasses.replace(other, key=key)
         rows = other.targets.rows(np.arange(len(own.targets)) % len(other.targets))
@@ -179,7 +179,7 @@ class Bench:
     def reference(self) -> None:
         """Measure teacher and base, once."""
         section = self._exact.recipe
-        loaders = {
+        loaders: dict[str, Callable[[], Any]] = {
             "teacher": lambda: load_teacher(self.home / "models" / "teacher", section.teacher),
             "base": lambda: load_student(self.home / "models" / "student", section.student, dtype=torch.float32).eval(),
         }
@@ -218,7 +218,7 @@ class Bench:
                 self._pictures[name] = prompter.pictures(sample.open_images(), sample.image_limits)
             return encode(sample, answers, pictures=self._pictures[name])
 
-        prompter.encode = remembered  # type: ignore[method-assign]
+        prompter.encode = remembered  # type: ignore[method-assign, assignment]
 
     def _train(self, name: str, seed: int, rate: float) -> None:
         arm, begin = self.arms[name], time.perf_counter()
@@ -254,7 +254,7 @@ class Bench:
         shutil.rmtree(output)  # measured; the directory is this command's own
 
 
-def shuffled(data: Any) -> Dataset[Any]:
+def shuffled(data: Any) -> Any:
     """The training rows of a top_k cache with the targets of others."""
     other = copy.copy(data)
     other.cache = _Shuffled(data.cache, [key for key, _ in data.samples])

@@ -109,8 +109,8 @@ KINDS: dict[Regime, Kind] = {
         reading=(
             "base: the student before; hard: trained on the labels, one wording of each picture; answers: on the teacher's likeliest "
             "wordings as labels; distilled: on the cache, the labels with the teacher's soft targets. "
-            f"{_RIVALS} No model can know which of the valid wordings was drawn, so exact match means little: the NLL of the true answers and the KL to the teacher tell how "
-            "near a model is to the distribution that they were drawn from."
+            f"{_RIVALS} No model can know which of the valid wordings was drawn, so exact match means little: the NLL of the true answers "
+            "and the KL to the teacher tell how near a model is to the distribution that they were drawn from."
         ),
         data=("--described",),
         questions="questions.jsonl",

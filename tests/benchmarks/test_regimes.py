@@ -22,7 +22,7 @@ def test_the_true_next_tokens_multiply_to_the_answers_probability(path):
     shares = [dict(zip(each.ids, each.shares, strict=True)) for each in found]
     assert all(sum(each.values()) == pytest.approx(1) for each in shares)
     assert math.prod(each[token] for each, token in zip(shares, path, strict=True)) == pytest.approx(
-        dict((tuple(ids), share) for ids, share in ANSWERS)[tuple(path)]
+        {tuple(ids): share for ids, share in ANSWERS}[tuple(path)]
     )
     assert shares[0] == pytest.approx({1: 0.7, 4: 0.3})
 
@@ -109,7 +109,9 @@ def test_no_run_is_made_twice_and_the_page_has_every_arm(tmp_path, monkeypatch):
         assert Counter(row["arm"] for row in rows) == {"teacher": 1, "base": 1, "hard": 3, "T = 1": 3}
         assert all(len(row["right"]) == len(row["nll"]) == len(row["kl_truth"]) == 7 for row in rows)
     teacher, base = rows[:2]
-    assert np.mean(teacher["kl_truth"]) < np.mean(base["kl_truth"])
+    # the teacher knows how likely each wording is; 70 other pictures: .007 nats per token, the base .214
+    assert np.mean(teacher["kl_truth"]) < 0.05 < np.mean(base["kl_truth"])
+    assert teacher["calibration"] < base["calibration"]
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert page.count("<!-- regimes: written by") == 1
     assert "| `T = 1` |" in page

@@ -6,6 +6,7 @@ its probability over many tokens. How likely each wording is, is known: `wording
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,12 +65,12 @@ def caption(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
 def wordings(clip: Clip) -> dict[str, float]:
     """Every description that `caption` may give of the clip, and how likely it is; whatever the request."""
     found: dict[str, float] = {}
-    choices = (
+    choices: list[list[tuple[Any, float]]] = [
         [(option, 1 / len(_THERE_IS)) for option in _THERE_IS],
         [(option, 1 / len(_JOINTS)) for option in _JOINTS],
         *([(True, share), (False, 1 - share)] for share in (_WITH_POSITIONS, _HANDS_FIRST, _PLACE_FIRST)),
         [(False, 1.0)] if clip.events else [(True, _COUNTED), (False, 1 - _COUNTED)],
-    )
+    ]
     names = ("there_is", "joint", "with_positions", "hands_first", "place_first", "counted")
     for chosen in itertools.product(*choices):
         options, shares = zip(*chosen, strict=True)
