@@ -271,9 +271,10 @@ def test_the_nll_of_the_true_answers_and_its_differences_are_shown_where_they_ar
 
 
 def test_an_nll_of_no_positions_is_refused(evaluation):
-    evaluation["models"][1]["samples"][0]["nll_sum"] = 1.0
+    broken = json.loads(json.dumps(evaluation))
+    broken["models"][1]["samples"][0]["nll_sum"] = 1.0
     with pytest.raises(ValidationError, match="nll_sum and hard_positions belong together"):
-        Evaluation.model_validate(evaluation)
+        Evaluation.model_validate(broken)
 
 
 def test_what_was_measured_is_said(evaluation):
