@@ -66,7 +66,7 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
     assert lines[0].split()[:3] == ["run", "temperature", "steps"]
     assert [line.split()[0] for line in lines[2:5]] == sorted(names)
     picture = world / "curves.png"
-    rows = json.loads(run("compare", grid, world / "runs" / "alone", "--json", "--plot", picture).stdout)
+    rows = json.loads(run("compare", grid, world / "runs" / "alone", "--json", "--plot", picture).stdout)["runs"]
     assert len(rows) == 4
     assert rows[2]["settings"] == {"loss.temperature": 3.0}
     assert rows[2]["validation_ce"] == rows[3]["validation_ce"]
@@ -124,7 +124,7 @@ def test_a_sweep_over_divergences_and_what_compare_shows_of_it(world):
     betas = run(*command, "--grid", "divergence=skewed_kl,js", "--grid", "beta=0.3")
     assert betas.exit_code == 0, betas.output
     grid = world / "runs" / "grid"
-    rows = {row["name"]: row for row in json.loads(run("compare", grid, "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(run("compare", grid, "--json").stdout)["runs"]}
     shown = {name: tuple(row["settings"].values()) for name, row in rows.items()}
     assert all(list(row["settings"]) == ["loss.beta", "loss.divergence"] for row in rows.values())
     assert shown == {
@@ -172,7 +172,7 @@ def test_a_run_of_before_there_were_divergences_is_continued_and_compared(world)
     del recipe["loss"]["divergence"], recipe["loss"]["beta"], facts["objective"]
     (old / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (old / "run.json").write_text(json.dumps(facts))
-    rows = json.loads(run("compare", world / "runs" / "two", "--json").stdout)
+    rows = json.loads(run("compare", world / "runs" / "two", "--json").stdout)["runs"]
     assert [row["settings"] for row in rows] == [{"loss.divergence": "tv"}, {"loss.divergence": "forward_kl"}]
     again = run("train", *short, "--set", "training.output_dir=runs/two/old", "--set", "loss.divergence=forward_kl")
     assert again.exit_code == 0
