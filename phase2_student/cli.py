@@ -89,18 +89,21 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     """Train a grid of runs from one cache, one after the other.
 
     Each run has a directory below training.output_dir, named by its settings, and is what fs-student train would leave.
-    Give the same command again after an interruption: finished runs are left alone, the others continue. A run that fails is
-    reported (error.txt in its directory), the rest are trained, and the exit code is 1.
+    Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence where
+    alpha is 0) are one run, and said. Give the same command again after an interruption: finished runs are left alone, the
+    others continue. A run that fails is reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 
     Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
 
-    Example: fs-student sweep --config recipe.yaml --grid divergence=skewed_kl,js --grid beta=0.1,0.5
+    Example: fs-student sweep --config recipe.yaml --grid divergence=forward_kl,skewed_kl,js --grid beta=0.1,0.5
+
+    Example: fs-student sweep --config recipe.yaml --grid alpha=0,0.7 --grid temperature=1,2 --grid training.seed=0,1,2
     """
     recipe = _checked_recipe(config, overrides)
 
     from phase2_student.report.run_table import run_table
     from phase2_student.runs.records import read_runs
-    from phase2_student.training.sweep import Outcome, grid_runs
+    from phase2_student.training.sweep import Outcome, grid_note, grid_runs
     from phase2_student.training.sweep import sweep as run
 
     runs = grid_runs(config, overrides, grid)
@@ -112,6 +115,8 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
 
     if main_process:
         click.echo(f"{len(runs)} runs below {recipe.output_dir}")
+        if note := grid_note(runs):
+            click.echo(note)
     outcomes = run(runs, progress=progress, report=report)
     done = [outcome.run.recipe.output_dir for outcome in outcomes if outcome.result is not None]
     if main_process and done:

@@ -43,7 +43,7 @@ class Figure:
     spread: float | None
     """Standard deviation of the sample; None: one run."""
     count: int
-    """Runs that have the figure."""
+    """Seeds that have the figure; several runs of one seed count as their mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,8 @@ class GroupRow:
     """Others in which groups differ, by dotted name."""
     runs: list[str]
     """Finished ones: the figures are theirs."""
+    seeds: int
+    """Different seeds of these."""
     unfinished: list[str]
     kl: Figure | None
     """KL(teacher || student) at T = 1 at the last validation, nats, as are `ce` (nats) and `agreement` (a share)."""
@@ -184,7 +186,8 @@ def _name(run: Run, others: Sequence[str]) -> str:
 
 def _group(members: Sequence[Run], rows: Sequence[RunRow], others: Sequence[str]) -> GroupRow:
     finished = [row for row in rows if row.finished]
-    figures = {name: _figure([getattr(row, of_run) for row in finished]) for name, of_run in _OF_RUN.items()}
+    seeds = [run.setting("training.seed") for run, row in zip(members, rows, strict=True) if row.finished]
+    figures = {name: _figure(seeds, [getattr(row, of_run) for row in finished]) for name, of_run in _OF_RUN.items()}
     measured = {row.measured_on for row in rows}
     evaluated = {row.evaluated_on for row in finished if row.evaluation_kl is not None}
     for name, kinds in (("kl", measured), ("evaluation_kl", evaluated)):
@@ -195,6 +198,7 @@ def _group(members: Sequence[Run], rows: Sequence[RunRow], others: Sequence[str]
         objective=_objective(members[0]),
         settings={name: members[0].setting(name) for name in others},
         runs=[row.name for row in finished],
+        seeds=len(set(seeds)),
         unfinished=[row.name for row in rows if not row.finished],
         measured_on=" and ".join(sorted(measured)),
         evaluated_on=" and ".join(sorted(filter(None, evaluated))) or None,
@@ -206,10 +210,15 @@ def _group(members: Sequence[Run], rows: Sequence[RunRow], others: Sequence[str]
     )
 
 
-def _figure(values: Sequence[float | None]) -> Figure | None:
-    known = [value for value in values if value is not None]
-    if not known:
+def _figure(seeds: Sequence[object], values: Sequence[float | None]) -> Figure | None:
+    """Over the seeds: two runs of one seed say the same twice, and count as one."""
+    by_seed: dict[object, list[float]] = {}
+    for seed, value in zip(seeds, values, strict=True):
+        if value is not None:
+            by_seed.setdefault(seed, []).append(value)
+    if not by_seed:
         return None
+    known = [statistics.fmean(each) for each in by_seed.values()]
     spread = statistics.stdev(known) if len(known) > 1 and all(map(is_known, known)) else None
     return Figure(mean=statistics.fmean(known), spread=spread, count=len(known))
 

@@ -88,8 +88,17 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
         axis.grid(alpha=0.3)
     handles, names = axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    if any(len(curve.members) > 1 for curve in drawn):
-        figure.supxlabel("lines: mean over the seeds; bands: one standard deviation", fontsize=8)
+        several = any(len(curve.members) > 1 for curve in drawn)
+        bands = "mean over the seeds, band: one standard deviation" if several else None
+        figure.legend(
+            handles,
+            names,
+            title=bands,
+            loc="outside lower center",
+            ncols=2,
+            fontsize=8,
+            title_fontsize=8,
+            frameon=False,
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")

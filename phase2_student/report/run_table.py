@@ -106,18 +106,18 @@ def _group_lines(groups: Sequence[GroupRow]) -> list[str]:
         [
             group.name,
             *(letters[name][json.dumps(group.settings[name])] for name in hidden),
-            f"{len(group.runs)}" + (f" (+ {len(group.unfinished)} not finished)" if group.unfinished else ""),
+            f"{group.seeds}" + (f" (+ {len(group.unfinished)} not finished)" if group.unfinished else ""),
             *([group.measured_on] if several else []),
-            *(_mean_text(getattr(group, name), form, len(group.runs)) for name, (_, form) in columns.items()),
+            *(_mean_text(getattr(group, name), form, group.seeds) for name, (_, form) in columns.items()),
         ]
         for group in groups
     ]
-    beside = [*hidden, "runs", *(["KL on"] if several else [])]
+    beside = [*hidden, "seeds", *(["KL on"] if several else [])]
     titles = ["objective", *beside, *(title for title, _ in columns.values())]
     starred = [[name in group.best_in for name in ["", *beside, *columns]] for group in groups]
     lines = _aligned(titles, cells, starred)
     lines.append(
-        "Finished runs that differ in their seed alone are one line: mean ± standard deviation; (n): of so many of them."
+        "Finished runs that differ in their seed alone are one line: mean ± standard deviation over the seeds; (n): of so many of them."
         + (
             " *: the best" + (", of a KL among those on the same targets." if several else ".")
             if any(map(any, starred))
@@ -130,13 +130,22 @@ def _group_lines(groups: Sequence[GroupRow]) -> list[str]:
 def _best_text(groups: Sequence[GroupRow]) -> str:
     best = best_group(groups)
     if best is not None:
-        return f"Best by {_BY[best[1]]}: {best[0].name}"
+        close = [group.name for group in groups if group is not best[0] and _within_spread(group, *best)]
+        return f"Best by {_BY[best[1]]}: {best[0].name}" + (
+            f"; no further off than the spread over the seeds: {'; '.join(close)}" if close else ""
+        )
     if len({group.measured_on for group in groups}) > 1:
         return (
             "Best: not known. KL on stored entries is a lower bound of that on whole distributions. Evaluate all students on one cache "
             "(fs-student eval --set cache.path=... --model NAME=DIR ...) and give the file with --evaluation."
         )
     return "Best: not known, since not every objective has a finished run with a validation."
+
+
+def _within_spread(group: GroupRow, best: GroupRow, name: str) -> bool:
+    one: Figure = getattr(group, name)
+    other: Figure = getattr(best, name)
+    return abs(one.mean - other.mean) <= max(one.spread or 0.0, other.spread or 0.0)
 
 
 def _any(rows: Sequence[RunRow] | Sequence[GroupRow], name: str) -> bool:
@@ -153,11 +162,11 @@ def _figure(row: RunRow, name: str, form: str) -> str:
     return "-" if value is None or math.isnan(value) else form.format(value)
 
 
-def _mean_text(figure: Figure | None, form: str, runs: int) -> str:
+def _mean_text(figure: Figure | None, form: str, seeds: int) -> str:
     if figure is None or math.isnan(figure.mean):
         return "-"
     spread = "" if figure.spread is None else f" ± {form.format(figure.spread)}"
-    return form.format(figure.mean) + spread + ("" if figure.count == runs else f" ({figure.count})")
+    return form.format(figure.mean) + spread + ("" if figure.count == seeds else f" ({figure.count})")
 
 
 def _aligned(titles: Sequence[str], cells: Sequence[Sequence[str]], starred: Sequence[Sequence[bool]]) -> list[str]:

@@ -66,7 +66,7 @@ def test_seeds_are_one_group_with_mean_spread_and_count(tmp_path):
     text = run("compare", tmp_path).output
     assert "0.2500 ± 0.0500*" in text
     assert "3 (+ 1 not finished)" in text
-    assert f"Best by KL to the teacher on validation: {one['name']}" in text
+    assert f"Best by KL to the teacher on validation: {one['name']}\n" in f"{text}\n"
     assert "Loss and KD of other settings of the loss" in text
 
 
@@ -174,3 +174,21 @@ def test_the_picture_draws_one_curve_per_objective(tmp_path):
     shown = run("compare", tmp_path / "runs", "--plot", tmp_path / "curves.png")
     assert shown.exit_code == 0, shown.output
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_spread_does_not_tell_apart_is_said(tmp_path):
+    for seed, kl in enumerate((0.2, 0.3)):
+        made(tmp_path, f"a{seed}", seed=seed, kl=kl)
+        made(tmp_path, f"b{seed}", seed=seed, kl=kl + 0.01, alpha=1.0)
+        made(tmp_path, f"c{seed}", seed=seed, kl=kl + 1, alpha=0.5)
+    last = run("compare", tmp_path).output.splitlines()[-1]
+    assert last.endswith("alpha 0.7; no further off than the spread over the seeds: top_k 64, forward_kl, T 2, alpha 1")
+
+
+def test_two_runs_of_one_seed_are_no_spread(tmp_path):
+    made(tmp_path, "h0", kl=3.0, alpha=0.0)
+    made(tmp_path, "again", kl=3.0, alpha=0.0, temperature=1.0)
+    made(tmp_path, "other", kl=1.0)
+    groups = {group["name"]: group for group in compared(tmp_path)["groups"]}
+    assert groups["hard"]["kl"] == {"mean": 3.0, "spread": None, "count": 1}
+    assert (groups["hard"]["runs"], groups["hard"]["seeds"]) == (["again", "h0"], 1)

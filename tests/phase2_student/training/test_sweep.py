@@ -86,10 +86,17 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
         (["alpha"], "expected key=value,value"),
         (["cache.top_k=8,16"], "a grid varies keys of loss, training, student"),
         (["alpha=0.5,0.5"], "two runs are named alpha=0.5"),
+        (["divergence=tv,forward_kl", "beta=0.1,0.5"], r"loss.beta: forward_kl has no beta; "),
         (
-            ["divergence=js,forward_kl", "beta=0.1,0.5"],
-            r"loss.beta: forward_kl has no beta; .* \(in the run divergence=forward_kl,beta=0.1 of the grid\)",
+            ["divergence=forward_kl,js", "beta=0.1,1.5"],
+            r"loss.beta: must lie .* \(in the run divergence=js,beta=1.5 of the grid\)",
         ),
+        (["beta=0.1,0.5"], "loss.beta: forward_kl has no beta"),
+        (["alpha=0", "temperature=1,2"], "no run of the grid has a use for it, since loss.alpha is 0"),
+        (["alpha=0,0.7", "temperature=1,9"], "loss.temperature: must lie within cache.temperatures"),
+        (["alpha=0,0", "temperature=1,2"], "two runs are named alpha=0,temperature=1"),
+        (["cache.path=cache.zarr,none.zarr"], r"none.zarr.* \(in the run path=none.zarr of the grid\)"),
+        (["tail=bucket,shape"], r"loss.tail: shape: .* \(in the run tail=shape of the grid\)"),
         (["divergence=js,kl"], "loss.divergence: input should be 'forward_kl'"),
         (["alpha=0.5", "loss.alpha=0.7"], "loss.alpha: is given twice"),
         (["training.output_dir=a,b"], "each run gets a directory"),
@@ -188,3 +195,39 @@ def test_comparing_what_is_no_run_is_refused(tmp_path):
     begun = run("compare", tmp_path)
     assert begun.exit_code == 0
     assert "begun (not finished)" in begun.output
+
+
+def test_points_that_differ_in_nothing_that_has_an_effect_are_one_run(world):
+    grid = ["divergence=forward_kl,js,tv", "beta=0.1,0.5"]
+    runs = grid_runs(world / "recipe.yaml", [], grid)
+    assert [(run.name, run.points, run.idle) for run in runs] == [
+        ("divergence=forward_kl", 2, ("loss.beta",)),
+        ("divergence=js,beta=0.1", 1, ()),
+        ("divergence=js,beta=0.5", 1, ()),
+        ("divergence=tv", 2, ("loss.beta",)),
+    ]
+    assert [run.recipe.loss.beta for run in runs] == [None, 0.1, 0.5, None]
+    hard = grid_runs(
+        world / "recipe.yaml", [], ["alpha=0,1", "temperature=1,2", "training.seed=0,1", "divergence=js,tv"]
+    )
+    assert [run.name for run in hard if run.points > 1] == ["alpha=0,seed=0", "alpha=0,seed=1"]
+    assert sum(run.points for run in hard) == 16
+    assert len(hard) == 10
+    command = ["sweep", "--config", world / "recipe.yaml", *SHORT, "--set", "training.max_steps=1"]
+    options = [part for text in ("alpha=0,1", "temperature=1,2", "training.seed=0,1") for part in ("--grid", text)]
+    shown = run(*command, *options)
+    assert shown.exit_code == 0, shown.output
+    assert "6 runs below" in shown.output
+    assert (
+        "8 points of the grid are 6 runs: alpha=0,seed=0 stands for 2, in which loss.temperature has no effect; "
+        "alpha=0,seed=1 stands for 2" in shown.output
+    )
+    found = json.loads(run("compare", world / "runs" / "grid", "--json").stdout)
+    assert [(group["name"], group["seeds"], group["kl"]["count"]) for group in found["groups"]] == [
+        ("hard", 2, 2),
+        ("top_k 64, forward_kl, T 1, alpha 1", 2, 2),
+        ("top_k 64, forward_kl, T 2, alpha 1", 2, 2),
+    ]
+    assert all(row["validation_kl"] > 0 for row in found["runs"])
+    at_one = next(row for row in found["runs"] if row["name"] == "alpha=1,temperature=1,seed=0")
+    assert at_one["validation_kl"] == pytest.approx(at_one["validation_kd"])
