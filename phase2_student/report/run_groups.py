@@ -141,7 +141,8 @@ def best_group(groups: Sequence[GroupRow]) -> tuple[GroupRow, str] | None:
     """
     for name in ("exact_match", "evaluation_kl", "kl"):
         best = [group for group in groups if name in group.best_in]
-        if best and len(comparable(groups, name, _KL_OF)) == 1 and all(is_known(group.mean(name)) for group in groups):
+        alike = [len(same) for same in comparable(groups, name, _KL_OF)] == [len(groups)]
+        if best and alike and all(is_known(group.mean(name)) for group in groups):
             return best[0], name
     return None
 

@@ -162,7 +162,7 @@ Row = TypeVar("Row", bound=Marked)
 
 
 def comparable(rows: Sequence[Row], field: str, kinds: dict[str, str]) -> list[list[Row]]:
-    """The rows whose figures of a field are of one kind, kind by kind.
+    """The rows whose figures of a field are of one kind, kind by kind; without those of which it is not known.
 
     Args:
         rows: of runs or groups.
@@ -172,7 +172,7 @@ def comparable(rows: Sequence[Row], field: str, kinds: dict[str, str]) -> list[l
     found: dict[Any, list[Row]] = {}
     for row in rows:
         found.setdefault(getattr(row, kinds[field]) if field in kinds else "", []).append(row)
-    return list(found.values())
+    return [same for kind, same in found.items() if kind is not None]
 
 
 def mark_best(

@@ -312,7 +312,7 @@ def test_runs_of_one_name_are_told_apart_and_one_run_is_one_run(tmp_path, monkey
     for run, share in zip(runs, (0.3, 0.9), strict=True):
         by_name = make_evaluation(("teacher", "teacher", 0.9), ("reference", "student", share))
         write_evaluation(run / "evaluation", by_name)
-    shares = [exact_match(run) for run in found]
+    shares = [exact_match(student) for student in students_of(found)]
     assert shares[0] < 0.6 < shares[1]
 
 
