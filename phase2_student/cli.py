@@ -11,7 +11,7 @@ import click
 
 from firstsight.console import Commands, config_option, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
-from phase2_student.report_commands import publish, report
+from phase2_student.report_commands import compare, publish, report
 
 
 @click.group(cls=Commands)
@@ -126,39 +126,6 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
         raise click.exceptions.Exit(128 + (last.signal or SIGTERM))
     if len(done) < len(outcomes):
         raise click.exceptions.Exit(1)
-
-
-@main.command()
-@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the validation curves as a PNG.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables: runs, groups, best.")
-@click.option(
-    "--evaluation",
-    type=click.Path(path_type=Path, exists=True),
-    help="A file that fs-student eval wrote of these students, each named as its run, or a directory with such files; default: "
-    "the newest in each run.",
-)
-def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, evaluation: Path | None) -> None:
-    """Show runs side by side: the settings that differ, losses and agreement on validation, exact match, time; * marks the best.
-
-    DIR is the directory of a run, or of a sweep. Runs that differ in their seed alone are one objective: their mean, spread and number.
-    KL is that of teacher and student at T = 1 on validation, whatever was minimised; losses on different scales are not compared.
-    Exact match stands where fs-student eval has left an evaluation in the run.
-
-    Example: fs-student compare runs/sweep --plot sweep.png
-
-    Example: fs-student compare runs/sweep --evaluation evaluation
-    """
-    from phase2_student.report.run_table import run_json, run_table
-    from phase2_student.runs.records import find_runs, read_runs
-
-    runs = read_runs(find_runs(directories))
-    click.echo((run_json if as_json else run_table)(runs, evaluation))
-    if plot is not None:
-        from phase2_student.report.run_plot import plot_runs
-
-        plot_runs(runs, plot)
-        click.echo(f"Validation curves: {plot}", err=as_json)
 
 
 @main.command()
@@ -392,7 +359,7 @@ def ask(
     click.echo(f"\n{answer.timing()}; {student.description}", err=True)
 
 
-for command in (report, publish):
+for command in (compare, report, publish):
     main.add_command(command)
 
 
