@@ -231,3 +231,22 @@ def test_points_that_differ_in_nothing_that_has_an_effect_are_one_run(world):
     assert all(row["validation_kl"] > 0 for row in found["runs"])
     at_one = next(row for row in found["runs"] if row["name"] == "alpha=1,temperature=1,seed=0")
     assert at_one["validation_kl"] == pytest.approx(at_one["validation_kd"])
+
+
+def test_runs_of_a_sweep_are_evaluated_under_their_names_on_one_cache(exact_world):
+    """Kinds of targets, whose own KL is not comparable, are judged by one evaluation of all."""
+    short = ["--config", exact_world / "recipe.yaml", *SHORT, "--set", "training.max_steps=1"]
+    swept = run("sweep", *short, "--grid", "cache.path=cache.zarr,exact.zarr", "--grid", "temperature=1")
+    assert swept.exit_code == 0, swept.output
+    assert "Best: not known. KL on stored entries is a lower bound" in swept.output
+    grid = exact_world / "runs" / "grid"
+    models = [part for each in sorted(grid.iterdir()) for part in ("--model", f"{each.name}={each / 'best'}")]
+    assert len(models) == 4
+    output = exact_world / "judged"
+    quick = ["--timed", 1, "--requests", 1, "--limit", 2, "--max-new-tokens", 2, "--output", output]
+    measured = run("eval", "--config", exact_world / "recipe.yaml", "--no-progress", *models, *quick)
+    assert measured.exit_code == 0, measured.output
+    found = json.loads(run("compare", grid, "--json", "--evaluation", output).stdout)
+    assert {group["evaluated_on"] for group in found["groups"]} == {"exact"}
+    assert all(group["evaluation_kl"]["mean"] > 0 for group in found["groups"])
+    assert found["best"] is None or found["best"]["by"] in ("evaluation_kl", "exact_match")
