@@ -125,7 +125,7 @@ class Objective:
             means["kd"] = terms.kd / soft
         means |= {"ce": terms.ce / terms.hard.clamp(min=1), "agreement": terms.agree / soft}
         if not training:
-            means["kl"] = terms.kl / soft
+            means["kl"] = terms.kl / terms.soft  # NaN where there is no soft target
         found = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         return {name: value for name, value in found.items() if name != "kl" or not math.isnan(value)}
 

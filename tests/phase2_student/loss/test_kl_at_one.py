@@ -10,7 +10,7 @@ from test_shaped_loss import case as shaped_case
 
 from phase2_student.loss.divergences import DIVERGENCES
 from phase2_student.loss.fused import distillation_loss, kl_at_one
-from phase2_student.loss.objective import PLAIN_KL, Objective
+from phase2_student.loss.objective import PLAIN_KL, LossTerms, Objective
 
 
 def both(states, head, at_t, at_one, unshared, temperature, **objective):
@@ -74,3 +74,9 @@ def test_on_a_tail_with_a_shape():
     one = type(one)(**{**vars(one), "stored": stored})
     got, wanted, *_ = both(states, head, at_t, one, unshared, 2.0, divergence=DIVERGENCES["tv"]())
     assert got == pytest.approx(wanted, rel=1e-5)
+
+
+def test_no_soft_target_is_no_kl():
+    """And so never the best of several runs."""
+    sums = LossTerms(*torch.tensor([0.0, 3.0, 0.0, 0.0, 2.0, 2.0, 0.0]))
+    assert "kl" not in Objective(temperature=2.0, alpha=0.5).means(sums, training=False)
