@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from signal import SIGTERM
 from typing import Literal
@@ -13,7 +11,7 @@ import click
 
 from firstsight.console import Commands, config_option, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
-from phase2_student.report_commands import publish, report
+from phase2_student.report_commands import compare, publish, report
 
 
 @click.group(cls=Commands)
@@ -91,18 +89,21 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
     """Train a grid of runs from one cache, one after the other.
 
     Each run has a directory below training.output_dir, named by its settings, and is what fs-student train would leave.
-    Give the same command again after an interruption: finished runs are left alone, the others continue. A run that fails is
-    reported (error.txt in its directory), the rest are trained, and the exit code is 1.
+    Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence where
+    alpha is 0) are one run, and said. Give the same command again after an interruption: finished runs are left alone, the
+    others continue. A run that fails is reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 
     Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
 
-    Example: fs-student sweep --config recipe.yaml --grid divergence=skewed_kl,js --grid beta=0.1,0.5
+    Example: fs-student sweep --config recipe.yaml --grid divergence=forward_kl,skewed_kl,js --grid beta=0.1,0.5
+
+    Example: fs-student sweep --config recipe.yaml --grid alpha=0,0.7 --grid temperature=1,2 --grid training.seed=0,1,2
     """
     recipe = _checked_recipe(config, overrides)
 
     from phase2_student.report.run_table import run_table
     from phase2_student.runs.records import read_runs
-    from phase2_student.training.sweep import Outcome, grid_runs
+    from phase2_student.training.sweep import Outcome, grid_note, grid_runs
     from phase2_student.training.sweep import sweep as run
 
     runs = grid_runs(config, overrides, grid)
@@ -114,6 +115,8 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
 
     if main_process:
         click.echo(f"{len(runs)} runs below {recipe.output_dir}")
+        if note := grid_note(runs):
+            click.echo(note)
     outcomes = run(runs, progress=progress, report=report)
     done = [outcome.run.recipe.output_dir for outcome in outcomes if outcome.result is not None]
     if main_process and done:
@@ -123,29 +126,6 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
         raise click.exceptions.Exit(128 + (last.signal or SIGTERM))
     if len(done) < len(outcomes):
         raise click.exceptions.Exit(1)
-
-
-@main.command()
-@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the validation curves as a PNG.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
-    """Show runs side by side: the settings that differ, losses and agreement on validation, exact match, time; * marks the best.
-
-    DIR is the directory of a run, or of a sweep. Exact match stands where fs-student eval has left an evaluation in the run.
-
-    Example: fs-student compare runs/sweep --plot sweep.png
-    """
-    from phase2_student.report.run_table import run_rows, run_table
-    from phase2_student.runs.records import find_runs, read_runs
-
-    runs = read_runs(find_runs(directories))
-    click.echo(json.dumps([asdict(row) for row in run_rows(runs)], indent=2) if as_json else run_table(runs))
-    if plot is not None:
-        from phase2_student.report.run_plot import plot_runs
-
-        plot_runs(runs, plot)
-        click.echo(f"Validation curves: {plot}", err=as_json)
 
 
 @main.command()
@@ -379,7 +359,7 @@ def ask(
     click.echo(f"\n{answer.timing()}; {student.description}", err=True)
 
 
-for command in (report, publish):
+for command in (compare, report, publish):
     main.add_command(command)
 
 

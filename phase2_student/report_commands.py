@@ -1,4 +1,4 @@
-"""`fs-student report` and `fs-student publish`. They load no model and need no GPU."""
+"""`fs-student compare`, `report` and `publish`. They load no model and need no GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,39 @@ from pathlib import Path
 import click
 
 from firstsight.console import config_option, set_option
+
+
+@click.command()
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the validation curves as a PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables: runs, groups, best.")
+@click.option(
+    "--evaluation",
+    type=click.Path(path_type=Path, exists=True),
+    help="A file that fs-student eval wrote of these students, each named as its run, or a directory with such files; default: "
+    "the newest in each run.",
+)
+def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, evaluation: Path | None) -> None:
+    """Show runs side by side: the settings that differ, losses and agreement on validation, exact match, time; * marks the best.
+
+    DIR is the directory of a run, or of a sweep. Runs that differ in their seed alone are one objective: their mean, spread and number.
+    KL is that of teacher and student at T = 1 on validation, whatever was minimised; losses on different scales are not compared.
+    Exact match stands where fs-student eval has left an evaluation in the run.
+
+    Example: fs-student compare runs/sweep --plot sweep.png
+
+    Example: fs-student compare runs/sweep --evaluation evaluation
+    """
+    from phase2_student.report.run_table import run_json, run_table
+    from phase2_student.runs.records import find_runs, read_runs
+
+    runs = read_runs(find_runs(directories))
+    click.echo((run_json if as_json else run_table)(runs, evaluation))
+    if plot is not None:
+        from phase2_student.report.run_plot import plot_runs
+
+        plot_runs(runs, plot)
+        click.echo(f"Validation curves: {plot}", err=as_json)
 
 
 @click.command()

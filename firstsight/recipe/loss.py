@@ -32,6 +32,13 @@ class LossSection(Section):
     teacher and student conditioned on the stored entries; `none`: the sum over the stored entries alone. null: `shape` where the
     cache has it, else `bucket`."""
 
+    @property
+    def without_effect(self) -> frozenset[str]:
+        """Keys of this section that change no weights: those of the divergence where alpha is 0, `beta` where it has none."""
+        if self.alpha == 0:
+            return frozenset({"temperature", "divergence", "beta", "tail"})
+        return frozenset() if self.divergence in _BETAS else frozenset({"beta"})
+
     @field_validator("beta")
     @classmethod
     def _beta_of_the_divergence(cls, value: float | None, info: ValidationInfo) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -186,7 +187,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
             self._lengths.append(prompter.prompt_tokens(sample)[0] + len(targets.targets))
             prompter.check_length(sample, self._lengths[-1])
         if self.samples:  # is the temperature within the nodes?
-            self._at_temperature(cache[self.samples[0][0]].targets)
+            self._at_temperature(cache[self.samples[0][0]].targets, temperature)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -197,16 +198,17 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         cached = self.cache[key]
         turns = cached.all_turns() if index >= 0 else ()
         targets = cached.targets if index >= 0 else cached.targets.rows(slice(0))
-        log_p, log_r = self._at_temperature(targets)
+        log_p, log_r = self._at_temperature(targets, self.temperature)
         ids = np.where(targets.soft[:, None], targets.ids.astype(np.int64), self._any_ids)
         encoded = self.prompter.encode(sample, _by_turn(targets.target_ids, turns))
-        arrays = {
+        arrays: dict[str, Any] = {
             "target_ids_N": encoded.target_ids,
             "soft_N": torch.from_numpy(targets.soft),
             "hard_N": torch.tensor([turn.hard for turn in turns for _ in range(turn.positions)], dtype=torch.bool),
             "ids_NK": torch.from_numpy(ids),
             "log_p_NK": torch.from_numpy(log_p),
             "log_r_N": torch.from_numpy(log_r),
+            "log_r1_N": self._rest_at_one(targets),
         }
         stored = (
             CoordinateTargets(**arrays, coefficients_Nr=torch.from_numpy(targets.tail_coefficients))
@@ -224,15 +226,21 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         other = copy.copy(self)
         other.temperature = temperature
         if other.samples:
-            other._at_temperature(other.cache[other.samples[0][0]].targets)
+            other._at_temperature(other.cache[other.samples[0][0]].targets, temperature)
         return other
 
     def lengths(self) -> list[int]:
         """Tokens of every sample, prompt, images and answer; no image is decoded."""
         return self._lengths
 
-    def _at_temperature(self, targets: Targets) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        log_p, log_r = at_temperature(targets.logprobs, targets.tail, self.cache.temperatures, self.temperature)
+    def _rest_at_one(self, targets: Targets) -> Tensor | None:
+        """For the KL of a validation; None: the cache's nodes do not reach T = 1."""
+        if self.cache.temperatures[0] > 1:
+            return None
+        return torch.from_numpy(self._at_temperature(targets, 1.0)[1])
+
+    def _at_temperature(self, targets: Targets, temperature: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        log_p, log_r = at_temperature(targets.logprobs, targets.tail, self.cache.temperatures, temperature)
         hard_only = ~targets.soft
         log_p[hard_only], log_r[hard_only] = 0.0, -np.inf  # any finite row: its weight is zero
         return log_p, log_r

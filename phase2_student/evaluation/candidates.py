@@ -73,6 +73,15 @@ def default_names(recipe: Recipe) -> list[str]:
     return ["teacher", "base", "student", *exported]
 
 
+def _name_and_directory(text: str) -> tuple[str, Path | None]:
+    """What `NAME=DIR` says, also where the name of a sweep's run has signs of equality itself; a name alone has no directory."""
+    parts = text.split("=")
+    for count in range(1, len(parts)):
+        if (directory := Path("=".join(parts[count:]))).is_dir():
+            return "=".join(parts[:count]), directory
+    return parts[0], Path("=".join(parts[1:])) if len(parts) > 1 else None
+
+
 def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
     """The models that are named: each a name of `runs.NAMES`, or `NAME=DIR` for a student, DIR relative to the working directory.
 
@@ -84,15 +93,15 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
     candidates: list[Candidate] = []
     recipe = with_turns_of_cache(recipe)
     for text in names:
-        name, equals, path = text.partition("=")
+        name, path = _name_and_directory(text)
         if name in [candidate.name for candidate in candidates]:
             raise ModelError(
                 f"--model {text}: the name {name!r} is given twice; give one of them another name: NAME=DIR"
             )
         role: Role = "student"
         section: TeacherSection | StudentSection = recipe.student
-        if equals:
-            directory = Path(path)
+        if path is not None:
+            directory = path
         elif name in ("teacher", "teacher-bf16"):
             role, section = "teacher", recipe.teacher
             if name == "teacher-bf16":

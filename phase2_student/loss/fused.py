@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phase2_student.loss.objective import LossTerms, Objective
+from phase2_student.loss.objective import PLAIN_KL, LossTerms, Objective
 from phase2_student.loss.reduction import block_sums
 from phase2_student.loss.targets import LossTargets
 
@@ -59,8 +59,33 @@ def distillation_loss(
         wants_grad=torch.is_grad_enabled(),
         chunk=chunk,
     )
-    loss, *terms = _DistillationLoss.apply(states_ND, head_VD, call)  # type: ignore[no-untyped-call]
-    return loss, LossTerms(*terms)
+    loss, *sums = _DistillationLoss.apply(states_ND, head_VD, call)  # type: ignore[no-untyped-call]
+    return loss, LossTerms._make([*sums, loss.new_full((), torch.nan)])
+
+
+def kl_at_one(
+    states_ND: Tensor,
+    head_VD: Tensor,
+    targets: LossTargets,
+    objective: Objective,
+    terms: LossTerms,
+    *,
+    unshared_ids: Tensor,
+) -> Tensor:
+    """`LossTerms.kl` of a batch of which `distillation_loss` gave the other terms; without a gradient.
+
+    Args:
+        states_ND: as there, as are `head_VD`, `targets`, `objective` and `unshared_ids`.
+        terms: what it gave.
+    """
+    if objective.is_kl:
+        return terms.kd
+    plain = targets.at_one(objective.temperature)
+    if plain is None:
+        return terms.kl
+    with torch.no_grad():
+        _, found = distillation_loss(states_ND, head_VD, plain, PLAIN_KL, unshared_ids=unshared_ids, num_items=1)
+    return found.kd
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ The two parts are put together here and nowhere else: their gradients by `weight
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -35,6 +36,9 @@ class LossTerms(NamedTuple):
     """Hard positions."""
     counted: Tensor
     """Positions that are soft or hard: N of the mean."""
+    kl: Tensor
+    """Sum of KL(teacher || student) at T = 1 over soft positions, nats, whatever is minimised; NaN where it was not computed (in
+    training, or where the targets are not known at T = 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,11 @@ class Objective:
         where = "" if entries is None else of.format(k=entries)
         return f"T = {self.temperature:g}, alpha = {self.alpha:g}, {self.divergence.text}{where}"
 
+    @property
+    def is_kl(self) -> bool:
+        """Whether `LossTerms.kd` is KL(teacher || student) at T = 1."""
+        return self.temperature == 1 and isinstance(self.divergence, ForwardKL) and self.tail == "bucket"
+
     def takes_soft(self, *, training: bool) -> bool:
         """Whether soft targets are looked at: training on hard labels alone pays nothing for them, a validation shows both."""
         return not training or self.alpha > 0
@@ -105,13 +114,21 @@ class Objective:
         return self.alpha * kd + (1 - self.alpha) * ce
 
     def means(self, terms: LossTerms, *, training: bool) -> dict[str, float]:
-        """What a log shows of a batch or many: `loss`, `kd`, `ce` (nats per position) and `agreement` (a share).
+        """What a log shows of a batch or many: `loss`, `kd`, `ce` (nats per position) and `agreement` (a share); of a validation
+        `kl`, too: KL(teacher || student) at T = 1, which runs of any objective can be compared by.
 
-        `kd` is left out where it was not computed.
+        `kd` and `kl` are left out where they were not computed.
         """
         soft = terms.soft.clamp(min=1)
         means = {"loss": self.loss(terms.kd, terms.ce) / terms.counted.clamp(min=1)}
         if self.takes_soft(training=training):
             means["kd"] = terms.kd / soft
         means |= {"ce": terms.ce / terms.hard.clamp(min=1), "agreement": terms.agree / soft}
-        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+        if not training:
+            means["kl"] = terms.kl / terms.soft  # NaN where there is no soft target
+        found = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+        return {name: value for name, value in found.items() if name != "kl" or not math.isnan(value)}
+
+
+PLAIN_KL = Objective(temperature=1.0, alpha=1.0)
+"""KL(teacher || student) alone."""

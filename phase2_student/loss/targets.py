@@ -74,11 +74,32 @@ class StoredTargets(PositionTargets):
     """float32: their log-probabilities, nats."""
     log_r_N: Tensor
     """float32: log of the mass not stored, nats; -inf: nothing."""
+    log_r1_N: Tensor | None = None
+    """float32: the same at T = 1; None: not known."""
 
     @classmethod
-    def joined(cls, parts: Sequence[StoredTargets]) -> Self:
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """The positions of several samples in a row."""
-        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+        columns: dict[str, list[Any]] = {
+            field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)
+        }
+        joined: dict[str, Any] = {
+            name: None if column[0] is None else torch.cat(column) for name, column in columns.items()
+        }
+        return cls(**joined)
+
+    def at_one(self, temperature: float) -> Self | None:
+        """The same at T = 1; None where the mass of the rest is not known there.
+
+        Args:
+            temperature: of these.
+        """
+        if self.log_r1_N is None:
+            return None
+        # what is stored keeps its proportions, p(T = 1) ~ p(T)^T, and shares what the rest leaves
+        held_N = (-self.log_r1_N.double().exp()).log1p().float()
+        log_p_NK = (temperature * self.log_p_NK).log_softmax(dim=1) + held_N[:, None]
+        return replace(self, log_p_NK=log_p_NK, log_r_N=self.log_r1_N)
 
     def chunk(self, rows: slice | Tensor) -> Self:
         """Those of some positions."""
@@ -100,6 +121,10 @@ class FullTargets(PositionTargets):
     """int64, ascending: the student ids of the columns."""
     top_N: Tensor | None = None
     """int64: the teacher's most likely id, where that is known apart; None: the largest of them."""
+
+    def at_one(self, temperature: float) -> FullTargets:
+        """The same at T = 1, from T."""
+        return replace(self, log_p_NS=(temperature * self.log_p_NS).log_softmax(dim=1))
 
     def chunk(self, rows: slice | Tensor) -> FullTargets:
         """Those of some positions."""
@@ -130,6 +155,10 @@ class TeacherTargets(PositionTargets):
     """No module and no field of tensors: it stays where it is, and nothing shards or saves it."""
     temperature: float
     """T of the distributions that are made."""
+
+    def at_one(self, _temperature: float) -> TeacherTargets:
+        """The same at T = 1."""
+        return replace(self, temperature=1.0)
 
     def chunk(self, rows: slice | Tensor) -> FullTargets:
         """The distributions of some positions."""
@@ -166,6 +195,11 @@ class ShapedTargets(PositionTargets):
         """The targets of positions; on one device with the shape."""
         known = {field.name: getattr(stored, field.name) for field in fields(PositionTargets)}
         return cls(stored=stored, shape=shape, temperature=temperature, **known)
+
+    def at_one(self, temperature: float) -> ShapedTargets | None:
+        """As `StoredTargets.at_one`."""
+        stored = self.stored.at_one(temperature)
+        return None if stored is None else replace(self, stored=stored, temperature=1.0)
 
     def chunk(self, rows: slice | Tensor) -> FullTargets:
         """The distributions of some positions."""

@@ -13,8 +13,10 @@ from firstsight.families.parts import language_modules, meta_model, named_parts
 from firstsight.recipe import LoraSection, StudentSection
 from phase2_student.loss.fused import CHUNK
 
+_LOGITS = 2
+"""A chunk of logits, and what is worked in beside it."""
 _DISTRIBUTIONS = 4
-"""Distributions over the shared ids that a chunk of exact targets holds at once: teacher, student, slope, and what is worked in."""
+"""Distributions over the shared ids that a chunk of whole targets holds at once: teacher, student, slope, and what is worked in."""
 
 Mode = Literal["fp32_master", "bf16_kahan", "lora"]
 MODES: tuple[Mode, ...] = ("fp32_master", "bf16_kahan", "lora")
@@ -72,6 +74,31 @@ class HeadOfTeacher:
         """Bytes of its rows."""
         return self.rows * self.hidden * self.head_bytes
 
+    @property
+    def position(self) -> int:
+        """Bytes of the targets of an answer position."""
+        return self.hidden * self.state_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailOfCache:
+    """The shape that the tail of a top_k cache has."""
+
+    rows: int
+    """S, ids that both vocabularies have, at most."""
+    rank: int
+    """r, its directions."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the directions' image and of the mean logits, in float32."""
+        return 4 * self.rows * (self.rank + 1)
+
+    @property
+    def position(self) -> int:
+        """Bytes of the coordinates of an answer position."""
+        return 4 * self.rank
+
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
@@ -84,9 +111,11 @@ class Footprint:
     gradients: float
     optimizer: float
     targets: float
-    """The teacher's head and the states of a micro-batch, from an exact cache; 0 for a top_k cache."""
+    """The teacher's head and the states of a micro-batch, from an exact cache; the image of the tail's directions and the coordinates,
+    from a top_k cache with `cache.tail_rank`; else 0."""
     loss: float
-    """A chunk of logits, the head in float32 and its gradient; with exact targets a chunk of distributions as well."""
+    """A chunk of logits, the head in float32 and its gradient; with exact targets, or a tail with a shape, a chunk of distributions
+    as well."""
     activations: float
     step: float
     """What the optimiser's step works in, when the graph is gone."""
@@ -150,7 +179,7 @@ def footprint(
     tokens: int,
     patches: int,
     gradient_checkpointing: bool,
-    teacher_head: HeadOfTeacher | None = None,
+    whole: HeadOfTeacher | TailOfCache | None = None,
     positions: int = 0,
 ) -> Footprint:
     """Memory of one way to train.
@@ -161,7 +190,7 @@ def footprint(
         tokens: of the largest micro-batch, padding included.
         patches: of its images.
         gradient_checkpointing: layers keep their inputs alone.
-        teacher_head: of exact targets; None: top_k.
+        whole: what whole distributions are made with; None: stored entries and a bucket.
         positions: answer positions of the largest micro-batch.
     """
     everything = shape.trained + shape.frozen
@@ -180,21 +209,27 @@ def footprint(
     copies = 0 if kept_bytes == 4 else 4
     head_trained = shape.head_trained and mode != "lora"
     gradient = (4 + (0 if kept_bytes == 4 else kept_bytes)) * head_trained
-    targets = projection = 0
-    if teacher_head is not None:
-        targets = teacher_head.weights + positions * teacher_head.hidden * teacher_head.state_bytes
-        projection = 4 * CHUNK * _DISTRIBUTIONS * teacher_head.rows
     return Footprint(
         mode=mode,
         gradient_checkpointing=gradient_checkpointing,
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        targets=targets,
-        loss=4 * CHUNK * shape.rows + (copies + gradient) * shape.head + projection,
+        targets=0 if whole is None else whole.weights + positions * whole.position,
+        loss=chunk_bytes(shape.rows, whole) + (copies + gradient) * shape.head,
         activations=_activations(shape, mode, tokens, patches, gradient_checkpointing),
         step=step,
     )
+
+
+def chunk_bytes(rows: int, whole: HeadOfTeacher | TailOfCache | None) -> float:
+    """What the loss works in for a chunk of answer positions.
+
+    Args:
+        rows: V, of the student's head.
+        whole: what whole distributions are made with; None: stored entries and a bucket.
+    """
+    return 4 * CHUNK * (_LOGITS * rows + (0 if whole is None else _DISTRIBUTIONS * whole.rows))
 
 
 def _activations(shape: Shape, mode: Mode, tokens: int, patches: int, gradient_checkpointing: bool) -> float:

@@ -16,11 +16,20 @@ from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.order import GlobalBatches
-from phase2_student.planning.footprint import MODES, Footprint, HeadOfTeacher, Mode, Shape, footprint, student_shape
+from phase2_student.planning.footprint import (
+    MODES,
+    Footprint,
+    HeadOfTeacher,
+    Mode,
+    Shape,
+    TailOfCache,
+    footprint,
+    student_shape,
+)
 from phase2_student.training.arguments import training_arguments, validation_note
 from phase2_student.training.weights import check_weights
 from storage.errors import CacheError
-from storage.format.base import EXACT
+from storage.format.base import EXACT, FormatVersion
 from storage.format.head_table import BITS
 from storage.reader import read_root
 from storage.store import open_store
@@ -72,6 +81,8 @@ class TrainingPlan:
     """The recipe's."""
     teacher_head: HeadOfTeacher | None
     """What exact targets are made with; None: top_k targets."""
+    tail: TailOfCache | None
+    """The shape of the tail that is trained on, of a top_k cache; None: none."""
     footprints: tuple[Footprint, ...]
     """Each way to train, without gradient checkpointing and with it."""
 
@@ -98,7 +109,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
     half = arguments.bf16 or arguments.fp16 or recipe.student.precision == "bf16_kahan"
     shape = student_shape(config, recipe.student, activation_bytes=2 if half else 4)
     work = _work(recipe, prompter, arguments, processes, progress)
-    teacher_head = _teacher_head(recipe, shape.rows)
+    teacher_head, tail = _teacher_head(recipe, shape.rows), _tail(recipe, shape.rows)
     ways = [
         footprint(
             shape,
@@ -106,7 +117,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
             tokens=work.micro_batch * work.longest,
             patches=work.micro_batch * work.most_patches,
             gradient_checkpointing=checkpointing,
-            teacher_head=teacher_head,
+            whole=teacher_head or tail,
             positions=work.micro_batch * work.longest_answer,
         )
         for mode in MODES
@@ -118,6 +129,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
         mode="lora" if recipe.student.lora is not None else recipe.student.precision,
         gradient_checkpointing=bool(arguments.gradient_checkpointing),
         teacher_head=teacher_head,
+        tail=tail,
         footprints=tuple(ways),
     )
 
@@ -131,9 +143,8 @@ def _teacher_head(recipe: Recipe, student_rows: int) -> HeadOfTeacher | None:
     section = recipe.cache
     if "targets" in section.model_fields_set and section.targets != EXACT:
         return None
-    try:
-        version = read_root(open_store(recipe.cache_location))
-    except CacheError:  # a plan needs no cache
+    version = _cache_version(recipe)
+    if version is None:
         if section.targets != EXACT:
             return None
         shape = head_shape(load_config(resolve_directory(recipe, recipe.teacher, weights=False), recipe.teacher))
@@ -156,6 +167,23 @@ def _teacher_head(recipe: Recipe, student_rows: int) -> HeadOfTeacher | None:
         head_bytes=BITS[head_dtype].itemsize,
         state_bytes=BITS[state_dtype].itemsize,
     )
+
+
+def _tail(recipe: Recipe, student_rows: int) -> TailOfCache | None:
+    """The tail's shape that is trained on: of the cache that is there, else as the recipe states it."""
+    if recipe.loss.tail not in (None, "shape"):
+        return None
+    version = _cache_version(recipe)
+    rank = recipe.cache.tail_rank if version is None else version.spec.get("tail_rank")
+    return TailOfCache(rows=student_rows, rank=rank) if rank else None
+
+
+def _cache_version(recipe: Recipe) -> FormatVersion | None:
+    """What the recipe's cache is; None where there is none: a plan needs none."""
+    try:
+        return read_root(open_store(recipe.cache_location))
+    except CacheError:
+        return None
 
 
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
@@ -230,6 +258,7 @@ def plan_text(plan: TrainingPlan) -> str:
     work, shape = plan.work, plan.shape
     on = f" on {work.processes} GPUs" if work.processes > 1 else ""
     head = plan.teacher_head
+    whole = head is not None or plan.tail is not None
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         *(f"            {note}" for note in work.notes),
@@ -241,16 +270,17 @@ def plan_text(plan: TrainingPlan) -> str:
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "
         f"adapters of LoRA: {count_text(shape.adapters)}",
         *([] if head is None else [_head_text(head)]),
+        *([] if plan.tail is None else [_tail_text(plan.tail)]),
         "",
         f"Memory of each GPU, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
         f"{work.micro_batch * work.most_patches:,} patches); > is the recipe's",
         f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} "
-        f"{'' if head is None else '  targets '}{'loss':>9} {'graph':>9} {'all':>9}  fits",
+        f"{'  targets ' if whole else ''}{'loss':>9} {'graph':>9} {'all':>9}  fits",
     ]
     for way in plan.footprints:
         chosen = way.mode == plan.mode and way.gradient_checkpointing == plan.gradient_checkpointing
         name = f"{way.mode}{', checkpointing' if way.gradient_checkpointing else ''}"
-        targets = () if head is None else (way.targets,)
+        targets = (way.targets,) if whole else ()
         parts = (way.weights, way.gradients, way.optimizer, *targets, way.loss, way.activations, way.total)
         lines.append(
             f"{'>' if chosen else ' '} {name:26} "
@@ -269,6 +299,13 @@ def _head_text(head: HeadOfTeacher) -> str:
     return (
         f"Targets     exact: the teacher's head of {head.rows:,} x {head.hidden:,}, {bytes_text(head.weights)} on each GPU, and one "
         "projection of the answer positions"
+    )
+
+
+def _tail_text(tail: TailOfCache) -> str:
+    return (
+        f"Targets     top_k with a tail of rank {tail.rank}: its image of {tail.rows:,} x {tail.rank}, {bytes_text(tail.weights)} on each "
+        "GPU, and whole distributions of the answer positions"
     )
 
 

@@ -5,6 +5,8 @@ figures    what the charts and tables show, computed from the records
 costs      what the dump and the runs took
 gallery    held-out images with every model's answer
 page       all of it through templates/report.html
-run_table  runs side by side as text or JSON, for `fs-student compare`
+run_row    one row per run: settings, how far it got, how near its student came to the teacher
+run_groups the runs of one objective as one row, and the best objective
+run_table  runs and groups side by side as text or JSON, for `fs-student compare`
 run_plot   their validation curves as a PNG
 """

@@ -30,6 +30,7 @@ _CURVES = {
     "ce": "CE, nats per token",
     "loss": "loss",
     "agreement": "agreement with the teacher",
+    "kl": "KL to the teacher at T = 1, nats per token",
 }
 _RUN_KEYS = {
     "loss.divergence": "divergence",

@@ -1,4 +1,4 @@
-"""Runs side by side, finished or not: what differs between them, and how far they got.
+"""Runs side by side, finished or not: what differs between them, how far they got, and the seeds of one objective as a group.
 
 runs = read_runs(find_runs([Path("runs/sweep")]))
 print(run_table(runs))
@@ -9,166 +9,177 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from pathlib import Path
 
-from firstsight.recipe import LossSection
-from phase2_student.evaluation.files import read_evaluation, student_of
+from phase2_student.report.run_groups import Figure, GroupRow, best_group, run_groups, shown
+from phase2_student.report.run_row import HIDDEN, RunRow, differing_settings, one_loss, run_rows
 from phase2_student.runs.records import Run
-
-_HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
-"""Digests: shown as A, B, ..., since only whether they differ is of interest."""
-
-
-def exact_match(run: Run) -> float | None:
-    """Exact match of the run's student in the newest evaluation in the run's directory; None where there is none, or
-    no sample has an answer to compare with.
-
-    Raises:
-        DataError: an evaluation that cannot be read.
-    """
-    evaluation = read_evaluation([run])
-    student = student_of(evaluation.models, run) if evaluation else None
-    if student is None:
-        return None
-    known = [record.exact for record in student.samples if record.exact is not None]
-    return sum(known) / len(known) if known else None
-
-
-def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Dotted names of the settings that the runs were begun with and in which they differ."""
-    names = sorted({name for run in runs for name in run.identity})
-    return [name for name in names if len({json.dumps(run.setting(name), sort_keys=True) for run in runs}) > 1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRow:
-    """One run; what is not known is None. `dataclasses.asdict` makes the JSON of `fs-student compare --json`."""
-
-    name: str
-    directory: str
-    finished: bool
-    settings: dict[str, object]
-    """The settings in which the runs differ, by dotted name."""
-    steps: int
-    best_validation_loss: float | None
-    validation_loss: float | None
-    """This and the following at the last validation."""
-    validation_kd: float | None
-    validation_ce: float | None
-    validation_agreement: float | None
-    exact_match: float | None
-    seconds: float
-    best_in: list[str]
-    """The fields above in which no other run is better; those of the loss only where it is of the same for all runs."""
-
-
-def run_rows(runs: Sequence[Run]) -> list[RunRow]:
-    """One row per run: settings that differ, losses on validation, agreement, exact match, time."""
-    names = differing_settings(runs)
-    rows = []
-    for run in runs:
-        validations = run.history.validations
-        final = validations[-1] if validations else {}
-        rows.append(
-            RunRow(
-                name=run.name,
-                directory=str(run.directory),
-                finished=run.finished,
-                settings={name: run.setting(name) for name in names},
-                steps=run.history.last_step,
-                best_validation_loss=run.best_validation_loss,
-                validation_loss=final.get("loss"),
-                validation_kd=final.get("kd"),
-                validation_ce=final.get("ce"),
-                validation_agreement=final.get("agreement"),
-                exact_match=exact_match(run),
-                seconds=sum(row.get("seconds", 0.0) for row in run.history.epochs),
-                best_in=[],
-            )
-        )
-    same_loss = _one_loss(runs)
-    for field, sign in _BETTER.items():
-        if same_loss or field not in _OF_THE_LOSS:
-            _mark_best(rows, field, sign)
-    return rows
-
-
-def _one_loss(runs: Sequence[Run]) -> bool:
-    """Whether the losses of all runs are of the same: settings, and what stands for the teacher's distribution."""
-
-    def made_of(run: Run) -> str:
-        entries = None if run.identity.get("targets") in _WHOLE else run.key("cache.top_k")
-        settings = [run.setting(f"loss.{key}") for key in LossSection.model_fields]
-        return json.dumps([*settings, entries, run.identity.get("tail")])
-
-    return len({made_of(run) for run in runs}) == 1
-
-
-def _mark_best(rows: Sequence[RunRow], field: str, sign: int) -> None:
-    known = {n: sign * value for n, row in enumerate(rows) if _is_known(value := getattr(row, field))}
-    if len(known) > 1 and len(set(known.values())) > 1:
-        for number, value in known.items():
-            if value == max(known.values()):
-                rows[number].best_in.append(field)
-
-
-def _is_known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-_BETTER = {
-    "best_validation_loss": -1,
-    "validation_loss": -1,
-    "validation_kd": -1,
-    "validation_ce": -1,
-    "validation_agreement": 1,
-    "exact_match": 1,
-}
-"""What is compared, and whether more of it is better (1) or less (-1)."""
-_WHOLE = ("exact", "online")
-"""Targets that are whole distributions; a divergence of stored entries and a bucket is a lower bound of theirs."""
-_OF_THE_LOSS = {"best_validation_loss", "validation_loss", "validation_kd"}
-
 
 _COLUMNS = {
     "steps": ("steps", "{:,}"),
     "best_validation_loss": ("best loss", "{:.4f}"),
     "validation_loss": ("loss", "{:.4f}"),
     "validation_kd": ("KD", "{:.4f}"),
+    "validation_kl": ("KL", "{:.4f}"),
     "validation_ce": ("CE", "{:.4f}"),
     "validation_agreement": ("agreement", "{:.1%}"),
+    "evaluation_kl": ("evaluated KL", "{:.4f}"),
     "exact_match": ("exact", "{:.1%}"),
     "seconds": ("s", "{:,.0f}"),
 }
+_OF_GROUP = {
+    "kl": ("KL", "{:.4f}"),
+    "ce": ("CE", "{:.4f}"),
+    "agreement": ("agreement", "{:.1%}"),
+    "evaluation_kl": ("evaluated KL", "{:.4f}"),
+    "exact_match": ("exact", "{:.1%}"),
+}
+_BY = {
+    "exact_match": "exact match",
+    "evaluation_kl": "KL to the teacher in the evaluation",
+    "kl": "KL to the teacher on validation",
+}
 
 
-def run_table(runs: Sequence[Run]) -> str:
-    """The rows as text, one line per run."""
-    rows = run_rows(runs)
+def run_table(runs: Sequence[Run], evaluation: Path | None = None) -> str:
+    """One line per run; one per objective where there are several runs of one; and the best objective.
+
+    Args:
+        runs: as `read_runs` reads them.
+        evaluation: as `given` of `run_row.students_of`.
+    """
+    rows = run_rows(runs, evaluation)
+    groups = run_groups(runs, rows)
+    columns = {name: each for name, each in _COLUMNS.items() if name != "evaluation_kl" or _any(rows, name)}
     names = differing_settings(runs)
-    table = [["run", *(name.rpartition(".")[2] for name in names), *(title for title, _ in _COLUMNS.values())]]
-    digests = {
-        name: {
-            json.dumps(value): chr(ord("A") + n)
-            for n, value in enumerate(dict.fromkeys(run.setting(name) for run in runs))
-        }
-        for name in names
-        if name in _HIDDEN
-    }
-    starred = {name for row in rows for name in row.best_in}
-    for row in rows:
-        settings = [
-            digests[name][json.dumps(value)] if name in digests else _shown(value)
-            for name, value in row.settings.items()
+    digests = {name: _letters([run.setting(name) for run in runs]) for name in names if name in HIDDEN}
+    cells = [
+        [
+            row.name + ("" if row.finished else " (not finished)"),
+            *(
+                digests[name][json.dumps(each)] if name in digests else shown(each)
+                for name, each in row.settings.items()
+            ),
+            *(_figure(row, name, form) for name, (_, form) in columns.items()),
         ]
-        figures = []
-        for name, (_, form) in _COLUMNS.items():
-            value = getattr(row, name)
-            shown = "-" if value is None or math.isnan(value) else form.format(value)
-            figures.append(shown + ("*" if name in row.best_in else " " * (name in starred)))
-        table.append([row.name + ("" if row.finished else " (not finished)"), *settings, *figures])
-    table[0] = [cell + " " * (name in starred) for cell, name in zip(table[0], ["", *names, *_COLUMNS], strict=True)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        for row in rows
+    ]
+    titles = ["run", *(name.rpartition(".")[2] for name in names), *(title for title, _ in columns.values())]
+    starred = [[name in row.best_in for name in ["", *names, *columns]] for row in rows]
+    lines = _aligned(titles, cells, starred)
+    lines.append(
+        "Loss, KD, KL, CE and agreement on validation; best loss is the lowest, the others are those of the last validation."
+        + (" *: the best of these runs." if any(map(any, starred)) else "")
+    )
+    if not one_loss(runs):
+        lines.append(
+            "Loss and KD of other settings of the loss, or of other targets, are not comparable: compare KL, CE, agreement and exact "
+            "match. KL is that of teacher and student at T = 1, whatever was minimised."
+        )
+    if len(groups) < len(runs):
+        lines += ["", *_group_lines(groups)]
+    if len(groups) > 1:
+        lines.append(_best_text(groups))
+    return "\n".join(lines)
+
+
+def run_json(runs: Sequence[Run], evaluation: Path | None = None) -> str:
+    """The same as one JSON object: `runs`, `groups`, and `best`, the name of a group and the field that says so, or null."""
+    rows = run_rows(runs, evaluation)
+    groups = run_groups(runs, rows)
+    best = best_group(groups)
+    found = {
+        "runs": [asdict(row) for row in rows],
+        "groups": [asdict(group) for group in groups],
+        "best": None if best is None else {"group": best[0].name, "by": best[1]},
+    }
+    return json.dumps(found, indent=2)
+
+
+def _group_lines(groups: Sequence[GroupRow]) -> list[str]:
+    several = len({group.measured_on for group in groups}) > 1
+    columns = {name: each for name, each in _OF_GROUP.items() if _any(groups, name)}
+    hidden = sorted({name for group in groups for name in group.settings if name in HIDDEN})
+    letters = {name: _letters([group.settings[name] for group in groups]) for name in hidden}
+    cells = [
+        [
+            group.name,
+            *(letters[name][json.dumps(group.settings[name])] for name in hidden),
+            f"{group.seeds}" + (f" (+ {len(group.unfinished)} not finished)" if group.unfinished else ""),
+            *([group.measured_on] if several else []),
+            *(_mean_text(getattr(group, name), form, group.seeds) for name, (_, form) in columns.items()),
+        ]
+        for group in groups
+    ]
+    beside = [*hidden, "seeds", *(["KL on"] if several else [])]
+    titles = ["objective", *beside, *(title for title, _ in columns.values())]
+    starred = [[name in group.best_in for name in ["", *beside, *columns]] for group in groups]
+    lines = _aligned(titles, cells, starred)
+    lines.append(
+        "Finished runs that differ in their seed alone are one line: mean ± standard deviation over the seeds; (n): of so many of them."
+        + (
+            " *: the best" + (", of a KL among those on the same targets." if several else ".")
+            if any(map(any, starred))
+            else ""
+        )
+    )
+    return lines
+
+
+def _best_text(groups: Sequence[GroupRow]) -> str:
+    best = best_group(groups)
+    if best is not None:
+        close = [group.name for group in groups if group is not best[0] and _within_spread(group, *best)]
+        return f"Best by {_BY[best[1]]}: {best[0].name}" + (
+            f"; no further off than the spread over the seeds: {'; '.join(close)}" if close else ""
+        )
+    if len({group.measured_on for group in groups}) > 1:
+        return (
+            "Best: not known. KL on stored entries is a lower bound of that on whole distributions. Evaluate all students on one cache "
+            "(fs-student eval --set cache.path=... --model NAME=DIR ...) and give the file with --evaluation."
+        )
+    return "Best: not known, since not every objective has a finished run with a validation."
+
+
+def _within_spread(group: GroupRow, best: GroupRow, name: str) -> bool:
+    one: Figure = getattr(group, name)
+    other: Figure = getattr(best, name)
+    return abs(one.mean - other.mean) <= max(one.spread or 0.0, other.spread or 0.0)
+
+
+def _any(rows: Sequence[RunRow] | Sequence[GroupRow], name: str) -> bool:
+    return any(getattr(row, name) is not None for row in rows)
+
+
+def _letters(values: Sequence[object]) -> dict[str, str]:
+    """A letter for each of some digests, by its JSON."""
+    return {json.dumps(value): chr(ord("A") + n) for n, value in enumerate(dict.fromkeys(values))}
+
+
+def _figure(row: RunRow, name: str, form: str) -> str:
+    value = getattr(row, name)
+    return "-" if value is None or math.isnan(value) else form.format(value)
+
+
+def _mean_text(figure: Figure | None, form: str, seeds: int) -> str:
+    if figure is None or math.isnan(figure.mean):
+        return "-"
+    spread = "" if figure.spread is None else f" ± {form.format(figure.spread)}"
+    return form.format(figure.mean) + spread + ("" if figure.count == seeds else f" ({figure.count})")
+
+
+def _aligned(titles: Sequence[str], cells: Sequence[Sequence[str]], starred: Sequence[Sequence[bool]]) -> list[str]:
+    """Lines of a table, the first column to the left; a star behind each cell that has one."""
+    any_star = [any(column) for column in zip(*starred, strict=True)]
+    table = [
+        [title + " " * room for title, room in zip(titles, any_star, strict=True)],
+        *(
+            [cell + ("*" if star else " " * room) for cell, star, room in zip(line, stars, any_star, strict=True)]
+            for line, stars in zip(cells, starred, strict=True)
+        ),
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
     lines = [
         "  ".join(
             cell.rjust(width) if column else cell.ljust(width)
@@ -176,19 +187,4 @@ def run_table(runs: Sequence[Run]) -> str:
         )
         for line in table
     ]
-    lines.insert(1, "-" * len(lines[0]))
-    lines.append(
-        "Loss, KD, CE and agreement on validation; best loss is the lowest, the others are those of the last validation."
-        + (" *: the best of these runs." if starred else "")
-    )
-    if not _one_loss(runs):
-        lines.append(
-            "Loss and KD of other settings of the loss, or of other targets, are not comparable: compare CE, agreement and exact match."
-        )
-    return "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

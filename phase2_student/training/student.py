@@ -15,7 +15,7 @@ from torch import Tensor
 
 from firstsight.models.loading import backbone_states, save_weights
 from phase2_student.data.batch import Batch
-from phase2_student.loss.fused import distillation_loss
+from phase2_student.loss.fused import distillation_loss, kl_at_one
 from phase2_student.loss.objective import Objective
 from phase2_student.training.packing import packed_states
 from phase2_student.training.weights import plain_state, save_adapter, stock_model
@@ -55,15 +55,12 @@ class DistillationForward:
         if settings.unshared_ids.device != states.device:  # once: a copy from the host waits for the backbone
             settings = replace(settings, unshared_ids=settings.unshared_ids.to(states.device))
             self.loss_settings = settings
-        head: Any = self
-        return distillation_loss(
-            states,
-            head.get_output_embeddings().weight,
-            batch.targets,
-            settings.objective,
-            unshared_ids=settings.unshared_ids,
-            num_items=num_items,
-        )
+        model: Any = self
+        head, ids, objective = model.get_output_embeddings().weight, settings.unshared_ids, settings.objective
+        loss, terms = distillation_loss(states, head, batch.targets, objective, unshared_ids=ids, num_items=num_items)
+        if not model.training:
+            terms = terms._replace(kl=kl_at_one(states, head, batch.targets, objective, terms, unshared_ids=ids))
+        return loss, terms
 
 
 def with_distillation_forward(model: Any, settings: LossSettings, *, padding_free: bool = False) -> Any:

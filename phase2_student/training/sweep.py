@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from firstsight.errors import RecipeError
+from firstsight.errors import FirstSightError, RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.runs.lock import RunInUse
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.prepare import Plan, is_finished, prepare
 from phase2_student.training.train import TrainResult, train
+from storage.errors import CacheError
 
 VARIED = ("loss", "training", "student")
 """Sections that a grid may vary: the others are what the cache and its samples depend on."""
@@ -38,6 +39,10 @@ class SweepRun:
     name: str
     """Its settings, and the name of its directory."""
     recipe: Recipe
+    idle: tuple[str, ...] = ()
+    """Keys of the grid that have no effect beside its other settings; the run states none of them."""
+    points: int = 1
+    """Points of the grid that it stands for: they differ in what is idle alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +68,16 @@ class Outcome:
 def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[SweepRun]:
     """The runs of a grid, the last key varied fastest.
 
+    Points that differ only in keys without an effect (beta with a divergence that has none, any key of the divergence where alpha
+    is 0) are one run.
+
     Args:
         config: the recipe.
         overrides: `section.key=value` for all runs.
         grid: `key=value,value,...`, the key as in an override; those of the loss need no section.
 
     Raises:
-        RecipeError: a key or a value that no run could use, or two runs of one name.
+        RecipeError: a key or a value that no run could use, a key that no run has a use for, or two runs of one name.
     """
     axes = [_axis(text) for text in grid]
     keys = [key for key, _ in axes]
@@ -80,18 +88,60 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
     last = [key.rpartition(".")[2] for key in keys]
     labels = [key if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
     runs: dict[str, SweepRun] = {}
+    names: set[str] = set()
     for values in itertools.product(*(values for _, values in axes)):
-        settings = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        name = ",".join(f"{label}={value.replace('/', '-')}" for label, value in zip(labels, values, strict=True))
+        point = dict(zip(keys, values, strict=True))
+
+        def named(idle: Sequence[str], point: dict[str, str] = point) -> str:
+            told = {label: point[key] for label, key in zip(labels, keys, strict=True) if key not in idle}
+            return ",".join(f"{label}={value.replace('/', '-')}" for label, value in told.items())
+
+        if named([]) in names:
+            raise RecipeError(f"--grid: two runs are named {named([])}; give each value once")
+        names.add(named([]))
         try:
-            recipe = load_recipe(config, [*overrides, *settings])
+            idle = _idle(config, overrides, point)
+            recipe = load_recipe(config, [*overrides, *_settings(point, idle)])
         except RecipeError as error:
-            raise RecipeError(f"{error} (in the run {name} of the grid)") from None
+            raise RecipeError(f"{error} (in the run {named([])} of the grid)") from None
+        name = named(idle)
         if name in runs:
-            raise RecipeError(f"--grid: two runs are named {name}; give each value once")
+            runs[name] = replace(runs[name], points=runs[name].points + 1)
+            continue
         training = {**recipe.training, "output_dir": str((root / name).resolve())}
-        runs[name] = SweepRun(name=name, recipe=recipe.model_copy(update={"training": training}))
+        runs[name] = SweepRun(name=name, recipe=recipe.model_copy(update={"training": training}), idle=idle)
+    for key, listed in axes:
+        if all(key in run.idle for run in runs.values()):
+            load_recipe(config, [*overrides, f"{key}={listed[0]}"])  # says what is wrong with it
+            raise RecipeError(
+                f"--grid {key}: no run of the grid has a use for it, since loss.alpha is 0 in all of them"
+            )
     return list(runs.values())
+
+
+def _settings(point: dict[str, str], without: Sequence[str] = ()) -> list[str]:
+    return [f"{key}={value}" for key, value in point.items() if key not in without]
+
+
+def _idle(config: Path, overrides: Sequence[str], point: dict[str, str]) -> tuple[str, ...]:
+    """Keys of a point of the grid that have no effect beside the others."""
+    beta = "loss.beta"  # refused beside a divergence that has none: its own value is checked where it has an effect
+    section = load_recipe(config, [*overrides, *_settings(point, [beta])]).loss
+    return tuple(
+        key for key in point if key.removeprefix("loss.") in section.without_effect and key.startswith("loss.")
+    )
+
+
+def grid_note(runs: Sequence[SweepRun]) -> str:
+    """Which points of a grid are one run, in words; empty: none."""
+    merged = [run for run in runs if run.points > 1]
+    if not merged:
+        return ""
+    each = "; ".join(
+        f"{run.name} stands for {run.points}, in which {' and '.join(run.idle)} {'have' if len(run.idle) > 1 else 'has'} no effect"
+        for run in merged
+    )
+    return f"{sum(run.points for run in runs)} points of the grid are {len(runs)} runs: {each}"
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
@@ -127,14 +177,16 @@ def sweep(
         One outcome per run; fewer where a signal stopped the last of them.
 
     Raises:
-        FirstSightError: what any of the runs would refuse, before the first one begins.
-        CacheError: no cache, or one of another student.
+        RecipeError: what any of the runs would refuse, with its name, before the first one begins.
     """
     plans: list[Plan] = []
     for run in runs:
         location = run.recipe.cache_location
         like = next((plan for plan in plans if plan.recipe.cache_location == location), None)
-        plans.append(prepare(run.recipe, progress=progress, like=like))
+        try:
+            plans.append(prepare(run.recipe, progress=progress, like=like))
+        except (FirstSightError, CacheError) as error:
+            raise RecipeError(f"{error} (in the run {run.name} of the grid)") from None
     for plan in plans:
         is_finished(plan)  # refuses the run of another recipe
     outcomes = []

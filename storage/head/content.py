@@ -38,6 +38,9 @@ class HeadContent:
                 )
         if problem := scalar_problem(self.scale, self.softcap):
             raise InvalidTargets(f"head: {problem}")
+        for name, array in self.arrays.items():
+            if problem := number_problem(name, array):
+                raise InvalidTargets(f"head: {name}: {problem}")
         if "token_length" in self.arrays:
             known = self.arrays["token_length"] != NO_TOKEN
             total = int(self.arrays["token_length"][known].sum(dtype=np.int64))
@@ -56,6 +59,13 @@ def scalar_problem(scale: Any, softcap: Any) -> str | None:
         if type(value) not in (int, float) or not 0 < value < float("inf"):
             return f"its {name} is {value!r}, expected a positive number"
     return None
+
+
+def number_problem(name: str, array: NDArray[Any]) -> str | None:
+    """What is wrong with the numbers of an array that holds floating-point numbers, not their bits; or None."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "a number is not finite"
+    return "a number is not positive" if name == "scale" and not (array > 0).all() else None
 
 
 def pack_tokens(tokens: TokenTable, rows: int) -> dict[str, NDArray[Any]]:

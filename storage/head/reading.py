@@ -13,7 +13,7 @@ from storage.errors import CorruptObject, ObjectMissing, UnsafeObject
 from storage.format.base import FormatVersion
 from storage.format.chunks import ChunkError, decode_plain
 from storage.format.head_table import BYTE_PIECE, NO_TOKEN
-from storage.head.content import unpack_tokens
+from storage.head.content import number_problem, unpack_tokens
 from storage.head.document import GROUP, HeadDocument, read_head_document, sizes_of
 from storage.store.base import Store
 
@@ -105,9 +105,12 @@ class Head:
     def _chunk(self, name: str, path: str) -> NDArray[Any]:
         try:
             chunk_shape = self._sizes.chunk_shape(name, self.shape(name))
-            return decode_plain(self._read(path), self._sizes.dtypes[name], chunk_shape)
+            found = decode_plain(self._read(path), self._sizes.dtypes[name], chunk_shape)
         except ChunkError as error:
             raise self._corrupt(path, str(error)) from None
+        if problem := number_problem(name, found):
+            raise self._corrupt(path, problem)
+        return found
 
     def _check_metadata(self, path: str, expected: bytes) -> None:
         if self._read(path) != expected:

@@ -27,13 +27,10 @@ from phase2_student.data.exact import ExactSource
 from phase2_student.data.source import SampleDataset, TargetSource
 from phase2_student.evaluation.results import AnswerRecord
 from phase2_student.loss.fused import distillation_loss
-from phase2_student.loss.objective import Objective
+from phase2_student.loss.objective import PLAIN_KL
 from storage.errors import CacheError
 from storage.exact import ExactCache
 from storage.reader import Cache
-
-_OBJECTIVE = Objective(temperature=1.0, alpha=1.0)
-"""KL(teacher || student) alone."""
 
 
 def cache_digest(recipe: Recipe) -> str | None:
@@ -107,7 +104,7 @@ def add_distance(
             mine = slice(begin, begin + count)
             begin += count
             part = batch.targets.mapped(partial(_taken, mine))
-            _, terms = distillation_loss(states[mine], head, part, _OBJECTIVE, unshared_ids=unshared, num_items=1)
+            _, terms = distillation_loss(states[mine], head, part, PLAIN_KL, unshared_ids=unshared, num_items=1)
             kl, nll, hard = float(terms.kd), float(terms.ce), int(terms.hard)
             for record in (of_row[number] for of_row in by_key[data.samples[index][0]]):
                 record.kl_sum = kl if math.isfinite(kl) else None
@@ -134,12 +131,12 @@ def _source(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows:
     """A cache for a student that need not be the recipe's."""
     check_teacher(recipe, cache)
     if isinstance(cache, ExactCache):
-        return ExactSource(cache, prompter, rows=rows, temperature=_OBJECTIVE.temperature, skip=True)
+        return ExactSource(cache, prompter, rows=rows, temperature=PLAIN_KL.temperature, skip=True)
     if cache.vocabulary_size != rows:
         raise DataError(
             f"{cache.location} is for a student with {cache.vocabulary_size} rows in its head, this one has {rows}"
         )
-    return CacheSource(cache, prompter, temperature=_OBJECTIVE.temperature)
+    return CacheSource(cache, prompter, temperature=PLAIN_KL.temperature)
 
 
 def _joined(source: TargetSource, cache: Cache | ExactCache, samples: Sequence[Sample]) -> SampleDataset:

@@ -17,7 +17,7 @@ from phase2_student.runs.history import HISTORY
 from phase2_student.training.step_figures import StepFigures, Sums
 
 _TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second", "data_wait")
-_VALIDATION = ("loss", "kd", "ce", "agreement")
+_VALIDATION = ("loss", "kd", "ce", "agreement", "kl")
 _EVERY = 60.0
 """Seconds between two writings of logged steps; validations and ends of epochs are written at once."""
 _STATE = "history.json"

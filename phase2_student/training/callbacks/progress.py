@@ -8,7 +8,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-_SHOWN = {"loss": "loss", "kd": "KD", "ce": "CE", "agreement": "agreement"}
+_SHOWN = {"loss": "loss", "kd": "KD", "ce": "CE", "agreement": "agreement", "kl": "KL"}
 
 
 class Bar(ProgressCallback):  # type: ignore[misc]

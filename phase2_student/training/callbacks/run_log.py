@@ -13,7 +13,7 @@ from firstsight.console import HEARTBEAT, Heartbeat
 from firstsight.secrets import masked_text
 from phase2_student.runs.lock import RunLock
 
-_SHOWN = ("loss", "kd", "ce", "agreement", "learning_rate", "grad_norm", "data_wait")
+_SHOWN = ("loss", "kd", "ce", "agreement", "kl", "learning_rate", "grad_norm", "data_wait")
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]

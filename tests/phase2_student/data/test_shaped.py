@@ -114,3 +114,19 @@ def test_a_damaged_image_stops_it(shaped_world):
     assert shown.exit_code == 2
     assert "image" in shown.output
     assert "Traceback" not in shown.output
+
+
+@pytest.mark.parametrize("sets", [(), ("loss.tail=bucket",)])
+def test_targets_are_known_at_one_whatever_the_temperature(shaped_world, sets, monkeypatch):
+    """For the KL of a validation: what the cache gives at T = 1."""
+    at_t, at_one = (prepared(shaped_world, f"loss.temperature={T}", *sets) for T in (3, 1))
+    got, want = batch_of(at_t).targets.at_one(3.0), batch_of(at_one).targets
+    if not sets:
+        assert got.temperature == 1
+        got, want = got.stored, want.stored
+    soft = want.soft_N
+    assert torch.equal(got.log_r_N, want.log_r_N)
+    torch.testing.assert_close(got.log_p_NK[soft], want.log_p_NK[soft], atol=2e-5, rtol=0)
+    monkeypatch.setattr(type(at_t.train.cache), "temperatures", (1.25, 1.5, 2.0, 4.0))
+    assert at_t.train[0].targets.log_r1_N is None
+    assert batch_of(at_t).targets.at_one(3.0) is None

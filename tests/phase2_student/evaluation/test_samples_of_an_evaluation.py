@@ -105,7 +105,7 @@ def test_report_compare_and_card_of_an_evaluation_without_answers(unlabelled, tm
     assert page.count('class="card" data-unknown') == 6
     shown = CliRunner().invoke(main, ["compare", str(run), "--json"])
     assert shown.exit_code == 0, shown.output
-    assert json.loads(shown.stdout)[0]["exact_match"] is None
+    assert json.loads(shown.stdout)["runs"][0]["exact_match"] is None
     assert CliRunner().invoke(main, ["compare", str(run)]).exit_code == 0
     card = str(model_card(read_runs([run])[0], whole, student, None, repo="me/s", license=None))
     assert "No sample has a true answer" in card

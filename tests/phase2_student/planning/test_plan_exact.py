@@ -24,7 +24,7 @@ def test_what_exact_targets_add():
     shape = student_shape(Qwen2VLConfig(), StudentSection(), activation_bytes=2)
     for mode in MODES:
         plain, exact = (
-            footprint(shape, mode, tokens=100, patches=0, gradient_checkpointing=True, teacher_head=each, positions=80)
+            footprint(shape, mode, tokens=100, patches=0, gradient_checkpointing=True, whole=each, positions=80)
             for each in (None, head)
         )
         assert plain.targets == 0

@@ -17,7 +17,7 @@ from phase2_student.evaluation.files import read_evaluation
 from phase2_student.evaluation.results import Evaluation
 from phase2_student.report import costs, figures, gallery
 from phase2_student.report.page import write_report
-from phase2_student.report.run_table import exact_match
+from phase2_student.report.run_row import exact_match, students_of
 from phase2_student.runs.lineage import read_cache
 from phase2_student.runs.records import find_runs, read_runs
 
@@ -101,7 +101,7 @@ def test_compare_marks_the_best_of_what_can_be_compared(runs):
 
     def best():
         done = CliRunner().invoke(main, ["compare", "--json", *map(str, runs)])
-        return [row["best_in"] for row in json.loads(done.output)]
+        return [row["best_in"] for row in json.loads(done.output)["runs"]]
 
     assert best() == [[], ["validation_ce"]]  # equal in the rest; losses of another alpha are not compared
     table = CliRunner().invoke(main, ["compare", *map(str, runs)]).output
@@ -117,7 +117,7 @@ def test_compare_marks_the_best_of_what_can_be_compared(runs):
     (runs[0] / "run.json").write_text(json.dumps(facts))
     assert best() == [[], ["validation_ce"]]
     assert "or of other targets, are not comparable" in CliRunner().invoke(main, ["compare", *map(str, runs)]).output
-    alone = json.loads(CliRunner().invoke(main, ["compare", "--json", str(runs[0])]).output)
+    alone = json.loads(CliRunner().invoke(main, ["compare", "--json", str(runs[0])]).output)["runs"]
     assert alone[0]["best_in"] == []
 
 
@@ -296,7 +296,10 @@ def test_runs_that_are_called_like_other_models_keep_their_own_figures(tmp_path)
         *("teacher", "base", "runs/base", "runs/base-int8", "runs/teacher", "runs/teacher-int8")
     ]
     assert figures.focus(joined, read_runs(runs)).name == "runs/teacher"
-    assert exact_match(read_runs(runs)[0]) == sum(r["exact"] for r in evaluation["models"][2]["samples"]) / SAMPLES
+    assert (
+        exact_match(students_of(read_runs(runs))[0])
+        == sum(r["exact"] for r in evaluation["models"][2]["samples"]) / SAMPLES
+    )
 
 
 def test_runs_of_one_name_are_told_apart_and_one_run_is_one_run(tmp_path, monkeypatch):
@@ -309,7 +312,7 @@ def test_runs_of_one_name_are_told_apart_and_one_run_is_one_run(tmp_path, monkey
     for run, share in zip(runs, (0.3, 0.9), strict=True):
         by_name = make_evaluation(("teacher", "teacher", 0.9), ("reference", "student", share))
         write_evaluation(run / "evaluation", by_name)
-    shares = [exact_match(run) for run in found]
+    shares = [exact_match(student) for student in students_of(found)]
     assert shares[0] < 0.6 < shares[1]
 
 

@@ -14,7 +14,7 @@ from firstsight.recipe import load_recipe
 from phase2_student.evaluation.candidates import parse_candidates
 from phase2_student.loss.objective import LossTerms, Objective
 from phase2_student.report import figures
-from phase2_student.report.run_table import run_rows
+from phase2_student.report.run_row import run_rows
 from phase2_student.runs.best import best_loss
 from phase2_student.runs.history import read_history
 from phase2_student.runs.records import read_runs
@@ -41,7 +41,7 @@ def test_a_run_that_diverges_keeps_its_history_and_its_best_student(tmp_path, lo
 
     callback = HistoryCallback(tmp_path, save, objective.text(8))
     for epoch, loss in enumerate(losses, start=1):
-        means = objective.means(LossTerms(*torch.tensor([loss, loss, 1.0, 1.0, 1.0, 1.0])), training=False)
+        means = objective.means(LossTerms(*torch.tensor([loss, loss, 1.0, 1.0, 1.0, 1.0, 1.0])), training=False)
         log.append({"epoch": epoch, "step": epoch, "learning_rate": 1e-3, **means})
         log.append({"epoch": epoch, "step": epoch, **{f"eval_{k}": v for k, v in means.items()}})
         callback.on_evaluate(None, SimpleNamespace(log_history=log, is_world_process_zero=True), None)
@@ -110,7 +110,7 @@ def test_the_best_in_the_middle_of_an_epoch_is_the_best_everywhere(world):
     again = run("train", "--config", world / "recipe.yaml", *[part for text in settings for part in ("--set", text)])
     assert f"best validation loss {shown}" in again.output
     directory = world / "runs" / "a"
-    (row,) = json.loads(run("compare", "--json", directory).output)
+    (row,) = json.loads(run("compare", "--json", directory).output)["runs"]
     assert row["best_validation_loss"] == losses[best]
     assert f" {shown} " in run("compare", directory).output
     assert run("report", directory, "--output", world / "report.html").exit_code == 0

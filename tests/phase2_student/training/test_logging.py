@@ -12,7 +12,7 @@ from firstsight.recipe import load_recipe
 from phase2_student.training.arguments import training_arguments
 
 TRAIN = {"loss", "kd", "ce", "agreement", "tokens_per_second", "data_wait", "learning_rate", "grad_norm"}
-VALIDATION = {"loss", "kd", "ce", "agreement"}
+VALIDATION = {"loss", "kd", "ce", "agreement", "kl"}
 
 
 def test_the_parts_of_the_loss_are_logged_apart_for_train_and_validation(world, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
     assert lines[0].split()[:3] == ["run", "temperature", "steps"]
     assert [line.split()[0] for line in lines[2:5]] == sorted(names)
     picture = world / "curves.png"
-    rows = json.loads(run("compare", grid, world / "runs" / "alone", "--json", "--plot", picture).stdout)
+    rows = json.loads(run("compare", grid, world / "runs" / "alone", "--json", "--plot", picture).stdout)["runs"]
     assert len(rows) == 4
     assert rows[2]["settings"] == {"loss.temperature": 3.0}
     assert rows[2]["validation_ce"] == rows[3]["validation_ce"]
@@ -86,10 +86,17 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
         (["alpha"], "expected key=value,value"),
         (["cache.top_k=8,16"], "a grid varies keys of loss, training, student"),
         (["alpha=0.5,0.5"], "two runs are named alpha=0.5"),
+        (["divergence=tv,forward_kl", "beta=0.1,0.5"], r"loss.beta: forward_kl has no beta; "),
         (
-            ["divergence=js,forward_kl", "beta=0.1,0.5"],
-            r"loss.beta: forward_kl has no beta; .* \(in the run divergence=forward_kl,beta=0.1 of the grid\)",
+            ["divergence=forward_kl,js", "beta=0.1,1.5"],
+            r"loss.beta: must lie .* \(in the run divergence=js,beta=1.5 of the grid\)",
         ),
+        (["beta=0.1,0.5"], "loss.beta: forward_kl has no beta"),
+        (["alpha=0", "temperature=1,2"], "no run of the grid has a use for it, since loss.alpha is 0"),
+        (["alpha=0,0.7", "temperature=1,9"], "loss.temperature: must lie within cache.temperatures"),
+        (["alpha=0,0", "temperature=1,2"], "two runs are named alpha=0,temperature=1"),
+        (["cache.path=cache.zarr,none.zarr"], r"none.zarr.* \(in the run path=none.zarr of the grid\)"),
+        (["tail=bucket,shape"], r"loss.tail: shape: .* \(in the run tail=shape of the grid\)"),
         (["divergence=js,kl"], "loss.divergence: input should be 'forward_kl'"),
         (["alpha=0.5", "loss.alpha=0.7"], "loss.alpha: is given twice"),
         (["training.output_dir=a,b"], "each run gets a directory"),
@@ -124,7 +131,7 @@ def test_a_sweep_over_divergences_and_what_compare_shows_of_it(world):
     betas = run(*command, "--grid", "divergence=skewed_kl,js", "--grid", "beta=0.3")
     assert betas.exit_code == 0, betas.output
     grid = world / "runs" / "grid"
-    rows = {row["name"]: row for row in json.loads(run("compare", grid, "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(run("compare", grid, "--json").stdout)["runs"]}
     shown = {name: tuple(row["settings"].values()) for name, row in rows.items()}
     assert all(list(row["settings"]) == ["loss.beta", "loss.divergence"] for row in rows.values())
     assert shown == {
@@ -172,7 +179,7 @@ def test_a_run_of_before_there_were_divergences_is_continued_and_compared(world)
     del recipe["loss"]["divergence"], recipe["loss"]["beta"], facts["objective"]
     (old / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (old / "run.json").write_text(json.dumps(facts))
-    rows = json.loads(run("compare", world / "runs" / "two", "--json").stdout)
+    rows = json.loads(run("compare", world / "runs" / "two", "--json").stdout)["runs"]
     assert [row["settings"] for row in rows] == [{"loss.divergence": "tv"}, {"loss.divergence": "forward_kl"}]
     again = run("train", *short, "--set", "training.output_dir=runs/two/old", "--set", "loss.divergence=forward_kl")
     assert again.exit_code == 0
@@ -188,3 +195,58 @@ def test_comparing_what_is_no_run_is_refused(tmp_path):
     begun = run("compare", tmp_path)
     assert begun.exit_code == 0
     assert "begun (not finished)" in begun.output
+
+
+def test_points_that_differ_in_nothing_that_has_an_effect_are_one_run(world):
+    grid = ["divergence=forward_kl,js,tv", "beta=0.1,0.5"]
+    runs = grid_runs(world / "recipe.yaml", [], grid)
+    assert [(run.name, run.points, run.idle) for run in runs] == [
+        ("divergence=forward_kl", 2, ("loss.beta",)),
+        ("divergence=js,beta=0.1", 1, ()),
+        ("divergence=js,beta=0.5", 1, ()),
+        ("divergence=tv", 2, ("loss.beta",)),
+    ]
+    assert [run.recipe.loss.beta for run in runs] == [None, 0.1, 0.5, None]
+    hard = grid_runs(
+        world / "recipe.yaml", [], ["alpha=0,1", "temperature=1,2", "training.seed=0,1", "divergence=js,tv"]
+    )
+    assert [run.name for run in hard if run.points > 1] == ["alpha=0,seed=0", "alpha=0,seed=1"]
+    assert sum(run.points for run in hard) == 16
+    assert len(hard) == 10
+    command = ["sweep", "--config", world / "recipe.yaml", *SHORT, "--set", "training.max_steps=1"]
+    options = [part for text in ("alpha=0,1", "temperature=1,2", "training.seed=0,1") for part in ("--grid", text)]
+    shown = run(*command, *options)
+    assert shown.exit_code == 0, shown.output
+    assert "6 runs below" in shown.output
+    assert (
+        "8 points of the grid are 6 runs: alpha=0,seed=0 stands for 2, in which loss.temperature has no effect; "
+        "alpha=0,seed=1 stands for 2" in shown.output
+    )
+    found = json.loads(run("compare", world / "runs" / "grid", "--json").stdout)
+    assert [(group["name"], group["seeds"], group["kl"]["count"]) for group in found["groups"]] == [
+        ("hard", 2, 2),
+        ("top_k 64, forward_kl, T 1, alpha 1", 2, 2),
+        ("top_k 64, forward_kl, T 2, alpha 1", 2, 2),
+    ]
+    assert all(row["validation_kl"] > 0 for row in found["runs"])
+    at_one = next(row for row in found["runs"] if row["name"] == "alpha=1,temperature=1,seed=0")
+    assert at_one["validation_kl"] == pytest.approx(at_one["validation_kd"])
+
+
+def test_runs_of_a_sweep_are_evaluated_under_their_names_on_one_cache(exact_world):
+    """Kinds of targets, whose own KL is not comparable, are judged by one evaluation of all."""
+    short = ["--config", exact_world / "recipe.yaml", *SHORT, "--set", "training.max_steps=1"]
+    swept = run("sweep", *short, "--grid", "cache.path=cache.zarr,exact.zarr", "--grid", "temperature=1")
+    assert swept.exit_code == 0, swept.output
+    assert "Best: not known. KL on stored entries is a lower bound" in swept.output
+    grid = exact_world / "runs" / "grid"
+    models = [part for each in sorted(grid.iterdir()) for part in ("--model", f"{each.name}={each / 'best'}")]
+    assert len(models) == 4
+    output = exact_world / "judged"
+    quick = ["--timed", 1, "--requests", 1, "--limit", 2, "--max-new-tokens", 2, "--output", output]
+    measured = run("eval", "--config", exact_world / "recipe.yaml", "--no-progress", *models, *quick)
+    assert measured.exit_code == 0, measured.output
+    found = json.loads(run("compare", grid, "--json", "--evaluation", output).stdout)
+    assert {group["evaluated_on"] for group in found["groups"]} == {"exact"}
+    assert all(group["evaluation_kl"]["mean"] > 0 for group in found["groups"])
+    assert found["best"] is None or found["best"]["by"] in ("evaluation_kl", "exact_match")
