@@ -24,13 +24,12 @@ from firstsight.data.images import ImageSource, InlineImage, image_name, opened
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.data.write import canonical_row
 from firstsight.errors import DataError
-from firstsight.identity import student_identity
-from firstsight.models.loading import resolve_directory
-from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from phase1_teacher.cached_student import student_of
 from storage.exact import ExactCache, open_any_cache
 from storage.reader import Cache
+from storage.wording import counted
 
 
 @dataclass(kw_only=True)
@@ -113,15 +112,18 @@ def write_answers(
     return written
 
 
+_MISSING = "not in the cache: new, edited or not dumped yet"
+
+
 def left_out(written: WrittenAnswers) -> list[str]:
     """Why rows were not written, with their numbers."""
     reasons = {
-        "have an answer of their own": written.labelled,
-        "were skipped by the dump": written.skipped,
-        "are not in the cache: new, edited or not dumped yet": written.missing,
-        "were answered without a word": written.empty,
+        ("row has an answer of its own", "rows have an answer of their own"): written.labelled,
+        ("row was skipped by the dump", "rows were skipped by the dump"): written.skipped,
+        (f"row is {_MISSING}", f"rows are {_MISSING}"): written.missing,
+        ("row was answered without a word", "rows were answered without a word"): written.empty,
     }
-    return [f"{count:,} rows {words}" for words, count in reasons.items() if count]
+    return [counted(count, *words) for words, count in reasons.items() if count]
 
 
 def _rows(
@@ -175,12 +177,7 @@ def _tokens(recipe: Recipe, cache: Cache | ExactCache) -> _Tokens:
     if isinstance(cache, ExactCache):
         teacher = TeacherTokens.of_cache(cache.spec, cache.head().tokens())
         return _Tokens(teacher.text, teacher.ended)
-    student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
-    if cache.spec["student"] != student_identity(student):
-        raise DataError(
-            f"{cache.location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
-            "give the recipe of this cache with --config"
-        )
+    student = student_of(recipe, cache)
     return _Tokens(lambda ids: _student_text(student, ids), lambda ids: _ended(student, ids))
 
 

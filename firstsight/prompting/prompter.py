@@ -24,6 +24,7 @@ from firstsight.families.base import Family, Pictures
 from firstsight.prompting.encoded import Encoded, collate_images
 from firstsight.prompting.template import ChatTemplate, Conversation, UnfitAnswer, UnfitImages
 from firstsight.vocabulary import spelling
+from storage.wording import counted
 
 # texts are tokenised one by one, beside a model that wants the cores: the tokenizers' own threads only take them away
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -324,7 +325,7 @@ class Prompter:
         count = sum(text.count(place) for text in contexts)
         if count != len(texts):
             raise UnfitImages(
-                f"the chat template renders {count} of its {len(texts)} images, expected a place for each"
+                f"the chat template renders {count} of its {counted(len(texts), 'image')}, expected a place for each"
             )
         rest = iter(texts)
         made = []
@@ -363,7 +364,7 @@ class Prompter:
     def _refuse_images(self, sample: Sample) -> None:
         if sample.images and not self.family.has_vision:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has {len(sample.images)} images, and {self.family.name} sees none; "
+                f"{sample.place}: sample {sample.id!r} has {counted(len(sample.images), 'image')}, and {self.family.name} sees none; "
                 "use a vision-language model, or rows of text"
             )
 

@@ -262,7 +262,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         turns = cached.all_turns()
         if len(turns) != self.prompter.turn_count(sample):
             raise AlignmentError(
-                f"{sample.place}: sample {sample.id!r}: it has {self.prompter.turn_count(sample)} answers, the cache holds "
+                f"{sample.place}: sample {sample.id!r}: it has {counted(self.prompter.turn_count(sample), 'answer')}, the cache holds "
                 f"{len(turns)}; the cache was made with another data.turns: dump again"
             )
         stored = _by_turn(cached.targets.target_ids, turns)

@@ -35,6 +35,7 @@ from phase2_student.data.usable import usable
 from phase2_student.loss.targets import PositionTargets, TeacherTargets
 from storage.exact import ExactCache
 from storage.targets import Turn
+from storage.wording import counted
 
 # P answer positions of a sample, N of a batch, D hidden size of the teacher
 
@@ -276,7 +277,8 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         try:
             if len(turns) != count:
                 raise AlignmentError(
-                    f"it has {count} answers, the cache holds {len(turns)}; the cache was made with another data.turns: dump again"
+                    f"it has {counted(count, 'answer')}, the cache holds {len(turns)}; the cache was made with another data.turns: "
+                    "dump again"
                 )
             parts = []
             start = 0

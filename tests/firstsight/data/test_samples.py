@@ -111,7 +111,7 @@ def test_key_follows_content_not_place(load, tmp_path):
         (row(id="b", images=["three.png"]), r"train\.jsonl:2: image .*three\.png is not there"),
         (row(id="b", images=["../one.png"]), r"train\.jsonl:2: image '\.\./one\.png' lies outside data\.root"),
         (row(id="b", images=["/etc/hostname"]), r"lies outside data\.root"),
-        (row(id="b", images=[]), r"have places for 1 images, the row lists 0"),
+        (row(id="b", images=[]), r"have places for 1 image, the row lists 0"),
         (row(id="b", images="one.png"), r"'images' must be a list"),
         (row(id="b", messages=[]), r"'messages' must be a list"),
         (

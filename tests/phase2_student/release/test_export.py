@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
@@ -13,6 +14,8 @@ from firstsight.errors import ModelError
 from firstsight.models.quantization import stored_quantization, weight_bytes
 from firstsight.recipe import StudentSection
 from phase2_student.cli import main
+from phase2_student.evaluation.ask import LoadedStudent
+from phase2_student.evaluation.loading import load_for_answers
 from phase2_student.release.export import export, plan_export
 
 BF16 = StudentSection()
@@ -38,6 +41,18 @@ def test_plain_transformers_loads_it_and_it_answers_alike(exported, models, kind
     assert quantised.get_output_embeddings().weight is quantised.get_input_embeddings().weight
     expected, got = logits_of(whole), logits_of(quantised)
     assert (got - expected).norm() < error * expected.norm()
+
+
+def test_nf4_of_widths_that_bitsandbytes_does_not_pack_answers_on_a_cpu(models, tmp_path):
+    """A vision tower of width 96: 64 weights share a scale."""
+    directory = export(models / "teacher", tmp_path / "odd", BF16, "nf4").directory
+    Image.new("RGB", (112, 112), "red").save(tmp_path / "red.png")
+    answer = LoadedStudent(directory, StudentSection()).ask("What is it?", [tmp_path / "red.png"], max_new_tokens=4)
+    assert answer.tokens
+    assert answer.confidence is not None
+    whole, quantised = load_for_answers(models / "teacher", BF16)[0], load_for_answers(directory, BF16)[0]
+    expected, got = logits_of(whole), logits_of(quantised)
+    assert (got - expected).norm() < 0.3 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
