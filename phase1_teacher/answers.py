@@ -47,6 +47,8 @@ class WrittenAnswers:
     """Rows that the dump skipped; not written."""
     missing: int = 0
     """Rows that the cache does not hold; not written."""
+    unreadable: int = 0
+    """Rows with a picture that cannot be read, where `cache.on_error: skip` leaves them out; not written."""
     literal_marks: bool = False
     """A text has `<image>` or the like as text: the file must be read with `data.format: trl`."""
 
@@ -94,14 +96,15 @@ def write_answers(
     written = WrittenAnswers()
     partial = out.with_name(f".{out.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    samples = tqdm(
-        iter_samples(recipe.source(split)), desc="answers", unit=" sample", disable=not progress, leave=False
-    )
+    left_out_rows: list[str] = []
+    rows = iter_samples(recipe.source(split), left_out=left_out_rows)
+    samples = tqdm(rows, desc="answers", unit=" sample", disable=not progress, leave=False)
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             for row in _rows(recipe, samples, cache, tokens, written, whole):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written.rows += 1
+        written.unreadable = len(left_out_rows)
         if not written.rows:
             raise DataError(
                 f"{recipe.source(split)}: no answer of the teacher to write: {'; '.join(left_out(written))}"
@@ -121,6 +124,7 @@ def left_out(written: WrittenAnswers) -> list[str]:
         ("row has an answer of its own", "rows have an answer of their own"): written.labelled,
         ("row was skipped by the dump", "rows were skipped by the dump"): written.skipped,
         (f"row is {_MISSING}", f"rows are {_MISSING}"): written.missing,
+        ("row has a picture that cannot be read", "rows have a picture that cannot be read"): written.unreadable,
         ("row was answered without a word", "rows were answered without a word"): written.empty,
     }
     return [counted(count, *words) for words, count in reasons.items() if count]

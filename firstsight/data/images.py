@@ -135,6 +135,8 @@ def image_path(file: Any, root: Path, place: str) -> Path:
     path = root / file
     if not stat.S_ISREG(mode) and not path.is_file():
         raise DataError(f"{place}: image {path} is not there; check data.root and the row's path")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{place}: image {path} must not be read by this user; change its permissions")
     return path
 
 

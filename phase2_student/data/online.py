@@ -219,9 +219,8 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
     Args:
         samples: of one data file; each with an answer.
         pair: of teacher and student.
-        skip: leave out, and name, samples that one of the models cannot take, and then decode every picture once; else they are
-            an error.
-        progress: show a bar while they are checked.
+        skip: leave out, and name, samples that one of the models cannot take; else they are an error.
+        progress: show a bar while they are checked: every picture is made an input once.
 
     Raises:
         DataError: samples without an answer; one that a model cannot take; none that can be taken.
@@ -239,8 +238,7 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
 
         def judge(_key: str, sample: Sample) -> int:
             pair.check(sample)
-            if skip:
-                self._check_pictures(sample)
+            self._check_pictures(sample)
             return pair.student.sample_tokens(sample)
 
         rows = [(sample.key, sample) for sample in samples]

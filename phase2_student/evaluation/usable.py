@@ -40,6 +40,8 @@ def usable_samples(
                 prompter.check_length(sample, prompter.sample_tokens(sample))
                 if sample.images:
                     prompter.opened_pictures(sample)
+                for asked in sample.asked() if recipe.data.turns == "all" else ():
+                    prompter.prompt_text(asked)
         except DataError as error:
             if recipe.cache.on_error == "stop":
                 raise DataError(f"{error}; or leave such samples out: cache.on_error: skip") from None
