@@ -91,7 +91,7 @@ def advice(
         return []
     held = f"at T = {training:g} the {k} largest entries hold {mass:.0%}"
     if gradient is not None and training in gradient.errors:
-        bucket = " with a bucket" if exact or tail_rank else ""
+        bucket = " with a bucket" if tail_rank else ""
         held += f" and their gradient{bucket} is off by {gradient.errors[training]:.0%}"
     if exact:
         return [f"Advice: {held}; this cache keeps the whole distribution, at any temperature"]

@@ -124,7 +124,7 @@ def test_each_broken_file_is_one_line(tmp_path, name):
     ("text", "message"),
     [
         ("a,a\n1,2\n", r"the header has the column 'a' twice"),
-        ("question,answer\n1\n", r"t\.csv:2: has 1 cells, the header has 2 columns"),
+        ("question,answer\n1\n", r"t\.csv:2: has 1 cell, the header has 2 columns"),
         ('question\n"a', r"t\.csv:2: not CSV \("),
         ("question,answer\n", r"holds no rows"),
         ("question,other\n1,2\n", r"unknown key 'other'"),

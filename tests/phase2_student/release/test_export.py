@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
@@ -50,9 +51,17 @@ def test_nf4_of_widths_that_bitsandbytes_does_not_pack_answers_on_a_cpu(models, 
     answer = LoadedStudent(directory, StudentSection()).ask("What is it?", [tmp_path / "red.png"], max_new_tokens=4)
     assert answer.tokens
     assert answer.confidence is not None
-    whole, quantised = load_for_answers(models / "teacher", BF16)[0], load_for_answers(directory, BF16)[0]
-    expected, got = logits_of(whole), logits_of(quantised)
-    assert (got - expected).norm() < 0.3 * expected.norm()
+    model, _ = load_for_answers(directory, BF16)
+    states = {module: getattr(getattr(module, "weight", None), "quant_state", None) for module in model.modules()}
+    odd = [module for module, state in states.items() if state is not None and state.shape[1] % state.blocksize]
+    assert odd
+    for module in odd:  # each is its own stored matrix
+        matrix = dequantize_4bit(module.weight.data, states[module]).float()
+        given = torch.randn(3, matrix.shape[1])
+        with torch.inference_mode():
+            got = module(given) - (0 if module.bias is None else module.bias.float())
+        expected = given @ matrix.T
+        assert (got - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
