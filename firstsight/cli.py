@@ -9,6 +9,7 @@ import click
 from firstsight.console import Commands, progress_option
 from firstsight.data_commands import check, convert, init
 from firstsight.demo.run import DEFAULT_REGIME, KINDS, Regime, run_demo
+from storage.wording import counted
 
 
 @click.group(cls=Commands)
@@ -82,7 +83,7 @@ def synth(
     )
     counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
     wrong = f", {summary.swapped:,} training samples with another's answer" if swapped else ""
-    click.echo(f"{out}: {counts} samples, {summary.images:,} pictures, {summary.bytes / 1e6:.1f} MB{wrong}")
+    click.echo(f"{out}: {counts} samples, {counted(summary.images, 'picture')}, {summary.bytes / 1e6:.1f} MB{wrong}")
 
 
 @main.command()

@@ -22,6 +22,7 @@ from phase2_student.training.prepare import prepare
 from storage.errors import CorruptObject, SpecMismatch
 from storage.exact import open_exact_cache
 from storage.store.local import LocalStore
+from storage.wording import counted
 
 CPU = torch.device("cpu")
 
@@ -249,7 +250,7 @@ def test_what_is_too_long_for_the_student_is_skipped_by_name_or_refused(exact_wo
     count = lengths.count(max(lengths))
     assert len(skipping.skipped) == skipping.facts()["skipped_samples"] == count
     assert len(skipping.train) + len(skipping.validation) == len(lengths) - count
-    assert f"{count} samples are left out (cache.on_error: skip):" in skipping.skipped_text
+    assert f"{counted(count, 'sample is', 'samples are')} left out (cache.on_error: skip):" in skipping.skipped_text
     assert all("more than data.max_length" in reason for reason in skipping.skipped)
-    with pytest.raises(DataError, match=r"none of the \d+ samples can be learned from; the first: train.jsonl:1"):
+    with pytest.raises(DataError, match=r"no sample of 26 can be learned from; the first: train.jsonl:1"):
         prepared(exact_world, "data.max_length=5", "cache.on_error=skip")
