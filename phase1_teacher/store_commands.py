@@ -1,4 +1,4 @@
-"""The commands of `fs-teacher` that look after a cache: status, verify, gc. They need no model and no GPU."""
+"""The commands of `fs-teacher` that inspect and clean a cache: status, verify, gc. They need no model and no GPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SHOWN = 20
 @click.argument("cache")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def status(cache: str, as_json: bool) -> None:
-    """Show how far CACHE is and what it costs.
+    """Show how complete CACHE is and how large.
 
-    Units done and missing, rate and time left of the workers that are at work, samples, answer positions, stored bytes per
-    position, bits per field, and the specification that every dump into this cache must match. Reads plans and manifests only.
+    Shows committed and missing units, the rate and remaining time of running workers, samples, answer positions, stored bytes
+    per position, bits per field, and the specification that every dump into this cache must match. Reads plans and manifests only.
 
     Example: fs-teacher status cache.zarr
     """
@@ -45,7 +45,7 @@ def status(cache: str, as_json: bool) -> None:
     click.echo(f"  size       {_size(found.bytes)}{per_position}")
     if found.head_bytes is not None:
         click.echo(
-            f"  head       {_size(found.head_bytes)}, once for the whole cache; in all {_size(found.bytes + found.head_bytes)}"
+            f"  head       {_size(found.head_bytes)}, stored once; in all {_size(found.bytes + found.head_bytes)}"
         )
     if found.field_bits:
         click.echo("  bits per position")
@@ -71,13 +71,13 @@ def status(cache: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("cache")
-@click.option("--partial", is_flag=True, help="Accept planned units that are not committed: the dump still runs.")
+@click.option("--partial", is_flag=True, help="Accept planned units that are not committed yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def verify(cache: str, partial: bool, as_json: bool) -> None:
     """Check every byte of CACHE against its digests.
 
-    Names each bad unit and array. Exit code 0: whole and unharmed; 1: something is damaged, or planned units are
-    missing (see --partial); 2: no cache could be opened.
+    Names each bad unit and array. Exit code 0: complete and undamaged; 1: something is damaged, or planned units are
+    missing (see --partial); 2: the cache could not be opened.
 
     Example: fs-teacher verify cache.zarr
     """
@@ -103,7 +103,7 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
     if report.missing:
         click.echo(
             f"MISSING {len(report.missing):,} planned units have no manifest: {_first(report.missing)}; "
-            "they were not dumped yet or their manifests were deleted: fs-teacher dump makes them (again)"
+            "they were not dumped yet, or their manifests were deleted; run fs-teacher dump to make them"
         )
     click.echo(
         f"{report.units:,} units, {report.samples:,} samples, {report.positions:,} positions, "
@@ -117,10 +117,10 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def gc(cache: str, dry_run: bool, as_json: bool) -> None:
-    """Remove data in CACHE that no manifest can ever name.
+    """Remove data from CACHE that no manifest can ever name.
 
-    That is: attempts at a unit or a head that another attempt committed, and attempts and temporary files of interrupted
-    writers older than seven days. Safe while other processes write and read.
+    These are attempts at a unit or a head that another attempt committed, and attempts and temporary files of interrupted
+    writers that are older than seven days. Safe while other processes read and write.
 
     Example: fs-teacher gc cache.zarr --dry-run
     """
@@ -141,7 +141,7 @@ def gc(cache: str, dry_run: bool, as_json: bool) -> None:
 def _rate(rate: DumpRate) -> str:
     ago = timedelta(seconds=round(rate.since_commit))
     if not rate.workers:
-        return f"no worker seems to be at work: the last unit was committed {ago} ago"
+        return f"no worker seems to be running: the last unit was committed {ago} ago"
     if rate.samples_per_second is None or rate.seconds_left is None:
         return f"not known yet; the last unit was committed {ago} ago"
     workers = f"{rate.workers} worker{'s' if rate.workers > 1 else ''}"

@@ -13,19 +13,19 @@ from storage.maintenance.status import cache_status
 from storage.reader import Cache
 
 _ENOUGH = 0.9
-"""Mass of the stored entries from which on the shape of the rest matters little (docs/log.md, a real teacher)."""
+"""If the stored entries hold at least this mass, the shape of the rest matters little (docs/log.md, a real teacher)."""
 
 _SHOWN = 5
-"""Skipped samples that are named."""
+"""Number of skipped samples that are named."""
 
 
 def summary_text(location: str, summary: DumpSummary, training: float | None = None) -> str:
     """Summarises a dump for the terminal: this run, the cache, its mass at each node temperature, and its fidelity.
 
     Args:
-        location: of the cache.
-        summary: of the dump.
-        training: the recipe's temperature; None: none beside those of every report.
+        location: where the cache is.
+        summary: what the dump returned.
+        training: the recipe's temperature, shown beside those of every report; None: only those.
     """
     cache = open_any_cache(location)  # leaves the index behind, for readers that cannot write here
     status = cache_status(location)
@@ -34,8 +34,8 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
         lines.append(_run_line(summary))
     if summary.split_budget is not None:
         lines.append(
-            f"Memory took {summary.split_budget:,} tokens at a time, fewer than teacher.batch_tokens; the units of this run "
-            "say so in their notes"
+            f"Only {summary.split_budget:,} tokens at a time fitted into memory, fewer than teacher.batch_tokens; the notes of "
+            "these units record it"
         )
     lines.append(
         f"The cache: {status.samples:,} samples, {status.positions:,} positions, {status.bytes:,} bytes "
@@ -61,7 +61,7 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
 
 
 def _skipped_lines(location: str, skipped: Mapping[str, str], now: Sequence[str]) -> list[str]:
-    """How many samples the cache lacks because they were skipped, and why the first of them; those of this dump before others."""
+    """How many samples the cache lacks because they were skipped, and the first reasons, those of this dump before others."""
     reasons = list(dict.fromkeys([*now, *skipped.values()]))
     more = f"; fs-teacher status {location} lists all" if len(reasons) > _SHOWN else ""
     by = f", {len(now):,} of them by this dump" if 0 < len(now) < len(skipped) else ""
@@ -69,12 +69,12 @@ def _skipped_lines(location: str, skipped: Mapping[str, str], now: Sequence[str]
 
 
 def advice(sums: Mapping[str, float], training: float, gradient: GradientReport | None, *, exact: bool) -> list[str]:
-    """What follows from the report, in one sentence; none where nothing was measured.
+    """What follows from the report, in one sentence; none if nothing was measured.
 
     Args:
-        sums: of all units.
+        sums: sums over all units.
         training: the recipe's temperature.
-        gradient: of the recipe's student.
+        gradient: the report on the gradient of the recipe's student.
         exact: the cache holds whole distributions.
     """
     k = largest_k(sums)
@@ -130,7 +130,7 @@ def _mass_lines(sums: Mapping[str, float], temperatures: tuple[float, ...]) -> l
 
 
 def _check_lines(sums: Mapping[str, float]) -> list[str]:
-    """Agreement with the unquantised teacher, where that was asked for."""
+    """Agreement with the unquantised teacher; none unless it was asked for."""
     if count := sums.get("check_positions"):
         return [
             f"Against the unquantised teacher, {count:,.0f} positions: KL {sums['check_kl'] / count:.5f} nats, "

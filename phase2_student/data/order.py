@@ -28,8 +28,8 @@ class GlobalBatches(Sampler[list[int]]):
         batch_size: samples of a micro-batch.
         accumulation: micro-batches per process and step.
         processes: number of processes.
-        rank: which of them this one is.
-        seed: of the order, together with the epoch.
+        rank: the rank of this process.
+        seed: seed of the order, together with the epoch.
         shuffle: False: one order for all epochs.
         group: samples of like length share a global batch, which saves padding.
     """

@@ -43,7 +43,7 @@ def answer_records(
 
     Args:
         model: in eval mode.
-        prompter: for that model.
+        prompter: that model's prompter.
         samples: with answers or without.
         batch_size: samples answered at once.
         max_new_tokens: longest answer, end of turn included.

@@ -51,7 +51,7 @@ class LoadedStudent:
 
     Args:
         directory: a student's, or that of an export of it.
-        section: how it is loaded; `max_pixels` None: as in its run, where it says so.
+        section: how to load it; `max_pixels` None: the value of its run, if that is recorded.
         system_prompt: None: that of its run, else the chat template's own default.
 
     Raises:

@@ -18,8 +18,8 @@ def usable_samples(
     """The validation samples that can be made inputs, and why each of the others cannot. Every image is decoded once.
 
     Args:
-        recipe: of the evaluation.
-        prompters: of the models.
+        recipe: the recipe of the evaluation.
+        prompters: the models' prompters.
         limit: so many samples at most.
         progress: show a bar.
 

@@ -65,7 +65,7 @@ class Objective:
 
         Args:
             entries: stored per position; None: the targets are whole distributions.
-            tail_rank: of the shape of the tail that is trained on; 0: none.
+            tail_rank: rank of the tail's shape in training; 0: no shape.
         """
         if self.alpha == 0:
             return "cross-entropy alone (alpha = 0)"

@@ -31,7 +31,7 @@ class HardLabels:
 
     Args:
         y_bV: logits; overwritten.
-        targets: of the same positions.
+        targets: the targets of the same positions.
     """
 
     def __init__(self, y_bV: Tensor, targets: StoredTargets | FullTargets) -> None:
@@ -52,7 +52,7 @@ class StoredOutcomes:
 
     Args:
         y_bV: logits / T; overwritten.
-        targets: of the same positions.
+        targets: the targets of the same positions.
         objective: says what stands for the rest.
         unshared_ids: int64 [U].
     """
@@ -110,7 +110,7 @@ class StoredOutcomes:
         """Put the gradient of divergence and cross-entropy into the logits' place.
 
         Args:
-            slope_bO: of the divergence in every log q.
+            slope_bO: slope of the divergence in every log q.
             soft_b1: factor of the divergence.
             hard_b1: factor of the cross-entropy; None: it has no weight.
         """
@@ -145,7 +145,7 @@ class FullOutcomes:
 
     Args:
         y_bV: logits / T; overwritten.
-        targets: of the same positions.
+        targets: the targets of the same positions.
         objective: gives T.
     """
 
@@ -185,8 +185,8 @@ def block_sums(
 
     Args:
         y_bV: logits, divided by T where the objective looks at soft targets. In their place dL/dlogits, or what is left.
-        targets: of the same positions.
-        objective: of the run.
+        targets: the targets of the same positions.
+        objective: the run's objective.
         unshared_ids: int64 [U], rows of the head that the teacher's vocabulary does not have.
         scale: 1 / N; None: no gradient is wanted.
 

@@ -102,9 +102,9 @@ def student_shape(config: Any, section: StudentSection, *, activation_bytes: int
     """The shape of a student.
 
     Args:
-        config: of transformers.
-        section: of the recipe: what is frozen, and LoRA's rank.
-        activation_bytes: of one value.
+        config: a transformers configuration.
+        section: section of the recipe: says what is frozen, and LoRA's rank.
+        activation_bytes: bytes of one value.
     """
     model = meta_model(config)
     lora = section.lora or LoraSection()
@@ -156,12 +156,12 @@ def footprint(
     """Memory of one way to train.
 
     Args:
-        shape: of the student.
-        mode: how the weights are kept.
-        tokens: of the largest micro-batch, padding included.
-        patches: of its images.
+        shape: the student's shape.
+        mode: how the weights are stored.
+        tokens: tokens of the largest micro-batch, padding included.
+        patches: image patches of that micro-batch.
         gradient_checkpointing: layers keep their inputs alone.
-        teacher_head: of exact targets; None: top_k.
+        teacher_head: the head of exact targets; None: top_k targets.
         positions: answer positions of the largest micro-batch.
     """
     everything = shape.trained + shape.frozen

@@ -81,7 +81,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
     Args:
         recipe: its data and the student's configuration and tokenizer must be there.
-        processes: that train at the same time, one on each GPU.
+        processes: number of processes, one on each GPU.
         progress: show a bar.
 
     Raises:

@@ -48,7 +48,7 @@ def model_card(
         run: the run that trained the student.
         evaluation: None: the card says that the student was not evaluated.
         student: the student in the evaluation.
-        cache: for the teacher's identity; None where it cannot be opened.
+        cache: gives the teacher's identity; None if it cannot be opened.
         repo: `user/name`.
         license: identifier of the hub, such as `apache-2.0`.
     """

@@ -67,8 +67,8 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
     """The figures at the top of the page.
 
     Args:
-        models: of the evaluation.
-        student: that the page is about.
+        models: the models of the evaluation.
+        student: the student that the page is about.
         hard: the one that was trained on hard labels alone; None: there is none to compare with.
     """
     teacher = teacher_of(models)

@@ -82,7 +82,7 @@ def newest_whole(output_dir: Path, report: Callable[[str], None]) -> Path | None
     """The newest checkpoint that is whole and holds all that a run needs, or None.
 
     Args:
-        output_dir: of the run.
+        output_dir: the run's directory.
         report: is told of every checkpoint that is passed over, and why.
     """
     for directory in checkpoints(output_dir):

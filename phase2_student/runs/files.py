@@ -64,7 +64,7 @@ def replace_directory(path: Path, write: Callable[..., None], *, main: bool = Tr
     """Fill a new directory by `write` and put it in place of `path`.
 
     Args:
-        path: of the directory.
+        path: where the directory goes.
         write: fills the directory that it is given.
         main: this process writes; else `write` is called without a directory, to take part.
     """

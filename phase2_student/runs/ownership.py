@@ -74,8 +74,8 @@ def check_new(directory: Path, recipe_directory: Path) -> None:
     """Whether a run may begin in a directory, which need not exist.
 
     Args:
-        directory: of the run.
-        recipe_directory: of the recipe.
+        directory: the run's directory.
+        recipe_directory: directory of the recipe.
 
     Raises:
         RecipeError: it is the recipe's own, or holds what no run made.

@@ -51,8 +51,8 @@ def preprocessing_of(recipe: Recipe, prompter: Prompter) -> Preprocessing:
     """That of a run.
 
     Args:
-        recipe: of the run.
-        prompter: the student's, as it is trained.
+        recipe: the run's recipe.
+        prompter: the student's prompter, as in training.
     """
     return Preprocessing(
         max_pixels=recipe.student.max_pixels,

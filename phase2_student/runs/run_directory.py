@@ -56,12 +56,12 @@ def run_identity(
     """What the weights of a run depend on, by dotted names; paths and machine settings are left out.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         targets: the identity of the soft targets.
-        sample_keys: of the training samples, in the order of the data file.
+        sample_keys: keys of the training samples, in the order of the data file.
         global_batch: samples per optimiser step over all processes.
-        seed: of the order of samples.
-        defaults: of the `training` section.
+        seed: seed of the order of samples.
+        defaults: defaults of the `training` section.
     """
     dumped = recipe.dump()
     if dumped["loss"].get("tail") in (None, "shape"):  # a tail with a shape is a part of the targets' identity
@@ -112,11 +112,11 @@ def check_run(
     """Whether the run in `output_dir` is finished already.
 
     Args:
-        output_dir: of the run; need not exist.
-        identity: of the run that is asked for.
-        defaults: of the `training` section.
-        cache_digest: of the whole cache as it is now, to which older runs were bound; None: there is none.
-        recipe_directory: of the recipe, in which no run is begun.
+        output_dir: the run's directory; need not exist.
+        identity: identity of the requested run.
+        defaults: defaults of the `training` section.
+        cache_digest: digest of the whole cache as it is now, to which older runs were bound; None: no cache.
+        recipe_directory: directory of the recipe, where no run may begin.
         overwrite: delete what another or the same run left there, and nothing else.
 
     Raises:

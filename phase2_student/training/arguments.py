@@ -36,7 +36,7 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     """The arguments of a run, with the defaults of this project.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         progress: show bars.
 
     Raises:

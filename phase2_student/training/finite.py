@@ -25,9 +25,9 @@ class StepGuard(TrainerCallback):
     """Collects the losses of a step's micro-batches and its gradient's norm, and judges the step before it is taken.
 
     Args:
-        output_dir: of the run.
-        accelerator: of accelerate; all its processes stop together.
-        stop: of the signals; None: none are caught.
+        output_dir: the run's directory.
+        accelerator: accelerate's; all its processes stop together.
+        stop: the callback for signals; None: no signals are caught.
     """
 
     def __init__(self, output_dir: Path, accelerator: Any, stop: StopOnSignal | None = None) -> None:
@@ -45,7 +45,7 @@ class StepGuard(TrainerCallback):
 
         Args:
             loss: scalar, on its device.
-            names: of its samples.
+            names: the names of its samples.
         """
         self._losses.append(loss.detach())
         self._names.append(names)

@@ -147,7 +147,7 @@ def lacking(training: dict[str, Any], defaults: dict[str, Any]) -> str | None:
     """Which key would do nothing for want of another, and what that must be; or None.
 
     Args:
-        training: of the recipe.
+        training: the recipe's `training` section.
         defaults: what applies where the recipe says nothing.
     """
     for name, (other, allows, words) in _NEEDS.items():
@@ -161,8 +161,8 @@ def refusal(name: str, value: Any) -> str | None:
     """Why a value may not be given, or None.
 
     Args:
-        name: of a field of the installed `TrainingArguments`.
-        value: of the field's type.
+        name: name of a field of the installed `TrainingArguments`.
+        value: a value of the field's type.
     """
     if name in _REFUSED:
         allowed, reason = _REFUSED[name]

@@ -26,8 +26,8 @@ def packed_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: 
     """Hidden states at the answer positions, as `models.backbone_states` gives them, without computing the padding.
 
     Args:
-        model: of the Qwen2-VL family, with a head.
-        inputs: of `prompting.collate`, padded on the right.
+        model: a model of the Qwen2-VL family, with a head.
+        inputs: from `prompting.collate`, padded on the right.
         rows: int64 [N], from `prompting.answer_index`.
         columns: int64 [N], likewise.
 

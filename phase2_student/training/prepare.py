@@ -120,7 +120,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
     """Check data, targets and student against each other.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         online: targets come from the teacher in memory, and no cache is needed.
         progress: show bars.
         like: another run: what both have in common is taken from it.

@@ -54,7 +54,7 @@ class StepFigures:
     """Collects the micro-batches of each step, and gives sums over the steps since the last log and over those of an epoch.
 
     Args:
-        objective: of the run.
+        objective: the run's objective.
         reduced: sums a tensor over all processes.
     """
 

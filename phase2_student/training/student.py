@@ -42,10 +42,10 @@ class DistillationForward:
         """The stock forward; or, for a batch that is ready for the loss, `(loss, LossTerms)`.
 
         Args:
-            args: of the stock forward.
+            args: positional arguments of the stock forward.
             batch: on the model's device.
             num_items: N, answer positions of the whole accumulated batch over all ranks.
-            inputs: of the stock forward.
+            inputs: keyword arguments of the stock forward.
         """
         if batch is None:
             return super().forward(*args, **inputs)  # type: ignore[misc]
@@ -70,8 +70,8 @@ def with_distillation_forward(model: Any, settings: LossSettings, *, padding_fre
     """The same model object, its class extended by `DistillationForward` under the stock name.
 
     Args:
-        model: of transformers.
-        settings: of the loss.
+        model: a transformers model.
+        settings: settings of the loss.
         padding_free: compute micro-batches as one row each, without padding.
     """
     stock = type(model)

@@ -119,7 +119,7 @@ def sweep(
     """Train every run that is not finished; a run that fails is reported, and the others continue.
 
     Args:
-        runs: of `grid_runs`.
+        runs: from `grid_runs`.
         progress: show bars.
         report: is given the number of each run and how it ended.
 

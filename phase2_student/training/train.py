@@ -74,7 +74,7 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
     """Run the training; continues from the newest whole checkpoint where there is one, and does nothing if it is finished.
 
     Args:
-        plan: of `prepare`.
+        plan: from `prepare`.
         overwrite: delete the run that is in its place.
 
     Raises:

@@ -32,11 +32,11 @@ class DistillationTrainer(SealingTrainer):
     """Trains a model with `student.DistillationForward` on batches of a `source.TargetSource`.
 
     Args:
-        args: of `transformers.Trainer`.
-        complete: of the source: brings a batch to the device, ready for the loss.
+        args: positional arguments of `transformers.Trainer`.
+        complete: `completion` of the source: brings a batch to the device, ready for the loss.
         history: one of the callbacks: is handed the figures of the steps, and kept in checkpoints; None: only logs have them.
         stop: another one: several processes agree on its signals.
-        kwargs: of `transformers.Trainer`.
+        kwargs: keyword arguments of `transformers.Trainer`.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def check_weights(recipe: Recipe, config: Any) -> None:
 
     Args:
         recipe: its `training` section is checked already.
-        config: of the student, of transformers.
+        config: the student's transformers configuration.
 
     Raises:
         RecipeError: a part or a module that the student does not have, or settings that do not go together.
@@ -75,8 +75,8 @@ def prepare_weights(model: Any, section: StudentSection, *, seed: int = 0) -> An
 
     Args:
         model: the student.
-        section: of the recipe.
-        seed: of the adapters' first values.
+        section: the recipe's `student` section.
+        seed: seed of the adapters' initial values.
 
     Returns:
         The same model; with `lora` a `peft.PeftModel` around it.

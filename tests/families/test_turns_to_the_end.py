@@ -207,7 +207,7 @@ def test_a_cache_of_last_answers(tmp_path, monkeypatch):
         assert refused.exit_code == 2, refused.output
         assert "train.jsonl:2: sample 's1' has 2 answers, and " in refused.output
         assert "holds only the last of each row" in refused.output
-        assert "set data.turns: last to add to it, or give another cache.path" in refused.output
+        assert "set data.turns: last to add to it, or use another cache.path" in refused.output
     assert "holds all 12 samples" in passes(fs_teacher, "dump", *config, "--set", "data.turns=last")
     talks(tmp_path, ends=1)
     for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines():

@@ -132,7 +132,7 @@ def test_cut_and_missing_and_skipped_rows_are_counted(workshop):
     done = invoke("answers", recipe.cache_location, "--config", path)
     assert "1 rows were skipped by the dump" in done.stderr
     assert "2 rows are not in the cache: new, edited or not dumped yet" in done.stderr
-    assert f"{cut:,} answers were cut at their longest length, without an end: --whole leaves them out" in done.stderr
+    assert f"{cut:,} answers were cut at the maximum length: --whole leaves them out" in done.stderr
     out = workshop.directory / "whole.jsonl"
     done = invoke("answers", recipe.cache_location, "--config", path, "--out", out, "--whole", code=0 if whole else 2)
     assert (len(read(out)) if whole else 0) == whole
@@ -178,7 +178,7 @@ def test_earlier_turns_stay_as_they_are(workshop):
         (lambda _, arguments: arguments.insert(0, "nowhere.zarr"), "no cache at"),
         (
             lambda _, arguments: arguments.extend(["--set", "data.train=labelled.jsonl"]),
-            "no answer of the teacher to write",
+            "no answer by the teacher to write",
         ),
     ],
 )

@@ -200,7 +200,7 @@ def test_status_tells_the_rate_of_living_workers(location, monkeypatch):
     )
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now + 3600)
-    assert "no worker seems to be at work: the last unit was committed 1:00:" in _run("status", location)[1]
+    assert "no worker seems to be running: the last unit was committed 1:00:" in _run("status", location)[1]
     found = json.loads(_run("status", "--json", location)[1])
     assert found["rate"]["workers"] == 0
     assert found["rate"]["since_commit"] == pytest.approx(3600, abs=60)

@@ -55,7 +55,7 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     Averaged over leaving each truth out in turn, as the official script does for its ten.
 
     Args:
-        answer: of the model.
+        answer: the model's answer.
         truths: what people answered, one at least.
     """
     said = _vqa_form(answer)
@@ -71,7 +71,7 @@ def choice_options(question: str, options: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         question: its lines `A. text`, `B) text` or its `(A) text (B) text` are options where `options` is empty.
-        options: of the sample.
+        options: the sample's options.
     """
     if options:
         return tuple(options)

@@ -69,10 +69,10 @@ def add_distance(
 
     Args:
         recipe: says where the cache is.
-        model: of a student.
-        prompter: for it.
+        model: a student's model.
+        prompter: the student's prompter.
         samples: rows of the data.
-        records: of each of their answers (`Prompter.turn_count`), one sample after the other.
+        records: one record for each of their answers (`Prompter.turn_count`), sample by sample.
         batch_size: samples at once.
 
     The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.

@@ -18,7 +18,7 @@ def wilson(right: int, count: int) -> tuple[float, float, float]:
     """A share, with its 95 % score interval.
 
     Args:
-        right: how many of them are.
+        right: how many of them are right.
         count: 1 at least.
 
     Returns:
@@ -37,7 +37,7 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: in
     Args:
         values: one per sample.
         resamples: bootstrap resamples of them.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         (mean, low, high). Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
@@ -60,9 +60,9 @@ def paired_bootstrap(
 
     Args:
         first: one value per sample, such as 1.0 for an exact answer.
-        second: of the other model, same samples in the same order.
+        second: the other model's values, for the same samples in the same order.
         resamples: bootstrap resamples of the pairs.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         (difference, low, high).

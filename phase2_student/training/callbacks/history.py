@@ -72,7 +72,7 @@ class HistoryCallback(TrainerCallback):
     """Writes the history and the best student.
 
     Args:
-        output_dir: of the run.
+        output_dir: the run's directory.
         save: writes the current student into a directory; called by every process, see `replace_directory`.
         objective: what is minimised, in words.
     """

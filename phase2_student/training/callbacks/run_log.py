@@ -20,9 +20,9 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     """Adds lines to `run.log`: begin and end of every call, steps that are logged, validations, checkpoints, heartbeats.
 
     Args:
-        output_dir: of the run.
+        output_dir: the run's directory.
         first: what the call is about.
-        lock: of the directory; the training stops where another process took it over. None: this process does not hold it.
+        lock: the directory's lock; training stops if another process takes it over. None: this process does not hold it.
         main: this process writes.
     """
 

@@ -22,7 +22,7 @@ class StopOnSignal(TrainerCallback):
     Several processes stop at the same step, whichever of them a signal has reached: `finite.StepGuard` asks all in every step.
 
     Args:
-        processes: how many train together.
+        processes: number of processes that train together.
         main: this process speaks.
     """
 
