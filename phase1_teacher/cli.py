@@ -64,7 +64,7 @@ def dump(
     student: str,
     progress: bool,
 ) -> None:
-    """Write the teacher's soft targets for every sample that the cache does not hold yet. With cache.targets: exact it writes
+    """Write the teacher's soft targets for every sample that the cache does not hold yet. With cache.targets: exact, it writes
     the hidden states that the teacher's head reads; these need no student.
 
     You can interrupt it at any time: committed units stay, and the same command continues with the rest. Any number of

@@ -41,10 +41,10 @@ class CacheSource:
     """A `source.TargetSource`: what a dump has left.
 
     Args:
-        cache: an open cache.
-        prompter: the student's prompter.
-        temperature: temperature of the targets, within the cache's nodes.
-        tail: `loss.tail` of the recipe; None: the tail's shape if the cache has one.
+        cache: opened.
+        prompter: the student's.
+        temperature: of the targets, within the cache's nodes.
+        tail: of the recipe's loss; None: the shape of the tail where the cache has one.
         progress: show a bar while targets are compared.
     """
 
@@ -153,9 +153,9 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
     """Samples with their targets.
 
     Args:
-        samples: samples of one split, rows of equal content included; those that the dump skipped are left out and listed in `skipped`.
-        prompter: the student's prompter.
-        cache: an open cache.
+        samples: of one split, rows of equal content included; those that the dump skipped are left out and counted in `skipped`.
+        prompter: the student's.
+        cache: opened.
         temperature: within the cache's nodes.
         progress: show a bar while the targets are compared.
 

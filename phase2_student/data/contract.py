@@ -28,10 +28,10 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
     """Compare a cache with the recipe and the student that are to be trained on it.
 
     Args:
-        recipe: the run's recipe.
-        cache: an open cache.
-        prompter: the student's prompter.
-        rows: number of rows in the student's head.
+        recipe: of the run.
+        cache: opened.
+        prompter: the student's.
+        rows: of the student's head.
 
     Raises:
         SpecMismatch: with every difference.
@@ -67,7 +67,7 @@ def check_loss(recipe: Recipe, source: str) -> None:
     """Refuse a key of the loss that has no meaning for whole distributions.
 
     Args:
-        recipe: the run's recipe.
+        recipe: of the run.
         source: what gives them, for the message.
 
     Raises:

@@ -63,13 +63,13 @@ class ExactSource:
     """A `source.TargetSource`: what an exact dump has left.
 
     Args:
-        cache: an open cache.
-        prompter: the student's prompter.
-        rows: number of rows in the student's head.
-        temperature: temperature of the targets, any above 0.
+        cache: opened.
+        prompter: the student's.
+        rows: of the student's head.
+        temperature: of the targets, any above 0.
         skip: leave out samples whose answers the student's tokens do not spell (`cache.on_error`).
         progress: show a bar while the answers are compared.
-        answers: the alignment for the same cache and student, if it was made already.
+        answers: of the same cache and student, made already.
 
     Raises:
         AlignmentError: teacher and student share no token.
@@ -190,9 +190,9 @@ class ExactDataset(Dataset[Item[StateTargets]]):
     """Samples with the teacher's states.
 
     Args:
-        samples: samples of one split, rows of equal content included; those that the dump skipped are left out and listed in `skipped`.
-        prompter: the student's prompter.
-        cache: an open cache.
+        samples: of one split, rows of equal content included; those that the dump skipped are left out and counted in `skipped`.
+        prompter: the student's.
+        cache: opened.
         answers: its answers in the student's tokens.
         skip: leave out, and name, samples whose answers the student's tokens do not spell, or that are too long for it; else
             they are an error.

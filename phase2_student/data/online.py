@@ -63,8 +63,8 @@ class TeacherSource:
     """A `source.TargetSource`: the teacher itself.
 
     Args:
-        recipe: the run's recipe.
-        pair: teacher and student.
+        recipe: of the run.
+        pair: of teacher and student.
     """
 
     note = "the teacher in memory"
@@ -136,9 +136,9 @@ class OnlineTeacher:
     """The frozen teacher beside a student.
 
     Args:
-        model: a transformers model with a head.
+        model: of transformers, with a head.
         head: its head on the shared ids.
-        temperature: temperature of the targets.
+        temperature: of the targets that it gives.
     """
 
     def __init__(self, model: Any, head: TeacherHead, temperature: float) -> None:
@@ -186,8 +186,8 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
     """Samples with the teacher's inputs in place of stored targets.
 
     Args:
-        samples: samples of one data file, each with an answer.
-        pair: teacher and student.
+        samples: of one data file; each with an answer.
+        pair: of teacher and student.
 
     Raises:
         DataError: samples without an answer, or too long for one of the models.
@@ -234,7 +234,7 @@ def join_inputs(pad_id: int, items: Sequence[Item[TeacherView]]) -> TeacherInput
 
     Args:
         pad_id: fills the teacher's `input_ids` on the right.
-        items: the items of the batch.
+        items: of the batch.
     """
     teacher = [item.targets.encoded for item in items]
     rows, columns = answer_index(teacher)

@@ -82,14 +82,14 @@ class TargetSource(Protocol):
         """Items of a dataset to batches.
 
         Args:
-            blank: from `Prompter.blank`, for several processes.
+            blank: of `Prompter.blank`, for several processes.
         """
 
     def identity(self, keys: Sequence[str]) -> dict[str, Any]:
         """What a run is bound to that trains and validates on the targets of some samples.
 
         Args:
-            keys: keys of the samples.
+            keys: of the samples.
         """
 
     def facts(self) -> dict[str, Any]:
@@ -103,8 +103,8 @@ def open_source(recipe: Recipe, directory: Path, *, online: bool, progress: bool
     """The source that a recipe asks for.
 
     Args:
-        recipe: the run's recipe.
-        directory: the student's directory.
+        recipe: of the run.
+        directory: of the student.
         online: the teacher in memory, and no cache.
         progress: show bars.
 
@@ -126,10 +126,10 @@ def source_of(
     """The source of a cache of either kind, compared with the recipe and the student.
 
     Args:
-        recipe: the run's recipe.
-        cache: an open cache.
-        prompter: the student's prompter.
-        rows: number of rows in the student's head.
+        recipe: of the run.
+        cache: opened.
+        prompter: the student's.
+        rows: of the student's head.
         progress: show bars.
 
     Raises:

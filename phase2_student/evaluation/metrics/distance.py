@@ -69,10 +69,10 @@ def add_distance(
 
     Args:
         recipe: says where the cache is.
-        model: a student's model.
-        prompter: the student's prompter.
+        model: of a student.
+        prompter: for it.
         samples: rows of the data.
-        records: one record for each of their answers (`Prompter.turn_count`), sample by sample.
+        records: of each of their answers (`Prompter.turn_count`), one sample after the other.
         batch_size: samples at once.
 
     The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
