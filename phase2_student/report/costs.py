@@ -1,4 +1,4 @@
-"""What the dump and the runs took: only what was measured. A figure that was not measured is missing, and the page says so."""
+"""The costs of the dump and the runs. Only measured figures are shown; if one was not measured, the page says so."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def is_online(run: Run) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
-    """What the dump or a run took."""
+    """The cost of the dump or of a run."""
 
     what: str
     seconds: float | None
-    """None where it was not recorded."""
+    """Time in seconds; None if it was not recorded."""
     passes: int | None
-    """Samples that went through the teacher; None where it is not known."""
+    """Number of samples that went through the teacher; None if it is not known."""
     note: str
 
     @property
@@ -71,7 +71,7 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
         total = sum(run.history.seconds or 0.0 for run in cached)
         lines.append(
             f"Dump and {_count_runs(len(cached))} together: {clock(cache.seconds + total)}, {clock(cache.seconds)} of it for the "
-            "dump; each further run costs its training alone. Loading of models is not in these times."
+            "dump; each further run costs only its training. These times do not include loading models."
         )
     pair = [run for run in soft if run.history.seconds]
     measured = [run for run in online if run.history.seconds]
@@ -83,7 +83,7 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
         )
     elif cached:
         lines.append(
-            "What a run with the teacher in memory takes is not known: none is among these runs (fs-student train --online makes one)."
+            "How long a run with the teacher in memory takes is not known: none of these runs is one (see fs-student train --online)."
         )
     return lines
 

@@ -14,7 +14,7 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     """Write a PNG with one panel each for loss, KD and CE on validation, over the steps.
 
     Args:
-        runs: runs without a validation are left out.
+        runs: the runs; those without a validation are left out.
         path: the file to write.
     """
     from matplotlib import colormaps

@@ -1,4 +1,4 @@
-"""Runs side by side, finished or not: what differs between them, and how far they got.
+"""Runs side by side, finished or not: which settings differ, and how far they are.
 
 runs = read_runs(find_runs([Path("runs/sweep")]))
 print(run_table(runs))
@@ -16,15 +16,15 @@ from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.runs.records import Run
 
 _HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
-"""Digests: shown as A, B, ..., since only whether they differ is of interest."""
+"""Digests: shown as A, B, ..., since it only matters whether they differ."""
 
 
 def exact_match(run: Run) -> float | None:
-    """Exact match of the run's student in the newest evaluation in the run's directory; None where there is none, or
-    no sample has an answer to compare with.
+    """Exact match of the run's student in the newest evaluation in the run's directory; None if there is none, or
+    no sample has a true answer.
 
     Raises:
-        DataError: an evaluation that cannot be read.
+        DataError: the evaluation cannot be read.
     """
     evaluation = read_evaluation([run])
     student = student_of(evaluation.models, run) if evaluation else None
@@ -35,31 +35,31 @@ def exact_match(run: Run) -> float | None:
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Dotted names of the settings that the runs were begun with and in which they differ."""
+    """Dotted names of the settings that differ between the runs."""
     names = sorted({name for run in runs for name in run.identity})
     return [name for name in names if len({json.dumps(run.setting(name), sort_keys=True) for run in runs}) > 1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """One run; what is not known is None. `dataclasses.asdict` makes the JSON of `fs-student compare --json`."""
+    """One run; fields that are not known are None. `fs-student compare --json` prints it through `dataclasses.asdict`."""
 
     name: str
     directory: str
     finished: bool
     settings: dict[str, object]
-    """The settings in which the runs differ, by dotted name."""
+    """The settings that differ between the runs, by dotted name."""
     steps: int
     best_validation_loss: float | None
     validation_loss: float | None
-    """This and the following at the last validation."""
+    """This and the following fields are from the last validation."""
     validation_kd: float | None
     validation_ce: float | None
     validation_agreement: float | None
     exact_match: float | None
     seconds: float
     best_in: list[str]
-    """The fields above in which no other run is better; those of the loss only where it is of the same for all runs."""
+    """The fields above in which no other run is better; losses only if they are comparable between all runs."""
 
 
 def run_rows(runs: Sequence[Run]) -> list[RunRow]:
@@ -94,7 +94,7 @@ def run_rows(runs: Sequence[Run]) -> list[RunRow]:
 
 
 def _one_loss(runs: Sequence[Run]) -> bool:
-    """Whether the losses of all runs are of the same: settings, and what stands for the teacher's distribution."""
+    """Whether the losses of all runs are comparable: same settings of the loss, same kind of targets."""
 
     def made_of(run: Run) -> str:
         entries = None if run.identity.get("targets") in _WHOLE else run.key("cache.top_k")
@@ -124,9 +124,9 @@ _BETTER = {
     "validation_agreement": 1,
     "exact_match": 1,
 }
-"""What is compared, and whether more of it is better (1) or less (-1)."""
+"""The fields that are compared, and whether more (1) or less (-1) is better."""
 _WHOLE = ("exact", "online")
-"""Targets that are whole distributions; a divergence of stored entries and a bucket is a lower bound of theirs."""
+"""Kinds of targets that are whole distributions. The divergence on stored entries and a bucket is only a lower bound of theirs."""
 _OF_THE_LOSS = {"best_validation_loss", "validation_loss", "validation_kd"}
 
 
@@ -178,12 +178,13 @@ def run_table(runs: Sequence[Run]) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     lines.append(
-        "Loss, KD, CE and agreement on validation; best loss is the lowest, the others are those of the last validation."
+        "Loss, KD, CE and agreement are from validation: best loss is the lowest, the others are from the last validation."
         + (" *: the best of these runs." if starred else "")
     )
     if not _one_loss(runs):
         lines.append(
-            "Loss and KD of other settings of the loss, or of other targets, are not comparable: compare CE, agreement and exact match."
+            "These runs differ in settings of the loss or in targets, so loss and KD are not comparable: compare CE, agreement and "
+            "exact match."
         )
     return "\n".join(lines)
 

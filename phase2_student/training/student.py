@@ -1,6 +1,6 @@
 """The student in training: the stock model whose `forward` also computes the fused loss; and how it is saved.
 
-The loss is inside `forward`, so that DDP and FSDP see it. The class keeps its stock name: what is saved loads in plain
+The loss is inside `forward`, so that DDP and FSDP see it. The class keeps its stock name, so that a saved student loads in plain
 transformers.
 """
 
@@ -31,7 +31,7 @@ class LossSettings:
 
 
 class DistillationForward:
-    """Mixed in front of a model class: given a `batch`, `forward` returns the loss and its parts."""
+    """A mixin before a model class: if `forward` gets a `batch`, it returns the loss and its parts."""
 
     loss_settings: LossSettings
     padding_free: bool = False
@@ -39,7 +39,7 @@ class DistillationForward:
     def forward(
         self, *args: Any, batch: Batch[Any] | None = None, num_items: Tensor | float = 1.0, **inputs: Any
     ) -> Any:
-        """The stock forward; or, for a batch that is ready for the loss, `(loss, LossTerms)`.
+        """The stock forward; for a batch that is ready for the loss it returns `(loss, LossTerms)`.
 
         Args:
             args: positional arguments of the stock forward.
@@ -52,7 +52,9 @@ class DistillationForward:
         make_states = packed_states if self.padding_free else backbone_states
         states = make_states(self, batch.inputs, batch.answer_rows, batch.answer_columns)
         settings = self.loss_settings
-        if settings.unshared_ids.device != states.device:  # once: a copy from the host waits for the backbone
+        if (
+            settings.unshared_ids.device != states.device
+        ):  # only once, since a copy from the host waits for the backbone
             settings = replace(settings, unshared_ids=settings.unshared_ids.to(states.device))
             self.loss_settings = settings
         head: Any = self
@@ -67,12 +69,12 @@ class DistillationForward:
 
 
 def with_distillation_forward(model: Any, settings: LossSettings, *, padding_free: bool = False) -> Any:
-    """The same model object, its class extended by `DistillationForward` under the stock name.
+    """The same model object, with its class extended by `DistillationForward` under the stock name.
 
     Args:
         model: a transformers model.
         settings: settings of the loss.
-        padding_free: compute micro-batches as one row each, without padding.
+        padding_free: compute each micro-batch as one row, without padding.
     """
     stock = type(model)
     model.__class__ = type(stock.__name__, (DistillationForward, stock), {"__module__": stock.__module__})
@@ -84,7 +86,7 @@ def with_distillation_forward(model: Any, settings: LossSettings, *, padding_fre
 def save_student(model: Any, processor: Any, directory: Path, dtype: torch.dtype) -> None:
     """Write a directory that `from_pretrained` loads: weights rounded to `dtype`, configuration, processor.
 
-    Adapters are merged into the weights, and lie in `adapter/` as well.
+    Adapters are merged into the weights, and also written to `adapter/`.
     """
     save_weights(stock_model(model), directory, dtype, plain_state(model))
     processor.save_pretrained(directory)

@@ -3,7 +3,7 @@
     runs = grid_runs(Path("recipe.yaml"), [], ["temperature=1.5,2,3", "alpha=0.5,0.7"])     # refuses what does not fit
     outcomes = sweep(runs)
 
-What the runs have in common (samples, their checked targets, the tokenizer) is prepared once.
+What the runs share (samples, their checked targets, the tokenizer) is prepared once.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from phase2_student.training.prepare import Plan, is_finished, prepare
 from phase2_student.training.train import TrainResult, train
 
 VARIED = ("loss", "training", "student")
-"""Sections that a grid may vary: the others are what the cache and its samples depend on."""
+"""Sections that a grid may vary; the cache and its samples depend on the other sections."""
 CACHE = "cache.path"
-"""What it may vary beside them: caches of the same samples, such as those that `fs-teacher derive` makes of one exact dump."""
+"""A key that it may vary, too: caches of the same samples, such as those that `fs-teacher derive` makes from one exact dump."""
 _BARE = tuple(LossSection.model_fields)
 
 
@@ -36,7 +36,7 @@ class SweepRun:
     """One point of the grid."""
 
     name: str
-    """Its settings, and the name of its directory."""
+    """Its settings, which are also the name of its directory."""
     recipe: Recipe
 
 
@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """In one line."""
+        """The outcome in one line."""
         if self.result is None:
             return f"failed: {self.error}"
         if not self.result.finished:
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[SweepRun]:
-    """The runs of a grid, the last key varied fastest.
+    """The runs of a grid; the last key varies fastest.
 
     Args:
         config: the recipe.
@@ -69,7 +69,7 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
         grid: `key=value,value,...`, the key as in an override; those of the loss need no section.
 
     Raises:
-        RecipeError: a key or a value that no run could use, or two runs of one name.
+        RecipeError: no run can use a key or a value, or two runs have the same name.
     """
     axes = [_axis(text) for text in grid]
     keys = [key for key, _ in axes]
@@ -121,14 +121,14 @@ def sweep(
     Args:
         runs: from `grid_runs`.
         progress: show bars.
-        report: is given the number of each run and how it ended.
+        report: called with the number of each run and how it ended.
 
     Returns:
-        One outcome per run; fewer where a signal stopped the last of them.
+        One outcome per run; fewer if a signal stopped the sweep.
 
     Raises:
-        FirstSightError: what any of the runs would refuse, before the first one begins.
-        CacheError: no cache, or one of another student.
+        FirstSightError: whatever one of the runs would refuse, before the first one begins.
+        CacheError: the cache was not found, or is for another student.
     """
     plans: list[Plan] = []
     for run in runs:
@@ -140,12 +140,12 @@ def sweep(
     outcomes = []
     for number, (run, plan) in enumerate(zip(runs, plans, strict=True), start=1):
         try:
-            # made anew: the last arguments made decide the precision of this process
+            # made again, since the arguments that were made last decide the precision of this process
             arguments = training_arguments(run.recipe, progress=progress)
             result = train(replace(plan, arguments=arguments))
             outcome = Outcome(run=run, result=result)
             (run.recipe.output_dir / "error.txt").unlink(missing_ok=True)
-        except RunInUse as error:  # its directory is not ours to write in
+        except RunInUse as error:  # we may not write into its directory
             outcome = Outcome(run=run, result=None, error=str(error))
         except Exception as error:  # noqa: BLE001 - it is reported and kept, and the other runs continue
             run.recipe.output_dir.mkdir(parents=True, exist_ok=True)

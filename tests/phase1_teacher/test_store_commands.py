@@ -179,7 +179,7 @@ def test_an_exact_cache(exact):
     shown = CliRunner().invoke(teacher, ["status", str(exact)])
     assert shown.exit_code == 0
     assert "samples    6 of 6 stored" in shown.output
-    assert "once for the whole cache" in shown.output
+    assert "stored once; in all" in shown.output
     assert "state_high" in shown.output
     facts = json.loads(CliRunner().invoke(teacher, ["status", str(exact), "--json"]).output)
     assert (facts["kind"], facts["positions"], facts["head_bytes"] > 0) == ("exact", 24, True)

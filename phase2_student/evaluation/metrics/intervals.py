@@ -1,4 +1,4 @@
-"""Intervals: Wilson's of a share; by bootstrap of a mean, and of the paired difference of two models on the same samples."""
+"""Intervals: Wilson's for a share; bootstrap intervals for a mean, and for the paired difference of two models."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 _AT_ONCE = 2**22
-"""Drawn indices held at once."""
+"""Number of drawn indices held at once."""
 
 _Z = 1.959963984540054
-"""The standard normal distribution has 95 % within it."""
+"""The standard normal distribution has 95 % of its mass within plus and minus this."""
 
 
 def wilson(right: int, count: int) -> tuple[float, float, float]:
@@ -19,7 +19,7 @@ def wilson(right: int, count: int) -> tuple[float, float, float]:
 
     Args:
         right: how many of them are right.
-        count: 1 at least.
+        count: how many there are, at least 1.
 
     Returns:
         (share, low, high). Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
@@ -35,8 +35,8 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: in
     """Mean of the values, with its 95 % percentile bootstrap interval.
 
     Args:
-        values: one per sample.
-        resamples: bootstrap resamples of them.
+        values: one value per sample.
+        resamples: number of bootstrap resamples.
         seed: seed of the resampling.
 
     Returns:
@@ -61,7 +61,7 @@ def paired_bootstrap(
     Args:
         first: one value per sample, such as 1.0 for an exact answer.
         second: the other model's values, for the same samples in the same order.
-        resamples: bootstrap resamples of the pairs.
+        resamples: number of bootstrap resamples of the pairs.
         seed: seed of the resampling.
 
     Returns:

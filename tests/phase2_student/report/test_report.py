@@ -116,7 +116,10 @@ def test_compare_marks_the_best_of_what_can_be_compared(runs):
     facts["identity"]["targets"] = "exact"  # the other run's loss is a lower bound
     (runs[0] / "run.json").write_text(json.dumps(facts))
     assert best() == [[], ["validation_ce"]]
-    assert "or of other targets, are not comparable" in CliRunner().invoke(main, ["compare", *map(str, runs)]).output
+    assert (
+        "or in targets, so loss and KD are not comparable"
+        in CliRunner().invoke(main, ["compare", *map(str, runs)]).output
+    )
     alone = json.loads(CliRunner().invoke(main, ["compare", "--json", str(runs[0])]).output)
     assert alone[0]["best_in"] == []
 
@@ -227,9 +230,9 @@ def test_evaluations_of_several_runs_are_put_together(runs):
         (lambda run: (run / "run.json").write_text("{"), "run.json: not JSON"),
         (lambda run: (run / "run.json").write_text("[]"), "run.json: expected a JSON dict, got list"),
         (lambda run: (run / "recipe.yaml").write_text("a: [1"), "recipe.yaml: not YAML"),
-        (lambda run: (run / "run.json").write_text("{}"), "run.json: does not say what the run was begun with"),
+        (lambda run: (run / "run.json").write_text("{}"), "run.json: the settings of the run are missing"),
         (lambda run: (run / "training_history.json").write_text('[{"step": 1}]'), "history.json: a row has no epoch"),
-        (lambda run: write_evaluation(run / "evaluation", {}), "created: field required; the file was damaged"),
+        (lambda run: write_evaluation(run / "evaluation", {}), "created: field required; the file is damaged"),
     ],
 )
 def test_what_cannot_be_used_is_named(runs, break_it, message):
@@ -269,7 +272,7 @@ def _untimed(evaluation):
         (_set(None, "models", 1, "throughput", "best"), "models.1.throughput.best: field required"),
         (_set(2.5, "models", 0, "samples", 2, "kl_sum"), "kl_sum, agree and soft_positions belong together"),
         (_untimed, "base has no timed answer"),
-        (_set("?", "models", 1, "samples", 3, "id"), "base has other samples than teacher; evaluate again"),
+        (_set("?", "models", 1, "samples", 3, "id"), "base has other samples than teacher; run fs-student eval again"),
     ],
 )
 @pytest.mark.parametrize("command", ["report", "compare"])
