@@ -183,3 +183,11 @@ def left_out_text(reasons: Sequence[str]) -> str:
     named = [f"  {reason}" for reason in reasons[:NAMED]]
     more = ["  ..."] if len(reasons) > NAMED else []
     return "\n".join([f"{len(reasons):,} samples are left out (cache.on_error: skip):", *named, *more])
+
+
+def time_text(seconds: float) -> str:
+    """How long something took: `9.3 s`, `95 s`, `12 min`, `2 h 05 min`."""
+    if seconds < 119.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60:02d} min"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstsight.models.gpus import bytes_text
+
 if TYPE_CHECKING:
     from storage.maintenance.rate import DumpRate
 
@@ -42,10 +44,10 @@ def status(cache: str, as_json: bool) -> None:
     click.echo(f"  samples    {found.samples:,} of {found.planned_samples:,} stored, {len(found.skipped):,} skipped")
     click.echo(f"  positions  {found.positions:,} answer positions, {found.soft_positions:,} with soft targets")
     per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
-    click.echo(f"  size       {_size(found.bytes)}{per_position}")
+    click.echo(f"  size       {bytes_text(found.bytes)}{per_position}")
     if found.head_bytes is not None:
         click.echo(
-            f"  head       {_size(found.head_bytes)}, stored once; in all {_size(found.bytes + found.head_bytes)}"
+            f"  head       {bytes_text(found.head_bytes)}, stored once; in all {bytes_text(found.bytes + found.head_bytes)}"
         )
     if found.field_bits:
         click.echo("  bits per position")
@@ -107,7 +109,7 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
         )
     click.echo(
         f"{report.units:,} units, {report.samples:,} samples, {report.positions:,} positions, "
-        f"{_size(report.bytes)} read: {'all good' if sound else f'{len(report.problems):,} problems'}"
+        f"{bytes_text(report.bytes)} read: {'all good' if sound else f'{len(report.problems):,} problems'}"
     )
     sys.exit(0 if sound else 1)
 
@@ -132,10 +134,10 @@ def gc(cache: str, dry_run: bool, as_json: bool) -> None:
         return
     verb = "would remove" if dry_run else "removed"
     for item in report.removed:
-        click.echo(f"{verb} {item.path} ({_size(item.bytes)}): {item.reason}")
+        click.echo(f"{verb} {item.path} ({bytes_text(item.bytes)}): {item.reason}")
     for item in report.young:
-        click.echo(f"kept {item.path} ({_size(item.bytes)}): {item.reason}, a writer may still commit it")
-    click.echo(f"{verb} {len(report.removed):,} objects, {_size(report.bytes)}")
+        click.echo(f"kept {item.path} ({bytes_text(item.bytes)}): {item.reason}, a writer may still commit it")
+    click.echo(f"{verb} {len(report.removed):,} objects, {bytes_text(report.bytes)}")
 
 
 def _rate(rate: DumpRate) -> str:
@@ -153,14 +155,6 @@ def _rate(rate: DumpRate) -> str:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
 
 
 def _first(names: list[str]) -> str:

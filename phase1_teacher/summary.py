@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from firstsight.console import time_text
+from firstsight.models.gpus import bytes_text
 from phase1_teacher.dump import DumpSummary
 from phase1_teacher.forward.fidelity import largest_k, mean_mass, report_lines
 from phase1_teacher.forward.gradient import GradientReport, gradient_lines
@@ -38,11 +40,11 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
             "these units record it"
         )
     lines.append(
-        f"The cache: {status.samples:,} samples, {status.positions:,} positions, {status.bytes:,} bytes "
+        f"The cache: {status.samples:,} samples, {status.positions:,} positions, {bytes_text(status.bytes)} "
         f"({status.bytes_per_position or 0:.1f} bytes per position), {status.targets}"
     )
     if status.head_bytes is not None:
-        lines.append(f"           and its head once, {status.head_bytes:,} bytes")
+        lines.append(f"           and its head once, {bytes_text(status.head_bytes)}")
     if status.pending:
         lines.append(f"           {len(status.pending):,} of {status.units:,} units are not committed yet")
     sums = status.statistics
@@ -95,10 +97,10 @@ def advice(sums: Mapping[str, float], training: float, gradient: GradientReport 
 
 def _run_line(summary: DumpSummary) -> str:
     rate = summary.positions / summary.seconds
-    peak = f", peak device memory {summary.peak_bytes / 2**30:.1f} GiB" if summary.peak_bytes is not None else ""
+    peak = f", peak device memory {bytes_text(summary.peak_bytes)}" if summary.peak_bytes is not None else ""
     return (
         f"This run:  {summary.samples:,} samples, {summary.positions:,} positions in {summary.units} units, "
-        f"{summary.seconds:.1f} s ({rate:,.0f} positions/s, {summary.samples / summary.seconds:,.1f} samples/s), "
+        f"{time_text(summary.seconds)} ({rate:,.0f} positions/s, {summary.samples / summary.seconds:,.1f} samples/s), "
         f"device idle {summary.idle_share:.1%}{peak}"
     )
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 import click
 
-from firstsight.console import Commands, config_option, progress_option, set_option
+from firstsight.console import Commands, config_option, progress_option, set_option, time_text
+from firstsight.models.gpus import bytes_text
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase2_student.report_commands import publish, report
 
@@ -72,7 +73,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         )
     elif main_process:
         click.echo(
-            f"{result.steps:,} steps in {result.seconds:.0f} s, {result.best_text}: {' and '.join(map(str, result.students))}"
+            f"{result.steps:,} steps in {time_text(result.seconds)}, {result.best_text}: {' and '.join(map(str, result.students))}"
         )
 
 
@@ -330,8 +331,8 @@ def export(
         result = (plan_export if dry_run else run)(source, place, section, kind)
         size = result.paper_bytes if result.bytes is None else result.bytes
         click.echo(
-            f"{result.directory}: {kind}, {'would be about ' if dry_run else ''}{size / 1e9:,.3f} GB of weights, "
-            f"{result.before_bytes / size:.1f} times less than {result.before_bytes / 1e9:,.3f} GB"
+            f"{result.directory}: {kind}, {'would be about ' if dry_run else ''}{bytes_text(size)} of weights, "
+            f"{result.before_bytes / size:.1f} times less than {bytes_text(result.before_bytes)}"
         )
 
 

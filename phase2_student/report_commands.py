@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from firstsight.console import config_option, set_option
+from firstsight.models.gpus import bytes_text
 
 
 @click.command()
@@ -50,7 +51,7 @@ def report(
     written = write_report(run_dir, output=output, evaluation=evaluation, data=data, shown=gallery)
     for note in written.notes:
         click.echo(note, err=True)
-    click.echo(f"{written.path} ({written.path.stat().st_size / 1e6:.1f} MB)")
+    click.echo(f"{written.path} ({bytes_text(written.path.stat().st_size)})")
 
 
 @click.command()
@@ -105,8 +106,10 @@ def publish(
     )
     click.echo(f"{folder.path}")
     for name, size in folder.files:
-        click.echo(f"  {size:>14,}  {name}")
+        click.echo(f"  {bytes_text(size):>8}  {name}")
     if dry_run:
-        click.echo(f"{len(folder.files)} files, {folder.bytes:,} bytes would go to {repo}; nothing was uploaded")
+        click.echo(f"{len(folder.files)} files, {bytes_text(folder.bytes)} would go to {repo}; nothing was uploaded")
         return
-    click.echo(f"{len(folder.files)} files, {folder.bytes:,} bytes: {upload(folder.path, repo=repo, private=private)}")
+    click.echo(
+        f"{len(folder.files)} files, {bytes_text(folder.bytes)}: {upload(folder.path, repo=repo, private=private)}"
+    )

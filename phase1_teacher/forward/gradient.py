@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firstsight.console import time_text
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError, FirstSightError, ModelError
 from firstsight.models.loading import backbone_states, default_device, load_student, resolve_directory
@@ -120,7 +121,7 @@ def gradient_lines(report: GradientReport, top_k: int) -> list[str]:
     each = ", ".join(f"{error:.1%} at T = {T:g}" for T, error in report.errors.items())
     return [
         f"Gradient of the {top_k} entries and a bucket against the whole distribution's, for {report.student} as it is: off by "
-        f"{each} ({report.positions} positions, {report.seconds:.1f} s on {report.device})"
+        f"{each} ({report.positions} positions, {time_text(report.seconds)} on {report.device})"
     ]
 
 

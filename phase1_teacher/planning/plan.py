@@ -250,7 +250,9 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         )
     fits = [("yes" if plan.device_bytes < gpu.memory * 1e9 else "no") for gpu in GPUS]
     lines.append(f"  {'fits':>12} {'':>16} {'':>12}" + "".join(f" {fit:>10}" for fit in fits))
-    lines.append(f"  {'memory':>12} {'':>16} {'':>12}" + "".join(f" {f'{gpu.memory:g} GB':>10}" for gpu in GPUS))
+    lines.append(
+        f"  {'memory':>12} {'':>16} {'':>12}" + "".join(f" {bytes_text(gpu.memory * 1e9):>10}" for gpu in GPUS)
+    )
     lines.append("  Any number of GPUs can share the hours: each runs a worker on the same cache.")
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
+from firstsight.console import time_text
 from firstsight.data.samples import Sample
 from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
@@ -71,7 +72,7 @@ class LoadedStudent:
             system_prompt = own.system_prompt if system_prompt is None else system_prompt
         self.prompter = load_prompter(directory, section, system_prompt=system_prompt)
         self.model, dtype = load_for_answers(directory, section)
-        self.description = f"{dtype} on {device_name()}, loaded in {time.perf_counter() - begin:.1f} s"
+        self.description = f"{dtype} on {device_name()}, loaded in {time_text(time.perf_counter() - begin)}"
         if system_prompt is not None:
             self.description += f"; system prompt {json.dumps(system_prompt, ensure_ascii=False)}"
         if section.max_pixels is not None:

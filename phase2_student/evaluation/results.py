@@ -71,7 +71,7 @@ class AnswerRecord(_Part):
 
 
 class Score(_Part):
-    """The mean of a metric over samples, 0 to 1, with its 95 % interval: Wilson's for a share, else a bootstrap interval."""
+    """The mean of a metric over samples, 0 to 1, with its 95% interval: Wilson's for a share, else a bootstrap interval."""
 
     mean: float
     low: float

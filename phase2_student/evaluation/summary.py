@@ -140,7 +140,7 @@ def details_text(evaluation: Evaluation) -> str:
 
 
 def difference_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Paired differences in exact match with their 95 % intervals: each model against the one before it, then the last against the
+    """Paired differences in exact match with their 95% intervals: each model against the one before it, then the last against the
     others; none without true answers.
     """
     lines = []
@@ -151,14 +151,14 @@ def difference_lines(models: Sequence[ModelResult]) -> list[str]:
             continue
         mean, low, high = difference
         lines.append(
-            f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95 % interval "
+            f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95% interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
     return lines
 
 
 def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
-    """By how much a model's share of exact answers is higher than another's, with its 95 % interval.
+    """By how much a model's share of exact answers is higher than another's, with its 95% interval.
 
     Both are taken over the same samples, those with a true answer; None if there are none.
     """
@@ -315,7 +315,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
     unknown = dict.fromkeys(model.distance_unknown for model in evaluation.models if model.distance_unknown)
     return [
         f"{data.samples:,} samples of {data.file}, {settings.batch_size} answered at once, on {settings.device}. Brackets "
-        "show 95 % intervals: Wilson's for shares, else by bootstrap.",
+        "show 95% intervals: Wilson's for shares, else by bootstrap.",
         *_counts_line(evaluation.models),
         *sample_lines(evaluation),
         *preprocessing_lines(evaluation.models),

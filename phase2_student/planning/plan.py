@@ -258,7 +258,7 @@ def plan_text(plan: TrainingPlan) -> str:
             + f"  {', '.join(_fitting(way)) or 'none of the GPUs'}"
         )
     lines += [
-        "  GPUs compared: " + ", ".join(f"{gpu.name} {gpu.memory:g} GB" for gpu in GPUS),
+        "  GPUs compared: " + ", ".join(f"{gpu.name} {bytes_text(gpu.memory * 1e9)}" for gpu in GPUS),
         "  Choose with student.precision, student.lora and training.gradient_checkpointing. Weights, gradients and optimiser",
         "  are exact; the graph is estimated per token and layer.",
     ]

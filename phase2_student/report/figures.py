@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from firstsight.models.gpus import bytes_text
 from phase2_student.evaluation.files import student_of
 from phase2_student.evaluation.results import MetricScores, ModelResult
 from phase2_student.evaluation.summary import exact_difference, model_figures
@@ -99,13 +100,13 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
             Tile(
                 label="points over hard labels",
                 value=f"{100 * mean:+.1f}",
-                note=f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
+                note=f"95% interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
             )
         )
     theirs = model_figures(teacher) if teacher is not None and teacher is not student else None
     if mine.size_mb:
         note = f"the teacher's: {theirs.size_mb / mine.size_mb:.1f} x as large" if theirs and theirs.size_mb else ""
-        found.append(Tile(label="weights on disk", value=_size(mine.size_mb), note=note))
+        found.append(Tile(label="weights on disk", value=bytes_text(1e6 * mine.size_mb), note=note))
     if latency := mine.latency_p50_ms:
         note = "p50 at batch 1"
         if theirs and theirs.latency_p50_ms:
@@ -199,7 +200,3 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     size = -(-len(points) // _POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def _size(megabytes: float) -> str:
-    return f"{megabytes / 1e3:,.2f} GB" if megabytes >= 1e3 else f"{megabytes:,.1f} MB"

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from firstsight.console import time_text
 from firstsight.errors import RecipeError, TrainingError
 
 LOCK = "run.lock"
@@ -148,7 +149,7 @@ def _take(directory: Path) -> RunLock:
         if reason is None:
             raise RunInUse(
                 f"training.output_dir: {directory} is in use by {found.text if isinstance(found, Owner) else 'another process'}, "
-                f"which gave a sign of life {age:.0f} s ago; wait for it, stop it, or choose another training.output_dir"
+                f"which gave a sign of life {time_text(age)} ago; wait for it, stop it, or choose another training.output_dir"
             )
         print(
             f"{path}: taken over from {found.text if isinstance(found, Owner) else 'its owner'}: {reason}",

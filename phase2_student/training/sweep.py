@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from firstsight.console import time_text
 from firstsight.errors import RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.runs.lock import RunInUse
@@ -56,7 +57,7 @@ class Outcome:
             return f"failed: {self.error}"
         if not self.result.finished:
             return self.result.stopped_text
-        time = f"in {self.result.seconds:.0f} s" if self.result.seconds else "finished before"
+        time = f"in {time_text(self.result.seconds)}" if self.result.seconds else "finished before"
         return f"{self.result.steps:,} steps {time}, {self.result.best_text}"
 
 

@@ -11,11 +11,11 @@ _AT_ONCE = 2**22
 """Number of drawn indices held at once."""
 
 _Z = 1.959963984540054
-"""The standard normal distribution has 95 % of its mass within plus and minus this."""
+"""The standard normal distribution has 95% of its mass within plus and minus this."""
 
 
 def wilson(right: int, count: int) -> tuple[float, float, float]:
-    """A share, with its 95 % score interval.
+    """A share, with its 95% score interval.
 
     Args:
         right: how many of them are right.
@@ -32,7 +32,7 @@ def wilson(right: int, count: int) -> tuple[float, float, float]:
 
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of the values, with its 95 % percentile bootstrap interval.
+    """Mean of the values, with its 95% percentile bootstrap interval.
 
     Args:
         values: one value per sample.
@@ -56,7 +56,7 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: in
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of `first - second` over paired samples, with its 95 % percentile bootstrap interval.
+    """Mean of `first - second` over paired samples, with its 95% percentile bootstrap interval.
 
     Args:
         first: one value per sample, such as 1.0 for an exact answer.

@@ -1,4 +1,4 @@
-"""Means of the per-sample records, over all samples, by category and by environment, each with its 95 % interval."""
+"""Means of the per-sample records, over all samples, by category and by environment, each with its 95% interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from phase2_student.evaluation.results import AnswerRecord, GroupedScores, Metri
 METRICS: tuple[Literal["exact", "f1", "anls", "choice", "vqa"], ...] = ("exact", "f1", "anls", "choice", "vqa")
 """Fields of a record. `choice` is None if the question is no multiple choice, `vqa` if there are not several truths."""
 SHARES = frozenset({"exact", "choice"})
-"""Metrics that are 0 or 1: their means are shares with Wilson's interval, which is valid for few samples and at 0 and 100 %."""
+"""Metrics that are 0 or 1: their means are shares with Wilson's interval, which is valid for few samples and at 0 and 100%."""
 RESAMPLES = 2_000
 """Number of bootstrap resamples for the interval of every other mean."""
 

@@ -81,7 +81,7 @@ def test_students_stand_first_and_the_head_says_what_distilling_gained(page, tmp
         r"<dt>points over hard labels</dt><dd class=\"value\">([^<]+)</dd><dd class=\"more\">([^<]+)<", text
     )
     assert tile[1] == f"{100 * mean:+.1f}"
-    assert tile[2] == f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against hard"
+    assert tile[2] == f"95% interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against hard"
     alone = make_runs(tmp_path, names=("distilled",))
     write_evaluation(alone[0] / "evaluation", make_evaluation(*ALL))
     assert "points over hard labels" not in write_report(alone).path.read_text()  # that run is not here
