@@ -157,7 +157,7 @@ def footprint(
 
     Args:
         shape: the student's shape.
-        mode: how the weights are kept.
+        mode: how the weights are stored.
         tokens: tokens of the largest micro-batch, padding included.
         patches: image patches of that micro-batch.
         gradient_checkpointing: layers keep only their inputs.

@@ -21,7 +21,7 @@ from phase2_student.runs.files import replace_directory, write_json
 
 _BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
 _NOT_COPIED = {"config.json", EXPORT}
-"""Files that are written anew with the quantised weights, like the index of sharded weights."""
+"""Not copied from the student: the export writes its own. The same holds for the index of sharded weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,12 +130,12 @@ def test_gc(location):
     (orphan / "zarr.json").write_text("12345")
     code, text = _run("gc", location, "--dry-run")
     assert code == 0
-    assert f"would remove units/{orphan.name} (5 bytes): never committed" in text
+    assert f"would remove units/{orphan.name} (5 B): never committed" in text
     code, text = _run("gc", location, "--json")
     assert code == 0
     assert json.loads(text)["bytes"] == 5
     assert not orphan.exists()
-    assert _run("gc", location) == (0, "removed 0 objects, 0 bytes\n")
+    assert _run("gc", location) == (0, "removed 0 objects, 0 B\n")
 
 
 @pytest.mark.parametrize("name", ["status", "verify", "gc"])

@@ -1,7 +1,7 @@
 """KL(teacher || student) at T = 1 from the cache: no teacher in memory.
 
-A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL; where it knows the
-tail's shape as well it is an estimate of the full one, and from exact targets it is that.
+A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full KL. If the cache also has the
+tail's shape, it is an estimate of the full KL; from exact targets it is the full KL itself.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def add_distance(
     *,
     batch_size: int,
 ) -> str | None:
-    """Set in each answer's record the sum of KL over its tokens, and at how many the most likely token agrees.
+    """Set in each answer's record the sum of KL over its tokens, and at how many positions the most likely token agrees.
 
     Args:
         recipe: says where the cache is.
-        model: of a student.
-        prompter: for it.
+        model: a student's model.
+        prompter: the student's prompter.
         samples: rows of the data.
-        records: of each of their answers (`Prompter.turn_count`), one sample after the other.
+        records: one record for each of their answers (`Prompter.turn_count`), sample by sample.
         batch_size: samples at once.
 
     The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from report_cases import ALL, SAMPLES, make_evaluation, make_runs, with_weights, write_evaluation
 
+from firstsight.models.gpus import bytes_text
 from phase2_student.cli import main
 
 
@@ -51,7 +52,7 @@ def test_a_dry_run_writes_the_exact_folder(place):
     assert best.pop("README.md") == b"of the trainer"
     assert all(files[name] == content for name, content in best.items())
     for name, content in files.items():
-        assert re.search(rf"{len(content):,}  {re.escape(name)}\n", done.output)
+        assert re.search(rf" {re.escape(bytes_text(len(content)))}  {re.escape(name)}\n", done.output)
     assert b"/home/someone" not in files["recipe.yaml"] + files["README.md"]
     assert yaml.safe_load(files["recipe.yaml"])["data"]["root"] == "data"
 
