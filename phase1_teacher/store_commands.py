@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firstsight.models.gpus import bytes_text
+from storage.wording import counted
 
 if TYPE_CHECKING:
     from storage.maintenance.rate import DumpRate
@@ -42,7 +43,9 @@ def status(cache: str, as_json: bool) -> None:
     if found.rate is not None:
         click.echo(f"  rate       {_rate(found.rate)}")
     click.echo(f"  samples    {found.samples:,} of {found.planned_samples:,} stored, {len(found.skipped):,} skipped")
-    click.echo(f"  positions  {found.positions:,} answer positions, {found.soft_positions:,} with soft targets")
+    click.echo(
+        f"  positions  {counted(found.positions, 'answer position')}, {found.soft_positions:,} with soft targets"
+    )
     per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
     click.echo(f"  size       {bytes_text(found.bytes)}{per_position}")
     if found.head_bytes is not None:
@@ -65,7 +68,7 @@ def status(cache: str, as_json: bool) -> None:
     for key, reason in list(found.skipped.items())[:_SHOWN]:
         click.echo(f"  skipped {key}: {reason}")
     if len(found.skipped) > _SHOWN:
-        click.echo(f"  and {len(found.skipped) - _SHOWN:,} more skipped samples: see --json")
+        click.echo(f"  and {len(found.skipped) - _SHOWN:,} more skipped: see --json")
     click.echo("  specification")
     for line in _flat("", found.spec):
         click.echo(f"    {line}")
@@ -104,12 +107,12 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
         click.echo(f"BAD {unit}{array}: {problem.message}")
     if report.missing:
         click.echo(
-            f"MISSING {len(report.missing):,} planned units have no manifest: {_first(report.missing)}; "
-            "they were not dumped yet, or their manifests were deleted; run fs-teacher dump to make them"
+            f"MISSING {counted(len(report.missing), 'planned unit has', 'planned units have')} no manifest: {_first(report.missing)}; "
+            "not dumped yet, or the manifest was deleted; run fs-teacher dump to make it"
         )
     click.echo(
-        f"{report.units:,} units, {report.samples:,} samples, {report.positions:,} positions, "
-        f"{bytes_text(report.bytes)} read: {'all good' if sound else f'{len(report.problems):,} problems'}"
+        f"{counted(report.units, 'unit')}, {counted(report.samples, 'sample')}, {counted(report.positions, 'position')}, "
+        f"{bytes_text(report.bytes)} read: {'all good' if sound else counted(len(report.problems), 'problem')}"
     )
     sys.exit(0 if sound else 1)
 
@@ -137,7 +140,7 @@ def gc(cache: str, dry_run: bool, as_json: bool) -> None:
         click.echo(f"{verb} {item.path} ({bytes_text(item.bytes)}): {item.reason}")
     for item in report.young:
         click.echo(f"kept {item.path} ({bytes_text(item.bytes)}): {item.reason}, a writer may still commit it")
-    click.echo(f"{verb} {len(report.removed):,} objects, {bytes_text(report.bytes)}")
+    click.echo(f"{verb} {counted(len(report.removed), 'object')}, {bytes_text(report.bytes)}")
 
 
 def _rate(rate: DumpRate) -> str:
@@ -146,7 +149,7 @@ def _rate(rate: DumpRate) -> str:
         return f"no worker seems to be running: the last unit was committed {ago} ago"
     if rate.samples_per_second is None or rate.seconds_left is None:
         return f"not known yet; the last unit was committed {ago} ago"
-    workers = f"{rate.workers} worker{'s' if rate.workers > 1 else ''}"
+    workers = counted(rate.workers, "worker")
     return (
         f"{rate.samples_per_second:.3g} samples/s by about {workers}, ETA {timedelta(seconds=round(rate.seconds_left))}; the last "
         f"unit was committed {ago} ago"

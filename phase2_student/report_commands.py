@@ -8,6 +8,7 @@ import click
 
 from firstsight.console import config_option, set_option
 from firstsight.models.gpus import bytes_text
+from storage.wording import counted
 
 
 @click.command()
@@ -108,8 +109,10 @@ def publish(
     for name, size in folder.files:
         click.echo(f"  {bytes_text(size):>8}  {name}")
     if dry_run:
-        click.echo(f"{len(folder.files)} files, {bytes_text(folder.bytes)} would go to {repo}; nothing was uploaded")
+        click.echo(
+            f"{counted(len(folder.files), 'file')}, {bytes_text(folder.bytes)} would go to {repo}; nothing was uploaded"
+        )
         return
     click.echo(
-        f"{len(folder.files)} files, {bytes_text(folder.bytes)}: {upload(folder.path, repo=repo, private=private)}"
+        f"{counted(len(folder.files), 'file')}, {bytes_text(folder.bytes)}: {upload(folder.path, repo=repo, private=private)}"
     )

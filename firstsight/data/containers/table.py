@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, cast
 from firstsight.data.containers.base import Row, Spooled
 from firstsight.data.containers.text import MAX_ROW_BYTES, decode, lines, parse_json, skip_mark
 from firstsight.errors import DataError
+from storage.wording import counted
 
 
 class Table(Spooled):
@@ -44,7 +45,9 @@ class Table(Spooled):
     def _row(self, names: list[str], cells: list[str], number: int) -> object:
         place = self.place(number)
         if len(cells) != len(names):
-            return DataError(f"{place}: has {len(cells)} cells, the header has {len(names)} columns; repair the line")
+            return DataError(
+                f"{place}: has {counted(len(cells), 'cell')}, the header has {counted(len(names), 'column')}; repair the line"
+            )
         try:
             return {name: _value(cell, place) for name, cell in zip(names, cells, strict=True) if cell}
         except DataError as error:

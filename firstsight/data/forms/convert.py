@@ -14,6 +14,7 @@ from firstsight.data.forms.prompt_completion import PROMPT_COMPLETION
 from firstsight.data.source import DataSource
 from firstsight.data.strict import known_only
 from firstsight.errors import DataError
+from storage.wording import counted
 
 FORMS = (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, INSTRUCTION, QUERY, FLAT, TRL)
 
@@ -127,7 +128,7 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
             )
         literal = "; if the mark is meant as text set data.format: trl" if marks else ""
         raise DataError(
-            f"{place}: the messages have places for {len(places)} images, the row lists {len(listed)}; make them equal{literal}"
+            f"{place}: the messages have places for {counted(len(places), 'image')}, the row lists {len(listed)}; make them equal{literal}"
         )
     rest = iter(listed)
     pictures = []
