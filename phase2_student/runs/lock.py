@@ -71,9 +71,7 @@ class RunLock:
 
     def check(self) -> None:
         """Raise TrainingError if another process took the run over because this one gave no sign of life."""
-        if (
-            time.time() - self._signed > STALE
-        ):  # this process was suspended: the next regular sign of life would come too late
+        if time.time() - self._signed > STALE:  # after a suspension the next regular sign of life comes too late
             self._sign()
         if self.lost is not None:
             raise TrainingError(

@@ -1,4 +1,4 @@
-"""`run.log` in the directory of a run, one line per event; and without a terminal, a sign of life every minute."""
+"""`run.log` in the directory of a run, one line per event; and without a terminal, a progress line every minute."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self._beats = Heartbeat(state.max_steps, unit="step", done=done, seconds=HEARTBEAT) if self._main else None
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Give a sign of life, if it is time."""
+        """Write a progress line, if it is due."""
         if self._lock is not None:
             self._lock.check()
         if self._beats is not None and (line := self._beats.beat(state.global_step, self._last)):

@@ -70,7 +70,7 @@ def test_advice(mass, exact, said):
             0.1,
             "is 0.1000 nats with the shape of the rest, 0.8000 without it: train with it (loss.tail: shape",
         ),
-        (0.37, 0.1, 0.3, "0.1000 without: train with loss.tail: bucket, or dump with a larger cache.tail_rank, or"),
+        (0.37, 0.1, 0.3, "0.1000 without it: train with loss.tail: bucket, or dump with a larger cache.tail_rank, or"),
         (0.37, 0.8, None, "this cache keeps the shape of the rest (tail_rank 8)"),
         (0.98, 0.8, 0.1, "top_k serves this recipe"),
     ],
