@@ -172,10 +172,7 @@ def _svg(figure: Figure, title: str) -> Markup:
     for axes in figure.axes:
         axes.patch.set_visible(False)
     buffer = io.StringIO()
-    with (
-        mpl.rc_context({**_STYLE, "svg.hashsalt": title}),
-        warnings.catch_warnings(),
-    ):  # makes the ids of each chart different
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": title}), warnings.catch_warnings():  # ids differ from chart to chart
         warnings.filterwarnings("ignore", "Glyph")  # the browser has a font for every name
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
@@ -185,7 +182,7 @@ def _svg(figure: Figure, title: str) -> Markup:
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page has its own
     text = re.sub(
         r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL
-    )  # the style would apply to the whole page
+    )  # it would apply to the whole page
     for code, variable in _VARIABLES.items():
         text = text.replace(code, f"var({variable})")
     head = Markup('<svg class="chart" role="img" aria-label="{}"').format(title)

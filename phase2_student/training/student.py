@@ -52,9 +52,7 @@ class DistillationForward:
         make_states = packed_states if self.padding_free else backbone_states
         states = make_states(self, batch.inputs, batch.answer_rows, batch.answer_columns)
         settings = self.loss_settings
-        if (
-            settings.unshared_ids.device != states.device
-        ):  # only once, since a copy from the host waits for the backbone
+        if settings.unshared_ids.device != states.device:  # once: a copy from the host waits for the backbone
             settings = replace(settings, unshared_ids=settings.unshared_ids.to(states.device))
             self.loss_settings = settings
         head: Any = self
