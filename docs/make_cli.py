@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands' own --help: `make docs`. A test fails when the page has drifted."""
+"""Writes docs/cli.md from the commands' own --help: `make docs`. A test fails if the page is out of date."""
 
 from __future__ import annotations
 

@@ -212,3 +212,11 @@ def left_out_text(reasons: Sequence[str]) -> str:
     more = ["  ..."] if len(reasons) > NAMED else []
     count = counted(len(reasons), "sample is", "samples are")
     return "\n".join([f"{count} left out (cache.on_error: skip):", *named, *more])
+
+
+def time_text(seconds: float) -> str:
+    """How long something took: `9.3 s`, `95 s`, `12 min`, `2 h 05 min`."""
+    if seconds < 119.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60:02d} min"

@@ -2,8 +2,8 @@
 
     written = write_answers(recipe, "cache.zarr", Path("data/answers.jsonl"), split="train")
 
-A row is the sample's own in the form `messages`, its images by their paths below the recipe's image root, and the teacher's
-answer as its closing message. Rows are in the order of the data.
+A row is the sample in the form `messages`. Image paths are relative to the recipe's image root, and the last message is the
+teacher's answer. Rows are in the order of the data.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WrittenAnswers:
 
     rows: int = 0
     cut: int = 0
-    """Answers that reached the longest length without an end of turn, written or not."""
+    """Answers that reached the maximum length without an end of turn, written or not."""
     empty: int = 0
     """Answers without text; not written."""
     labelled: int = 0
@@ -48,14 +48,14 @@ class WrittenAnswers:
     missing: int = 0
     """Rows that the cache does not hold; not written."""
     unreadable: int = 0
-    """Rows with a picture that cannot be read, where `cache.on_error: skip` leaves them out; not written."""
+    """Rows with an image that cannot be read, if `cache.on_error: skip` leaves them out; not written."""
     literal_marks: bool = False
-    """A text has `<image>` or the like as text: the file must be read with `data.format: trl`."""
+    """Whether some text contains `<image>` or a similar marker literally: the file must then be read with `data.format: trl`."""
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """How the ids of a cache are read."""
+    """How the token ids of a cache are turned into text."""
 
     text: Callable[[Sequence[int]], str]
     ended: Callable[[Sequence[int]], bool]
@@ -70,27 +70,27 @@ def write_answers(
     whole: bool = False,
     progress: bool = False,
 ) -> WrittenAnswers:
-    """Write the teacher's answers to the rows of a split that have none; the file is there whole or not at all.
+    """Write the teacher's answer for every row of a split that has none. The file is written whole or not at all.
 
     Args:
-        recipe: its data are read, and the student's tokenizer where the cache holds the student's tokens.
-        location: of the cache, of either kind.
+        recipe: names the data, and the student if the cache holds the student's tokens.
+        location: where the cache, of either kind, is.
         out: the file; must not exist.
-        split: whose rows.
-        whole: leave answers out that were cut at the longest length.
+        split: the rows to write.
+        whole: leave out answers that were cut at the maximum length.
         progress: show a bar.
 
     Raises:
-        DataError: `out` exists; a cache without answers of a teacher, or of another student; no answer to write.
-        CacheError: no cache.
+        DataError: `out` exists, the cache holds no generated answers or is for another student, or there is nothing to write.
+        CacheError: no cache was found.
     """
     if out.exists():
         raise DataError(f"{out} exists; give another name with --out, or delete it")
     cache = open_any_cache(location)
     if cache.spec.get("generation") is None:
         raise DataError(
-            f"{location} holds no answers of a teacher: it was dumped without cache.generate_missing; dump rows without "
-            "answers with it"
+            f"{location} holds no answers by the teacher: it was dumped without cache.generate_missing; dump rows without "
+            "answers with cache.generate_missing: true"
         )
     tokens = _tokens(recipe, cache)
     written = WrittenAnswers()
@@ -107,7 +107,7 @@ def write_answers(
         written.unreadable = len(left_out_rows)
         if not written.rows:
             raise DataError(
-                f"{recipe.source(split)}: no answer of the teacher to write: {'; '.join(left_out(written))}"
+                f"{recipe.source(split)}: no answer by the teacher to write: {'; '.join(left_out(written))}"
             )
         partial.rename(out)
     finally:
@@ -119,13 +119,13 @@ _MISSING = "not in the cache: new, edited or not dumped yet"
 
 
 def left_out(written: WrittenAnswers) -> list[str]:
-    """Why rows were not written, with their numbers."""
+    """Why rows were not written, and how many for each reason."""
     reasons = {
         ("row has an answer of its own", "rows have an answer of their own"): written.labelled,
         ("row was skipped by the dump", "rows were skipped by the dump"): written.skipped,
         (f"row is {_MISSING}", f"rows are {_MISSING}"): written.missing,
-        ("row has a picture that cannot be read", "rows have a picture that cannot be read"): written.unreadable,
-        ("row was answered without a word", "rows were answered without a word"): written.empty,
+        ("row has an image that cannot be read", "rows have an image that cannot be read"): written.unreadable,
+        ("row got an empty answer", "rows got an empty answer"): written.empty,
     }
     return [counted(count, *words) for words, count in reasons.items() if count]
 
@@ -151,7 +151,7 @@ def _rows(
             ended = tokens.ended(ids)
             written.cut += not ended
             if not ended:
-                text = text.rstrip("\ufffd")  # a character that was cut
+                text = text.rstrip("\ufffd")  # a character that was cut in half
             if not text.strip():
                 written.empty += 1
             elif ended or not whole:
@@ -166,7 +166,7 @@ def _rows(
 
 
 def _generated(cache: Cache | ExactCache, key: str) -> list[int]:
-    """Ids of the closing answer: those before it are the data's own."""
+    """Token ids of the last answer; answers before it come from the data."""
     if isinstance(cache, ExactCache):
         rows = cache.rows(key)
         ids, turns = rows.target_ids, rows.turns
@@ -195,7 +195,7 @@ def _student_text(student: Prompter, ids: Sequence[int]) -> str:
 
 
 def _image(image: ImageSource, root: Path, sample: Sample) -> str:
-    """Its path below the root; a picture inside the data stays inside them."""
+    """The image's path below the root, or a data URL if the data hold the image itself."""
     if not isinstance(image, InlineImage):
         return image_name(image, root)
     with opened(image, sample.place) as picture:

@@ -1,4 +1,4 @@
-"""The student that a top_k cache was made for: what its ids are read with."""
+"""The student that a top_k cache was made for; its tokenizer reads the cache's ids."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from storage.reader import Cache
 
 
 def student_of(recipe: Recipe, cache: Cache) -> Prompter:
-    """The recipe's student; DataError where the cache was made for another vocabulary."""
+    """The recipe's student. Raises DataError if the cache was made for another vocabulary."""
     student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
     if any(cached != own for _, cached, own in student_stated(cache.spec, student)):
         raise DataError(
-            f"{cache.location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
-            "give the recipe of this cache with --config"
+            f"{cache.location} was made for another vocabulary than that of student.model = {recipe.student.model}; "
+            "pass the recipe of this cache as --config"
         )
     return student

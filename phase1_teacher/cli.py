@@ -34,26 +34,26 @@ def main() -> None:
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Begin with the I-th of N shards, from 0; default: as torchrun or Slurm says, else 0/1.",
+    help="Begin with shard I of N, counted from 0; default: set by torchrun or Slurm, else 0/1.",
 )
 @click.option(
     "--check-quantization",
     is_flag=True,
-    help="Load the unquantised teacher as well and report how far both agree; takes memory for both.",
+    help="Also load the unquantised teacher and report how closely the two agree; takes memory for both.",
 )
 @click.option(
     "--retry-skipped",
     is_flag=True,
-    help="Try again also what was skipped for what the teacher computed: logits that are not finite, memory, its own answer. "
-    "Of several workers give it to one.",
+    help="Also retry samples that were skipped because of what the teacher computed: logits that are not finite, too little "
+    "memory, an unusable answer of its own. With several workers, pass it to one of them.",
 )
 @click.option(
     "--student",
     type=click.Choice(["base", "none"]),
     default="base",
     show_default=True,
-    help="Whose gradient the report at the end is about: the recipe's student, loaded when the teacher has left the memory; "
-    "none: no model is loaded for it.",
+    help="The student whose gradient the final report measures. base: the recipe's student, loaded after the teacher is freed; "
+    "none: no student is loaded, and the report leaves this out.",
 )
 @progress_option
 def dump(
@@ -65,14 +65,14 @@ def dump(
     student: str,
     progress: bool,
 ) -> None:
-    """Write the teacher's soft targets for every sample that the cache does not hold: top-k, or with cache.targets: exact
-    the states that its head makes them of, for which no student need be there.
+    """Write the teacher's soft targets for every sample that the cache does not hold yet. With cache.targets: exact, it writes
+    the hidden states that the teacher's head reads; these need no student.
 
-    Interrupt it as you like: what is committed stays, and the same command continues with the rest. Any number of
-    these processes may work on one cache: each begins with its shard and then takes whatever is not committed.
-    With cache.on_error: skip a sample that cannot be dumped is left out and named; every dump tries it again as soon as it can
-    be dumped: its image was repaired, data.max_length was raised.
-    On SIGTERM or SIGUSR1 it commits or drops the unit that it works on and leaves within ten seconds, exit code 143.
+    You can interrupt it at any time: committed units stay, and the same command continues with the rest. Any number of
+    processes can work on one cache: each begins with its shard and then takes any unit that is not committed.
+    With cache.on_error: skip, a sample that cannot be dumped is left out and named. A later dump tries it again once it can
+    be dumped, for example when its image was repaired or data.max_length was raised.
+    On SIGTERM or SIGUSR1 it commits or drops the current unit and exits within ten seconds with code 143.
 
     Example: fs-teacher dump --config recipe.yaml --set cache.top_k=32
 
@@ -99,7 +99,9 @@ def dump(
             )
             _dump(recipe, job, worker, check_quantization, progress)
     except Stopped as stopped:
-        click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
+        click.echo(
+            f"stopped by {stopped}; committed units stay, and the same command continues with the rest", err=True
+        )
         sys.exit(stopped.exit_code)
 
 
@@ -129,7 +131,7 @@ def _all(count: int) -> str:
 
 
 def _held(recipe: Recipe, job: DumpJob) -> str:
-    """What the cache holds of a recipe whose samples are all planned and committed."""
+    """What the cache holds, once all samples of the recipe are planned and committed."""
     from storage.exact import open_any_cache
 
     cache = open_any_cache(recipe.cache_location)
@@ -138,12 +140,12 @@ def _held(recipe: Recipe, job: DumpJob) -> str:
         return f"{recipe.cache_location} holds {_all(len(job.samples))} of this recipe."
     retried = job.writer.version.replans_skipped
     advice = (
-        "repair them and run the same command, or try --retry-skipped for what only the teacher can judge"
+        "repair them and run the same command again, or pass --retry-skipped for those that only the teacher can judge"
         if retried
-        else "to have them as well use another cache.path"
+        else "to include them, use another cache.path"
     )
     return (
-        f"{recipe.cache_location} holds the samples of this recipe but for {len(skipped):,} that an earlier dump skipped "
+        f"{recipe.cache_location} holds all samples of this recipe except {len(skipped):,} that an earlier dump skipped "
         f"({skipped[0]}); {advice}"
     )
 
@@ -155,14 +157,14 @@ def _held(recipe: Recipe, job: DumpJob) -> str:
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Begin with the I-th of N shards, from 0; default: as torchrun or Slurm says, else 0/1.",
+    help="Begin with shard I of N, counted from 0; default: set by torchrun or Slurm, else 0/1.",
 )
 @progress_option
 def derive(exact: str, config: Path, overrides: tuple[str, ...], shard: str | None, progress: bool) -> None:
-    """Write the recipe's top_k cache from EXACT, a cache of exact targets: what a dump for the recipe's student would write.
+    """Write the recipe's top_k cache from EXACT, a cache of exact targets. A dump for the recipe's student would write the same.
 
-    The teacher is not needed, nor its directory, nor the data: states, head and tokens are stored. The student may be of any
-    vocabulary. Can be interrupted, continued and shared by several processes as a dump can; run it again when EXACT has grown.
+    Neither the teacher nor the data are needed: EXACT stores the hidden states, the head and the tokens. The student may have
+    any vocabulary. Like a dump, this can be interrupted, continued and run by several processes. Run it again when EXACT has grown.
 
     Example: fs-teacher derive exact.zarr --config recipe.yaml --set cache.path=for-2b.zarr
     """
@@ -172,7 +174,9 @@ def derive(exact: str, config: Path, overrides: tuple[str, ...], shard: str | No
         with stop_on_signals():
             _derive(exact, recipe, worker, progress)
     except Stopped as stopped:
-        click.echo(f"stopped by {stopped}; what is committed stays, the same command continues with the rest", err=True)
+        click.echo(
+            f"stopped by {stopped}; committed units stay, and the same command continues with the rest", err=True
+        )
         sys.exit(stopped.exit_code)
 
 
@@ -184,22 +188,22 @@ def _derive(exact: str, recipe: Recipe, shard: Shard, progress: bool) -> None:
     job = prepare_derivation(exact, recipe)
     if job.open_units:
         click.echo(
-            f"{exact} lacks {counted(job.open_units, 'planned unit')}: finish its dump, and run this again for what they hold"
+            f"{exact} lacks {counted(job.open_units, 'planned unit')}: finish its dump, then run this command again"
         )
     foreign = job.units()[1]
     if foreign:
         key = next(key for key in foreign[0].keys if not job.knows(key))
         click.echo(
             f"{recipe.cache_location} has {counted(len(foreign), 'planned unit')} with samples that {exact} does not hold (the first is "
-            f"{key}): left to the dump, or the derivation, that planned them; run that again"
+            f"{key}): run the dump or the derivation that planned them again"
         )
     worker = f", worker {shard}" if shard.count > 1 else ""
     click.echo(f"{exact} -> {recipe.cache_location} for {recipe.student.model}{worker}")
     summary = run(job, shard=shard, progress=progress)
     if not summary.units:
-        rest = " but for those units" if foreign else ""
+        rest = " except those units" if foreign else ""
         click.echo(
-            f"Nothing to do: {recipe.cache_location} holds what {exact} has{rest}, {counted(len(job.exact), 'sample')}."
+            f"Nothing to do: {recipe.cache_location} holds everything in {exact}{rest}, {counted(len(job.exact), 'sample')}."
         )
     click.echo(summary_text(recipe.cache_location, summary, recipe.loss.temperature))
 
@@ -212,15 +216,15 @@ def _derive(exact: str, recipe: Recipe, shard: Shard, progress: bool) -> None:
     default=0.3,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of a GPU's peak that the forward pass is taken to reach.",
+    help="Assumed share of a GPU's peak that the forward pass reaches.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @progress_option
 def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: bool, progress: bool) -> None:
-    """Show what a dump will take, before any model is loaded.
+    """Show what a dump will cost, before any model is loaded.
 
-    Samples, tokens, bytes of the cache, memory and GPU-hours on named GPUs, how much the cache holds already, and the
-    same for 10, 1,000 and a million times the data. Needs the models' configurations and tokenizers, not their weights.
+    Shows samples, tokens, the size of the cache, memory and GPU-hours on several GPUs, how much the cache holds already, and
+    the same for 10, 1,000 and a million times the data. Needs the models' configurations and tokenizers, not their weights.
 
     Example: fs-teacher plan --config recipe.yaml --set cache.top_k=32
     """
@@ -235,7 +239,7 @@ def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: 
 @main.command()
 @click.argument("cache")
 @click.option(
-    "--sample", metavar="ID", help="The sample's id, or the beginning of its key; default: the first that CACHE holds."
+    "--sample", metavar="ID", help="The sample's id, or the beginning of its key; default: the first sample in CACHE."
 )
 @click.option(
     "--config",
@@ -243,9 +247,9 @@ def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: 
     help="The recipe that names the data and the student; default: recipe.yaml beside CACHE.",
 )
 @set_option
-@click.option("--temperature", default=1.0, show_default=True, help="Within the cache's temperatures.")
-@click.option("--alternatives", default=5, show_default=True, type=click.IntRange(min=1), help="Tokens per position.")
-@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file as well.")
+@click.option("--temperature", default=1.0, show_default=True, help="Must lie within the cache's.")
+@click.option("--alternatives", default=5, show_default=True, type=click.IntRange(min=1), help="Shown per position.")
+@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write an HTML file.")
 def show(
     cache: str,
     sample: str | None,
@@ -257,14 +261,14 @@ def show(
 ) -> None:
     """Show a sample of CACHE: images, the whole conversation, and the answer token by token with the teacher's alternatives.
 
-    The cache holds neither images nor texts: they come from the recipe's data, the tokens from the student's tokenizer.
+    The cache holds neither images nor text: these come from the recipe's data, and the tokens from the student's tokenizer.
 
     Example: fs-teacher show cache.zarr
 
     Example: fs-teacher show cache.zarr --sample train-000017 --html sample.html
     """
     if config is None and "://" in cache:
-        raise click.UsageError("--config is needed: a recipe is looked for beside local caches only")
+        raise click.UsageError("--config is required: recipe.yaml is only looked for beside a local cache")
     recipe = load_recipe(config or Path(cache).parent / "recipe.yaml", overrides)
 
     from phase1_teacher.show import find_sample, html_page, terminal_text
@@ -283,16 +287,16 @@ def show(
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The file to write; default: answers.jsonl in data.root. One that exists is not overwritten.",
+    help="The file to write; default: answers.jsonl in data.root. An existing file is not overwritten.",
 )
 @click.option(
     "--split",
     type=click.Choice(["train", "validation"]),
     default="train",
     show_default=True,
-    help="Whose rows; kept apart, so that no validation row is trained on.",
+    help="The split to write; one at a time, so that no validation row is trained on.",
 )
-@click.option("--whole", is_flag=True, help="Leave out answers that were cut at their longest length.")
+@click.option("--whole", is_flag=True, help="Leave out answers that were cut at the maximum length.")
 @progress_option
 def answers(
     cache: str,
@@ -305,8 +309,8 @@ def answers(
 ) -> None:
     """Write the answers that the teacher gave in the dump of CACHE as JSONL, to look at or to train on.
 
-    Rows that had no answer, in the order of the data and in the form messages, with the teacher's answer behind them. Image paths
-    are relative to the recipe's data.image_root. The cache may be of either kind; no weights are read.
+    Writes the rows that had no answer, in the order of the data and in the form messages, each with the teacher's answer at its
+    end. Image paths are relative to the recipe's data.image_root. The cache may be of either kind; no weights are read.
 
     Example: fs-teacher answers cache.zarr --config recipe.yaml --out data/answers.jsonl
     """
@@ -320,13 +324,15 @@ def answers(
     if written.cut:
         advice = "left out" if whole else "--whole leaves such answers out"
         click.echo(
-            f"{counted(written.cut, 'answer was', 'answers were')} cut at the longest length, without an end: {advice}",
+            f"{counted(written.cut, 'answer was', 'answers were')} cut at the maximum length: {advice}",
             err=True,
         )
     for line in left_out(written):
         click.echo(f"not written: {line}", err=True)
     if written.literal_marks:
-        click.echo("texts have <image> as text: set data.format: trl in a recipe that reads the file", err=True)
+        click.echo(
+            "some texts contain <image> as text: set data.format: trl in a recipe that reads this file", err=True
+        )
 
 
 for command in (status, verify, gc):

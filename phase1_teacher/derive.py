@@ -1,4 +1,4 @@
-"""A top_k cache for any student from an exact one: the teacher's states and head are stored, the teacher itself is not needed.
+"""A top_k cache for any student from an exact one. The stored states and head are enough: the teacher is not needed.
 
 job = prepare_derivation("exact.zarr", recipe)     # student's tokenizer, spec, plan
 summary = derive(job)                              # what a dump for this student would have written
@@ -40,7 +40,7 @@ from storage.targets import Turn
 from storage.writer import CacheWriter, create_cache
 
 _OF_EXACT = frozenset({"format_version", "targets", "hidden_size", "state_dtype", "head", "teacher"})
-"""Fields of an exact cache's spec that are not those of a top_k cache, or not the same."""
+"""Fields of an exact cache's spec that a top_k cache does not have, or has with another value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,13 @@ class DerivedAnswer:
     student_ids: NDArray[np.int64]
     """[P]"""
     rows: NDArray[np.int64]
-    """[P] the stored position for each of them; -1: none, only the hard label."""
+    """[P] the stored position for each token; -1: none, only the hard label."""
     turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """A derivation that has passed every check which needs neither states nor head."""
+    """A derivation that has passed every check that needs neither states nor head."""
 
     recipe: Recipe
     exact: ExactCache
@@ -65,9 +65,9 @@ class Derivation:
     planned: int
     """Samples that this job added to the plan."""
     open_units: int
-    """Planned units of the exact cache that nobody has committed yet."""
+    """Planned units of the exact cache that are not committed yet."""
     skipped: dict[str, str]
-    """Samples that the exact cache has skipped, and why: the recipe's cache skips them as well."""
+    """Samples that the exact cache skipped, and why; the recipe's cache skips them too."""
 
     @property
     def compared(self) -> Comparison:
@@ -75,31 +75,31 @@ class Derivation:
         return comparison(self.writer.version, self.answers.vocabulary, self.recipe.loss.temperature)
 
     def units(self) -> tuple[list[PlannedUnit], list[PlannedUnit]]:
-        """Units of the recipe's cache that nobody has committed: those of samples of the exact cache, and those that have others."""
+        """Uncommitted units of the recipe's cache: those with samples of the exact cache only, and those with others."""
         own, foreign = list[PlannedUnit](), list[PlannedUnit]()
         for unit in self.writer.pending():
             (own if all(map(self.knows, unit.keys)) else foreign).append(unit)
         return own, foreign
 
     def knows(self, key: str) -> bool:
-        """Whether the exact cache holds a sample, or has skipped it."""
+        """Whether the exact cache holds or skipped a sample."""
         return key in self.exact or key in self.skipped
 
     def answer(self, key: str) -> DerivedAnswer:
-        """A sample's answer in the student's tokens; AlignmentError naming the sample."""
+        """A sample's answer in the student's tokens. Raises AlignmentError with the sample's name."""
         return _derived(self.answers, key, self.exact.rows(key))
 
 
 def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
-    """Open an exact cache, compare it with the recipe, and plan what the recipe's cache lacks of it.
+    """Open an exact cache, compare it with the recipe, and plan what the recipe's cache lacks.
 
     Args:
-        location: of the exact cache.
-        recipe: its student and its cache; its teacher and its data need not be there.
+        location: where the exact cache is.
+        recipe: names the student and the cache; its teacher and its data need not exist.
 
     Raises:
-        RecipeError: a recipe whose own cache is of exact targets.
-        FirstSightError: a student that is not there, or whose vocabulary does not fit.
+        RecipeError: the recipe's own cache has exact targets.
+        FirstSightError: the student was not found, or its vocabulary does not fit.
         CacheError: no exact cache, one of another teacher than the recipe states, or the recipe's cache has another spec.
     """
     if recipe.cache.targets == "exact":
@@ -126,7 +126,7 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
     writer = create_cache(recipe.cache_location, spec)
     skipped = exact.skipped()
     planned = writer.plan(_planned(exact, skipped), unit_positions=recipe.cache.unit_positions)
-    # what was skipped before, and the exact cache has now in tokens that the student's spell
+    # skipped earlier, but the exact cache has them now and the student's tokens can spell them
     lacking = [key for key in open_any_cache(writer.store).skipped() if key in exact and _spelled(answers, exact, key)]
     if lacking:
         again = (PlannedSample(key=key, positions=len(exact.rows(key).target_ids)) for key in lacking)
@@ -143,15 +143,15 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
 
 
 def derive(job: Derivation, *, shard: Shard | None = None, progress: bool = True) -> DumpSummary:
-    """Compute and commit every unit that is not committed, but for those of other samples than the exact cache's.
+    """Compute and commit every unit that is not committed, except units with samples that the exact cache does not have.
 
     Args:
         job: from `prepare_derivation`.
-        shard: where this worker begins; it continues with every other unit that is not committed.
+        shard: where this worker begins; it then takes every other unit that is not committed.
         progress: show a bar.
 
     Raises:
-        AlignmentError: an answer that the student's tokens do not spell, unless the recipe skips it.
+        AlignmentError: the student's tokens cannot spell an answer, and the recipe does not skip it.
         CacheError: states or head are damaged, or the store refused a write.
     """
     pending = work_order(job.units()[0], shard or Shard())
@@ -177,7 +177,7 @@ def derive(job: Derivation, *, shard: Shard | None = None, progress: bool = True
 
 
 def _first_states(job: Derivation) -> torch.Tensor:
-    """[N, D] the states that a dump of this plan makes its basis of; TargetError where there are none."""
+    """[N, D] the states from which a dump of this plan computes its basis; TargetError if there are none."""
     for unit in job.writer.units():
         states = []
         for key in unit.keys:
@@ -194,11 +194,11 @@ def _first_states(job: Derivation) -> torch.Tensor:
 
 
 def stored_head(job: Derivation) -> TopKHead:
-    """The head of the exact cache, as a dump uses the teacher's own.
+    """The head of the exact cache, in the form in which a dump uses the teacher's head.
 
     Raises:
-        CorruptObject, ObjectMissing: of the head.
-        ModelError: it does more than we know of.
+        CorruptObject, ObjectMissing: the head is damaged or not complete.
+        ModelError: the head does something that is not supported.
     """
     head = job.exact.head()
     if head.scale != 1 or head.softcap is not None:
@@ -288,7 +288,7 @@ def _derived(answers: AnswerAlignment, key: str, stored: ExactRows) -> DerivedAn
 
 
 def _planned(exact: ExactCache, skipped: Iterable[str]) -> Iterator[PlannedSample]:
-    """Every sample of an exact cache in the order of its units, with the positions that it has for the teacher; then the skipped."""
+    """Every sample of an exact cache with its number of teacher positions, in the order of the units; then the skipped samples."""
     for name in exact.units():
         for key in exact.unit_keys(name):
             yield PlannedSample(key=key, positions=len(exact.rows(key).target_ids))
@@ -297,7 +297,7 @@ def _planned(exact: ExactCache, skipped: Iterable[str]) -> Iterator[PlannedSampl
 
 
 def _spelled(answers: AnswerAlignment, exact: ExactCache, key: str) -> bool:
-    """Whether the student's tokens spell an answer."""
+    """Whether the student's tokens can spell an answer."""
     try:
         _derived(answers, key, exact.rows(key))
     except AlignmentError:
@@ -306,7 +306,7 @@ def _spelled(answers: AnswerAlignment, exact: ExactCache, key: str) -> bool:
 
 
 def _check_stated(recipe: Recipe, exact: ExactCache) -> None:
-    """Raise SpecMismatch where an exact cache is of another teacher than the recipe states, as a training does."""
+    """Raise SpecMismatch if an exact cache is of another teacher than the recipe states; training makes the same check."""
     differences = [(name, cached, wanted) for name, cached, wanted in stated(recipe, exact.spec) if cached != wanted]
     if differences:
         raise SpecMismatch(exact.location, differences)

@@ -3,7 +3,7 @@
 job = prepare_dump(recipe)     # data, tokenizers, spec: everything that can be refused is refused here
 summary = dump(job)            # loads the teacher only if something is left to do
 
-Three stages overlap: samples are read and encoded ahead, the device computes, targets are encoded and committed behind it.
+Three stages overlap: samples are read and encoded ahead of the device, the device computes, finished targets are committed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from storage.format.v2.layout import ExactLayout
 __all__ = ["DumpSummary", "dump", "prepare_dump"]
 
 _AHEAD = 4  # batches that are encoded ahead of the device
-_LAST_COMMIT = 5.0  # seconds that a commit under way gets when the dump is told to stop
+_LAST_COMMIT = 5.0  # seconds that a running commit gets when the dump is told to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +43,21 @@ class DumpSummary:
     """What a dump did."""
 
     samples: int = 0
-    """With targets."""
+    """Samples with targets."""
     skipped: tuple[str, ...] = ()
-    """Why each sample was skipped that this dump skipped."""
+    """The reason for each sample that this dump skipped."""
     positions: int = 0
     units: int = 0
     seconds: float = 0.0
-    """From the first batch on, without loading the teacher."""
+    """Time from the first batch to the end; loading the teacher is not included."""
     idle_share: float = 0.0
-    """Share of the time in which the device had nothing to do, 0 to 1."""
+    """Share of the time in which the device was idle, 0 to 1."""
     split_budget: int | None = None
-    """Tokens per forward pass where memory did not take the recipe's `teacher.batch_tokens`."""
+    """Tokens per forward pass if the recipe's `teacher.batch_tokens` did not fit into memory; else None."""
     peak_bytes: int | None = None
     """Largest device memory in use during this dump; None on a CPU."""
     gradient: GradientReport | None = None
-    """What a top_k cache costs the student's gradient; None: it was not asked for, or another worker says it."""
+    """How a top_k cache changes the student's gradient; None: not asked for, or reported by another worker."""
 
 
 def dump(
@@ -72,23 +72,23 @@ def dump(
 
     Args:
         job: from `prepare_dump`.
-        shard: where this worker begins; it continues with every other unit that is not committed.
+        shard: where this worker begins; it then takes every other unit that is not committed.
         model: the loaded teacher; None: load it.
         check_quantization: load the unquantised teacher as well and compare on the first batch of every unit.
         progress: show a bar.
 
     Raises:
-        TargetError: the teacher's logits are not finite (the sample is named, its unit is not committed), or the device's
-            memory does not take a sample. This and the next two only where the recipe does not skip such samples.
-        DataError: a sample that cannot be encoded.
-        AlignmentError: an answer of the teacher that the student's tokens do not spell.
+        TargetError: the teacher's logits are not finite (the sample is named, its unit is not committed), or a sample does
+            not fit into the device's memory. This and the next two only if the recipe does not skip such samples.
+        DataError: a sample cannot be encoded.
+        AlignmentError: the student's tokens cannot spell an answer of the teacher.
         CacheError: the store refused a write, as on a full disk.
     """
     pending = work_order(job.pending, shard or Shard())
     if not pending:
         return DumpSummary()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.reset_peak_memory_stats()  # what this process did before is not this dump's
+        torch.cuda.reset_peak_memory_stats()  # what this process did before does not count
     reference = None
     if check_quantization:
         unquantised = job.recipe.teacher.model_copy(update={"quantization": "none"})
@@ -126,7 +126,7 @@ def dump(
     peak_bytes = torch.cuda.max_memory_allocated() if forward.clock.cuda else None
     budget = forward.budget if forward.budget < job.recipe.teacher.batch_tokens else None
     watched, compared = forward.watched, forward.compared
-    del forward, reference, model  # the student's base comes into the memory that the teacher leaves
+    del forward, reference, model  # frees the teacher's memory for the student's base
     return DumpSummary(
         samples=commits.samples,
         skipped=tuple(commits.skipped),
@@ -141,7 +141,7 @@ def dump(
 
 
 def _first_states(job: DumpJob, forward: TeacherForward) -> torch.Tensor:
-    """[N, D] the states of the plan's first unit that has any, in planned order: batches and workers do not matter.
+    """[N, D] the states of the plan's first unit that has any, in planned order, whatever the batches and workers are.
 
     Raises:
         TargetError: no unit has any.
@@ -157,7 +157,7 @@ def _first_states(job: DumpJob, forward: TeacherForward) -> torch.Tensor:
 
 
 def _gradient(job: DumpJob, watched: list[WatchedPosition], compared: Comparison) -> GradientReport | None:
-    """The report on the student's gradient, by the first of the workers."""
+    """The report on the student's gradient; the first worker makes it."""
     if job.student is None or not watched:
         return None
     gc.collect()

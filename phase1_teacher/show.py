@@ -1,4 +1,4 @@
-"""One sample as the teacher saw it: image, question, and the answer token by token with what else was likely.
+"""One sample as the teacher saw it: image, question, and the answer token by token with the likely alternatives.
 
 shown = find_sample(recipe, "cache.zarr", "s17", temperature=1.0, alternatives=5)
 print(terminal_text(shown)); Path("s17.html").write_text(html_page(shown))
@@ -46,21 +46,21 @@ class ShownPosition:
     text: str
     """The answer's own token."""
     p: float | None
-    """The teacher's probability of it; None: no soft target here."""
+    """The teacher's probability of this token; None: the position has no soft target."""
     alternatives: tuple[Alternative, ...]
-    """The most probable tokens, the answer's own among them where it is one of them."""
+    """The most probable tokens; the answer's own token may be one of them."""
     rest: float
     """Probability of all tokens that are not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownTurn:
-    """One of the answers."""
+    """One of the sample's answers."""
 
     question: str
     """The user message before it."""
     answer: str | None
-    """None: the teacher's own."""
+    """The answer in the data; None: the teacher gave it."""
     positions: tuple[ShownPosition, ...]
 
 
@@ -71,8 +71,7 @@ class ShownSample:
     sample: Sample
     key: str
     conversation: tuple[tuple[str, str], ...]
-    """What stands before the first of the turns: role and text of each message, `[image]` where one stands; the recipe's system
-    prompt too."""
+    """Role and text of each message before the first turn, the recipe's system prompt included; `[image]` marks an image."""
     images: tuple[Image.Image, ...]
     turns: tuple[ShownTurn, ...]
     temperature: float
@@ -85,22 +84,22 @@ def find_sample(
     """Look a sample up in the recipe's data and the cache.
 
     Args:
-        recipe: its data are read, and the student's tokenizer; for an exact cache no student.
-        location: of the cache.
-        name: the sample's id, or its key or the beginning of it (8 digits at least); None: the first that the cache holds.
+        recipe: names the data and the student; an exact cache needs no student.
+        location: where the cache is.
+        name: the sample's id, or its key or the key's beginning (8 digits at least); None: the first sample in the cache.
         temperature: within the cache's nodes.
         alternatives: how many tokens to keep per position.
 
     Raises:
-        DataError: no such sample, or the cache has no targets for it.
-        CacheError: no cache, or the temperature lies outside its nodes.
+        DataError: the sample was not found, or the cache has no targets for it.
+        CacheError: the cache was not found, or the temperature lies outside its nodes.
     """
     cache = open_any_cache(location)
     table = token_table(student_of(recipe, cache).tokenizer) if isinstance(cache, Cache) else None
     sample = _first(recipe, cache) if name is None else _find(recipe, name)
     if sample.key not in cache and sample.key not in cache.skipped():
         raise DataError(
-            f"{location} has no targets of {sample.place} (sample {sample.id!r}): edited since the dump, or not dumped yet; "
+            f"{location} has no targets for {sample.place} (sample {sample.id!r}): it was edited since the dump, or not dumped yet; "
             "run fs-teacher dump"
         )
     try:
@@ -161,7 +160,7 @@ def _top_k_positions(
 def _exact_positions(
     cache: ExactCache, targets: ExactTargets, temperature: float, alternatives: int
 ) -> tuple[ShownPosition, ...]:
-    """By the teacher's whole vocabulary: its head is read."""
+    """The positions over the teacher's whole vocabulary; reads the head."""
     if temperature <= 0:
         raise TemperatureOutOfRange(f"temperature {temperature:g}: expected one above 0")
     table = restored_tokens(cache.head().tokens())
@@ -191,7 +190,7 @@ def _find(recipe: Recipe, name: str) -> Sample:
             count += 1
             if sample.id == name or (len(name) >= 8 and sample.key.startswith(name)):
                 return sample
-    raise DataError(f"no sample has the id {name!r} (or a key that begins with it) among the {count:,} of this recipe")
+    raise DataError(f"none of the {count:,} samples of this recipe has the id {name!r}, or a key that begins with it")
 
 
 def _first(recipe: Recipe, cache: Cache | ExactCache) -> Sample:
@@ -200,7 +199,7 @@ def _first(recipe: Recipe, cache: Cache | ExactCache) -> Sample:
             if sample.key in cache:
                 return sample
     raise DataError(
-        f"{cache.location} holds none of the samples of this recipe; run fs-teacher dump, or give its recipe by --config"
+        f"{cache.location} holds none of the samples of this recipe; run fs-teacher dump, or pass the recipe of this cache as --config"
     )
 
 
@@ -220,18 +219,18 @@ def _before(asked: Sample, system_prompt: str | None) -> tuple[tuple[str, str], 
 
 
 def token_text(table: dict[int, Token], index: int) -> str:
-    """A token as it can be shown: white space visible, half characters as replacement characters."""
+    """A token in a form that can be shown: white space is visible, half characters are replacement characters."""
     text = table[index][0].decode("utf-8", "replace") if index in table else f"<{index}>"
     return text.replace(" ", "·").replace("\n", "↵").replace("\t", "→")
 
 
 def probability_text(p: float) -> str:
-    """Three digits, or the order of magnitude of what would be 0.000."""
+    """A probability with three digits, or its order of magnitude if that would be 0.000."""
     return f"{p:.3f}" if p >= 0.0005 or p == 0 else f"{p:.0e}"
 
 
 def terminal_text(shown: ShownSample, *, color: bool = False) -> str:
-    """The sample as lines of text; with `color` the images in half blocks of 24-bit colour."""
+    """The sample as lines of text; `color` shows the images as half blocks in 24-bit colour."""
     sample = shown.sample
     lines = [f"{sample.id}  {sample.place}  key {shown.key[:16]}"]
     for path, image in zip(sample.images, shown.images, strict=True):
@@ -280,6 +279,6 @@ def half_blocks(image: Image.Image) -> str:
 
 
 def html_page(shown: ShownSample) -> str:
-    """The sample as one HTML file: no scripts, nothing loaded from elsewhere."""
+    """The sample as one HTML file, without scripts or anything loaded from elsewhere."""
     pictures = [picture(image, longest=_PICTURE) for image in shown.images]
     return render("phase1_teacher", "sample.html", shown=shown, pictures=pictures, number=probability_text)

@@ -1,4 +1,4 @@
-"""The commands of `fs-teacher` that look after a cache: status, verify, gc. They need no model and no GPU."""
+"""The commands of `fs-teacher` that inspect and clean a cache: status, verify, gc. They need no model and no GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstsight.models.gpus import bytes_text
 from storage.wording import counted
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ _SHOWN = 20
 @click.argument("cache")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def status(cache: str, as_json: bool) -> None:
-    """Show how far CACHE is and what it costs.
+    """Show how complete CACHE is and how large.
 
-    Units done and missing, rate and time left of the workers that are at work, samples, answer positions, stored bytes per
-    position, bits per field, and the specification that every dump into this cache must match. Reads plans and manifests only.
+    Shows committed and missing units, the rate and remaining time of running workers, samples, answer positions, stored bytes
+    per position, bits per field, and the specification that every dump into this cache must match. Reads plans and manifests only.
 
     Example: fs-teacher status cache.zarr
     """
@@ -46,10 +47,10 @@ def status(cache: str, as_json: bool) -> None:
         f"  positions  {counted(found.positions, 'answer position')}, {found.soft_positions:,} with soft targets"
     )
     per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
-    click.echo(f"  size       {_size(found.bytes)}{per_position}")
+    click.echo(f"  size       {bytes_text(found.bytes)}{per_position}")
     if found.head_bytes is not None:
         click.echo(
-            f"  head       {_size(found.head_bytes)}, once for the whole cache; in all {_size(found.bytes + found.head_bytes)}"
+            f"  head       {bytes_text(found.head_bytes)}, stored once; in all {bytes_text(found.bytes + found.head_bytes)}"
         )
     if found.field_bits:
         click.echo("  bits per position")
@@ -75,13 +76,13 @@ def status(cache: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("cache")
-@click.option("--partial", is_flag=True, help="Accept planned units that are not committed: the dump still runs.")
+@click.option("--partial", is_flag=True, help="Accept planned units that are not committed yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def verify(cache: str, partial: bool, as_json: bool) -> None:
     """Check every byte of CACHE against its digests.
 
-    Names each bad unit and array. Exit code 0: whole and unharmed; 1: something is damaged, or planned units are
-    missing (see --partial); 2: no cache could be opened.
+    Names each bad unit and array. Exit code 0: complete and undamaged; 1: something is damaged, or planned units are
+    missing (see --partial); 2: the cache could not be opened.
 
     Example: fs-teacher verify cache.zarr
     """
@@ -107,11 +108,11 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
     if report.missing:
         click.echo(
             f"MISSING {counted(len(report.missing), 'planned unit has', 'planned units have')} no manifest: {_first(report.missing)}; "
-            "not dumped yet, or the manifest was deleted: fs-teacher dump makes it (again)"
+            "not dumped yet, or the manifest was deleted; run fs-teacher dump to make it"
         )
     click.echo(
         f"{counted(report.units, 'unit')}, {counted(report.samples, 'sample')}, {counted(report.positions, 'position')}, "
-        f"{_size(report.bytes)} read: {'all good' if sound else counted(len(report.problems), 'problem')}"
+        f"{bytes_text(report.bytes)} read: {'all good' if sound else counted(len(report.problems), 'problem')}"
     )
     sys.exit(0 if sound else 1)
 
@@ -121,10 +122,10 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def gc(cache: str, dry_run: bool, as_json: bool) -> None:
-    """Remove data in CACHE that no manifest can ever name.
+    """Remove data from CACHE that no manifest can ever name.
 
-    That is: attempts at a unit or a head that another attempt committed, and attempts and temporary files of interrupted
-    writers older than seven days. Safe while other processes write and read.
+    These are attempts at a unit or a head that another attempt committed, and attempts and temporary files of interrupted
+    writers that are older than seven days. Safe while other processes read and write.
 
     Example: fs-teacher gc cache.zarr --dry-run
     """
@@ -136,16 +137,16 @@ def gc(cache: str, dry_run: bool, as_json: bool) -> None:
         return
     verb = "would remove" if dry_run else "removed"
     for item in report.removed:
-        click.echo(f"{verb} {item.path} ({_size(item.bytes)}): {item.reason}")
+        click.echo(f"{verb} {item.path} ({bytes_text(item.bytes)}): {item.reason}")
     for item in report.young:
-        click.echo(f"kept {item.path} ({_size(item.bytes)}): {item.reason}, a writer may still commit it")
-    click.echo(f"{verb} {counted(len(report.removed), 'object')}, {_size(report.bytes)}")
+        click.echo(f"kept {item.path} ({bytes_text(item.bytes)}): {item.reason}, a writer may still commit it")
+    click.echo(f"{verb} {counted(len(report.removed), 'object')}, {bytes_text(report.bytes)}")
 
 
 def _rate(rate: DumpRate) -> str:
     ago = timedelta(seconds=round(rate.since_commit))
     if not rate.workers:
-        return f"no worker seems to be at work: the last unit was committed {ago} ago"
+        return f"no worker seems to be running: the last unit was committed {ago} ago"
     if rate.samples_per_second is None or rate.seconds_left is None:
         return f"not known yet; the last unit was committed {ago} ago"
     workers = counted(rate.workers, "worker")
@@ -157,14 +158,6 @@ def _rate(rate: DumpRate) -> str:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
 
 
 def _first(names: list[str]) -> str:

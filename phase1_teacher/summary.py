@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from firstsight.console import time_text
+from firstsight.models.gpus import bytes_text
 from phase1_teacher.dump import DumpSummary
 from phase1_teacher.forward.fidelity import largest_k, mean_kl, mean_mass, mean_shape_kl, report_lines
 from phase1_teacher.forward.gradient import GradientReport, gradient_lines
@@ -14,19 +16,19 @@ from storage.reader import Cache
 from storage.wording import counted
 
 _ENOUGH = 0.9
-"""Mass of the stored entries from which on the shape of the rest matters little (docs/log.md, a real teacher)."""
+"""If the stored entries hold at least this mass, the shape of the rest matters little (docs/log.md, a real teacher)."""
 
 _SHOWN = 5
-"""Skipped samples that are named."""
+"""Number of skipped samples that are named."""
 
 
 def summary_text(location: str, summary: DumpSummary, training: float | None = None) -> str:
     """Summarises a dump for the terminal: this run, the cache, its mass at each node temperature, and its fidelity.
 
     Args:
-        location: of the cache.
-        summary: of the dump.
-        training: the recipe's temperature; None: none beside those of every report.
+        location: where the cache is.
+        summary: what the dump returned.
+        training: the recipe's temperature, shown beside those of every report; None: only those.
     """
     cache = open_any_cache(location)  # leaves the index behind, for readers that cannot write here
     status = cache_status(location)
@@ -35,15 +37,15 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
         lines.append(_run_line(summary))
     if summary.split_budget is not None:
         lines.append(
-            f"Memory took {summary.split_budget:,} tokens at a time, fewer than teacher.batch_tokens; the units of this run "
-            "say so in their notes"
+            f"Only {summary.split_budget:,} tokens at a time fitted into memory, fewer than teacher.batch_tokens; the notes of "
+            "these units record it"
         )
     lines.append(
-        f"The cache: {counted(status.samples, 'sample')}, {counted(status.positions, 'position')}, {status.bytes:,} bytes "
+        f"The cache: {counted(status.samples, 'sample')}, {counted(status.positions, 'position')}, {bytes_text(status.bytes)} "
         f"({status.bytes_per_position or 0:.1f} bytes per position), {status.targets}"
     )
     if status.head_bytes is not None:
-        lines.append(f"           and its head once, {status.head_bytes:,} bytes")
+        lines.append(f"           and its head once, {bytes_text(status.head_bytes)}")
     if status.pending:
         lines.append(f"           {len(status.pending):,} of {counted(status.units, 'unit')} not committed yet")
     sums = status.statistics
@@ -63,7 +65,7 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
 
 
 def _skipped_lines(location: str, skipped: Mapping[str, str], now: Sequence[str]) -> list[str]:
-    """How many samples the cache lacks because they were skipped, and why the first of them; those of this dump before others."""
+    """How many samples the cache lacks because they were skipped, and the first reasons, those of this dump before others."""
     reasons = list(dict.fromkeys([*now, *skipped.values()]))
     more = f"; fs-teacher status {location} lists all" if len(reasons) > _SHOWN else ""
     by = f", {len(now):,} of them by this dump" if 0 < len(now) < len(skipped) else ""
@@ -76,12 +78,12 @@ def _skipped_lines(location: str, skipped: Mapping[str, str], now: Sequence[str]
 def advice(
     sums: Mapping[str, float], training: float, gradient: GradientReport | None, *, exact: bool, tail_rank: int = 0
 ) -> list[str]:
-    """What follows from the report, in one sentence; none where nothing was measured.
+    """What follows from the report, in one sentence; none if nothing was measured.
 
     Args:
-        sums: of all units.
+        sums: sums over all units.
         training: the recipe's temperature.
-        gradient: of the recipe's student.
+        gradient: the report on the gradient of the recipe's student.
         exact: the cache holds whole distributions.
         tail_rank: of the shape of the cache's tail; 0: it has none.
     """
@@ -105,11 +107,11 @@ def advice(
 
 
 def _shape_advice(sums: Mapping[str, float], training: float, k: int, held: str, tail_rank: int) -> str:
-    """What a tail with a shape makes of the mass that is not stored."""
+    """The advice for a cache with a tail that has a shape."""
     even, shaped = mean_kl(sums, k, training), mean_shape_kl(sums, training)
     if even is None or shaped is None:
         return f"Advice: {held}; this cache keeps the shape of the rest (tail_rank {tail_rank})"
-    kept = f"read back with the shape of the rest KL is {shaped:.4f} nats, {even:.4f} without"
+    kept = f"the KL of what is read back is {shaped:.4f} nats with the shape of the rest, {even:.4f} without it"
     if shaped < even:
         return f"Advice: {held}; {kept}: train with it (loss.tail: shape, the default here)"
     return f"Advice: {held}; {kept}: train with loss.tail: bucket, or dump with a larger cache.tail_rank, or cache.targets: exact"
@@ -117,10 +119,10 @@ def _shape_advice(sums: Mapping[str, float], training: float, k: int, held: str,
 
 def _run_line(summary: DumpSummary) -> str:
     rate = summary.positions / summary.seconds
-    peak = f", peak device memory {summary.peak_bytes / 2**30:.1f} GiB" if summary.peak_bytes is not None else ""
+    peak = f", peak device memory {bytes_text(summary.peak_bytes)}" if summary.peak_bytes is not None else ""
     return (
         f"This run:  {counted(summary.samples, 'sample')}, {counted(summary.positions, 'position')} in {counted(summary.units, 'unit')}, "
-        f"{summary.seconds:.1f} s ({rate:,.0f} positions/s, {summary.samples / summary.seconds:,.1f} samples/s), "
+        f"{time_text(summary.seconds)} ({rate:,.0f} positions/s, {summary.samples / summary.seconds:,.1f} samples/s), "
         f"device idle {summary.idle_share:.1%}{peak}"
     )
 
@@ -153,7 +155,7 @@ def _mass_lines(sums: Mapping[str, float], temperatures: tuple[float, ...]) -> l
 
 
 def _check_lines(sums: Mapping[str, float]) -> list[str]:
-    """Agreement with the unquantised teacher, where that was asked for."""
+    """Agreement with the unquantised teacher; none unless it was asked for."""
     if count := sums.get("check_positions"):
         return [
             f"Against the unquantised teacher, {counted(count, 'position')}: KL {sums['check_kl'] / count:.5f} nats, "

@@ -1,7 +1,7 @@
-"""Many workers on one cache: which units a worker begins with, and how it leaves when it is told to.
+"""Many workers on one cache: which units a worker begins with, and how it stops on a signal.
 
 There is no coordinator and no lock: the plan says what there is to do, manifests say what is done. A worker begins with its
-shard and then takes any unit that is not committed, so a dead worker's shard is done by the others.
+shard and then takes any unit that is not committed, so the others do a dead worker's shard.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """`i/n`, with i from 0 to n - 1. RecipeError for anything else."""
+    """Parse `i/n`, with i from 0 to n - 1. Raises RecipeError for anything else."""
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if match is None or not int(match[1]) < int(match[2]):
         raise RecipeError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/4")
@@ -44,11 +44,11 @@ def parse_shard(text: str) -> Shard:
 def shard_from_environment(environment: Mapping[str, str]) -> Shard:
     """The shard that torchrun (RANK, WORLD_SIZE) or Slurm gave this process; else 0/1.
 
-    In a Slurm array each task is a worker, and where srun starts several processes in a task each of them is. The shard
-    of a sparse array (`--array=1,5,7`) is a starting point only.
+    In a Slurm array each task is a worker; if srun starts several processes in a task, each of them is one. In a sparse
+    array (`--array=1,5,7`) the shard is only a starting point.
 
     Raises:
-        RecipeError: a variable that is no whole number.
+        RecipeError: a variable is not a whole number.
     """
     rank, world = (_number(environment, name) for name in ("RANK", "WORLD_SIZE"))
     if rank is not None and world is not None:
@@ -67,10 +67,10 @@ def shard_from_environment(environment: Mapping[str, str]) -> Shard:
 
 
 def work_order(units: Sequence[T], shard: Shard) -> list[T]:
-    """All units, the worker's own shard first, then the others in an order of its own.
+    """All units, the worker's own shard first, then the others in a random order that differs from worker to worker.
 
-    Workers that have finished their shards look for work in different places: no lock keeps two of them from the same
-    unit, only the order makes it rare.
+    Workers that have finished their shards look for work in different places. No lock keeps two of them from the same
+    unit; the order only makes it rare.
     """
     start = len(units) * shard.index // shard.count
     stop = len(units) * (shard.index + 1) // shard.count
@@ -81,7 +81,7 @@ def work_order(units: Sequence[T], shard: Shard) -> list[T]:
 
 
 class Stopped(BaseException):
-    """A signal told this process to leave; no Exception, so that nothing on the way treats it as a failed sample."""
+    """A signal told this process to stop. It is no Exception, so that no handler takes it for a failed sample."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -92,20 +92,20 @@ class Stopped(BaseException):
 def stop_on_signals(deadline: float = 8.0) -> Iterator[None]:
     """Within the block SIGTERM, SIGUSR1 and SIGINT raise `Stopped` in the main thread, once.
 
-    The process is gone `deadline` seconds after the signal even where the main thread does not come back from a long
-    computation: what is not committed by then is dropped, as with SIGKILL, and the exit code is the same.
+    The process ends at most `deadline` seconds after the signal, even if the main thread is still in a long computation: what
+    is not committed by then is dropped, as with SIGKILL, and the exit code is the same.
     """
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        for each in numbers:  # a second signal must not cut the clean-up short
+        for each in numbers:  # a second signal must not interrupt the clean-up
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
     def watch() -> None:
-        # the interpreter's own handler writes the number at once, whatever the main thread does
+        # the interpreter's own handler writes the number at once, even while the main thread is busy
         data = os.read(reader, 1)
         os.close(reader)
         if data and data[0] in numbers and not left.wait(deadline):

@@ -9,7 +9,8 @@ from typing import Literal
 
 import click
 
-from firstsight.console import Commands, config_option, progress_option, set_option
+from firstsight.console import Commands, config_option, progress_option, set_option, time_text
+from firstsight.models.gpus import bytes_text
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase2_student.report_commands import compare, publish, report
 from storage.wording import counted
@@ -27,20 +28,20 @@ def main() -> None:
 @main.command()
 @config_option
 @set_option
-@click.option("--online", is_flag=True, help="Keep the teacher in memory: its whole distribution, and no cache.")
-@click.option("--overwrite", is_flag=True, help="Delete the run that is in training.output_dir, and begin anew.")
+@click.option("--online", is_flag=True, help="Use the teacher in memory instead of a cache.")
+@click.option("--overwrite", is_flag=True, help="Delete the run in training.output_dir and begin again.")
 @progress_option
 def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: bool, progress: bool) -> None:
     """Train the student on the cache; the teacher is not needed.
 
-    With --online there is no cache: the teacher runs beside the student in every step, at the price of its memory and time.
+    With --online no cache is used: the teacher runs in every step and gives its whole distribution, which costs memory and time.
 
-    Continues from the newest whole checkpoint in training.output_dir where there is one; checkpoints that were
-    interrupted or damaged are passed over. A finished run is left alone; the run of another recipe is refused. Leaves
-    there best/ (by validation loss; none with training.eval_strategy: "no"), final/ (the last), training_history.json,
-    recipe.yaml, run.json and run.log. One process owns the directory: another one that begins there is refused with the
-    owner's name. SIGTERM and Ctrl-C save a checkpoint and stop, a second Ctrl-C stops at once; where there is no terminal, a
-    line a minute says how far it is. A loss or a gradient that is not finite stops before it is trained on.
+    Continues from the newest complete checkpoint in training.output_dir, if there is one; interrupted or damaged checkpoints
+    are not used. A finished run is left alone, and the run of another recipe is refused. Writes best/ (lowest validation
+    loss; not with training.eval_strategy: "no"), final/ (the last step), training_history.json, recipe.yaml, run.json and
+    run.log. A directory belongs to one process at a time: a second one is refused with the name of the first. SIGTERM and
+    Ctrl-C save a checkpoint and stop; a second Ctrl-C stops at once. Without a terminal, progress is reported once a minute. If
+    a loss or a gradient is not finite, the run stops before that step is taken.
 
     Example: fs-student train --config recipe.yaml --set loss.temperature=3 --set training.output_dir=runs/t3
     """
@@ -67,11 +68,11 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         raise click.exceptions.Exit(128 + (result.signal or SIGTERM))
     if main_process and result.seconds == 0:
         click.echo(
-            f"{result.output_dir} is finished: {counted(result.steps, 'step')}; --overwrite begins anew ({result.best_text})"
+            f"{result.output_dir} is finished: {counted(result.steps, 'step')}; pass --overwrite to begin again ({result.best_text})"
         )
     elif main_process:
         click.echo(
-            f"{counted(result.steps, 'step')} in {result.seconds:.0f} s, {result.best_text}: {' and '.join(map(str, result.students))}"
+            f"{counted(result.steps, 'step')} in {time_text(result.seconds)}, {result.best_text}: {' and '.join(map(str, result.students))}"
         )
 
 
@@ -83,7 +84,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     multiple=True,
     required=True,
     metavar="KEY=VALUE,VALUE,...",
-    help="A key of the recipe and its values; several of them are combined. The keys of loss need no section.",
+    help="A key of the recipe and its values; may be given several times, and all combinations are trained. Keys of loss need no "
+    "section.",
 )
 @progress_option
 def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progress: bool) -> None:
@@ -132,15 +134,15 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
 @main.command()
 @config_option
 @set_option
-@click.option("--processes", default=1, show_default=True, type=click.IntRange(min=1), help="GPUs that share the work.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(min=1), help="Number of GPUs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @progress_option
 def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool, progress: bool) -> None:
-    """Show what a training will take, before anything is loaded.
+    """Show what a training will cost, before any weights are loaded.
 
-    Steps, tokens and padding, and the memory that each way to train takes on a GPU: float32 master weights, bfloat16
-    weights with Kahan's remainder, LoRA; with gradient checkpointing and without. Needs the data and the student's
-    configuration and tokenizer, neither weights nor cache.
+    Shows steps, tokens and padding, and the GPU memory of each way to train: float32 master weights, bfloat16 weights with
+    Kahan's remainder, LoRA; with gradient checkpointing and without. Needs the data and the student's configuration and
+    tokenizer, but neither weights nor cache.
 
     Example: fs-student plan --config recipe.yaml --set student.precision=bf16_kahan
     """
@@ -163,8 +165,8 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     multiple=True,
     metavar="NAME[=DIR]",
     help="teacher (as the recipe quantises it), teacher-bf16, base, student (training.output_dir/best, or final where "
-    "nothing was validated), student-int8, student-nf4 (of fs-student export), or NAME=DIR; may be given several times. "
-    "Default: teacher, base, student and what was exported of it.",
+    "nothing was validated), student-int8, student-nf4 (made by fs-student export), or NAME=DIR; may be given several times. "
+    "Default: teacher, base, student and its exports.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first samples.")
 @click.option(
@@ -175,21 +177,23 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Of the answers that are scored; LLM.int8 answers depend on it.",
+    help="Samples answered at once for the scores; LLM.int8 answers depend on it.",
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Maximum length of an answer."
+)
 @click.option("--timed", type=click.IntRange(min=1), default=16, show_default=True, help="Answers timed at batch 1.")
 @click.option(
-    "--repetitions", type=click.IntRange(min=1), default=1, show_default=True, help="Of the answers timed at batch 1."
+    "--repetitions", type=click.IntRange(min=1), default=1, show_default=True, help="How often each of them is timed."
 )
 @click.option(
     "--requests",
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Answers timed per batch size and per number of users, at least.",
+    help="Minimum number of answers timed per batch size and per number of users.",
 )
-@click.option("--fresh", is_flag=True, help="Measure again what an earlier evaluation measured already.")
+@click.option("--fresh", is_flag=True, help="Measure again, even if a result was kept.")
 @progress_option
 def evaluate(
     config: Path,
@@ -207,12 +211,13 @@ def evaluate(
 ) -> None:
     """Measure teacher and students side by side on the validation file.
 
-    A row of several answers is asked for each, given the true history before it. Without true answers it gives KL and agreement to
-    the teacher of the cache, and latency. A student is asked with the image size and the system prompt of its own run; where models
-    differ in them it is said. Samples that a model cannot take end it, or are left out and named with cache.on_error: skip.
+    A row with several answers is asked once for each answer, with the true answers before it as history. Without true answers,
+    the evaluation gives KL to and agreement with the cached teacher, and latency. A student gets the image size and the system
+    prompt of its own run; if models differ in these, the summary says so. A sample that a model cannot take stops the evaluation;
+    with cache.on_error: skip, such samples are left out and named.
 
-    Each model's result is kept as soon as it is whole: an interrupted evaluation goes on, and a model whose weights, data and
-    settings are the same is not measured again. Leaves evaluation_<timestamp>.json, with every sample, and
+    Each model's result is kept as soon as it is complete: an interrupted evaluation continues, and a model is not measured again
+    if its weights, the data and the settings are the same. Writes evaluation_<timestamp>.json, with every sample, and
     evaluation_summary.txt.
 
     Example: fs-student eval --config recipe.yaml --model teacher --model base --model hard=runs/hard/best
@@ -266,9 +271,9 @@ def evaluate(
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Default: beside the student, called like it with -int8 or -nf4 behind; for one of the two kinds.",
+    help="Where to write one export; default: beside the student, with -int8 or -nf4 added to its name.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say how large the weights would be, from the configuration.")
+@click.option("--dry-run", is_flag=True, help="Only show how large the weights would be.")
 def export(
     int8: bool,
     nf4: bool,
@@ -283,15 +288,13 @@ def export(
     Example: fs-student export --int8 --nf4 --config recipe.yaml
     """
     if not (int8 or nf4):
-        raise click.UsageError("say how to quantise: --int8, --nf4 or both")
+        raise click.UsageError("--int8 or --nf4 is required, or both")
     if int8 and nf4 and output is not None:
-        raise click.UsageError(
-            "--output is one directory: give it with --int8 or --nf4 alone, or let both go beside the student"
-        )
+        raise click.UsageError("--output names one directory: pass only one of --int8 and --nf4, or leave --output out")
     if config is None and model is None:
-        raise click.UsageError("say which student: --config RECIPE or --model DIR")
+        raise click.UsageError("--config or --model is required, to name the student")
     if config is None and overrides:
-        raise click.UsageError("--set overrides a key of a recipe; give its --config")
+        raise click.UsageError("--set requires --config: it overrides a key of the recipe")
     kinds: list[Literal["int8", "nf4"]] = [*(("int8",) if int8 else ()), *(("nf4",) if nf4 else ())]
     recipe = load_recipe(config, overrides) if config is not None else None
 
@@ -309,8 +312,8 @@ def export(
         result = (plan_export if dry_run else run)(source, place, section, kind)
         size = result.paper_bytes if result.bytes is None else result.bytes
         click.echo(
-            f"{result.directory}: {kind}, {'would be about ' if dry_run else ''}{size / 1e9:,.3f} GB of weights, "
-            f"{result.before_bytes / size:.1f} times less than {result.before_bytes / 1e9:,.3f} GB"
+            f"{result.directory}: {kind}, {'would be about ' if dry_run else ''}{bytes_text(size)} of weights, "
+            f"{result.before_bytes / size:.1f} times less than {bytes_text(result.before_bytes)}"
         )
 
 
@@ -326,16 +329,18 @@ def export(
     "images",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Several: frames in order.",
+    help="An image; may be given several times, for frames in order.",
 )
-@click.option("--system", metavar="TEXT", help="System prompt; default: that of the student's run.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+@click.option("--system", metavar="TEXT", help="System prompt; default: the one of the student's run.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Maximum length of an answer."
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     help="Scale images down to at most this many pixels; default: as in the student's run.",
 )
-@click.option("--stream", is_flag=True, help="Print the answer as it is made.")
+@click.option("--stream", is_flag=True, help="Print the answer while it is generated.")
 @click.argument("question")
 def ask(
     model: Path,
@@ -365,7 +370,7 @@ for command in (compare, report, publish):
 
 
 def _checked_recipe(config: Path, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe of a training: what is wrong with it is said before torch is imported, keys of `training` soon after."""
+    """The recipe of a training. Errors in it are raised before torch is imported, those in `training` soon after."""
     from firstsight.data.samples import check_files
 
     recipe = load_recipe(config, overrides)

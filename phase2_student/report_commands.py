@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from firstsight.console import config_option, set_option
+from firstsight.models.gpus import bytes_text
 from storage.wording import counted
 
 
@@ -48,7 +49,7 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, eva
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path, exists=True),
-    help="A file that fs-student eval wrote, or a directory with such files; default: the newest in each RUN_DIR.",
+    help="A file from fs-student eval, or a directory with such files; default: the newest in each RUN_DIR.",
 )
 @click.option(
     "--output",
@@ -58,18 +59,22 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, eva
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Where the data are now, if data.root has moved since the training.",
+    help="The data's directory, if data.root was moved after training.",
 )
 @click.option(
-    "--gallery", default=90, show_default=True, type=click.IntRange(min=0), help="Samples shown with their images."
+    "--gallery",
+    default=90,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Number of samples shown with their images.",
 )
 def report(
     run_dir: tuple[Path, ...], evaluation: Path | None, output: Path | None, data: Path | None, gallery: int
 ) -> None:
     """Write one HTML page about one or several runs: curves, results, calibration, costs, and a gallery of answers.
 
-    RUN_DIR is the directory of a run, or a directory with runs directly below it, such as that of a sweep. The page holds
-    everything it needs: it opens from the disk, on a phone, without a network.
+    RUN_DIR is the directory of a run, or a directory with runs directly below it, such as that of a sweep. The page is one
+    file that contains everything it needs, so it can be read anywhere without a network.
 
     Example: fs-student report runs/reference
 
@@ -80,7 +85,7 @@ def report(
     written = write_report(run_dir, output=output, evaluation=evaluation, data=data, shown=gallery)
     for note in written.notes:
         click.echo(note, err=True)
-    click.echo(f"{written.path} ({written.path.stat().st_size / 1e6:.1f} MB)")
+    click.echo(f"{written.path} ({bytes_text(written.path.stat().st_size)})")
 
 
 @click.command()
@@ -90,11 +95,11 @@ def report(
     "--repo", required=True, metavar="USER/NAME", help="The repository on the hub; created if it does not exist."
 )
 @click.option("--dry-run", is_flag=True, help="Only write the folder, and list what would be uploaded.")
-@click.option("--private", is_flag=True, help="Make a repository that is created private.")
+@click.option("--private", is_flag=True, help="Make the repository private, if it is created.")
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path, exists=True),
-    help="A file that fs-student eval wrote, or a directory with such files; default: the newest of the run.",
+    help="A file from fs-student eval, or a directory with such files; default: the newest of the run.",
 )
 @click.option("--no-evaluation", is_flag=True, help="Publish without figures; the card says so.")
 @click.option("--license", "license_id", metavar="ID", help="A licence identifier of the hub, such as apache-2.0.")
@@ -116,8 +121,8 @@ def publish(
 ) -> None:
     """Push the student of a run to the hub, with a model card, its evaluation and its recipe.
 
-    The card says where the student comes from, what was measured, how to load it, and what it was not tried on. The
-    evaluation is pushed as well: it holds the held-out questions and all answers. After a failure, run the same command again.
+    The card says where the student comes from, what was measured, how to load it, and what it was not tested on. The
+    evaluation is pushed as well: it contains the held-out questions and all answers. After a failure, run the same command again.
 
     Example: fs-student publish --config recipe.yaml --repo me/my-student --dry-run
 
@@ -135,12 +140,12 @@ def publish(
     )
     click.echo(f"{folder.path}")
     for name, size in folder.files:
-        click.echo(f"  {size:>14,}  {name}")
+        click.echo(f"  {bytes_text(size):>8}  {name}")
     if dry_run:
         click.echo(
-            f"{counted(len(folder.files), 'file')}, {folder.bytes:,} bytes would go to {repo}; nothing was uploaded"
+            f"{counted(len(folder.files), 'file')}, {bytes_text(folder.bytes)} would go to {repo}; nothing was uploaded"
         )
         return
     click.echo(
-        f"{counted(len(folder.files), 'file')}, {folder.bytes:,} bytes: {upload(folder.path, repo=repo, private=private)}"
+        f"{counted(len(folder.files), 'file')}, {bytes_text(folder.bytes)}: {upload(folder.path, repo=repo, private=private)}"
     )

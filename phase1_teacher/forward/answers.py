@@ -1,4 +1,4 @@
-"""Answers by the teacher itself, for samples without ground truth (`cache.generate_missing`)."""
+"""The teacher's own answers, for samples without ground truth (`cache.generate_missing`)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class TeacherAnswers:
         self.recipe = job.recipe.cache
         self.teacher = job.pair.teacher
         self.generated = 0
-        """Answers so far."""
+        """Number of answers so far."""
 
     def complete(
         self, samples: Sequence[EncodedSample], refuse: Callable[[EncodedSample, TargetError], None]
     ) -> list[EncodedSample]:
-        """The samples, each with an answer in its `encoded`, but for those that the teacher cannot answer.
+        """The samples with an answer in `encoded`, without those that the teacher cannot answer.
 
         Args:
-            samples: of one forward pass.
-            refuse: is told of each of the others, and why; may raise it.
+            samples: the samples of one forward pass.
+            refuse: called with each of the others and the reason; may raise it.
         """
         waiting = [sample for sample in samples if sample.sample.answer is None]
         if not waiting:
@@ -67,7 +67,7 @@ class TeacherAnswers:
                 seed=int.from_bytes(seed[:7], "little"),
                 text_only=True,
             )
-        except RuntimeError as error:  # torch.multinomial refuses a batch for one distribution that is not finite
+        except RuntimeError as error:  # torch.multinomial refuses the whole batch if one distribution is not finite
             if "probability tensor" not in str(error):
                 raise
             if len(waiting) == 1:

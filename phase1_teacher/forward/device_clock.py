@@ -15,7 +15,7 @@ class DeviceClock:
     """Adds up the time within `busy` blocks: by CUDA events on a GPU, by the wall clock on a CPU.
 
     Args:
-        device: of the model.
+        device: the model's device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class DeviceClock:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """The device works on what is started within the block."""
+        """Count what is started within the block as work of the device."""
         begin = time.perf_counter()
         self._begin = begin if self._begin is None else self._begin
         first = self.event()
@@ -43,7 +43,7 @@ class DeviceClock:
                 self._settle()
 
     def event(self) -> Any:
-        """A CUDA event behind everything started so far; None on a CPU."""
+        """A CUDA event recorded after everything started so far; None on a CPU."""
         if not self.cuda:
             return None
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -51,7 +51,7 @@ class DeviceClock:
         return event
 
     def idle_share(self) -> float:
-        """Share of the time between the first and the last block in which the device had nothing to do, 0 to 1."""
+        """Share of the time between the first and the last block in which the device was idle, 0 to 1."""
         if self._begin is None:
             return 0.0
         if self.cuda:

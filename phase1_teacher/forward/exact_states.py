@@ -1,4 +1,4 @@
-"""Exact targets: the states that the teacher's head sees, in the bits that it computed, and the head itself as a cache stores it."""
+"""Exact targets: the hidden states that the teacher's head reads, bit for bit, and the head in the form that a cache stores."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class ExactStates:
     """The states of N answer positions."""
 
     states_ND: Tensor
-    """As the backbone gives them: no cast."""
+    """In the backbone's own dtype: no cast."""
     finite_N: Tensor
-    """bool: all numbers are finite."""
+    """bool: all numbers of the position are finite."""
     measured: TopKTargets
-    """What a top_k cache for a student of the same vocabulary would hold of the m measured positions."""
+    """What a top_k cache for a student of the same vocabulary would hold for the m measured positions."""
 
     def __len__(self) -> int:
         return len(self.states_ND)
 
     def to_host(self) -> ExactStates:
-        """A copy in host memory; from a GPU it is under way when this returns: wait for an event recorded after it."""
+        """A copy in host memory. From a GPU the copy still runs when this returns: wait for an event recorded after it."""
         return ExactStates(
             states_ND=host_copy(self.states_ND), finite_N=host_copy(self.finite_N), measured=self.measured.to_host()
         )
@@ -46,17 +46,17 @@ class ExactStates:
 def exact_states(
     states_ND: Tensor, target_ids_N: Tensor, measured_m: Tensor, head: TopKHead, layout: ExactLayout
 ) -> ExactStates:
-    """The states of N answer positions as they are, on the device of the head.
+    """The unchanged states of N answer positions, on the device of the head.
 
     Args:
         states_ND: the teacher's hidden states.
         target_ids_N: int64, teacher ids of the answer's tokens.
-        measured_m: int64, positions that the fidelity report is measured on.
-        head: for the teacher's own vocabulary.
-        layout: of the cache.
+        measured_m: int64, positions that the fidelity report measures.
+        head: the head for the teacher's own vocabulary.
+        layout: the cache's layout.
 
     Raises:
-        ModelError: states of another type or width than the cache is for.
+        ModelError: the states have another dtype or width than the cache expects.
     """
     check_type("states", states_ND, layout.state_dtype, layout.hidden_size)
     chosen = measured_m.to(states_ND.device)
@@ -68,22 +68,22 @@ def exact_states(
 
 
 def head_content(head: Any, tokens: TeacherTokens, layout: ExactLayout) -> HeadContent:
-    """The head of a teacher as a cache stores it.
+    """The head of a teacher in the form that a cache stores.
 
     Args:
         head: the module that makes logits of states: a linear layer.
-        tokens: the teacher's.
-        layout: of the cache.
+        tokens: the teacher's tokens.
+        layout: the cache's layout.
 
     Raises:
-        ModelError: a head of another type or shape than the cache is for.
+        ModelError: the head has another dtype or shape than the cache expects.
     """
     check_type("head", head.weight, layout.head_dtype, layout.hidden_size)
     bias = getattr(head, "bias", None)
     if len(head.weight) != layout.head_rows or (bias is not None) != layout.head_bias:
         raise ModelError(
-            f"teacher: its head has {len(head.weight):,} rows and {'a' if bias is not None else 'no'} bias, its configuration "
-            f"says {layout.head_rows:,} rows and {'a' if layout.head_bias else 'no'} bias; the files do not belong together"
+            f"teacher: its configuration says {layout.head_rows:,} rows and {'a' if layout.head_bias else 'no'} bias, its head has "
+            f"{len(head.weight):,} rows and {'a' if bias is not None else 'no'} bias; the files do not belong together"
         )
     arrays = {"weight": bits(head.weight), **pack_tokens(tokens.stored(), layout.head_rows)}
     if bias is not None:
@@ -93,17 +93,17 @@ def head_content(head: Any, tokens: TeacherTokens, layout: ExactLayout) -> HeadC
 
 
 def check_type(name: str, tensor: Tensor, dtype: str, width: int) -> None:
-    """Raise ModelError where a part of the teacher is not what the cache is for."""
+    """Raise ModelError if a tensor of the teacher has another dtype or width than the cache expects."""
     if tensor.dtype != getattr(torch, dtype) or tensor.shape[-1] != width:
         raise ModelError(
-            f"teacher: its {name} come in {str(tensor.dtype).removeprefix('torch.')} with {tensor.shape[-1]:,} numbers, the "
-            f"cache is for {dtype} with {width:,}: exact targets are kept in the bits that the teacher computes; set "
-            "teacher.dtype to that type"
+            f"teacher: {name}: expected {dtype} with {width:,} numbers, as in the cache, got "
+            f"{str(tensor.dtype).removeprefix('torch.')} with {tensor.shape[-1]:,}: exact targets are stored bit for bit; set "
+            f"teacher.dtype: {dtype}"
         )
 
 
 def bits(tensor: Tensor) -> NDArray[Any]:
-    """The bits of floating-point numbers, in host memory; a view where they are there."""
+    """The bits of floating-point numbers, in host memory; a view if they are there already."""
     host = tensor.detach().cpu().contiguous()
     array: NDArray[Any] = host.view(_BITS[host.element_size()]).numpy()
     return np.ascontiguousarray(array)

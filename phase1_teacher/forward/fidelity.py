@@ -1,8 +1,8 @@
 """How much of the teacher a cache keeps: KL(full teacher || what the store gives back), measured while dumping.
 
 The store gives back the quantised stored entries and, for everything else, its quantised tail mass spread evenly over the
-ids not stored. Beside k itself, k/4 and k/8 are measured on the same positions: what a smaller cache would keep.
-All figures are sums over positions, so the units of any number of workers add up.
+ids not stored. Besides k, also k/4 and k/8 are measured on the same positions: what a smaller cache would keep.
+All figures are sums over positions, so those of all units and workers can be added.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from storage.wording import counted
 # m measured positions, S shared ids, K stored entries, J node temperatures, t reported temperatures
 
 SHAPE_KL = "fidelity_kl_shape_T"
-"""Begins the name of the sum of KL with a tail that has a shape (`tail_basis.shape_kl`); the temperature follows."""
+"""Prefix of the sums of KL with a tail that has a shape (`tail_basis.shape_kl`); the temperature follows."""
 REPORTED = (1.0, 2.0, 4.0)
 """Temperatures of the report, where they lie within the cache's nodes."""
 
 
 def reported_temperatures(nodes: Sequence[float], training: float | None = None) -> tuple[float, ...]:
-    """The temperatures of the report: those of `REPORTED` and of the training that a cache with these nodes can be read at."""
+    """The temperatures of the report: `REPORTED` and the training's, as far as a cache with these nodes can be read at them."""
     wanted = {*REPORTED, *(() if training is None else (training,))}
     return tuple(T for T in sorted(wanted) if nodes[0] <= T <= nodes[-1])
 
@@ -44,7 +44,7 @@ class Comparison:
     """What a fidelity report measures."""
 
     layout: Layout
-    """That of the top_k cache whose losses are measured."""
+    """Layout of the top_k cache whose losses are measured."""
     temperatures: tuple[float, ...]
 
 
@@ -52,9 +52,9 @@ def comparison(version: FormatVersion, vocabulary: VocabularyAlignment, training
     """What the report of a cache measures.
 
     Args:
-        version: of the cache. One of exact targets loses nothing: it is compared with a top_k cache for a student of the same
-            vocabulary, as the defaults of a recipe make it.
-        vocabulary: of the dump.
+        version: format version of the cache. Exact targets lose nothing, so they are compared with a top_k cache for a student
+            of the same vocabulary, with a recipe's defaults.
+        vocabulary: the vocabulary of the dump.
         training: the recipe's temperature.
     """
     layout = version.layout
@@ -70,17 +70,17 @@ def comparison(version: FormatVersion, vocabulary: VocabularyAlignment, training
 
 
 def smaller_k(top_k: int) -> list[int]:
-    """k/8, k/4 and k, each at least 1 and once."""
+    """k/8, k/4 and k, each at least 1, without duplicates."""
     return sorted({max(1, top_k // 8), max(1, top_k // 4), top_k})
 
 
 @torch.inference_mode()
 def full_moments(logprobs_mS: Tensor, temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """What the KL needs of the teacher's full distribution.
+    """The moments of the teacher's full distribution that the KL needs.
 
     Args:
         logprobs_mS: float32, log-probabilities at T = 1 over the shared ids.
-        temperatures: of the report.
+        temperatures: temperatures of the report.
 
     Returns:
         float32 [m, t], both per position and temperature: logsumexp(v / T), and sum p log p of the distribution in nats.
@@ -106,21 +106,21 @@ def fidelity_sums(
     layout: Layout,
     temperatures: Sequence[float] | None = None,
 ) -> dict[str, float]:
-    """Sums over the measured positions: their number, and per k and T the KL in nats and the stored mass.
+    """Sums over the measured positions: their number, and for each k and T the KL in nats and the stored mass.
 
     Args:
         exact: targets before quantisation, all soft.
         log_normaliser_mt: logsumexp(v / T), from `full_moments`.
         negentropy_mt: sum p log p in nats, from `full_moments`.
-        layout: of the cache.
-        temperatures: t of them, of the report; None: `reported_temperatures`.
+        layout: the cache's layout.
+        temperatures: the t temperatures of the report; None: `reported_temperatures`.
     """
     if not len(exact):
         return {}
     sums = {"fidelity_positions": float(len(exact))}
     if temperatures is None:
         temperatures = reported_temperatures(layout.temperatures)
-    # other dumps into the cache may be for another training temperature
+    # other dumps into this cache may be for another training temperature
     sums |= {_count_name(T): float(len(exact)) for T in temperatures if T not in REPORTED}
     shared = sum(stop - start for start, stop in layout.shared_ids)
     for k in smaller_k(layout.top_k):
@@ -139,7 +139,7 @@ def fidelity_sums(
 
 
 def truncated(exact: Targets, k: int, nodes: Sequence[float]) -> Targets:
-    """The targets that a dump with a smaller k would have stored, the answer's own token among them."""
+    """The targets that a dump with a smaller k would have stored, always with the answer's own token."""
     if k == exact.ids.shape[1]:
         return exact
     position_m = (exact.ids == exact.target_ids[:, None]).argmax(axis=1)
@@ -161,10 +161,10 @@ def truncated(exact: Targets, k: int, nodes: Sequence[float]) -> Targets:
 
 
 def report_lines(sums: Mapping[str, float], training: float | None = None) -> list[str]:
-    """The report as lines of text, and what follows from it; none where nothing was measured.
+    """The report as lines of text; none if nothing was measured.
 
     Args:
-        sums: of all units.
+        sums: sums over all units.
         training: the recipe's temperature.
     """
     measured = {
@@ -189,28 +189,28 @@ def report_lines(sums: Mapping[str, float], training: float | None = None) -> li
     if any(name.startswith(SHAPE_KL) for name in sums):
         cells = [f"{sums.get(f'{SHAPE_KL}{T:g}', 0.0) / _count(sums, T):>13.5f}{'':10}" for T in temperatures]
         lines.append(
-            f"  {'shape':>6}{''.join(cells).rstrip()}  (k = {sizes[-1]} with the tail's shape; above it is spread evenly)"
+            f"  {'shape':>6}{''.join(cells).rstrip()}  (k = {sizes[-1]} with the tail's shape; the lines above spread the tail evenly)"
         )
     return lines
 
 
 def largest_k(sums: Mapping[str, float]) -> int:
-    """The k of the cache, or of the one that an exact cache is compared with; 0 where nothing was measured."""
+    """The k of the cache, or of the top_k cache that an exact one is compared with; 0 if nothing was measured."""
     return max((int(found[1]) for name in sums if (found := re.match(r"fidelity_mass_k(\d+)_T", name))), default=0)
 
 
 def mean_mass(sums: Mapping[str, float], k: int, temperature: float) -> float | None:
-    """The mean mass of the k stored entries at a temperature; None where it was not measured."""
+    """The mean mass of the k stored entries at a temperature; None if it was not measured."""
     return _mean(sums, f"fidelity_mass_k{k}_T{temperature:g}", temperature)
 
 
 def mean_kl(sums: Mapping[str, float], k: int, temperature: float) -> float | None:
-    """The mean KL of the full teacher to what k stored entries and a tail spread evenly give back; None: not measured."""
+    """The mean KL of the full teacher to k stored entries with an evenly spread tail; None if it was not measured."""
     return _mean(sums, f"fidelity_kl_k{k}_T{temperature:g}", temperature)
 
 
 def mean_shape_kl(sums: Mapping[str, float], temperature: float) -> float | None:
-    """Likewise with the tail's shape."""
+    """The mean KL of the full teacher to the stored entries with the tail's shape; None if it was not measured."""
     return _mean(sums, f"{SHAPE_KL}{temperature:g}", temperature)
 
 
@@ -224,7 +224,7 @@ def _count_name(temperature: float) -> str:
 
 
 def _count(sums: Mapping[str, float], temperature: float) -> float:
-    """Positions that were measured at a temperature."""
+    """Number of positions that were measured at a temperature."""
     return sums.get("fidelity_positions" if temperature in REPORTED else _count_name(temperature), 0.0)
 
 

@@ -1,11 +1,11 @@
-"""What a top_k cache would cost the student: how far the bucket's gradient is off, on a few positions of a dump.
+"""How far the gradient of a top_k cache is off for the student, measured on a few positions of a dump.
 
     forward.watched                                      # during the dump: the teacher's logits of a few positions
-    report = gradient_report(recipe, pair, watched, ...) # after it, when the teacher has left the memory: the student is loaded
+    report = gradient_report(recipe, pair, watched, ...) # after it: loads the student, so the teacher must be freed before
 
 The slope of T^2 KL in the student's logits is T (q - p) with the teacher's whole distribution. With stored entries and the mass
-of the rest it is the same at a stored id, and T (q - r q / s) at another, r and s being the teacher's and the student's mass on
-the ids not stored. Reported is the length of the difference over the length of the first, over all positions together.
+of the rest it is the same at a stored id, and T (q - r q / s) at any other, where r and s are the teacher's and the student's
+mass on the ids not stored. The report gives the length of the difference over the length of the first, over all positions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firstsight.console import time_text
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError, FirstSightError, ModelError
 from firstsight.models.loading import backbone_states, default_device, load_student, resolve_directory
@@ -29,7 +30,7 @@ from storage.wording import counted
 # n positions, S shared ids, V rows of the teacher's head, K stored entries
 
 POSITIONS = 32
-"""At most so many are measured: each may take a forward pass of the student's base."""
+"""Positions measured at most: each may take a forward pass of the student's base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,11 @@ class WatchedPosition:
 
     sample: Sample
     teacher_ids: list[list[int]]
-    """Each answer in the teacher's tokens."""
+    """Token ids of each answer, in the teacher's vocabulary."""
     place: int
-    """The teacher's answer position."""
+    """Number of the position among the teacher's answer positions."""
     logits_V: Tensor
-    """float32, the teacher's, on the host."""
+    """float32: the teacher's logits, on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +53,26 @@ class GradientReport:
     student: str
     positions: int
     errors: dict[float, float]
-    """Temperature -> length of the gradient's error over that of the gradient."""
+    """By temperature: length of the gradient's error over the length of the gradient."""
     seconds: float
     device: str
     problem: str = ""
-    """Why nothing was measured; empty where it was."""
+    """Why nothing was measured; empty if something was."""
 
 
 def gradient_report(
     recipe: Recipe, pair: Pair, watched: Sequence[WatchedPosition], *, top_k: int, temperatures: Sequence[float]
 ) -> GradientReport:
-    """Load the student's base and compare; the teacher should have left the memory.
+    """Load the student's base and compare; free the teacher before.
 
-    A student whose weights are not there, or do not fit, is no error: the dump is done, and the report says why.
+    If the student's weights are missing or do not fit into memory, no error is raised: the dump is done, and the report says why.
 
     Args:
         recipe: names the student.
-        pair: of teacher and student.
-        watched: positions of the dump.
-        top_k: entries of the cache that is compared.
-        temperatures: of the report.
+        pair: teacher and student.
+        watched: the watched positions of the dump.
+        top_k: stored entries per position of the cache that is compared.
+        temperatures: temperatures of the report.
     """
     begin, device, rows, problem = time.perf_counter(), default_device(), [], ""
     try:
@@ -96,11 +97,11 @@ def gradient_report(
 
 
 def bucket_error(teacher_S: Tensor, student_S: Tensor, stored_K: Tensor, *, temperature: float) -> tuple[float, float]:
-    """Squares of the length of the bucket's error and of the whole gradient, in the logits, at one position.
+    """Squared lengths of the bucket's error and of the whole gradient, in the logits, at one position.
 
     Args:
-        teacher_S: logits.
-        student_S: logits of the same ids.
+        teacher_S: the teacher's logits.
+        student_S: the student's logits of the same ids.
         stored_K: int64, columns of the stored entries.
         temperature: T.
     """
@@ -121,7 +122,7 @@ def gradient_lines(report: GradientReport, top_k: int) -> list[str]:
     each = ", ".join(f"{error:.1%} at T = {T:g}" for T, error in report.errors.items())
     return [
         f"Gradient of the {top_k} entries and a bucket against the whole distribution's, for {report.student} as it is: off by "
-        f"{each} ({counted(report.positions, 'position')}, {report.seconds:.1f} s on {report.device})"
+        f"{each} ({counted(report.positions, 'position')}, {time_text(report.seconds)} on {report.device})"
     ]
 
 
@@ -130,13 +131,13 @@ class _Student:
 
     Args:
         recipe: names it.
-        pair: of teacher and student.
-        device: for it.
+        pair: teacher and student.
+        device: where to load it.
     """
 
     def __init__(self, recipe: Recipe, pair: Pair, device: torch.device) -> None:
         directory = resolve_directory(recipe, recipe.student, weights=False)
-        if not any(directory.glob("*.safetensors")):  # a report downloads none
+        if not any(directory.glob("*.safetensors")):  # a report downloads no weights
             raise ModelError(f"its weights are not on this machine ({directory}); --student none leaves this out")
         self.pair = pair
         self.model = (
@@ -150,7 +151,7 @@ class _Student:
 
     @torch.inference_mode()
     def row(self, watched: WatchedPosition, top_k: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Logits of teacher and student over the shared ids, and the columns that would be stored; None: no such position."""
+        """Logits of both over the shared ids, and the columns that would be stored; None if the student lacks the position."""
         pair, sample = self.pair, watched.sample
         try:
             turns = pair.student_turns(sample, watched.teacher_ids)

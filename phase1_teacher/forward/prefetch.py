@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-_POLL = 0.2  # seconds between two looks at whether the consumer has gone
+_POLL = 0.2  # seconds between two checks whether the consumer has gone
 
 
 class Prefetch(Generic[T]):
     """Runs `source` in a thread, at most `depth` items ahead; its exception is raised where the next item would be.
 
     Args:
-        source: consumed in the thread alone.
-        depth: items held ready.
+        source: consumed only in the thread.
+        depth: number of items held ready.
     """
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
@@ -36,7 +36,7 @@ class Prefetch(Generic[T]):
             yield item[0]
 
     def close(self) -> None:
-        """Let the thread end; what it still holds is dropped."""
+        """Let the thread end and drop what it still holds."""
         self._closed.set()
 
     def _run(self, source: Iterator[T]) -> None:

@@ -3,12 +3,11 @@
     head = TopKHead(head_weight, bias, alignment, top_k=64, temperatures=(1, 1.5, 2, 4))
     targets = head(states, target_ids)
 
-For the logits z on the shared ids, v_i = z_i - logsumexp(z). Kept are the k largest v_i, the answer's own token always
-among them, and for each node temperature T the log of the mass not kept, log sum exp(v_i / T). Mass on tokens that the
-student does not have is dropped before top-k and counted.
+For the logits z on the shared ids, v_i = z_i - logsumexp(z). What is kept: the k largest v_i, always with the answer's own
+token, and for each node temperature T the log of the mass not kept, log sum exp(v_i / T). Mass on tokens that the student
+does not have is dropped before top-k and counted.
 
-One pass over each chunk of positions: on a GPU two buffers of [chunk, V] are all that is ever held, on a CPU little more
-than one.
+It takes one pass over each chunk of positions and holds two buffers of [chunk, V] on a GPU, little more than one on a CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from phase1_teacher.forward.tail_basis import TailBasis, shape_kl
 # N answer positions, n of one chunk, m measured ones, t reported temperatures, J node temperatures, K stored entries,
 # D hidden size, V rows of the head, S shared ids
 
-_CPU_ROWS = 8  # rows that go through all steps together: 5 MB, so that the steps after the first find them in a cache
+_CPU_ROWS = 8  # rows that go through all steps together: 5 MB, so that later steps find them in the processor's cache
 _BLOCK = 64  # columns whose maximum is taken first: the k largest lie in the k blocks with the largest maxima
 
 
@@ -40,24 +39,24 @@ class TopKTargets:
     logprobs_NK: Tensor
     """float32, nats, at T = 1 over the shared ids."""
     tail_NJ: Tensor
-    """float32: log sum of exp(v / T) over what is not stored; -inf: nothing."""
+    """float32: log sum of exp(v / T) over the ids not stored; -inf if all are stored."""
     target_logprobs_N: Tensor
     """float32: log-probability of the answer's own token."""
     dropped_N: Tensor
-    """float32: probability that lay on tokens which the student does not have."""
+    """float32: probability of the tokens that the student does not have."""
     finite_N: Tensor
     """bool: all logits were finite."""
     log_normaliser_mt: Tensor
     """float32: logsumexp(v / T) of `fidelity.full_moments`, at the measured positions."""
     negentropy_mt: Tensor
-    """float32: sum p log p of `fidelity.full_moments`, in nats, likewise."""
+    """float32: sum p log p of `fidelity.full_moments`, in nats, at the same positions."""
     coefficients_Nr: Tensor
-    """float32: coordinates of the states on the directions of the cache's tail; r = 0 where it has none."""
+    """float32: coordinates of the states on the directions of the cache's tail; r = 0 if it has none."""
     shape_kl_mt: Tensor
-    """float32: `tail_basis.shape_kl` at the measured positions; t = 0 where the tail has no shape."""
+    """float32: `tail_basis.shape_kl` at the measured positions; t = 0 if the tail has no shape."""
 
     def to_host(self) -> TopKTargets:
-        """A copy in host memory; from a GPU it is under way when this returns: wait for an event recorded after it."""
+        """A copy in host memory. From a GPU the copy still runs when this returns: wait for an event recorded after it."""
         return TopKTargets(**{f.name: host_copy(getattr(self, f.name)) for f in fields(self)})
 
 
@@ -70,20 +69,20 @@ def host_copy(tensor: Tensor) -> Tensor:
 
 
 class TopKHead(TeacherHead):
-    """The teacher's head that gives top-k soft targets, `chunk` positions at a time.
+    """The teacher's head, which turns states into top-k soft targets, `chunk` positions at a time.
 
     Args:
         head_VD: the teacher's head, as `TeacherHead` takes it.
-        bias_V: of the head, or None.
+        bias_V: bias of the head, or None.
         alignment: teacher ids to student ids.
         top_k: entries to store; at most the number of shared ids.
         temperatures: node temperatures of the tail.
-        reported: temperatures at which the full distribution of measured positions is summarised; None: those of the report.
+        reported: temperatures at which the moments of measured positions are computed; None: those of the report.
         chunk: positions projected at once.
     """
 
     tail: TailBasis | None = None
-    """The directions of a cache with a tail rank, once they are known."""
+    """The directions of a cache with a tail rank; None until they are known."""
 
     def __init__(
         self,
@@ -115,8 +114,8 @@ class TopKHead(TeacherHead):
 
         Args:
             states_ND: the teacher's hidden states.
-            target_ids_N: int64, student ids of the answer's tokens; each shared.
-            measured_m: int64, positions whose full distribution is measured as well; None: of none.
+            target_ids_N: int64, student ids of the answer's tokens, all of them shared.
+            measured_m: int64, positions whose full distribution is measured too; None: no position.
         """
         target_ids_N = target_ids_N.to(self.device)
         measured_m = torch.empty(0, dtype=torch.int64) if measured_m is None else measured_m
@@ -127,7 +126,7 @@ class TopKHead(TeacherHead):
         for start in range(0, max(1, len(states_ND)), self.chunk):
             logits_nV = self.logits(states_ND[start : start + self.chunk])
             for place, row in enumerate((measured_m - start).tolist()):
-                if 0 <= row < len(logits_nV):  # one by one: each takes several vocabularies of numbers
+                if 0 <= row < len(logits_nV):  # one by one: each takes several times the vocabulary in memory
                     logprobs_1S = self.shared(logits_nV[row : row + 1]).log_softmax(dim=1)
                     log_normaliser_mt[place], negentropy_mt[place] = full_moments(logprobs_1S, self.reported)
             ids_n = target_ids_N[start : start + self.chunk]
@@ -148,7 +147,7 @@ class TopKHead(TeacherHead):
         )
 
     def _shape_kl(self, tail: TailBasis, states_ND: Tensor, ids_NK: Tensor, measured_m: Tensor) -> Tensor:
-        """[m, t], position by position: each takes several vocabularies of numbers."""
+        """[m, t], one position at a time, since each takes several times the vocabulary in memory."""
         kl_mt = torch.empty((len(measured_m), len(self.reported)), device=self.device)
         for place, row in enumerate(measured_m.tolist()):
             state_1D, ids_1K = states_ND[row : row + 1], ids_NK[row : row + 1]
@@ -158,7 +157,7 @@ class TopKHead(TeacherHead):
         return kl_mt
 
     def _targets(self, logits_nV: Tensor, target_ids_n: Tensor) -> dict[str, Tensor]:
-        """Targets of some rows of a chunk; their logits are used up."""
+        """Targets of some rows of a chunk; overwrites their logits."""
         logits_nS = self.shared(logits_nV)
         count = logits_nS.shape[1]
         wanted = min(self.top_k + 1, count)  # one more: the largest of the tail
@@ -201,7 +200,7 @@ class TopKHead(TeacherHead):
 
 
 def _chains_of_halves(temperatures: Iterable[float]) -> list[list[float]]:
-    """The temperatures in chains, each half the one before: exp(v / T) is exp(v / 2T) squared, which is cheaper."""
+    """The temperatures in chains, each half the one before: squaring exp(v / 2T) is cheaper than computing exp(v / T)."""
     chains: list[list[float]] = []
     for T in sorted(temperatures, reverse=True):
         chain = next((chain for chain in chains if chain[-1] == 2 * T), None)
@@ -213,7 +212,7 @@ def _chains_of_halves(temperatures: Iterable[float]) -> list[list[float]]:
 
 
 def _largest(values_nS: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`values_nS.topk(count)`; over a vocabulary the maxima of blocks say first where to look."""
+    """`values_nS.topk(count)`; for a large vocabulary the maxima of blocks first show where to look."""
     blocks = values_nS.shape[1] // _BLOCK
     if blocks < 4 * count:
         found = values_nS.topk(count, dim=1)

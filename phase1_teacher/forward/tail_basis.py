@@ -1,12 +1,12 @@
-"""The directions on which a cache with `cache.tail_rank` keeps the teacher's states: made of the first states, written once, read by all.
+"""The directions on which a cache with `cache.tail_rank` stores the teacher's states: computed once from the first states, read by all.
 
-    basis = agreed_basis(writer, lambda: states_of_first_unit, head)    # whoever comes first decides
-    coefficients = basis.coefficients(states)                           # what is stored of every position
+    basis = agreed_basis(writer, lambda: states_of_first_unit, head)    # the first worker decides
+    coefficients = basis.coefficients(states)                           # what is stored for every position
 
-Let W be the head's rows of the shared ids with their mean taken off (a constant on all logits is nothing to a softmax), G = W'W
-and C the covariance of the states. The logits vary as W C W', and sqrt(G) h lies to the states as the logits do: the r largest
-eigenvectors E of sqrt(G) C sqrt(G) are the directions that carry most of the logits' variance, E' sqrt(G) (h - mean) the
-coordinates, and W sqrt(G)^-1 E makes logits of them.
+Let W be the head's rows of the shared ids minus their mean (a softmax ignores a constant on all logits), G = W'W, and C the
+covariance of the states. The covariance of the logits is W C W', and distances between vectors sqrt(G) h are those between their
+logits. So the r leading eigenvectors E of sqrt(G) C sqrt(G) are the directions that carry most of the logits' variance. The
+coordinates are E' sqrt(G) (h - mean), and W sqrt(G)^-1 E turns them into logits.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ NO_STATES = (
 )
 _CHUNK = 4096  # rows of the head in float64 at a time: 117 MB at D = 3,584
 _ISOTROPIC = 1e-6
-"""Share of the mean variance that every direction of the states has at least: says what comes after fewer states than directions."""
+"""Least variance of a direction, as a share of the mean variance: orders the directions if there are fewer states than directions."""
 _LEAST = 1e-12
-"""Directions of the head below this share of the largest one are rounding."""
+"""Directions of the head below this share of the largest are rounding errors."""
 _LEVELS = 127 / 1.5
-"""The largest coordinate of the first states in units of the scale: int8 holds half as much again, float16 what is larger still."""
+"""The largest coordinate of the first states, in units of the scale: int8 holds half as much again, float16 what is even larger."""
 _FLOOR = 0.02
-"""No direction's range is below this share of the widest one's: what few states leave at zero, later ones need not."""
+"""Least range of a direction, as a share of the widest range: a coordinate that is zero in few states may not be in later ones."""
 _ALONE = 0.05
-"""The scale where all states are one."""
+"""The scale if all states are the same."""
 _MOST = 60_000.0
-"""What float16 holds."""
+"""The largest number that float16 holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class TailBasis:
 
     @classmethod
     def of_head(cls, head: Head, shared: NDArray[np.bool_], device: torch.device) -> TailBasis:
-        """That of a cache; CorruptObject, ObjectMissing."""
+        """The basis in a cache. Raises CorruptObject or ObjectMissing."""
         arrays = {name: torch.from_numpy(head.array(name)).double().to(device) for name in ("basis", "center", "scale")}
         return cls(
             basis_rD=arrays["basis"],
@@ -71,18 +71,18 @@ class TailBasis:
         )
 
     def coefficients(self, states_ND: Tensor) -> Tensor:
-        """float32 [N, r], whole numbers: the coordinates of states, which do not depend on who shares their batch."""
+        """float32 [N, r], whole numbers: the coordinates of states, whatever else is in their batch."""
         centred_ND = states_ND.to(self.center_D.device).double() - self.center_D
         return (centred_ND @ self.basis_rD.T / self.scale_r).round().clamp(-_MOST, _MOST).float()
 
 
 def agreed_basis(writer: CacheWriter, states: Callable[[], Tensor], head: TeacherHead) -> TailBasis:
-    """The basis of a cache: read where there is one, else made.
+    """The basis of a cache: read if it exists, else made.
 
     Args:
-        writer: of a cache with a tail rank.
-        states: [N, D], those that a basis is made of; called where there is none.
-        head: of the teacher, for the student's vocabulary.
+        writer: the writer of a cache with a tail rank.
+        states: gives the states [N, D] to make a basis from; called if there is none.
+        head: the teacher's head for the student's vocabulary.
 
     Raises:
         CacheError: the head in the cache is damaged, or the store refused a write.
@@ -94,16 +94,16 @@ def agreed_basis(writer: CacheWriter, states: Callable[[], Tensor], head: Teache
 
 @torch.inference_mode()
 def tail_content(states_ND: Tensor, head: TeacherHead, rank: int, vocabulary_size: int) -> HeadContent:
-    """What a cache keeps once.
+    """The arrays that a cache stores once.
 
     Args:
-        states_ND: finite; at least one.
-        head: of the teacher, for the student's vocabulary.
-        rank: r, at most D.
-        vocabulary_size: V.
+        states_ND: finite states, at least one.
+        head: the teacher's head for the student's vocabulary.
+        rank: r, the number of directions; at most D.
+        vocabulary_size: V, rows of the student's head.
     """
     states_ND = states_ND.to(head.device).double()
-    center_D = states_ND.mean(dim=0).float().double()  # as it is stored
+    center_D = states_ND.mean(dim=0).float().double()  # the dtype in which it is stored
     centred_ND = states_ND - center_D
     D, S = len(center_D), len(head.student_ids_S)
     mean_D = torch.zeros_like(center_D)
@@ -119,7 +119,7 @@ def tail_content(states_ND: Tensor, head: TeacherHead, rank: int, vocabulary_siz
     covariance_DD.diagonal().add_(torch.where(least > 0, least, 1.0))
     _, vectors_DD = torch.linalg.eigh(root_DD @ covariance_DD @ root_DD)
     first_Dr = vectors_DD.flip(1)[:, :rank]  # eigh sorts them ascending
-    # sqrt(S): a coordinate is then the root mean square, over the ids, of what it adds to the logits
+    # sqrt(S): then a coordinate is the root mean square, over the ids, of its part in the logits
     basis_rD = (first_Dr.T @ root_DD / S**0.5).float()
     image_Vr = np.zeros((vocabulary_size, rank), dtype=np.float16)
     mean_V = np.zeros(vocabulary_size, dtype=np.float32)
@@ -147,7 +147,7 @@ def tail_content(states_ND: Tensor, head: TeacherHead, rank: int, vocabulary_siz
 
 
 def _roots(gram_DD: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric root of a matrix that is not negative, and its inverse where the matrix is not zero."""
+    """The symmetric root of a positive semidefinite matrix, and the root's inverse outside the null space."""
     values_D, vectors_DD = torch.linalg.eigh(gram_DD)
     kept_D = values_D > _LEAST * values_D[-1]
     roots_D = torch.where(kept_D, values_D, 0.0).sqrt()
@@ -158,7 +158,7 @@ def _roots(gram_DD: Tensor) -> tuple[Tensor, Tensor]:
 def shape_kl(
     basis: TailBasis, logprobs_1S: Tensor, states_1D: Tensor, columns_1K: Tensor, temperatures: tuple[float, ...]
 ) -> Tensor:
-    """float32 [t]: KL in nats, at one position, of the teacher to the stored entries with a tail of this shape; before quantisation."""
+    """float32 [t]: KL in nats from the teacher to the stored entries with a tail of this shape, at one position, before quantisation."""
     coefficients_1r = basis.coefficients(states_1D)
     found = []
     for T in temperatures:

@@ -1,4 +1,4 @@
-"""The loaded teacher: batches of a unit in, soft targets of their answer positions out, on the host."""
+"""The loaded teacher: takes batches of a unit, returns the soft targets of their answer positions on the host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PassT = TypeVar("_PassT")
 # N soft answer positions of a forward pass, m sampled ones, S shared ids, P answer positions of a sample
 
 FIDELITY_POSITIONS = 64
-"""Positions of a unit that the fidelity report is measured on, about; never more than one in 16."""
+"""About how many positions of a unit the fidelity report measures; never more than one in 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class AnsweredSample:
     turns: tuple[Turn, ...]
     """Its answers, in order; ground truth is hard."""
     student_ids: NDArray[np.int64]
-    """[P], one answer after the other; of exact targets the teacher's own."""
+    """[P] one answer after the other, in the student's token ids; for exact targets in the teacher's."""
     soft: NDArray[np.bool_]
-    """[P]: positions for which the teacher has a row."""
+    """[P] positions for which the teacher has a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +60,23 @@ class ForwardResult:
     block: TopKTargets | ExactStates
     """All soft positions, sample by sample."""
     measured_m: Tensor
-    """int64: soft positions that the fidelity report is measured on."""
+    """int64: soft positions that the fidelity report measures."""
     check_sums: dict[str, float] = field(default_factory=dict)
-    """Agreement with the unquantised teacher, where that was asked for."""
+    """Agreement with the unquantised teacher; empty unless it was asked for."""
     split_budget: int | None = None
-    """Tokens per forward pass where memory took less than the recipe's `teacher.batch_tokens`."""
+    """Tokens per forward pass if the recipe's `teacher.batch_tokens` did not fit into memory; else None."""
     generated: int = 0
-    """Answers by the teacher."""
+    """Number of answers that the teacher gave."""
     tokens: int = 0
     padded_tokens: int = 0
     images_used: int = 0
     images_encoded: int = 0
     ready: Any = None
-    """CUDA event after which the host copies are there; None on a CPU."""
+    """CUDA event after which the host copies are complete; None on a CPU."""
 
 
 class TeacherForward:
-    """Runs the teacher over batches; remembers how large a batch the memory takes.
+    """Runs the teacher over batches; remembers how large a batch fits into memory.
 
     Args:
         job: from `prepare_dump`.
@@ -104,18 +104,18 @@ class TeacherForward:
         self.budget = job.recipe.teacher.batch_tokens
         self.clock = DeviceClock(self.model.device)
         self.watched: list[WatchedPosition] = []
-        """Positions that the student's gradient is measured on afterwards."""
+        """Positions for measuring the student's gradient afterwards."""
         self._soft_seen = 0
         self._checked = False
 
     def run(self, batch: UnitBatch) -> Iterator[ForwardResult]:
-        """Targets of a batch, in one forward pass or, where memory forces it, in several.
+        """Targets of a batch, in one forward pass or, if memory forces it, in several.
 
-        What cannot be done for a sample is put into `batch.refused` where the recipe skips such samples.
+        If the recipe skips samples that fail, they are put into `batch.refused` with the reason.
 
         Raises:
-            TargetError: memory does not take even one sample, or the teacher cannot answer it.
-            AlignmentError: an answer of the teacher that the student's tokens do not spell.
+            TargetError: a single sample does not fit into memory, or the teacher cannot answer it.
+            AlignmentError: the student's tokens cannot spell an answer of the teacher.
         """
         if batch.samples and not self._checked:
             self._self_check(batch.samples)
@@ -133,7 +133,7 @@ class TeacherForward:
         self.vision.forget(batch.later_images)
 
     def states(self, batch: UnitBatch) -> dict[str, Tensor]:
-        """Key -> [P, D] the finite states of the soft positions of each sample of a batch. TargetError as `run`."""
+        """By key: [P, D] the finite states of the soft positions of each sample of a batch. Raises TargetError as `run` does."""
         if batch.samples and not self._checked:
             self._self_check(batch.samples)
         found: dict[str, Tensor] = {}
@@ -147,7 +147,7 @@ class TeacherForward:
     def _passes(
         self, batch: UnitBatch, forward: Callable[[Sequence[EncodedSample], dict[str, str]], _PassT | None]
     ) -> Iterator[_PassT]:
-        """What some function gives for a batch, called once or, where memory forces it, on parts."""
+        """Apply a function to a batch, at once or, if memory forces it, in parts."""
         waiting = [batch.samples] if self.budget == self.job.recipe.teacher.batch_tokens else self._split(batch.samples)
         while waiting:
             samples = waiting.pop(0)
@@ -171,7 +171,7 @@ class TeacherForward:
 
     @torch.inference_mode()
     def _self_check(self, samples: Sequence[EncodedSample]) -> None:
-        """Our logits of one sample against the stock model's, once. Raises ModelError."""
+        """Compare our logits of one sample with the stock model's, once. Raises ModelError."""
         sample = min(samples, key=lambda each: (not each.images, len(each.encoded.input_ids)))
         columns = checked_columns(len(sample.encoded.input_ids))
         vision = VisionFeatures(self.model, self.job.pair.teacher)
@@ -180,7 +180,7 @@ class TeacherForward:
             inputs = collate([sample.encoded], self.vision.pad_id)
             on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
             self._checked = check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
-        except torch.OutOfMemoryError:  # what becomes of the sample its forward pass decides
+        except torch.OutOfMemoryError:  # its forward pass decides what happens to the sample
             self._forget()
             print(
                 f"{sample.name}: too large for the self-check of the teacher, which waits for the next batch",
@@ -188,7 +188,7 @@ class TeacherForward:
             )
 
     def _refuse(self, sample: EncodedSample, error: FirstSightError, refused: dict[str, str]) -> None:
-        """Skip a sample, or raise what is wrong with it."""
+        """Skip a sample, or raise its error."""
         if not self.skip:
             raise error
         refused[sample.key] = str(error)
@@ -199,7 +199,7 @@ class TeacherForward:
         self._forget()
 
     def _forget(self) -> None:
-        """Leave the device's memory to what comes."""
+        """Free the device's memory."""
         self.vision.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -212,7 +212,7 @@ class TeacherForward:
     def _forward(
         self, samples: Sequence[EncodedSample], refused: dict[str, str], *, check: bool
     ) -> ForwardResult | None:
-        """Targets of some samples; None where none of them can have any."""
+        """Targets of some samples; None if none of them can have any."""
         encoded_before, generated_before = self.vision.encoded, self.answers.generated
         found = self._soft_places(samples, refused)
         if found is None:
@@ -239,7 +239,7 @@ class TeacherForward:
             images_encoded=self.vision.encoded - encoded_before,
             ready=self.clock.event(),
         )
-        self._soft_seen += len(rows)  # from here on nothing runs out of memory: a pass that did is done again in parts
+        self._soft_seen += len(rows)  # only now, since a pass that runs out of memory is repeated in parts
         self.watched += watched
         return result
 
@@ -247,7 +247,7 @@ class TeacherForward:
     def _soft_states(
         self, samples: Sequence[EncodedSample], refused: dict[str, str]
     ) -> tuple[list[AnsweredSample], Tensor] | None:
-        """Samples and the states of their soft positions, sample by sample; None where none of them can have any."""
+        """Samples and the states of their soft positions, sample by sample; None if none of them can have any."""
         found = self._soft_places(samples, refused)
         if found is None:
             return None
@@ -257,9 +257,9 @@ class TeacherForward:
     def _soft_places(
         self, samples: Sequence[EncodedSample], refused: dict[str, str]
     ) -> tuple[list[EncodedSample], list[AnsweredSample], list[NDArray[np.int64]], Tensor, Tensor] | None:
-        """Samples with their answers, the teacher's answer positions of the soft ones, and rows and columns of these in the inputs.
+        """Samples with their answers, the teacher's positions of the soft ones, and the rows and columns of these in the inputs.
 
-        None where none of the samples can have targets.
+        None if none of the samples can have targets.
         """
         done: list[tuple[EncodedSample, AnsweredSample, NDArray[np.int64]]] = []
         for sample in self.answers.complete(samples, lambda sample, error: self._refuse(sample, error, refused)):
@@ -289,7 +289,7 @@ class TeacherForward:
         states_ND: Tensor,
         measured_m: Tensor,
     ) -> list[WatchedPosition]:
-        """The first measured positions of the dump, with their logits, as far as there are too few yet."""
+        """The next measured positions of the dump with their logits, until there are enough."""
         owner_N = np.repeat(np.arange(len(samples)), [len(rows) for rows in teacher_rows])
         places_N = np.concatenate(teacher_rows)
         found = []
@@ -312,13 +312,13 @@ class TeacherForward:
     ) -> dict[str, float]:
         """Agreement with the unquantised teacher at T = 1, as sums over these positions.
 
-        KL(unquantised || quantised) in nats, and how often both rank the same token first.
+        The sums are KL(unquantised || quantised) in nats, and how often both have the same most likely token.
         """
         reference_ND = self._states(samples, rows, columns, of_reference=True)
-        kl_nats, same_top = [], []  # read at the end: the host waits once
+        kl_nats, same_top = [], []  # read only at the end, so that the host waits once
         chunk = self.head.chunk
         for start in range(0, len(states_ND), chunk):
-            # the head is not quantised: both go through the same one
+            # the head is not quantised: both use the same one
             log_p = self.head.log_probabilities(reference_ND[start : start + chunk])
             log_q = self.head.log_probabilities(states_ND[start : start + chunk])
             kl_nats.append((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
@@ -332,8 +332,8 @@ class TeacherForward:
     def _states(
         self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, *, of_reference: bool = False
     ) -> Tensor:
-        """[N, D] hidden states of the teacher, or of the unquantised one, at the given places; no logits are made."""
-        # indices first: after the backbone their copies would wait for it
+        """[N, D] hidden states of the teacher, or of the unquantised one, at the given places; no logits are computed."""
+        # copy the indices first: after the backbone was started, their copies would wait for it
         rows, columns = (to_device(index, self.head.device) for index in (rows, columns))
         if of_reference:
             model = self.reference
@@ -344,7 +344,7 @@ class TeacherForward:
         return backbone_states(model, inputs, rows, columns)
 
     def _answered(self, sample: EncodedSample) -> tuple[AnsweredSample, NDArray[np.int64]]:
-        """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
+        """The answers' tokens in the student's vocabulary, and the teacher's answer position for each soft one."""
         pair = self.job.pair
         teacher = sample.encoded.turn_ids
         try:
@@ -361,12 +361,12 @@ class TeacherForward:
 
 
 def measured_rows(seen: int, count: int, unit_positions: int) -> Tensor:
-    """Evenly spaced soft positions of a unit, whatever batches it is cut into.
+    """Evenly spaced soft positions of a unit, however it is cut into batches.
 
     Args:
-        seen: soft positions of the unit in earlier batches.
-        count: of this one.
-        unit_positions: of the recipe.
+        seen: number of soft positions in earlier batches of the unit.
+        count: number of soft positions in this batch.
+        unit_positions: `cache.unit_positions` of the recipe.
     """
     stride = max(16, unit_positions // FIDELITY_POSITIONS)
     return torch.tensor(range(-seen % stride, count, stride), dtype=torch.int64)
@@ -375,5 +375,5 @@ def measured_rows(seen: int, count: int, unit_positions: int) -> Tensor:
 def _too_large(sample: EncodedSample, error: Exception) -> TargetError:
     return TargetError(
         f"{sample.name} alone does not fit into the device's memory ({str(error).splitlines()[0]}); lower "
-        "teacher.max_pixels, or take a larger GPU"
+        "teacher.max_pixels, or use a larger GPU"
     )

@@ -1,4 +1,4 @@
-"""From planned units to encoded batches: what the prefetch thread does, nothing here touches the model."""
+"""From planned units to encoded batches: the work of the prefetch thread, which does not touch the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EncodedSample:
     key: str
     sample: Sample
     encoded: Encoded
-    """With the answer; the prompt alone where the teacher is to answer."""
+    """The sample with its answer; only the prompt if the teacher is to answer."""
     images: tuple[str, ...]
     """`Sample.image_marks`: images of equal marks share one vision pass."""
 
@@ -42,9 +42,9 @@ class UnitBatch:
     last: bool
     samples: list[EncodedSample]
     skipped: dict[str, str] = field(default_factory=dict)
-    """Samples found unusable on the way, with the reason."""
+    """Samples that could not be encoded, with the reason."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Samples that the forward pass could do nothing with, likewise; it fills this."""
+    """Samples that failed in the forward pass, with the reason; the forward pass fills this."""
     later_images: frozenset[str] = frozenset()
     """Digests of the images that later batches of the unit need."""
 
@@ -53,7 +53,7 @@ def unit_batches(job: DumpJob, units: Iterable[PlannedUnit], *, is_done: Callabl
     """The batches of every unit that is not committed when its turn comes.
 
     Raises:
-        DataError: a sample that cannot be encoded, unless the recipe says `on_error: skip`.
+        DataError: a sample cannot be encoded, and the recipe does not say `on_error: skip`.
     """
     # the pool's threads are daemons: a dump that is told to stop does not wait for them
     with ThreadPool(picture_threads()) as pool:
@@ -78,11 +78,11 @@ def _batches(job: DumpJob, unit: PlannedUnit, pool: ThreadPool) -> Iterator[Unit
         try:
             if key not in job.samples:
                 raise DataError(
-                    f"unit {unit.name}: planned sample {key} is not in the data any more; put it back, set "
+                    f"unit {unit.name}: planned sample {key} was not found in the data; put it back, set "
                     "cache.on_error: skip, or use another cache.path"
                 )
             sample = job.samples[key]
-            if skip:  # else everything was checked before the dump began
+            if skip:  # without it everything was checked before the dump began
                 check_sample(job.recipe, job.pair, sample)
             digests[key] = sample.image_marks
             lengths.append(_length(job, sample))
@@ -117,13 +117,13 @@ def _encode(
     skip: bool,
     skipped: dict[str, str],
 ) -> list[EncodedSample]:
-    """Samples as model inputs; images that several samples of the batch ask about are opened and prepared once."""
+    """Samples as model inputs; an image that several samples of the batch share is opened and prepared once."""
     teacher = job.pair.teacher
 
     def make(sample: Sample) -> Pictures | ValueError:
         try:
             return teacher.pictures(sample.open_images(), sample.image_limits)
-        except ValueError as error:  # a DataError, or what the processor refuses
+        except ValueError as error:  # a DataError, or an error of the processor
             return error
 
     made: dict[tuple[str, ...], AsyncResult[Pictures | ValueError]] = {}
@@ -133,7 +133,7 @@ def _encode(
     encoded = []
     for key, sample, digests in batch:
         found = made[digests].get() if digests else None
-        try:  # where the pictures could not be made the sample itself says what is wrong
+        try:  # if an image could not be prepared, encoding the sample raises the reason
             inputs = teacher.encode(sample, pictures=None if isinstance(found, ValueError) else found)
         except DataError as error:
             if not skip:

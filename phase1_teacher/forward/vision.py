@@ -1,4 +1,4 @@
-"""One vision pass per image: features are kept for the later questions about the same image in a unit."""
+"""One vision pass per image: its features are kept for later questions about it in the same unit."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from phase1_teacher.forward.unit_batches import EncodedSample
 class VisionFeatures:
     """Model inputs of a batch whose images go through the vision tower once per unit.
 
-    Which images are encoded together follows from the unit's batches alone, as everything that LLM.int8 results depend on.
-    Where the model does not take features in place of pixels (transformers before 5.23, other architectures), every
-    question brings its own pixels.
+    Which images are encoded together depends on the unit's batches alone, like everything that changes LLM.int8 results.
+    If the model does not take features in place of pixels (transformers before 5.23, other architectures), every question
+    brings its own pixels.
 
     Args:
         model: the teacher.
-        prompter: the teacher's.
+        prompter: the teacher's prompter.
     """
 
     def __init__(self, model: Any, prompter: Prompter) -> None:
@@ -35,11 +35,11 @@ class VisionFeatures:
         accepted = inspect.signature(model.base_model.forward).parameters
         self.shared = prompter.family.one_feature_per_image and "mm_encoder_outputs" in accepted
         self.encoded = 0
-        """Images that went through the vision tower."""
+        """Number of images that went through the vision tower."""
         self._features: dict[str, Tensor] = {}
 
     def forget(self, keep: frozenset[str] = frozenset()) -> None:
-        """Drop the features of all images but those of these digests."""
+        """Keep only the features of the images with these digests."""
         self._features = {digest: value for digest, value in self._features.items() if digest in keep}
 
     def inputs(self, batch: Sequence[EncodedSample]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class VisionFeatures:
 
 
 class _Features:
-    """What the backbone reads of a vision tower's output: features per image, [tokens, D] each."""
+    """The part of a vision tower's output that the backbone reads: features per image, [tokens, D] each."""
 
     def __init__(self, pooler_output: tuple[Tensor, ...]) -> None:
         self.pooler_output = pooler_output

@@ -1,22 +1,22 @@
-"""Batches by token budget: samples of like length together, so that little is padding."""
+"""Batches by token budget: samples of similar length together, to keep padding low."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 MAX_PADDING = 0.05
-"""Share of a batch's padded tokens that may be padding; a sample that would raise it above begins a new batch."""
+"""Largest share of padding in a batch; a sample that would exceed it begins a new batch."""
 
 
 def batch_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Group samples so that no padded batch exceeds `budget` tokens or `MAX_PADDING`.
 
-    A single sample longer than the budget is a batch of its own. The grouping depends on the lengths and their order
-    alone, never on the worker: LLM.int8 results depend on who shares a batch.
+    A single sample longer than the budget is a batch of its own. The grouping depends only on the lengths and their order,
+    never on the worker, because LLM.int8 results depend on which samples share a batch.
 
     Args:
         lengths: tokens of each sample.
-        budget: rows times tokens of the longest row.
+        budget: most tokens of a batch, padding included.
 
     Returns:
         Indices of the samples of each batch, longest samples first.

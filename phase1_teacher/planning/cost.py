@@ -10,7 +10,7 @@ from firstsight.recipe import TeacherSection
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherWork:
-    """What goes through the teacher: sums over all samples."""
+    """The input of the teacher: sums over all samples."""
 
     tokens: int
     squared_tokens: int
@@ -21,7 +21,7 @@ class TeacherWork:
 
 
 def forward_flops(size: ModelSize, work: TeacherWork) -> float:
-    """Floating-point operations of one pass: two per parameter and token, and the causal attention's products."""
+    """Floating-point operations of one pass: two per parameter and token, plus the products of causal attention."""
     head = size.head or size.embedding
     attention = 2 * size.layers * size.hidden * work.squared_tokens
     return 2.0 * (size.text * work.tokens + size.vision * work.patches + head * work.positions) + attention

@@ -28,50 +28,50 @@ from storage.writer import CacheWriter, create_cache
 
 @dataclass(frozen=True, kw_only=True)
 class DumpJob:
-    """A dump that has passed every check which needs no weights."""
+    """A dump that has passed every check that needs no weights."""
 
     recipe: Recipe
     pair: Pair
-    """Where targets are exact, the student is the teacher itself."""
+    """Teacher and student; for exact targets the teacher takes both places."""
     student: Pair | None
-    """Teacher and student, where the report says what a top_k cache costs the student's gradient."""
+    """Teacher and student, if the dump reports how a top_k cache changes the student's gradient; else None."""
     samples: SampleIndex
-    """Training then validation."""
+    """Training samples, then validation samples."""
     writer: CacheWriter
     planned: int
     """Samples that this job added to the plan."""
     again: int
-    """Those among them that earlier dumps skipped."""
+    """How many of them earlier dumps skipped."""
 
     @property
     def pending(self) -> list[PlannedUnit]:
-        """Units of this cache that no one has committed."""
+        """Units of this cache that are not committed."""
         return self.writer.pending()
 
 
 def check_adopted_turns(sample: Sample, location: str) -> None:
-    """Raise DataError for a sample that has answers which an existing cache has no place for."""
+    """Raise DataError for a sample with more answers than the existing cache can hold."""
     if sample.earlier_answers:
         raise DataError(
             f"{sample.place}: sample {sample.id!r} has {counted(len(sample.answers), 'answer')}, and {location} holds only the last of "
-            "each row (format version 1, or data.turns: last); set data.turns: last to add to it, or give another cache.path to learn from "
+            "each row (format version 1, or data.turns: last); set data.turns: last to add to it, or use another cache.path to train on "
             "every answer"
         )
 
 
 def dump_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
-    """The models of a dump, without their weights: those of exact targets know no student.
+    """The models of a dump, without their weights; a dump of exact targets has no student.
 
     Args:
-        recipe: of the dump.
-        weights: the teacher's weights must be there too.
+        recipe: the dump's recipe.
+        weights: the teacher's weights must exist, too.
     """
     load = load_teacher_pair if recipe.cache.targets == "exact" else load_pair
     return load(recipe, weights=weights)
 
 
 def _measured_pair(recipe: Recipe, pair: Pair) -> Pair:
-    """Teacher and student; ModelError for a student that is not there, which exact targets do without."""
+    """Teacher and student, for the report of an exact dump. Raises ModelError if the student was not found."""
     if recipe.cache.targets == "top_k":
         return pair
     try:
@@ -83,7 +83,7 @@ def _measured_pair(recipe: Recipe, pair: Pair) -> Pair:
 
 
 def dump_spec(recipe: Recipe, pair: Pair) -> dict[str, Any]:
-    """The spec of the cache, but for generated answers."""
+    """The spec of the cache, without what concerns generated answers."""
     if recipe.cache.targets == "exact":
         return exact_spec(
             recipe,
@@ -98,7 +98,7 @@ def dump_spec(recipe: Recipe, pair: Pair) -> dict[str, Any]:
 
 
 def _generation(recipe: Recipe, pair: Pair) -> dict[str, Any]:
-    """What the teacher's own answers depend on, beside the teacher."""
+    """What the teacher's own answers depend on, besides the teacher."""
     _, *others = stored_stop_ids(pair.directory, load_config(pair.directory, recipe.teacher), pair.teacher)
     return {
         "max_tokens": recipe.cache.generate_max_tokens,
@@ -114,15 +114,15 @@ def index_samples(
     """All samples of the recipe by key, with their answer positions.
 
     Args:
-        recipe: its data checked by `samples.check_files`.
-        pair: counts the positions; both models must take the samples' lengths.
-        total: rows.
-        adopted: `data.turns` is that of the cache and not the recipe's.
+        recipe: a recipe with data that passed `samples.check_files`.
+        pair: counts the positions; each sample must fit into both models.
+        total: number of rows.
+        adopted: `data.turns` comes from the cache, not from the recipe.
         progress: show a bar.
 
     Raises:
-        DataError: a row without an answer where the recipe does not let the teacher answer; a sample that teacher or
-            student cannot take (`Pair.check`), unless the recipe skips it.
+        DataError: a row has no answer and the recipe does not let the teacher answer, or teacher or student cannot take a
+            sample (`Pair.check`) and the recipe does not skip it.
     """
 
     def positions(sample: Sample) -> int:
@@ -136,17 +136,17 @@ def index_samples(
         except DataError:
             if recipe.cache.on_error == "stop":
                 raise
-            return 1  # it is skipped by name when its turn comes
+            return 1  # skipped and named when its turn comes
 
     with tqdm(total=total, desc="reading samples", unit=" sample", disable=not progress, leave=False) as bar:
         return SampleIndex.build(recipe.sources(), positions, progress=bar.update)
 
 
 def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
-    """Tokens of a sample's answers; of one that the teacher is to give, the most that it may generate.
+    """Tokens of a sample's answers; for an answer that the teacher is to give, the most that it may generate.
 
     Raises:
-        DataError: no answer, and the recipe does not let the teacher answer.
+        DataError: the sample has no answer, and the recipe does not let the teacher answer.
     """
     check_answered(recipe, sample)
     own = sum(map(len, student.turn_ids(sample)))
@@ -154,7 +154,7 @@ def answer_positions(recipe: Recipe, student: Prompter, sample: Sample) -> int:
 
 
 def check_answered(recipe: Recipe, sample: Sample) -> None:
-    """Raise DataError for a sample that ends without an answer where the recipe does not let the teacher answer."""
+    """Raise DataError if a sample ends without an answer and the recipe does not let the teacher answer."""
     if sample.answer is None and not recipe.cache.generate_missing:
         raise DataError(
             f"{sample.place}: sample {sample.id!r} has no answer{' to its last question' if sample.answers else ''}; add an assistant "
@@ -164,13 +164,13 @@ def check_answered(recipe: Recipe, sample: Sample) -> None:
 
 
 def check_sample(recipe: Recipe, pair: Pair, sample: Sample, *, images: bool = False) -> None:
-    """Raise DataError for a sample that cannot be dumped, as far as that can be told without weights.
+    """Raise DataError for a sample that cannot be dumped, as far as this can be known without weights.
 
     Args:
-        recipe: of the dump.
+        recipe: the dump's recipe.
         pair: both models.
-        sample: of the data.
-        images: decode its images as well.
+        sample: a sample of the data.
+        images: also decode its images.
     """
     pair.check(sample, generated=recipe.cache.generate_max_tokens)
     if images:
@@ -187,18 +187,18 @@ def prepare_dump(
 ) -> DumpJob:
     """Check data, models and cache, and plan what is missing.
 
-    Samples that earlier dumps skipped are planned again where they can be dumped now, as far as that can be told without weights.
+    Samples that earlier dumps skipped are planned again if they can be dumped now, as far as this can be known without weights.
 
     Args:
-        recipe: of the dump.
-        rows: of its data, if `samples.check_files` has been through them; None: it goes through them now.
-        retry_skipped: plan also those again that were skipped for what the teacher computed.
-        measure_student: say what a top_k cache costs the gradient of the recipe's student, whose base is loaded after the dump.
+        recipe: the dump's recipe.
+        rows: number of rows in its data, if `samples.check_files` has checked them already; None: check them now.
+        retry_skipped: also plan samples again that were skipped because of what the teacher computed.
+        measure_student: report how a top_k cache changes the gradient of the recipe's student, which is loaded after the dump.
         progress: show bars.
 
     Raises:
         FirstSightError: bad data, models that are not found, vocabularies that do not fit.
-        CacheError: the cache was made with another spec (with the differences).
+        CacheError: the cache was made with another spec; lists the differences.
     """
     if rows is None:
         rows = check_files(recipe.sources(), progress=progress)

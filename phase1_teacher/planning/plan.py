@@ -1,4 +1,4 @@
-"""What a dump will take, before any model is loaded: samples, tokens, bytes, GPU-hours; and how much is there already."""
+"""What a dump will cost, before any model is loaded: samples, tokens, bytes, GPU-hours; and how much the cache holds already."""
 
 from __future__ import annotations
 
@@ -31,56 +31,56 @@ from storage.wording import counted
 SCALES = (1, 10, 1_000, 1_000_000)
 
 _ENTRY_BYTES = 1.45  # ids and values of one stored entry: measured at k = 64 (docs/log.md, storage)
-_POSITION_BYTES = 11.0  # tails, target and the unit's documents, likewise
+_POSITION_BYTES = 11.0  # tails, target and the unit's documents, from the same measurement
 _STATE_BYTES = {"bfloat16": 1.39, "float16": 1.5, "float32": 3.4}  # a number of an exact state (docs/log.md, storage)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What the data ask for."""
+    """What there is to dump."""
 
     rows: int
-    """Both splits, rows of equal content included."""
+    """Rows of both splits, rows of equal content included."""
     samples: int
     """Rows of different content: what the teacher sees and the cache holds."""
     unreadable: int
-    """Samples that cannot be made inputs, where `cache.on_error: skip` leaves them out."""
+    """Samples that cannot be used; `cache.on_error: skip` leaves them out."""
     answers: int
-    """Those of the samples, the teacher's own included."""
+    """Answers of the samples, the teacher's own included."""
     missing_answers: int
-    """Samples that the teacher answers itself; counted with the longest answer."""
+    """Samples that the teacher answers itself; counted with the maximum length of an answer."""
     positions: int
     prompt_tokens: int
-    """Without image tokens."""
+    """Tokens of the prompts, without image tokens."""
     image_tokens: int
     longest: int
     """Tokens of the longest sample."""
     too_long: int
     """Samples longer than `data.max_length` or the positions of a model: the dump refuses or skips them."""
     first_too_long: tuple[str, ...]
-    """Places of the first of them."""
+    """Places of the first samples that are too long."""
     images: int
-    """Distinct files."""
+    """Number of different image files."""
     work: TeacherWork
     present: int
     """Samples that the cache holds already."""
     notes: tuple[str, ...]
-    """What is worth knowing about the rows, a line each."""
+    """Notes about the rows, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DumpPlan:
-    """A demand and what it costs."""
+    """What there is to dump, and what it costs."""
 
     demand: Demand
     size: ModelSize
     bytes_per_position: float
     measured: bool
-    """`bytes_per_position` comes from this cache; else from other material."""
+    """Whether `bytes_per_position` was measured in this cache; else it comes from other data."""
     head_bytes: int
-    """The head of an exact cache or of a tail with a shape, once for all of it."""
+    """Bytes of the head of an exact cache, or of the directions of a tail; stored once per cache."""
     longest_teacher: int
-    """Tokens of the longest sample that the teacher takes."""
+    """Most tokens of a sample that the teacher takes."""
     longest_student: int
     device_bytes: float
     utilization: float
@@ -96,11 +96,11 @@ class DumpPlan:
 
 
 def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> DumpPlan:
-    """Read all rows and image headers; no weights, no image is decoded.
+    """Read all rows and image headers. Reads no weights and decodes no image.
 
     Args:
-        recipe: of its models only configuration and tokenizer are read.
-        utilization: share of a GPU's peak that the forward pass is taken to reach.
+        recipe: only the configurations and tokenizers of its models are read.
+        utilization: assumed share of a GPU's peak that the forward pass reaches.
         progress: show a bar.
 
     Raises:
@@ -115,8 +115,8 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
         cache = measured = None
     if cache is not None and cache.kind != recipe.cache.targets:
         raise WrongTargets(
-            f"{recipe.cache_location} holds {cache.kind} targets, cache.targets asks for {recipe.cache.targets}; use another "
-            f"cache.path, or cache.targets: {cache.kind}"
+            f"{recipe.cache_location} holds {cache.kind} targets, but cache.targets is {recipe.cache.targets}; use another "
+            f"cache.path, or set cache.targets: {cache.kind}"
         )
     config = load_config(pair.directory, recipe.teacher)
     size = model_size(config)
@@ -135,14 +135,14 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
 
 
 def _bytes_per_position(recipe: Recipe, size: ModelSize) -> float:
-    """An estimate for a cache that does not exist yet."""
+    """Estimated bytes per position of a cache that does not exist yet."""
     if recipe.cache.targets == "exact":
         return _STATE_BYTES[recipe.teacher.dtype] * size.hidden + _POSITION_BYTES
     return _ENTRY_BYTES * recipe.cache.top_k + _POSITION_BYTES + (recipe.cache.tail_rank or 0)
 
 
 def _head_bytes(recipe: Recipe, pair: Pair, head: HeadShape) -> int:
-    """What the head of a cache takes, the token table of an exact one included; 0 where it has none."""
+    """Bytes of a cache's head, the token table of an exact one included; 0 if it has none."""
     if recipe.cache.targets == "top_k":
         rank = recipe.cache.tail_rank
         return tail_sizes(len(pair.alignment.teacher_of_student), rank, head.hidden_size).nbytes() if rank else 0
@@ -205,12 +205,12 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, adopte
 def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     """The plan as lines for the terminal."""
     demand, size = plan.demand, plan.size
-    origin = "measured in this cache" if plan.measured else "from other material; the first units will say"
+    origin = "measured in this cache" if plan.measured else "measured on other data; the first units will tell"
     targets = f"k = {recipe.cache.top_k}"
     if recipe.cache.tail_rank:
-        targets += f", tail_rank = {recipe.cache.tail_rank}; {bytes_text(plan.head_bytes)} of it are the tail's directions, once"
+        targets += f", tail_rank = {recipe.cache.tail_rank}; {bytes_text(plan.head_bytes)} of that are the tail's directions, stored once"
     elif plan.head_bytes:
-        targets = f"exact targets; {bytes_text(plan.head_bytes)} of it are the teacher's head, once"
+        targets = f"exact targets; {bytes_text(plan.head_bytes)} of that are the teacher's head, stored once"
     lines = [
         f"Samples     {demand.samples:,}, {counted(demand.images, 'image file')}; {counted(demand.present, 'is in', 'are in')} "
         f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
@@ -223,8 +223,8 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     ]
     if demand.missing_answers:
         lines.append(
-            f"            {counted(demand.missing_answers, 'sample has', 'samples have')} no answer: the teacher's own are counted "
-            f"at their longest, {recipe.cache.generate_max_tokens} tokens, and the time to generate them is not"
+            f"            {counted(demand.missing_answers, 'sample has', 'samples have')} no answer: the teacher's are counted at "
+            f"their maximum length, {recipe.cache.generate_max_tokens} tokens; the time to generate them is not counted"
         )
     if demand.too_long:
         lines.append(
@@ -242,7 +242,7 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     lines += [f"            {note}" for note in demand.notes]
     lines += [
         "",
-        f"GPU-hours at {plan.utilization:.0%} of a GPU's dense bf16 peak, an assumption (--utilization): a dump prints what it reached",
+        f"GPU-hours, if {plan.utilization:.0%} of a GPU's dense bf16 peak is reached (an assumption, set by --utilization)",
         f"  {'data':>12} {'samples':>16} {'cache':>12}" + "".join(f" {gpu.name:>10}" for gpu in GPUS),
     ]
     for scale in SCALES:
@@ -253,8 +253,10 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
         )
     fits = [("yes" if plan.device_bytes < gpu.memory * 1e9 else "no") for gpu in GPUS]
     lines.append(f"  {'fits':>12} {'':>16} {'':>12}" + "".join(f" {fit:>10}" for fit in fits))
-    lines.append(f"  {'memory':>12} {'':>16} {'':>12}" + "".join(f" {f'{gpu.memory:g} GB':>10}" for gpu in GPUS))
-    lines.append("  Any number of GPUs share the hours: each is one more worker on the same cache.")
+    lines.append(
+        f"  {'memory':>12} {'':>16} {'':>12}" + "".join(f" {bytes_text(gpu.memory * 1e9):>10}" for gpu in GPUS)
+    )
+    lines.append("  Any number of GPUs can share the hours: each runs a worker on the same cache.")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
-"""Which samples that earlier dumps skipped are planned again: those that need no weights to judge and can be dumped now.
+"""Plan samples again that earlier dumps skipped: those that can be judged without weights and can be dumped now.
 
-A skip is a decision of one run: an image may have been repaired since, `data.max_length` raised.
+A skip is the decision of one run: since then an image may have been repaired, or `data.max_length` raised.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from storage.plan import PlannedSample
 from storage.writer import CacheWriter
 
 BY_TEACHER = "skipped_by_teacher"
-"""Name of a unit's note: the keys that were skipped for what the teacher computed, such as logits that are not finite."""
+"""A unit's note with the keys that were skipped because of what the teacher computed, such as logits that are not finite."""
 
 
 def plan_again(
@@ -27,19 +27,19 @@ def plan_again(
     all_skipped: bool,
     stop: bool,
 ) -> int:
-    """Plan skipped samples again; how many were planned.
+    """Plan skipped samples again; returns how many were planned.
 
     Args:
-        writer: of the cache; all samples are planned.
-        samples: of the recipe.
-        judge: raises DataError or AlignmentError for a sample that cannot be dumped, as far as that can be told without weights.
-        unit_positions: as `CacheWriter.plan` takes it.
-        all_skipped: also those that only the teacher can judge.
-        stop: raise what is wrong with a sample that still cannot be dumped; else it stays skipped.
+        writer: the cache's writer; all samples are planned.
+        samples: the recipe's samples.
+        judge: raises DataError or AlignmentError for a sample that cannot be dumped, as far as this can be known without weights.
+        unit_positions: as in `CacheWriter.plan`.
+        all_skipped: also plan samples that only the teacher can judge.
+        stop: raise the error of a sample that still cannot be dumped; else it stays skipped.
 
     Raises:
-        DataError, AlignmentError: with `stop`.
-        UnsupportedFormat: with `all_skipped`, a cache in which samples are planned once.
+        DataError, AlignmentError: with `stop`, a sample still cannot be dumped.
+        UnsupportedFormat: with `all_skipped`, the format of the cache plans each sample only once.
     """
     if not writer.version.replans_skipped and not all_skipped:
         return 0

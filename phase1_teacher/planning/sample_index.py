@@ -1,9 +1,9 @@
-"""The samples of a dump by key, without holding them: rows are read again when they are needed.
+"""The samples of a dump by key. Rows are not held in memory, but read again when they are needed.
 
 index = SampleIndex.build(recipe.sources(), positions)
 sample = index[key]
 
-What is held is where each row lies: 70 bytes a sample (docs/log.md compares it with a dictionary and with SQLite).
+The index holds where each row is: 70 bytes per sample (docs/log.md compares it with a dictionary and with SQLite).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SampleIndex:
 
     def __init__(self, sources: Sequence[DataSource]) -> None:
         self._splits = [SampleFiles(source) for source in sources]
-        # one entry a row, in the files' order
+        # one entry per row, in the order of the files
         self._keys = bytearray()
         self._images = array("Q")  # equal for rows about the same images
         self._positions = array("I")
@@ -37,7 +37,7 @@ class SampleIndex:
         self._file = array("H")
         self._locator = array("Q")
         self._line = array("I")
-        # rows in the order of the first 8 bytes of their keys, and these bytes
+        # row numbers sorted by the first 8 bytes of the rows' keys, and these bytes
         self._by_key: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
         self._prefixes: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
@@ -52,9 +52,9 @@ class SampleIndex:
         """Read the files once.
 
         Args:
-            sources: splits, checked before (`samples.check_files`).
-            positions: answer positions of a sample; may refuse it.
-            progress: called once a row.
+            sources: the splits, which passed `samples.check_files`.
+            positions: counts the answer positions of a sample; may refuse it.
+            progress: called once per row.
         """
         index = cls(sources)
         for split, files in enumerate(index._splits):
@@ -75,7 +75,7 @@ class SampleIndex:
         return index
 
     def __len__(self) -> int:
-        """Rows, those with equal keys included."""
+        """Number of rows, those with equal keys included."""
         return len(self._line)
 
     def __contains__(self, key: object) -> bool:
@@ -86,7 +86,7 @@ class SampleIndex:
 
         Raises:
             KeyError: no row has this key.
-            DataError: the file or an image was changed since the index was built.
+            DataError: the file or an image has changed since the index was built.
         """
         row = self._find(key)
         if row is None:
@@ -95,16 +95,16 @@ class SampleIndex:
         place = files.place(self._file[row], self._line[row])
         try:
             sample = files.sample(self._file[row], self._locator[row], self._line[row])
-        except DataError as error:  # it was right when the index was built
+        except DataError as error:  # the row was valid when the index was built
             raise DataError(
-                f"{place}: the row or its images were changed while the dump ran ({error}); start it again"
+                f"{place}: the row or its images changed during the dump ({error}); start it again"
             ) from None
         if sample.key != key:
-            raise DataError(f"{place}: the row or its images were changed while the dump ran; start it again")
+            raise DataError(f"{place}: the row or its images changed during the dump; start it again")
         return sample
 
     def planned(self) -> Iterator[PlannedSample]:
-        """Keys and positions of all rows; rows about the same images one after the other, else in the files' order."""
+        """Keys and positions of all rows in the order of the files, but rows about the same images follow each other."""
         if not len(self):
             return
         _, first, group = np.unique(
@@ -125,5 +125,5 @@ class SampleIndex:
 
 
 def _image_digests(sample: Sample) -> list[str]:
-    # a sample without images is a group of its own
+    # each sample without images is a group of its own
     return [image_digest(image) for image in sample.images] or [sample.key]

@@ -1,4 +1,4 @@
-"""The thread that writes: targets of finished forward passes in, committed units out, while the device continues."""
+"""The thread that writes: it commits the targets of finished forward passes while the device continues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from phase1_teacher.planning.job import DumpJob
 from phase1_teacher.writing.unit_results import UnitResults, unit_results
 
 _DEPTH = 4  # forward passes whose results may wait
-_POLL = 0.2  # seconds between two looks at whether the thread has died
+_POLL = 0.2  # seconds between two checks whether the thread has died
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _Finished:
 class CommitThread:
     """Collects results by unit and commits each unit when its last batch is done.
 
-    An exception in the thread is raised in the caller's thread at the next call: a full disk stops the dump.
+    An exception in the thread is raised in the caller's thread at the next call, so that a full disk stops the dump.
 
     Args:
         job: from `prepare_dump`.
@@ -32,11 +32,11 @@ class CommitThread:
 
     def __init__(self, job: DumpJob) -> None:
         self.units = 0
-        """Units committed by this process."""
+        """Number of units that this process committed."""
         self.samples = 0
         self.positions = 0
         self.skipped: list[str] = []
-        """Why each sample of these units was skipped that was."""
+        """The reason for each skipped sample of these units."""
         self._job = job
         self._queue: queue.Queue[tuple[UnitBatch, ForwardResult] | _Finished | None] = queue.Queue(_DEPTH)
         self._error: BaseException | None = None
@@ -47,21 +47,21 @@ class CommitThread:
         self._thread.start()
 
     def add(self, batch: UnitBatch, result: ForwardResult) -> None:
-        """Results of a forward pass of the batch. Raises what the thread died of."""
+        """Hand over the results of a forward pass of the batch. Raises the error that stopped the thread."""
         self._put((batch, result))
 
     def finish(self, batch: UnitBatch) -> None:
-        """All forward passes of the batch are done; with the last batch of a unit the unit is committed."""
+        """Report that all forward passes of the batch are done; the last batch of a unit commits the unit."""
         self._put(_Finished(batch))
 
     def close(self) -> None:
-        """Wait until everything is committed. Raises what the thread died of."""
+        """Wait until everything is committed. Raises the error that stopped the thread."""
         self._put(None)
         self._thread.join()
         self._raise()
 
     def abandon(self, seconds: float) -> None:
-        """Drop what is not committed; a commit under way gets this many seconds to end."""
+        """Drop what is not committed; a running commit gets this many seconds to end."""
         self._dropping.set()
         self._thread.join(seconds)
 
@@ -106,7 +106,7 @@ class CommitThread:
 
     def _commit(self, results: UnitResults) -> None:
         now = time.perf_counter()
-        results.sums["seconds"], self._since = now - self._since, now  # of this worker, since its unit before
+        results.sums["seconds"], self._since = now - self._since, now  # this worker's time since its previous unit
         with self._job.writer.unit(results.unit) as out:
             results.fill(out)
         self._current = None

@@ -1,4 +1,4 @@
-"""Results of a unit, as they come from the device, made into targets and sums: what the writer thread computes."""
+"""Results of a unit, turned from the device's output into stored targets and sums: what the writer thread computes."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class UnitResults(ABC):
     """Targets, skipped samples and sums of one unit.
 
     Args:
-        unit: planned.
+        unit: the planned unit.
         compared: what the fidelity report measures.
-        skip: samples with logits that are not finite are left out; else they stop the dump.
+        skip: leave out samples with logits that are not finite; else they stop the dump.
     """
 
     def __init__(self, unit: PlannedUnit, compared: Comparison, *, skip: bool) -> None:
         self.unit = unit
         self.skipped: dict[str, str] = {}
         self.refused: dict[str, str] = {}
-        """Skipped for what the teacher computed, and why."""
+        """Samples skipped because of what the teacher computed, and why."""
         self.sums: dict[str, float] = {}
         self.notes: dict[str, Any] = {}
         self._compared = compared
@@ -47,10 +47,10 @@ class UnitResults(ABC):
         self._measured: list[tuple[Targets, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
 
     def add(self, result: ForwardResult) -> None:
-        """One forward pass's samples; waits for its copies from the device.
+        """Add the samples of one forward pass; waits for its copies from the device.
 
         Raises:
-            TargetError: the teacher's logits are not finite; names the sample.
+            TargetError: the teacher's logits are not finite; the message names the sample.
         """
         if result.ready is not None:
             result.ready.synchronize()
@@ -98,11 +98,11 @@ class UnitResults(ABC):
 
     @abstractmethod
     def _stored(self, block: Any, rows: slice, sample: AnsweredSample) -> StoredSample:
-        """A sample as the cache holds it; `rows` are its soft positions in the block."""
+        """A sample in the form that the cache stores; `rows` are its soft positions in the block."""
 
     @abstractmethod
     def _compared_targets(self, block: Any, rows: NDArray[np.int64]) -> tuple[TopKTargets, NDArray[np.int64]]:
-        """Where the top-k targets of measured positions are, and their rows there; `rows` are those in the block."""
+        """The top-k targets that hold the measured positions, and their rows in them; `rows` are those in the block."""
 
     def _sums_of(self, block: Any, chosen: torch.Tensor) -> dict[str, float]:  # noqa: ARG002
         """More sums over some positions of a block."""
@@ -180,7 +180,7 @@ def unit_results(job: DumpJob, unit: PlannedUnit) -> UnitResults:
 
 
 def _turns(sample: AnsweredSample) -> dict[str, Any]:
-    """What is stored of a sample beside its targets."""
+    """What is stored of a sample besides its targets."""
     turns = sample.turns if len(sample.turns) > 1 else ()
     return {"key": sample.key, "hard": all(turn.hard for turn in sample.turns), "turns": turns}
 

@@ -1,4 +1,4 @@
-"""What a data loader hands to the student: items of single samples, joined to one typed batch.
+"""What a data loader gives to the student: items of single samples, joined into one typed batch.
 
 loader = DataLoader(source.dataset(samples), collate_fn=source.collator())
 batch = next(iter(loader)).to(device)
@@ -34,18 +34,18 @@ class Item(Generic[ItemTargets]):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(TensorFields, Generic[BatchTargets]):
-    """A micro-batch; one opaque argument of `forward`, so that DDP and FSDP pass it on as it is, in its own dtypes."""
+    """A micro-batch. It is one opaque argument of `forward`, so that DDP and FSDP pass it on unchanged, in its own dtypes."""
 
     inputs: dict[str, Tensor]
-    """Padded model inputs, as `prompting.collate` makes them."""
+    """Padded model inputs from `prompting.collate`."""
     answer_rows: Tensor
-    """int64 [N], rows of the answer positions in the padded inputs."""
+    """int64 [N], row of each answer position in the padded inputs."""
     answer_columns: Tensor
-    """int64 [N]."""
+    """int64 [N], column of each answer position."""
     targets: BatchTargets
     """Targets of the N answer positions, sample by sample."""
     names: tuple[str, ...]
-    """Ids of the samples."""
+    """Ids of the samples, in order."""
 
     def with_targets(self, targets: OtherTargets) -> Batch[OtherTargets]:
         """The same samples with other targets."""
@@ -64,15 +64,15 @@ class Batch(TensorFields, Generic[BatchTargets]):
 
 @dataclass(frozen=True, kw_only=True)
 class Collator(Generic[ItemTargets, BatchTargets]):
-    """Items to one batch: padded model inputs, and the targets of all answer positions in a row."""
+    """Joins items into one batch: padded model inputs, and the targets of all answer positions one after the other."""
 
     join: Callable[[Sequence[Item[ItemTargets]]], BatchTargets]
-    """Targets of the items to those of a batch."""
+    """Joins the targets of the items into those of a batch."""
     pad_id: int
-    """Fills `input_ids` on the right."""
+    """The id that fills `input_ids` on the right."""
     blank: Encoded | None = None
-    """What `Prompter.blank` makes, for several processes: they wait for each other's gradients and shards module by module, so one
-    whose micro-batch is text alone must go through the vision tower as the others do."""
+    """From `Prompter.blank`, for several processes. They wait for each other's gradients and shards module by module, so a process
+    with only text in its micro-batch must still go through the vision tower."""
 
     def __call__(self, items: Sequence[Item[ItemTargets]]) -> Batch[BatchTargets]:
         """The batch of some items."""

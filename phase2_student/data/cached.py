@@ -1,4 +1,4 @@
-"""Targets from a cache: samples joined with what is stored of them, by key; never by row number.
+"""Targets from a cache: samples joined with their stored targets by key, never by row number.
 
 source = CacheSource(open_cache("cache.zarr"), prompter, temperature=2.0)
 data = source.dataset(samples)          # refuses what does not fit, by name
@@ -35,18 +35,18 @@ from storage.wording import counted
 
 
 def open_recipe_cache(recipe: Recipe) -> Cache | ExactCache:
-    """The recipe's cache, of the kind that lies there, with the memory and the scratch directory that it states; CacheError."""
+    """The recipe's cache, of either kind, opened with the recipe's limits for memory and scratch space. Raises CacheError."""
     return open_any_cache(recipe.cache_location, memory_budget=recipe.cache.memory, scratch=recipe.cache_scratch)
 
 
 class CacheSource:
-    """A `source.TargetSource`: what a dump has left.
+    """A `source.TargetSource`: the targets that a dump wrote.
 
     Args:
-        cache: opened.
-        prompter: the student's.
-        temperature: of the targets, within the cache's nodes.
-        tail: of the recipe's loss; None: the shape of the tail where the cache has one.
+        cache: an open cache.
+        prompter: the student's prompter.
+        temperature: temperature of the targets, within the cache's nodes.
+        tail: `loss.tail` of the recipe; None: the tail's shape if the cache has one.
         skip: leave out samples that do not fit this student (`cache.on_error`).
         progress: show a bar while targets are compared.
     """
@@ -72,7 +72,7 @@ class CacheSource:
         self.tail_rank = cache.tail_rank if tail in (None, "shape") else 0
 
     def at(self, recipe: Recipe) -> CacheSource:
-        """The same cache for a recipe with another loss. RecipeError: one that asks for a shape which the cache has not."""
+        """The same cache for a recipe with another loss. Raises RecipeError if it needs a tail's shape and the cache has none."""
         check_tail(recipe, self.cache)
         return CacheSource(
             self.cache,
@@ -84,7 +84,7 @@ class CacheSource:
         )
 
     def shared_mask(self) -> NDArray[np.bool_]:
-        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
+        """Bool [V]: rows of the student's head for tokens that the teacher also has."""
         return self.cache.shared_mask()
 
     def dataset(self, samples: Sequence[Sample]) -> CachedDataset:
@@ -94,24 +94,24 @@ class CacheSource:
         )
 
     def reused(self, dataset: CachedDataset) -> CachedDataset:
-        """A dataset of this cache at this temperature, checked already; TemperatureOutOfRange."""
+        """A dataset of this cache that is checked already, at this temperature. Raises TemperatureOutOfRange."""
         return dataset.at(self.temperature)
 
     def collator(self, blank: Encoded | None = None) -> Collator[StoredTargets, StoredTargets]:
-        """Items of the dataset to batches."""
+        """Joins items of the dataset into batches."""
         return Collator(join=join_stored, pad_id=self.prompter.pad_id, blank=blank)
 
     def identity(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What a run on these samples is bound to; the cache may grow."""
+        """The identity of the targets of these samples, to which a run is bound; the cache may grow."""
         shape = {"tail": f"shape of rank {self.tail_rank}"} if self.tail_rank else {}
         return {"targets": "cache", "targets digest": self.cache.digest_of_samples(keys), **shape}
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` tells of the targets."""
+        """What `run.json` records about the targets."""
         return {"teacher": None, "cache": self.cache.location, "cache_digest": self.cache.digest}
 
     def completion(self, device: torch.device) -> Callable[[Batch[StoredTargets]], Batch[Any]]:
-        """What brings a batch to the device, ready for the loss; reads the image of the tail's directions where they are used."""
+        """A function that brings a batch to the device, ready for the loss; reads the tail's directions if they are used."""
         if not self.tail_rank:
             return lambda batch: batch.to(device)
         shape, temperature = TailShape.of_cache(self.cache.head(), self.shared_mask(), device), self.temperature
@@ -131,16 +131,16 @@ def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
 
 
 NOT_BY_THE_DUMP = " (not skipped by the dump, but for this student: cache.on_error)"
-"""Behind the reason of a sample that the dump took."""
+"""Added to the reason if the dump did not skip the sample."""
 
 
 def samples_with_targets(
     samples: Sequence[Sample], cache: CommittedCache[Any]
 ) -> tuple[list[tuple[str, Sample]], list[str]]:
-    """Samples by their keys, without those that the dump skipped; and why it skipped each of these.
+    """Samples by their keys, without those that the dump skipped; and the reason for each of these.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run; none that the dump did not skip.
+        DataError: the cache lacks samples (says how many, which, and what to run), or the dump skipped all of them.
     """
     rows = [(sample.key, sample) for sample in samples]
     skipped = cache.skipped()
@@ -165,15 +165,15 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
     """Samples with their targets.
 
     Args:
-        samples: of one split, rows of equal content included; those that the dump skipped are left out and counted in `skipped`.
-        prompter: the student's.
-        cache: opened.
+        samples: samples of one split, rows of equal content included; those that the dump skipped are left out and listed in `skipped`.
+        prompter: the student's prompter.
+        cache: an open cache.
         temperature: within the cache's nodes.
         skip: leave out, and name, samples of which the cache holds other tokens, or that are too long; else they are an error.
         progress: show a bar while the targets are compared.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run; none that can be learned from; one that
+        DataError: samples that the cache does not hold: how many, which, and what to run; none that can be used; one that
             is too long.
         AlignmentError: target ids that differ from the student's own tokens of the answer, with the position.
         TemperatureOutOfRange: the cache has no tail mass for this temperature.
@@ -214,7 +214,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item[StoredTargets]:
-        """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
+        """The sample; for a negative index the filler `~index`: its prompt without an answer, which has no weight in a batch."""
         key, sample = self.samples[index if index >= 0 else ~index]
         cached = self.cache[key]
         turns = cached.all_turns() if index >= 0 else ()
@@ -239,10 +239,10 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         return Item(name=sample.id, encoded=encoded, targets=stored)
 
     def at(self, temperature: float) -> CachedDataset:
-        """The same samples, checked already, at another temperature of the cache.
+        """The same samples, which are checked already, at another temperature of the cache.
 
         Raises:
-            TemperatureOutOfRange: the cache has no tail mass for it.
+            TemperatureOutOfRange: the cache has no tail mass for this temperature.
         """
         other = copy.copy(self)
         other.temperature = temperature
@@ -251,7 +251,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         return other
 
     def lengths(self) -> list[int]:
-        """Tokens of every sample, prompt, images and answer; no image is decoded."""
+        """Number of tokens of every sample, with prompt, images and answer; decodes no image."""
         return self._lengths
 
     def _rest_at_one(self, targets: Targets) -> Tensor | None:
@@ -275,7 +275,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
             )
         stored = _by_turn(cached.targets.target_ids, turns)
         start = 0
-        # an answer that the teacher gave may stand in for a ground truth that came later
+        # the row may have got a ground truth after the teacher answered it
         for turn, own, kept in zip(turns, self.prompter.turn_ids(sample), stored, strict=False):
             if turn.hard and own != kept:
                 at = next(

@@ -1,11 +1,11 @@
 """What phase 2 compares with the specification of a cache: everything that its recipe states, line by line.
 
-`data.system_prompt` and the name of the teacher are stated by every recipe, by their defaults if not by name; so are the
-student's tokens, roles and rows of its head, `cache.top_k` and `cache.temperatures`, which a cache of exact targets does not depend
-on. Other settings of the dump are compared where the recipe or an override names them: a recipe that is silent about
-`teacher.quantization` trains on any, one that is silent about `cache.targets` on either kind, one that is silent about `data.turns`
-on the answers that the cache has. The teacher need not be there;
-where it is not, `teacher.max_pixels` is compared for image processors that count pixels (Qwen2-VL and its successors).
+Every recipe states `data.system_prompt` and the name of the teacher, at least by their defaults. The same is true of the
+student's tokens and roles, the rows of its head, `cache.top_k` and `cache.temperatures`; a cache of exact targets does not depend
+on these. Other settings of the dump are compared only if the recipe or an override names them: without `teacher.quantization` a
+recipe trains on any, without `cache.targets` on either kind, without `data.turns` on the answers that the cache has.
+The teacher need not exist.
+If it does not, `teacher.max_pixels` is compared for image processors that count pixels (Qwen2-VL and its successors).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
     """Compare a cache with the recipe and the student that are to be trained on it.
 
     Args:
-        recipe: of the run.
-        cache: opened.
-        prompter: the student's.
-        rows: of the student's head.
+        recipe: the run's recipe.
+        cache: an open cache.
+        prompter: the student's prompter.
+        rows: number of rows in the student's head.
 
     Raises:
-        SpecMismatch: with every difference.
-        RecipeError: a key of the loss that does not go with the kind of the cache.
+        SpecMismatch: the two differ; lists every difference.
+        RecipeError: a key of the loss is not possible with this kind of cache.
     """
     check_made_for(recipe, cache, prompter, rows)
     if isinstance(cache, ExactCache):
@@ -44,7 +44,7 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
 
 
 def check_made_for(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> None:
-    """Compare a cache with what a recipe states of the dump, and with a student, the recipe's or another. SpecMismatch.
+    """Compare a cache with what a recipe states about the dump, and with a student. Raises SpecMismatch.
 
     An exact cache is of teacher and data alone. The other arguments are those of `check_cache`.
     """
@@ -56,10 +56,10 @@ def check_made_for(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter
 
 
 def check_tail(recipe: Recipe, cache: Cache) -> None:
-    """Raise RecipeError where the loss asks for a tail's shape that a top_k cache has not."""
+    """Raise RecipeError if the loss needs a tail's shape and the top_k cache has none."""
     if recipe.loss.tail == "shape" and not cache.tail_rank:
         raise RecipeError(
-            f"loss.tail: shape: {cache.location} holds the mass of its tail alone; set loss.tail: bucket, or dump, or derive, a "
+            f"loss.tail: shape: {cache.location} holds only the mass of its tail; set loss.tail: bucket, or dump or derive a "
             "cache with cache.tail_rank"
         )
 
@@ -68,15 +68,15 @@ def check_loss(recipe: Recipe, source: str) -> None:
     """Refuse a key of the loss that has no meaning for whole distributions.
 
     Args:
-        recipe: of the run.
-        source: what gives them, for the message.
+        recipe: the run's recipe.
+        source: what gives the distributions, for the message.
 
     Raises:
         RecipeError: `loss.tail` is stated.
     """
     if recipe.loss.tail is not None:
         raise RecipeError(
-            f"loss.tail: {source} whole distributions, in which no entry is left over; remove the key, which is for top_k caches"
+            f"loss.tail: {source} whole distributions, which have no tail; remove the key, it is for top_k caches"
         )
 
 
@@ -97,11 +97,9 @@ def _kind(recipe: Recipe, spec: dict[str, Any]) -> list[Compared]:
     if "targets" in section.model_fields_set and section.targets != kind:
         return [("targets", kind, section.targets)]
     wanted: dict[str, Any] = {"top_k": section.top_k, "temperatures": normalised(list(section.temperatures))}
-    named = (
-        wanted if kind == TOP_K else section.model_fields_set & wanted.keys()
-    )  # nothing of them is in an exact cache
+    named = wanted if kind == TOP_K else section.model_fields_set & wanted.keys()  # an exact cache has neither
     compared = [(name, spec.get(name, SpecMismatch.ABSENT), wanted[name]) for name in wanted if name in named]
-    if "tail_rank" in section.model_fields_set:  # a recipe that is silent trains on either
+    if "tail_rank" in section.model_fields_set:  # without it a recipe trains on either
         rank = SpecMismatch.ABSENT if section.tail_rank is None else section.tail_rank
         compared.append(("tail_rank", spec.get("tail_rank", SpecMismatch.ABSENT), rank))
     return compared

@@ -1,11 +1,11 @@
-"""Targets from an exact cache: the teacher's states as stored and its head, for a student of any vocabulary, at any temperature.
+"""Targets from an exact cache: the teacher's stored states and its head, for a student of any vocabulary, at any temperature.
 
     source = ExactSource(open_exact_cache("exact.zarr"), prompter, rows=151_936, temperature=2.0)
     data = source.dataset(samples)           # refuses what does not fit, by name; opens no states
     complete = source.completion(device)     # reads the head
     batch = complete(source.collator()([data[0], data[1]]))
 
-The loss is that of the teacher in memory: whole distributions, made chunk by chunk. The teacher's directory is not needed.
+The loss is the same as with the teacher in memory: whole distributions, computed chunk by chunk. The teacher is not needed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StateTargets(PositionTargets):
     """The teacher's states, not yet joined with its head."""
 
     states_ND: Tensor
-    """In the stored type; zeros where there is no soft target."""
+    """The states in the stored dtype; zeros at positions without a soft target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +55,26 @@ class AnswerRows:
     student_ids: tuple[list[int], ...]
     """Each answer in the student's tokens, P in all."""
     rows: NDArray[np.int64]
-    """[P] the stored position that speaks for each of the student's; -1: none, only the hard label."""
+    """[P] the stored position for each of the student's; -1: none, only the hard label."""
     hard: NDArray[np.bool_]
-    """[P] the answer is ground truth."""
+    """[P] whether the answer is ground truth."""
 
 
 class ExactSource:
-    """A `source.TargetSource`: what an exact dump has left.
+    """A `source.TargetSource`: the targets that an exact dump wrote.
 
     Args:
-        cache: opened.
-        prompter: the student's.
-        rows: of the student's head.
-        temperature: of the targets, any above 0.
+        cache: an open cache.
+        prompter: the student's prompter.
+        rows: number of rows in the student's head.
+        temperature: temperature of the targets, any above 0.
         skip: leave out samples whose answers the student's tokens do not spell (`cache.on_error`).
         progress: show a bar while the answers are compared.
-        answers: of the same cache and student, made already.
+        answers: the alignment for the same cache and student, if it was made already.
 
     Raises:
         AlignmentError: teacher and student share no token.
-        CacheError: the token table is damaged, or not there.
+        CacheError: the token table is damaged or missing.
     """
 
     entries: int | None = None
@@ -104,7 +104,7 @@ class ExactSource:
         self.note = _note(answers.vocabulary)
 
     def at(self, recipe: Recipe) -> ExactSource:
-        """The same cache for a recipe with another loss. RecipeError: a key of the loss that does not go with it."""
+        """The same cache for a recipe with another loss. Raises RecipeError if a key of the loss is not possible with it."""
         check_loss(recipe, f"{self.cache.location} holds")
         return ExactSource(
             self.cache,
@@ -117,7 +117,7 @@ class ExactSource:
         )
 
     def shared_mask(self) -> NDArray[np.bool_]:
-        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
+        """Bool [V]: rows of the student's head for tokens that the teacher also has."""
         return self.answers.vocabulary.shared
 
     def dataset(self, samples: Sequence[Sample]) -> ExactDataset:
@@ -125,15 +125,15 @@ class ExactSource:
         return ExactDataset(samples, self.prompter, self.cache, self.answers, skip=self.skip, progress=self.progress)
 
     def reused(self, dataset: ExactDataset) -> ExactDataset:
-        """The dataset itself: it has no temperature."""
+        """The dataset itself, since it has no temperature."""
         return dataset
 
     def collator(self, blank: Encoded | None = None) -> Collator[StateTargets, StateTargets]:
-        """Items of the dataset to batches."""
+        """Joins items of the dataset into batches."""
         return Collator(join=join_states, pad_id=self.prompter.pad_id, blank=blank)
 
     def identity(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What a run on these samples is bound to; the cache may grow, and another student reads other targets from it."""
+        """The identity of these samples' targets, to which a run is bound; the cache may grow, and serve other students."""
         return {
             "targets": "exact",
             "targets digest": self.cache.digest_of_samples(keys),
@@ -141,11 +141,11 @@ class ExactSource:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` tells of the targets."""
+        """What `run.json` records about the targets."""
         return {"teacher": None, "cache": self.cache.location, "cache_digest": self.cache.digest}
 
     def completion(self, device: torch.device) -> Callable[[Batch[StateTargets]], Batch[TeacherTargets]]:
-        """What brings a batch to the device, ready for the loss: reads the head's rows of the shared ids."""
+        """A function that brings a batch to the device, ready for the loss; reads the head's rows for the shared ids."""
         head = SharedHead.of_cache(self.cache, self.answers.vocabulary, device)
         temperature = self.temperature
 
@@ -167,7 +167,7 @@ class ExactSource:
 
 
 def _note(vocabulary: VocabularyAlignment) -> str:
-    """Which of the teacher's tokens its distributions are over."""
+    """In words: which of the teacher's tokens the distributions cover."""
     tokens, shared = int(vocabulary.teacher_tokens.sum()), int(vocabulary.shared.sum())
     if shared == tokens:
         return "exact targets"
@@ -191,16 +191,16 @@ class ExactDataset(Dataset[Item[StateTargets]]):
     """Samples with the teacher's states.
 
     Args:
-        samples: of one split, rows of equal content included; those that the dump skipped are left out and counted in `skipped`.
-        prompter: the student's.
-        cache: opened.
+        samples: samples of one split, rows of equal content included; those that the dump skipped are left out and listed in `skipped`.
+        prompter: the student's prompter.
+        cache: an open cache.
         answers: its answers in the student's tokens.
         skip: leave out, and name, samples whose answers the student's tokens do not spell, or that are too long for it; else
             they are an error.
         progress: show a bar while the answers are compared.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run; none that can be learned from; one that
+        DataError: samples that the cache does not hold: how many, which, and what to run; none that can be used; one that
             is too long.
         AlignmentError: an answer that the stored tokens do not spell.
         TargetError: no answer position has a soft target.
@@ -238,14 +238,14 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         if rows and not soft:
             raise TargetError(
                 f"{cache.location}: no answer position of {positions:,} has a soft target for this student: the two tokenizers "
-                "never stand at the same byte, or its tokens are not the teacher's"
+                "never cut an answer at the same byte, or share no tokens there"
             )
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item[StateTargets]:
-        """The sample; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
+        """The sample; for a negative index the filler `~index`: its prompt without an answer, which has no weight in a batch."""
         key, sample = self.samples[index if index >= 0 else ~index]
         cached = self.cache[key].targets
         found = self._answer(key, sample)
@@ -266,7 +266,7 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         )
 
     def lengths(self) -> list[int]:
-        """Tokens of every sample, prompt, images and answer; no image is decoded."""
+        """Number of tokens of every sample, with prompt, images and answer; decodes no image."""
         return self._lengths
 
     def _answer(self, key: str, sample: Sample) -> AnswerRows:
@@ -282,7 +282,7 @@ class ExactDataset(Dataset[Item[StateTargets]]):
                 )
             parts = []
             start = 0
-            # an answer that the teacher gave may stand in for a ground truth that came later
+            # the row may have got a ground truth after the teacher answered it
             for number, (turn, own) in enumerate(zip_longest(turns, self.prompter.turn_ids(sample)), start=1):
                 teacher_ids = stored.target_ids[start : start + turn.positions].astype(np.int64)
                 found = self._turn(teacher_ids, own if turn.hard else None, closing=number == count)
@@ -296,7 +296,7 @@ class ExactDataset(Dataset[Item[StateTargets]]):
     def _turn(
         self, teacher_ids: NDArray[np.int64], own: list[int] | None, *, closing: bool
     ) -> tuple[list[int], NDArray[np.int64]]:
-        """The student's tokens of one answer, and the teacher's position for each; `own`: of the ground truth."""
+        """The student's tokens of one answer, and the teacher's position for each; `own`: the ground truth's tokens."""
         if not self.answers.vocabulary.teacher_tokens[teacher_ids].all():
             raise AlignmentError("the cache holds an id that is no token of its teacher's")
         if own is None:

@@ -5,8 +5,8 @@
     complete = source.completion(device)     # loads the teacher
     batch = complete(source.collator()(items))
 
-The reference for what a cache keeps, and a feature where the teacher is small. Same trainer, order, seeds and loss weights as
-on a cache; only the targets differ.
+This is the reference for what a cache keeps, and useful by itself if the teacher is small. Trainer, order, seeds and loss
+weights are the same as on a cache; only the targets differ.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from storage.wording import counted
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherView:
-    """One sample as the teacher's inputs, and which of its answer positions are the student's."""
+    """One sample as the teacher's inputs, with the teacher's answer position for each of the student's."""
 
     encoded: Encoded
     rows: Tensor
@@ -52,12 +52,12 @@ class TeacherView:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherInputs(PositionTargets):
-    """What the teacher must see before it gives targets: its inputs, and M of its answer positions."""
+    """What the teacher needs to compute targets: its inputs, and M of its answer positions."""
 
     inputs: dict[str, Tensor]
-    """Padded, as `prompting.collate` makes them."""
+    """Padded inputs from `prompting.collate`."""
     rows_M: Tensor
-    """int64, rows of the positions in the padded inputs."""
+    """int64, row of each position in the padded inputs."""
     columns_M: Tensor
     """int64."""
 
@@ -66,8 +66,8 @@ class TeacherSource:
     """A `source.TargetSource`: the teacher itself.
 
     Args:
-        recipe: of the run.
-        pair: of teacher and student.
+        recipe: the run's recipe.
+        pair: teacher and student.
         progress: show a bar while samples are checked.
     """
 
@@ -83,12 +83,12 @@ class TeacherSource:
         self.skip = recipe.cache.on_error == "skip"
 
     def at(self, recipe: Recipe) -> TeacherSource:
-        """The same teacher for a recipe with another loss. RecipeError: a key of the loss that does not go with it."""
+        """The same teacher for a recipe with another loss. Raises RecipeError if a key of the loss is not possible with it."""
         check_loss(recipe, "the teacher in memory gives")
         return TeacherSource(recipe, self.pair, progress=self.progress)
 
     def shared_mask(self) -> NDArray[np.bool_]:
-        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
+        """Bool [V]: rows of the student's head for tokens that the teacher also has."""
         return self.pair.alignment.shared
 
     def dataset(self, samples: Sequence[Sample]) -> OnlineDataset:
@@ -96,15 +96,15 @@ class TeacherSource:
         return OnlineDataset(samples, self.pair, skip=self.skip, progress=self.progress)
 
     def reused(self, dataset: OnlineDataset) -> OnlineDataset:
-        """The dataset itself: it has no temperature."""
+        """The dataset itself, since it has no temperature."""
         return dataset
 
     def collator(self, blank: Encoded | None = None) -> Collator[TeacherView, TeacherInputs]:
-        """Items of the dataset to batches."""
+        """Joins items of the dataset into batches."""
         return Collator(join=partial(join_inputs, self.pair.teacher.pad_id), pad_id=self.prompter.pad_id, blank=blank)
 
     def identity(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What a run on these targets is bound to: what a cache of the teacher would be."""
+        """The identity of the targets, to which a run is bound: the same as for a cache of this teacher."""
         del keys  # the teacher answers for all of them
         pair = self.pair
         spec = cache_spec(
@@ -123,11 +123,11 @@ class TeacherSource:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` tells of the targets."""
+        """What `run.json` records about the targets."""
         return {"teacher": model_name(self.recipe, self.recipe.teacher), "cache": None, "cache_digest": None}
 
     def completion(self, device: torch.device) -> Callable[[Batch[TeacherInputs]], Batch[TeacherTargets]]:
-        """What brings a batch to the device, ready for the loss: loads the teacher, whose states then replace its inputs."""
+        """A function that brings a batch to the device, ready for the loss; loads the teacher and replaces its inputs by its states."""
         section = self.recipe.teacher
         if section.device_map is None:
             section = section.model_copy(update={"device_map": str(device)})
@@ -142,10 +142,10 @@ class OnlineTeacher:
     """The frozen teacher beside a student.
 
     Args:
-        model: of transformers, with a head.
+        model: a transformers model with a head.
         head: its head on the shared ids.
-        temperature: of the targets that it gives.
-        skip: a sample whose states are not finite gets no weight, and is named; else it is an error.
+        temperature: temperature of the targets.
+        skip: give no weight to a sample with states that are not finite, and name it; else it is an error.
     """
 
     def __init__(self, model: Any, head: TeacherHead, temperature: float, *, skip: bool = False) -> None:
@@ -157,10 +157,10 @@ class OnlineTeacher:
         self._named: set[str] = set()
 
     def complete(self, batch: Batch[TeacherInputs]) -> Batch[TeacherTargets]:
-        """The batch with the teacher's states in the place of its inputs.
+        """The batch with the teacher's states in place of its inputs.
 
         Raises:
-            TargetError: states that are not finite, with the names of the samples, unless these are skipped.
+            TargetError: states are not finite and the samples are not skipped; names the samples.
         """
         seen = batch.targets
         states_ND = self.states(seen)
@@ -184,7 +184,7 @@ class OnlineTeacher:
         return batch.with_targets(targets)
 
     def _leave_out(self, names: Sequence[str]) -> None:
-        """Name samples that get no weight, each once; TargetError where none is skipped."""
+        """Report samples that get no weight, each once. Raises TargetError if samples are not skipped."""
         said = "the teacher's hidden states are not finite"
         if not self.skip:
             raise TargetError(f"{said} on {', '.join(names)}; try teacher.dtype: bfloat16, or set cache.on_error: skip")
@@ -195,7 +195,7 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def states(self, seen: TeacherInputs) -> Tensor:
-        """[N, D] hidden states of the teacher at the student's answer positions; zeros where there is no soft target."""
+        """[N, D] hidden states of the teacher at the student's answer positions; zeros at positions without a soft target."""
         width = self.head.head_VD.shape[1]
         states_ND = torch.zeros((len(seen.soft_N), width), device=self.head.device)
         if len(seen.rows_M):
@@ -207,7 +207,7 @@ class OnlineTeacher:
         return states_ND
 
     def _self_check(self, inputs: dict[str, Tensor]) -> None:
-        """Our logits of the first sample of a batch against the stock model's, once. Raises ModelError."""
+        """Compare our logits of a batch's first sample with the stock model's, once. Raises ModelError."""
         columns = checked_columns(int(inputs["attention_mask"][0].sum()))
         states_nD = backbone_states(self.model, inputs, torch.zeros_like(columns), columns)
         self._checked = check_logits(self.model, inputs, columns, self.head.logits(states_nD), role="teacher")
@@ -217,10 +217,10 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
     """Samples with the teacher's inputs in place of stored targets.
 
     Args:
-        samples: of one data file; each with an answer.
-        pair: of teacher and student.
+        samples: samples of one data file, each with an answer.
+        pair: teacher and student.
         skip: leave out, and name, samples that one of the models cannot take; else they are an error.
-        progress: show a bar while they are checked: every picture is made an input once.
+        progress: show a bar while the samples are checked, each image once.
 
     Raises:
         DataError: samples without an answer; one that a model cannot take; none that can be taken.
@@ -264,7 +264,7 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
         return Item(name=sample.id, encoded=student, targets=view)
 
     def _check_pictures(self, sample: Sample) -> None:
-        """Raise DataError for pictures that cannot be read, or that a model's processor refuses; equal ones are made once."""
+        """Raise DataError for images that cannot be read or that a model's processor refuses; equal images are checked once."""
         marks = sample.image_marks
         if marks and marks not in self._seen:
             for prompter in (self.pair.student,) if self.pair.same_inputs else (self.pair.teacher, self.pair.student):
@@ -280,8 +280,8 @@ def join_inputs(pad_id: int, items: Sequence[Item[TeacherView]]) -> TeacherInput
     """The teacher's part of a batch.
 
     Args:
-        pad_id: fills the teacher's `input_ids` on the right.
-        items: of the batch.
+        pad_id: the id that fills the teacher's `input_ids` on the right.
+        items: the items of the batch.
     """
     teacher = [item.targets.encoded for item in items]
     rows, columns = answer_index(teacher)

@@ -1,12 +1,12 @@
-"""Which samples are trained on in which step: the same for any number of processes at equal global batch.
+"""Which samples are trained on in which step: the same for any number of processes if the global batch is the same.
 
     batches = GlobalBatches(lengths, batch_size=2, accumulation=4, processes=2, rank=0, seed=0)
     batches.set_epoch(3)
     for indices in batches: ...      # the micro-batches of process 0
 
-An optimiser step takes a global batch of `batch_size * processes * accumulation` samples. The order is drawn for global
-batches, and only then is each of them dealt to processes and micro-batches. Where samples run out, a filler stands in: the
-complement `~index` of a real one, which the dataset gives no answer positions, so nothing is counted twice.
+An optimiser step takes a global batch of `batch_size * processes * accumulation` samples. The order of global batches is drawn
+first; then each of them is dealt out to processes and micro-batches. When samples run out, fillers complete the last batch: the
+complement `~index` of a real sample, for which the dataset returns no answer positions, so that nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 from torch.utils.data import Sampler
 
 _WINDOW = 32
-"""Global batches whose samples are sorted by length together."""
+"""Number of global batches that are sorted by length together."""
 
 
 class GlobalBatches(Sampler[list[int]]):
     """The batch sampler of one process.
 
     Args:
-        lengths: tokens of each sample; decides what is grouped where `group` is set.
+        lengths: tokens of each sample; used for grouping if `group` is set.
         batch_size: samples of a micro-batch.
         accumulation: micro-batches per process and step.
         processes: number of processes.
-        rank: which of them this one is.
-        seed: of the order, together with the epoch.
-        shuffle: False: one order for all epochs.
-        group: samples of like length share a global batch, which saves padding.
+        rank: the rank of this process.
+        seed: seed of the order, together with the epoch.
+        shuffle: draw a new order for each epoch; False: one order for all epochs.
+        group: put samples of similar length into the same global batch, which saves padding.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class GlobalBatches(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Each epoch has an order of its own."""
+        """Set the epoch: each one has its own order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class GlobalBatches(Sampler[list[int]]):
             batches += [part[first : first + size].tolist() for first in range(0, len(part), size)]
         if not (self.shuffle and self.group):
             return batches
-        whole = count // size  # an incomplete batch stays last, where the trainer expects it
+        whole = count // size  # an incomplete batch must come last: the trainer expects it there
         return [batches[i] for i in generator.permutation(whole)] + batches[whole:]
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -34,83 +34,83 @@ from storage.reader import Cache
 
 
 class SampleDataset(Protocol):
-    """Samples of one split, rows of equal content included, with what gives them targets."""
+    """Samples of one split with their targets, rows of equal content included."""
 
     samples: list[tuple[str, Sample]]
-    """By their keys, in the order of the file."""
+    """Keys and samples, in the order of the file."""
     skipped: Sequence[str]
-    """Why each sample has no targets that is left out for it."""
+    """The reason for each sample that is left out because it has no targets."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any:
-        """An `Item`; below zero the filler `~index`, its prompt without an answer: it fills a batch and has no weight."""
+        """An `Item`; for a negative index the filler `~index`: its prompt without an answer, which has no weight in a batch."""
 
     def lengths(self) -> list[int]:
-        """Tokens of every sample, prompt, images and answer; no image is decoded."""
+        """Number of tokens of every sample, with prompt, images and answer; decodes no image."""
 
 
 class TargetSource(Protocol):
-    """What a training needs to know of its targets."""
+    """What training needs to know about its targets."""
 
     prompter: Prompter
-    """The student's."""
+    """The student's prompter."""
     note: str
-    """For the terminal; empty for the usual source."""
+    """A note for the terminal; empty for the usual source."""
     entries: int | None
-    """Stored per position, beside the mass of the rest; None: whole distributions."""
+    """Stored entries per position, besides the mass of the rest; None: whole distributions."""
     tail_rank: int
-    """Rank of the tail's shape where that is trained on; 0: none."""
+    """Rank of the tail's shape in training; 0: no shape."""
 
     def at(self, recipe: Recipe) -> TargetSource:
         """The same targets for a recipe that differs in its loss, training or weights."""
 
     def shared_mask(self) -> NDArray[np.bool_]:
-        """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
+        """Bool [V]: rows of the student's head for tokens that the teacher also has."""
 
     def dataset(self, samples: Sequence[Sample]) -> SampleDataset:
-        """Samples with what gives them targets.
+        """Samples with their targets.
 
         Raises:
-            FirstSightError, CacheError: samples that have none, by name.
+            FirstSightError, CacheError: samples have no targets; names them.
         """
 
     def reused(self, dataset: Any) -> SampleDataset:
-        """A dataset of `dataset` of this source at another temperature, for this one's."""
+        """A dataset that this source made at another temperature, at the present one."""
 
     def collator(self, blank: Encoded | None = None) -> Collator[Any, Any]:
-        """Items of a dataset to batches.
+        """Joins items of a dataset into batches.
 
         Args:
-            blank: of `Prompter.blank`, for several processes.
+            blank: from `Prompter.blank`, for several processes.
         """
 
     def identity(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What a run is bound to that trains and validates on the targets of some samples.
+        """The identity of the targets of some samples, to which a run is bound.
 
         Args:
-            keys: of the samples.
+            keys: keys of the samples.
         """
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` tells of the targets."""
+        """What `run.json` records about the targets."""
 
     def completion(self, device: torch.device) -> Callable[[Any], Batch[Any]]:
-        """What brings a batch of the collator to the device, ready for the loss; loads what that takes."""
+        """A function that brings a batch of the collator to the device, ready for the loss; loads what it needs."""
 
 
 def open_source(recipe: Recipe, directory: Path, *, online: bool, progress: bool = False) -> TargetSource:
     """The source that a recipe asks for.
 
     Args:
-        recipe: of the run.
-        directory: of the student.
-        online: the teacher in memory, and no cache.
+        recipe: the run's recipe.
+        directory: the student's directory.
+        online: use the teacher in memory instead of a cache.
         progress: show bars.
 
     Raises:
-        FirstSightError: a model that is not there or does not fit.
-        CacheError: no cache, or one of another teacher or student.
+        FirstSightError: a model was not found or does not fit.
+        CacheError: the cache was not found, or is for another teacher or student.
     """
     if online:
         check_loss(recipe, "the teacher in memory gives")
@@ -126,15 +126,15 @@ def source_of(
     """The source of a cache of either kind, compared with the recipe and the student.
 
     Args:
-        recipe: of the run.
-        cache: opened.
-        prompter: the student's.
-        rows: of the student's head.
+        recipe: the run's recipe.
+        cache: an open cache.
+        prompter: the student's prompter.
+        rows: number of rows in the student's head.
         progress: show bars.
 
     Raises:
-        FirstSightError: a recipe or a vocabulary that does not go with the cache.
-        CacheError: the cache of another teacher or student.
+        FirstSightError: the recipe or a vocabulary does not fit the cache.
+        CacheError: the cache is for another teacher or student.
     """
     check_cache(recipe, cache, prompter, rows)
     return source_at(
@@ -158,14 +158,14 @@ def source_at(
     skip: bool = False,
     progress: bool = False,
 ) -> TargetSource:
-    """The source of a cache of either kind, compared with nothing.
+    """The source of a cache of either kind, without comparing it with a recipe.
 
     Args:
-        cache: opened.
-        prompter: the student's.
-        rows: of the student's head.
-        temperature: of the targets.
-        tail: of a recipe's loss, for a top_k cache.
+        cache: an open cache.
+        prompter: the student's prompter.
+        rows: number of rows in the student's head.
+        temperature: temperature of the targets.
+        tail: `loss.tail` of a recipe, for a top_k cache.
         skip: leave out samples that do not fit the student.
         progress: show bars.
 

@@ -13,14 +13,14 @@ from firstsight.errors import AlignmentError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Usable:
-    """The samples of a split that can be learned from."""
+    """The usable samples of a split."""
 
     samples: list[tuple[str, Sample]]
-    """By their keys, in the order of the file."""
+    """Keys and samples, in the order of the file."""
     lengths: list[int]
-    """Tokens of each."""
+    """Number of tokens of each sample."""
     skipped: list[str]
-    """Why each of the others is left out."""
+    """The reason for each sample that is left out."""
 
 
 def usable(
@@ -32,19 +32,19 @@ def usable(
     label: str = "checking targets",
     note: str = "",
 ) -> Usable:
-    """Judge every sample.
+    """Check every sample.
 
     Args:
-        rows: samples by their keys.
-        judge: tokens of a sample; raises what is wrong with it.
-        skip: leave such samples out, and say why (`cache.on_error`); else it is raised.
+        rows: keys and samples.
+        judge: returns the number of tokens of a sample; raises an error if the sample cannot be used.
+        skip: leave such samples out with the reason (`cache.on_error`); else the error is raised.
         progress: show a bar.
-        label: of the bar.
-        note: behind each reason.
+        label: label of the bar.
+        note: added to each reason.
 
     Raises:
-        DataError, AlignmentError: of one sample, unless they are skipped.
-        DataError: none is left.
+        DataError, AlignmentError: a sample cannot be used, and `skip` is not set.
+        DataError: no sample is left.
     """
     found = Usable(samples=[], lengths=[], skipped=[])
     for key, sample in tqdm(rows, desc=label, unit=" sample", disable=not progress, leave=False):
@@ -59,5 +59,5 @@ def usable(
         found.lengths.append(length)
     if rows and not found.samples:  # a mean over nothing would be the best loss of any run
         of = rows[0][1].place.rpartition(":")[0]
-        raise DataError(f"{of}: no sample of {len(rows):,} can be learned from; the first: {found.skipped[0]}")
+        raise DataError(f"{of}: none of {len(rows):,} samples can be used; the first: {found.skipped[0]}")
     return found

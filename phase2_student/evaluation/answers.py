@@ -1,6 +1,6 @@
-"""A model's answers to samples, one record each: what was asked, what is true, what it answered, how right and how sure it was.
+"""A model's answers to samples, one record each: question, true answer, the model's answer, how right and how sure it was.
 
-A NaN or an empty answer is a record like any other, marked as such.
+An empty answer, or one with a NaN, is also a record and is marked.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def answer_records(
 
     Args:
         model: in eval mode.
-        prompter: for that model.
-        samples: with answers or without.
+        prompter: that model's prompter.
+        samples: samples with answers or without.
         batch_size: samples answered at once.
-        max_new_tokens: longest answer, end of turn included.
-        root: the images are recorded relative to it.
+        max_new_tokens: maximum length of an answer, end of turn included.
+        root: images are recorded relative to it.
         label: shown on the progress bar.
         progress: show the bar.
     """
@@ -82,12 +82,12 @@ def answer_record(
     """The record of one answer.
 
     Args:
-        sample: with a true answer or without.
+        sample: a sample with a true answer or without.
         answer: the text of the model.
-        root: the images are recorded relative to it.
+        root: images are recorded relative to it.
         tokens: length of the answer, end of turn included.
-        sure: its confidence; None where a logit was not finite.
-        cut: whether it reached the longest length without an end of turn.
+        sure: its confidence; None if a logit was not finite.
+        cut: whether it reached the maximum length without an end of turn.
     """
     truth = sample.answer
     options = choice_options(sample.question, sample.options)

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
+from firstsight.console import time_text
 from firstsight.data.samples import Sample
 from firstsight.errors import ModelError
 from firstsight.generation import TokenWatch, confidence, generate_answers
@@ -26,17 +27,17 @@ from phase2_student.runs.preprocessing import read_preprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the student said."""
+    """The student's answer."""
 
     text: str
     tokens: int
-    """End of turn included."""
+    """Length of the answer, end of turn included."""
     seconds: float
-    """From the images' files to the end of the answer."""
+    """Time from opening the images to the end of the answer."""
     first_seconds: float
-    """To the first token."""
+    """Time to the first token."""
     confidence: float | None
-    """Geometric mean of the tokens' probabilities; None where a logit was not finite."""
+    """Geometric mean of the tokens' probabilities; None if a logit was not finite."""
 
     def timing(self) -> str:
         """Time and speed in words."""
@@ -50,17 +51,17 @@ class LoadedStudent:
     """A student in memory that answers questions.
 
     Args:
-        directory: a student's, or that of an export of it.
-        section: how it is loaded; `max_pixels` None: as in its run, where it says so.
-        system_prompt: None: that of its run, else the chat template's own default.
+        directory: directory of a student, or of its export.
+        section: how to load it; `max_pixels` None: the value of its run, if that is recorded.
+        system_prompt: the system prompt; None: the one of its run, else the chat template's default.
 
     Raises:
-        ModelError: no model in the directory.
+        ModelError: the directory holds no model.
     """
 
     def __init__(self, directory: Path, section: StudentSection, *, system_prompt: str | None = None) -> None:
         if not (directory / "config.json").is_file():
-            raise ModelError(f"--model: {directory} has no config.json; give a student's directory, such as RUN/best")
+            raise ModelError(f"--model: {directory} has no config.json; pass a student's directory, such as RUN/best")
         if not any(directory.glob("*.safetensors")):
             raise ModelError(f"--model: {directory} has no .safetensors; weights are read from safetensors only")
         begin = time.perf_counter()
@@ -71,7 +72,7 @@ class LoadedStudent:
             system_prompt = own.system_prompt if system_prompt is None else system_prompt
         self.prompter = load_prompter(directory, section, system_prompt=system_prompt)
         self.model, dtype = load_for_answers(directory, section)
-        self.description = f"{dtype} on {device_name()}, loaded in {time.perf_counter() - begin:.1f} s"
+        self.description = f"{dtype} on {device_name()}, loaded in {time_text(time.perf_counter() - begin)}"
         if system_prompt is not None:
             self.description += f"; system prompt {json.dumps(system_prompt, ensure_ascii=False)}"
         if section.max_pixels is not None:
@@ -90,11 +91,11 @@ class LoadedStudent:
         Args:
             question: plain text.
             images: shown before the question, in order.
-            max_new_tokens: longest answer, end of turn included.
-            emit: called with each piece of the text as it is generated.
+            max_new_tokens: maximum length of the answer, end of turn included.
+            emit: called with each piece of text as it is generated.
 
         Raises:
-            DataError: an image that cannot be read, or a control token in the question.
+            DataError: an image cannot be read, or the question contains a control token.
         """
         begin = time.perf_counter()
         encoded = self.prompter.encode(_sample(question, images), [])
@@ -113,7 +114,7 @@ class LoadedStudent:
 
 
 class _TimedStreamer(TextStreamer):
-    """Notes when the first token came, and passes the text on."""
+    """Records when the first token came, and passes the text on."""
 
     first = 0.0
     """`time.perf_counter()` at the first token."""
@@ -124,14 +125,14 @@ class _TimedStreamer(TextStreamer):
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        """The prompt, then token by token."""
+        """Receive the prompt, then one token at a time."""
         if self._prompt_seen and not self.first:
             self.first = time.perf_counter()
         self._prompt_seen = True
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Text that later tokens cannot change."""
+        """Receive text that later tokens cannot change."""
         del stream_end  # the interface of transformers
         if self._emit is not None and text:
             self._emit(text)

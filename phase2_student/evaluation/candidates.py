@@ -1,4 +1,4 @@
-"""The models of an evaluation: their names, where they are, how they are to be loaded, and what identifies their weights."""
+"""The models of an evaluation: their names, where they are, how to load them, and what identifies their weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = {
     "padding_free",
     "batch_tokens",
 }
-"""Keys of a model's section that do not change its answers: where its files come from, how it is trained or dumped."""
+"""Keys of a model's section that do not change its answers: where its files come from, how it is trained or dumped with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +42,20 @@ class Candidate:
     role: Role
     directory: Path
     section: TeacherSection | StudentSection
-    """How it is loaded."""
+    """How to load it."""
     data: DataSection
-    """The system prompt and the longest sample."""
+    """Gives the system prompt and the maximum length of a sample."""
     trained_turns: str | None
-    """Which answers of a conversation its run trained on; None where that is not known."""
+    """Which answers of a conversation its run trained on; None if that is not known."""
     origin: Literal["run", "recipe"]
-    """Whose `max_pixels` and system prompt these are: those of its own run, or the recipe's, since it carries none."""
+    """Where `max_pixels` and the system prompt come from: its own run, or the recipe if its directory records none."""
 
     def prompter(self) -> Prompter:
-        """What makes samples its inputs."""
+        """Its prompter, which turns samples into its inputs."""
         return load_prompter(self.directory, self.section, self.data)
 
     def identity(self) -> dict[str, object]:
-        """What its answers depend on, as plain JSON: digests of its files, and how they are loaded."""
+        """What its answers depend on, as plain JSON: digests of its files, and the settings for loading them."""
         small = sorted({path for pattern in _SMALL_FILES for path in self.directory.glob(pattern)})
         section = self.section.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
         return {
@@ -68,7 +68,7 @@ class Candidate:
 
 
 def default_names(recipe: Recipe) -> list[str]:
-    """`teacher`, `base`, `student`, and the exports beside the student."""
+    """`teacher`, `base`, `student`, and the student's exports that exist."""
     exported = [f"student-{kind}" for kind in ("int8", "nf4") if export_directory(recipe, kind).is_dir()]
     return ["teacher", "base", "student", *exported]
 
@@ -83,12 +83,12 @@ def _name_and_directory(text: str) -> tuple[str, Path | None]:
 
 
 def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
-    """The models that are named: each a name of `runs.NAMES`, or `NAME=DIR` for a student, DIR relative to the working directory.
+    """The named models: each a name of `runs.NAMES`, or `NAME=DIR` for a student, with DIR relative to the working directory.
 
-    A student that carries the preprocessing of its run is asked with that one, others with the recipe's.
+    If a student's directory records the preprocessing of its run, that is used, else the recipe's.
 
     Raises:
-        ModelError: a directory that does not exist, a name that is unknown or given twice, an export of other weights.
+        ModelError: a directory was not found, a name is unknown or is given twice, or an export is of other weights.
     """
     candidates: list[Candidate] = []
     recipe = with_turns_of_cache(recipe)
@@ -121,7 +121,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
             raise ModelError(f"--model {text}: expected {', '.join(NAMES)} or NAME=DIR")
         if not (directory / "config.json").is_file():
             raise ModelError(
-                f"--model {text}: {directory} has no config.json; train the student first, or give its directory"
+                f"--model {text}: {directory} has no config.json; train the student first, or pass its directory"
             )
         own = read_preprocessing(directory) if isinstance(section, StudentSection) else None
         data = recipe.data

@@ -2,7 +2,7 @@
 
     evaluation = evaluate(recipe, parse_candidates(recipe, ["teacher", "base", "student"]), directory=Path("evaluation"))
 
-The result holds every sample of every model; what `summary.py` shows is computed from these records. Each model's result is kept
+The result holds every sample of every model; `summary.py` computes what it shows from these records. Each model's result is kept
 as soon as it is complete, under a digest of its weights, the data, the settings and the device: the next call measures only the rest.
 """
 
@@ -56,7 +56,7 @@ from storage.canonical import digest_of
 _VERSION = 6
 """Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
-"""Answers at batch 1 while the peak of the memory is measured."""
+"""Number of answers at batch 1 while the peak memory is measured."""
 _PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 
@@ -67,7 +67,7 @@ class Settings:
     batch_size: int = 16
     """Samples answered at once while the answers are scored; LLM.int8 results depend on it."""
     max_new_tokens: int = 128
-    """Longest answer, end of turn included."""
+    """Maximum length of an answer, end of turn included."""
     timing: Timing = field(default_factory=Timing)
 
 
@@ -84,21 +84,21 @@ def evaluate(
 ) -> Evaluation:
     """Measure each candidate on the validation file, one after the other.
 
-    A sample of several answers is asked for each of them, given the true history before it. Samples without an answer give distance
-    to the teacher and latency, and no score.
+    A sample with several answers is asked once for each, with the true answers before it as history. Samples without an answer give
+    distance to the teacher and latency, but no score.
 
     Args:
         recipe: says where the data and the cache are.
         candidates: the models, as `parse_candidates` returns them.
         directory: results of single models are kept in `measured/` under it.
-        limit: use only so many of the samples.
+        limit: use only the first samples, this many.
         settings: how to measure; None: the defaults.
-        fresh: measure again what was kept.
+        fresh: measure again, even if a result was kept.
         progress: show progress bars.
         report: called with a line for each result that was kept.
 
     Raises:
-        FirstSightError: data or models that cannot be used, or that do not fit into the memory.
+        FirstSightError: data or models cannot be used, or a model does not fit into memory.
     """
     settings = settings or Settings()
     recipe = with_turns_of_cache(recipe)
@@ -158,7 +158,7 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Answered:
-    """How fast and how well a model answered."""
+    """A model's answers, with their timing and scores."""
 
     runs: list[ThroughputRun]
     users: dict[str, Concurrency]
@@ -179,8 +179,8 @@ def _measure(
 ) -> ModelResult:
     """Measure one model.
 
-    It is loaded twice; memory and load time are those of the second time, since the first one also pays for libraries and for
-    reading the files from the disk.
+    It is loaded twice. Memory and load time are taken from the second time, since the first also loads libraries and reads the
+    files from the disk.
     """
     prompter = candidate.prompter()
     answered = _answers(recipe, candidate, cache, prompter, samples, asked, settings, progress)
@@ -234,7 +234,7 @@ def _answers(
     settings: Settings,
     progress: bool,
 ) -> _Answered:
-    """Load a model; let it answer, timed and scored; measure how far a student is from the teacher."""
+    """Load a model and let it answer, timed and scored; measure a student's distance to the teacher."""
     model = load(candidate).model
     timing, longest = settings.timing, settings.max_new_tokens
     answer = _Watched(partial(_answer, model, prompter), candidate.name)
@@ -273,7 +273,7 @@ def _answers(
 
 
 class _Watched:
-    """Answers that are timed, with signs of life: how many there will be shows while they are timed."""
+    """Times answers, with progress lines; how many there will be is only known while they are timed."""
 
     def __init__(self, answer: Callable[[Sequence[Sample], int], Any], name: str) -> None:
         self._answer, self._count = answer, 0
@@ -318,7 +318,7 @@ def _kept(path: Path, identity: str) -> ModelResult | None:
 
 
 def _release_memory() -> None:
-    """Free the memory of the model before, so that the next one's peak is its own."""
+    """Free the memory of the previous model, so that it does not count for the next one."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Evaluation files: written by `fs-student eval`; found, checked and put together for the report, the card and the comparison.
+"""Evaluation files: written by `fs-student eval`; found, checked and merged for the report, the card and the comparison.
 
 evaluation = read_evaluation(runs, Path("demo/evaluation"))
 student = student_of(evaluation.models, runs[-1])
@@ -30,15 +30,15 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
 
 
 def read_evaluation(runs: Sequence[Run], given: Path | None = None) -> Evaluation | None:
-    """The evaluation of these runs, or None where there is none.
+    """The evaluation of these runs, or None if there is none.
 
     Args:
-        runs: the newest evaluations in their directories are put together. Where there are several runs, a model called
-            `student`, or an export of it, gets the name of its run; a model that was measured twice counts as it was measured last.
-        given: an evaluation file, or a directory with evaluation files; the runs' own are not read then.
+        runs: the newest evaluations in their directories are merged. With several runs, a model called `student`, or an export
+            of it, gets the name of its run. Of a model that was measured twice, the later measurement counts.
+        given: an evaluation file, or a directory with evaluation files, to read instead of the runs' own.
 
     Raises:
-        DataError: no such file, a file that is not an evaluation, or evaluations of different samples.
+        DataError: the file was not found or is not an evaluation, or the evaluations have different samples.
     """
     if given is not None:
         path = newest_evaluation(given) if given.is_dir() else given
@@ -64,9 +64,9 @@ def newest_evaluation(directory: Path) -> Path | None:
 
 
 def student_of(models: Sequence[ModelResult], run: Run) -> ModelResult | None:
-    """The student of a run among the models of an evaluation, by its name: the run's, `student`, or that of the run's directory.
+    """The student of a run among the models of an evaluation, found by name: the run's, `student`, or that of the run's directory.
 
-    A model card goes by the weights instead (`release/publish.py`); a report must be quick over many runs.
+    A model card compares the weights instead (`release/publish.py`); a report must be quick for many runs.
     """
     students = {model.name: model for model in models if model.role == "student"}
     own = run.directory.resolve().name
@@ -75,7 +75,7 @@ def student_of(models: Sequence[ModelResult], run: Run) -> ModelResult | None:
 
 
 def _name_with_run(name: str, run: Run) -> str:
-    """The run's name in place of `student`, as in `student-int8`; other names as they are."""
+    """Puts the run's name in place of `student`, also in `student-int8`; other names stay."""
     return run.name + name.removeprefix("student") if name in NAMES and name.startswith("student") else name
 
 
@@ -90,7 +90,7 @@ def _joined(found: list[tuple[Evaluation, Path]]) -> Evaluation:
             if model.sample_ids != ids:
                 raise DataError(
                     f"{path} and {newest_path} are evaluations of different samples, which cannot be compared; evaluate the models "
-                    "with one fs-student eval --model NAME=DIR ..., and give its file with --evaluation"
+                    "with one fs-student eval --model NAME=DIR ..., and pass its file as --evaluation"
                 )
             models[model.name] = model
         goals.update({(goal.name, goal.model): goal for goal in evaluation.goals})
@@ -105,12 +105,16 @@ def _read(path: Path) -> Evaluation:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{path}: {place}: {first['msg'].lower()}; the file was damaged, or another version wrote it: evaluate again"
+            f"{path}: {place}: {first['msg'].lower()}; the file is damaged, or another version wrote it; run fs-student eval again"
         ) from None
     first_model = evaluation.models[0]
     for model in evaluation.models:
         if model.sample_ids != first_model.sample_ids:
-            raise DataError(f"{path}: {model.name} has other samples than {first_model.name}; evaluate again")
+            raise DataError(
+                f"{path}: {model.name} has other samples than {first_model.name}; run fs-student eval again"
+            )
         if not any(record.seconds for record in model.samples):
-            raise DataError(f"{path}: {model.name} has no timed answer; the file was damaged: evaluate again")
+            raise DataError(
+                f"{path}: {model.name} has no timed answer, so the file is damaged; run fs-student eval again"
+            )
     return evaluation

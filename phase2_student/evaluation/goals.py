@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from phase2_student.evaluation.results import Goal, ModelResult
 
 COMPRESSION = 3.0
-"""Parameters of the teacher over those of the student, at least."""
+"""Least ratio of the teacher's parameters to the student's."""
 MEMORY = 0.30
-"""Share of the teacher's peak memory that the student saves, at least."""
+"""Least share of the teacher's peak memory that the student saves."""
 SPEED = 3.0
-"""Answers per second at batch 1, student over teacher, at least."""
+"""Least ratio of answers per second at batch 1, student to teacher."""
 
 
 def check_goals(models: Sequence[ModelResult]) -> list[Goal]:
-    """Three goals per student, against the first teacher; none where no teacher was measured."""
+    """Three goals per student, against the first teacher; none if no teacher was measured."""
     teacher = next((model for model in models if model.role == "teacher"), None)
     if teacher is None:
         return []
@@ -35,7 +35,7 @@ def check_goals(models: Sequence[ModelResult]) -> list[Goal]:
 
 
 def _reached(student: ModelResult, teacher: ModelResult) -> dict[str, tuple[str, float, float | None]]:
-    """By goal: what is wanted in words, at least how much, and what was reached."""
+    """For each goal: the goal in words, the least value, and the value reached."""
     mine, theirs = student.peak_memory_bytes, teacher.peak_memory_bytes
     saved = None if mine is None or not theirs else 1 - mine / theirs
     return {

@@ -1,4 +1,4 @@
-"""Models of an evaluation, loaded to answer."""
+"""Loads the models of an evaluation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Loaded:
 
     model: Any
     seconds: float
-    """Load time, from the files to the device."""
+    """Time to load it from the files onto the device."""
     dtype: str
-    """`int8`, `nf4`, or the type of the weights."""
+    """`int8`, `nf4`, or the dtype of the weights."""
 
 
 def load(candidate: Candidate) -> Loaded:
@@ -40,7 +40,7 @@ def load(candidate: Candidate) -> Loaded:
 
 
 def load_for_answers(directory: Path, section: StudentSection) -> tuple[Any, str]:
-    """Load a student onto the default device in eval mode; returns it and the type of its weights."""
+    """Load a student onto the default device in eval mode; returns it and the dtype of its weights."""
     dtype = stored_quantization(directory)
     if dtype is not None:
         model = load_quantized(directory, section)

@@ -1,7 +1,7 @@
-"""What an evaluation holds: the one declaration of the JSON that `fs-student eval` writes and that every reader takes.
+"""What an evaluation holds: the one declaration of the JSON that `fs-student eval` writes and every reader uses.
 
 Fields are in the order in which they are written. A field without a default is always in the file; one with a default was added
-later, or is left out where it was not measured. Unknown fields of a newer version are kept.
+later, or is left out if it was not measured. Unknown fields of a newer version are kept.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, populate_by_name=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; fields that were never set are left out."""
+        """The content as plain JSON, without fields that were never set."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
 class AnswerRecord(_Part):
-    """One sample: what was asked, what is true, what the model answered, and how right and how sure it was."""
+    """One sample: question, true answer, the model's answer, and how right and how sure it was."""
 
     id: str
     category: str | None
     environment: str | None
     question: str
     images: list[str]
-    """Relative to the root of the data."""
+    """Paths relative to the root of the data."""
     truth: str | None
-    """None: nobody said what is true."""
+    """The true answer; None if there is none."""
     answer: str
     exact: bool | None
-    """None without a truth, as `f1` and `anls`."""
+    """None without a true answer, like `f1` and `anls`."""
     f1: float | None = None
     anls: float | None = None
     choice: bool | None = None
-    """None where the question is no multiple choice."""
+    """None if the question is no multiple choice."""
     vqa: float | None = None
-    """VQA accuracy over several truths; None where the sample does not list them."""
+    """VQA accuracy over several truths; None if the sample does not list them."""
     truths: list[str] = []
-    """What several people answered."""
+    """The answers of several people."""
     undecided: bool | None = None
     """Whether the answer to a multiple choice means none of the options, or more than one; `choice` is False then."""
     empty: bool
     tokens: int
-    """End of turn included."""
+    """Length of the answer, end of turn included."""
     confidence: float | None
-    """Geometric mean of the tokens' probabilities; None where a logit was not finite."""
+    """Geometric mean of the tokens' probabilities; None if a logit was not finite."""
     nonfinite: bool
     """Whether a logit, or the KL to the teacher, was NaN or infinite."""
     cut: bool
-    """Whether the answer reached the longest length without an end of turn."""
+    """Whether the answer reached the maximum length without an end of turn."""
     kl_sum: float | None = None
-    """KL(teacher || student) over the answer positions, nats; None where it is not known or not finite."""
+    """Sum of KL(teacher || student) over the answer positions, nats; None if it is not known or not finite."""
     agree: int | None = None
-    """Answer positions at which the student's most likely token is the teacher's."""
+    """Number of answer positions at which the student's most likely token is the teacher's."""
     soft_positions: int | None = None
     """Answer positions with soft targets."""
     nll_sum: float | None = None
@@ -65,7 +65,7 @@ class AnswerRecord(_Part):
     hard_positions: int | None = None
     """Answer positions with a label."""
     seconds: float | None = None
-    """From the sample's files to the text, at batch 1; None where it was not timed."""
+    """Time from the sample's files to the text, at batch 1; None if it was not timed."""
 
     @model_validator(mode="after")
     def _distance(self) -> Self:
@@ -77,27 +77,27 @@ class AnswerRecord(_Part):
 
 
 class Score(_Part):
-    """The mean of a metric over samples, 0 to 1, with its 95 % interval: Wilson's for a share, else by bootstrap."""
+    """The mean of a metric over samples, 0 to 1, with its 95% interval: Wilson's for a share, else a bootstrap interval."""
 
     mean: float
     low: float
     high: float
     n: int | None = None
-    """Samples that have the metric."""
+    """Number of samples that have the metric."""
 
 
 class MetricScores(_Part):
-    """Every metric over a group of samples; those that no sample has are left out."""
+    """Every metric over a group of samples; metrics that no sample has are left out."""
 
     exact: Score | None
-    """None: no sample has a truth."""
+    """None: no sample has a true answer."""
     f1: Score | None = None
     anls: Score | None = None
     choice: Score | None = None
     vqa: Score | None = None
 
     def known(self) -> dict[str, Score]:
-        """The metrics that there are, by name."""
+        """The metrics that are not None, by name."""
         found = {"exact": self.exact, "f1": self.f1, "anls": self.anls, "choice": self.choice, "vqa": self.vqa}
         return {name: score for name, score in found.items() if score is not None}
 
@@ -115,7 +115,7 @@ class GroupedScores(_Part):
 
 
 class ThroughputRun(_Part):
-    """What was timed at one batch size."""
+    """The timing of one batch size."""
 
     batch: int
     samples: int
@@ -145,68 +145,68 @@ class Throughput(_Part):
 
 
 class Concurrency(_Part):
-    """What several users see who each ask again as soon as they are answered; None where the batch did not fit into the memory."""
+    """Times of requests if several users each ask again once answered; None if the batch did not fit into the memory."""
 
     samples_per_second: float | None
     p50: float | None
-    """Seconds of a request."""
+    """Median seconds of a request."""
     p95: float | None
     seconds: list[float] = []
-    """One per request."""
+    """Seconds of each request."""
 
 
 class InputSettings(_Part):
-    """How samples were made inputs of a model."""
+    """How samples were turned into inputs of a model."""
 
     origin: Literal["run", "recipe"]
-    """Whose settings: those of the model's own run, or those of the recipe of the evaluation."""
+    """Where the settings come from: the model's own run, or the recipe of the evaluation."""
     max_pixels: int | None
     """None: the processor's own limit."""
     system_prompt: str | None
-    """None: the chat template's default."""
+    """The system prompt; None: the chat template's default."""
     turns: str | None = None
-    """Which answers of a conversation its run trained on; None where that is not known."""
+    """Which answers of a conversation its run trained on; None if that is not known."""
     chat_template: str
-    """sha256 of the template."""
+    """sha256 of the chat template."""
 
 
 class ModelResult(_Part):
-    """One model: what it is, what it takes, and one record per sample."""
+    """One model: what it is, what it costs, and one record per sample."""
 
     name: str
     role: Role
     weights: str | None = None
     """Digest of the weights' files."""
     dtype: str
-    """`int8`, `nf4`, or the type of the weights."""
+    """`int8`, `nf4`, or the dtype of the weights."""
     parameters: int
     size_bytes: int
-    """Weights on disk."""
+    """Size of the weights on disk."""
     load_seconds: float
     peak_memory_bytes: int | None
-    """Above what was in use before the model was loaded; None where the system does not report it."""
+    """Peak above what was in use before the model was loaded; None if the system does not report it."""
     throughput: Throughput
     throughput_runs: list[ThroughputRun] = []
     concurrency: dict[str, Concurrency]
     """By number of users."""
     energy_joules_per_answer: float | None
     answer_tokens: float | None = None
-    """Mean over the samples."""
+    """Mean length of the answers."""
     counts: dict[str, int] = {}
-    """Answers that are empty, nonfinite, cut."""
+    """Number of answers that are empty, not finite, cut, and of choices that are undecided."""
     distance_unknown: str | None = None
     """Why the distance to the teacher is not known."""
     distance_targets: Literal["top_k", "tail_rank", "exact"] | None = None
-    """What it was measured on: stored entries and the rest as one outcome, a lower bound; stored entries and a tail with a shape, an
-    estimate; or whole distributions."""
+    """What the distance was measured on: stored entries and the rest as one outcome (a lower bound), stored entries and a tail with a
+    shape (an estimate), or whole distributions."""
     preprocessing: InputSettings | None = None
-    """How its inputs were made."""
+    """How its inputs were prepared."""
     scores: GroupedScores
     samples: Annotated[list[AnswerRecord], Field(min_length=1)]
     identity: str | None = None
     """Digest of everything that the result depends on."""
     measured: str | None = None
-    """When, ISO 8601."""
+    """When it was measured, ISO 8601."""
 
     @property
     def sample_ids(self) -> list[str]:
@@ -215,7 +215,7 @@ class ModelResult(_Part):
 
 
 class Goal(_Part):
-    """What a student reached of one goal; `got` and `passed` are None where a measurement is missing."""
+    """How a student did on one goal; `got` and `passed` are None if a measurement is missing."""
 
     name: str
     model: str
@@ -231,13 +231,13 @@ class EvaluationData(_Part):
 
     file: str
     samples: int
-    """Answers that were asked for; those of rows that were skipped are not among them."""
+    """Number of answers that were asked for, without those of skipped rows."""
     rows: int | None = None
-    """Rows of the data that they belong to; None: as many."""
+    """Number of rows that they belong to; None: the same number."""
     answered: int | None = None
-    """Samples with a true answer; None: all."""
+    """Number of samples with a true answer; None: all."""
     skipped: list[str] = []
-    """Why each sample was skipped that was: `cache.on_error: skip`."""
+    """The reason for each sample that was skipped with `cache.on_error: skip`."""
 
 
 class EvaluationSettings(_Part):
@@ -247,7 +247,7 @@ class EvaluationSettings(_Part):
     """Samples answered at once while the answers are scored."""
     max_new_tokens: int | None = None
     timed: int
-    """Answers timed at batch 1."""
+    """Number of answers timed at batch 1."""
     warm_up: int
     repetitions: int
     batch_sizes: list[int] = []
@@ -263,7 +263,7 @@ class Evaluation(_Part):
     """An evaluation: models side by side on the same samples, in the same order."""
 
     created: str
-    """ISO 8601."""
+    """When it was written, ISO 8601."""
     data: EvaluationData
     settings: EvaluationSettings
     goals: Annotated[list[Goal], Field(alias="targets")]

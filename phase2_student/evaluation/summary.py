@@ -25,13 +25,13 @@ _METRICS = {
 }
 _GOALS = {"compression": "compression", "memory": "peak memory", "speed": "speed"}
 _SHOWN = 5
-"""Skipped samples that are named."""
+"""Number of skipped samples that are named."""
 _GROUPS: tuple[Literal["category", "environment"], ...] = ("category", "environment")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """The figures of one model; those that are not known are None."""
+    """The figures of one model; None if a figure is not known."""
 
     parameters: int
     size_mb: float
@@ -113,7 +113,7 @@ _ROWS = {
 
 
 def summary_text(evaluation: Evaluation) -> str:
-    """The table; what it was measured on; the paired differences between columns."""
+    """The evaluation as text: the table, notes on how it was measured, and the paired differences between columns."""
     lines = [*_aligned(summary_table(evaluation)), "", *_notes(evaluation), *difference_lines(evaluation.models)]
     return "\n".join(lines)
 
@@ -133,7 +133,7 @@ def summary_table(evaluation: Evaluation) -> list[list[str]]:
 
 
 def details_text(evaluation: Evaluation) -> str:
-    """Every other metric by category and environment, as `summary_text` shows exact match."""
+    """All metrics except exact match by category and environment, in the form in which `summary_text` shows exact match."""
     models = evaluation.models
     parts = []
     for metric, label in _METRICS.items():
@@ -155,7 +155,7 @@ def difference_lines(models: Sequence[ModelResult]) -> list[str]:
             continue
         mean, low, high = difference
         lines.append(
-            f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95 % interval "
+            f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95% interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
     for other in reversed(models[:-1]):
@@ -170,8 +170,9 @@ def difference_lines(models: Sequence[ModelResult]) -> list[str]:
 
 
 def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
-    """By how much a model's share of exact answers is higher than another's on the same samples that have a truth, and its 95 %
-    interval; None where none has.
+    """By how much a model's share of exact answers is higher than another's, with its 95% interval.
+
+    Both are taken over the same samples, those with a true answer; None if there are none.
     """
     pairs = [(mine.exact, theirs.exact) for mine, theirs in zip(model.samples, other.samples, strict=True)]
     known = [(float(mine), float(theirs)) for mine, theirs in pairs if mine is not None and theirs is not None]
@@ -191,16 +192,16 @@ def nll_difference(model: ModelResult, other: ModelResult) -> tuple[float, float
 
 
 def sample_lines(evaluation: Evaluation) -> list[str]:
-    """What is to be known of the samples: those without a true answer, those that were skipped, those without a distance."""
+    """Notes about the samples: how many have no true answer, were skipped, or have no distance to the teacher."""
     data, lines = evaluation.data, list[str]()
     if data.rows is not None and data.rows < data.samples:
         lines.append(
-            f"{counted(data.samples, 'answer')} of {counted(data.rows, 'row')}: each is asked for by itself, given the true history "
-            "before it."
+            f"{counted(data.samples, 'answer')} of {counted(data.rows, 'row')}: each is asked for separately, with the true answers "
+            "before it as history."
         )
     if data.answered == 0:
         lines.append(
-            "No sample has a true answer: there is no exact match nor another score, only distance to the teacher, agreement and "
+            "No sample has a true answer: there is no exact match or other score, only distance to the teacher, agreement and "
             "latency."
         )
     elif data.answered is not None and data.answered < data.samples:
@@ -214,18 +215,18 @@ def sample_lines(evaluation: Evaluation) -> list[str]:
         known = sum(record.soft_positions is not None for record in model.samples)
         if 0 < known < len(model.samples):
             lines.append(
-                f"{model.name}: KL and agreement over {known:,} of {len(model.samples):,} samples; the cache has no targets of the "
+                f"{model.name}: KL and agreement over {known:,} of {len(model.samples):,} samples; the cache has no targets for the "
                 "others, or none that fit."
             )
     return lines
 
 
 def preprocessing_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Whose image size and system prompt each model was asked with, and where they differ; none for older evaluations."""
+    """Where each model's image size and system prompt come from, and whether they differ; none for older evaluations."""
     known = [(model.name, model.preprocessing) for model in models if model.preprocessing is not None]
     if not known:
         return []
-    origins = {"run": "with those of its own run", "recipe": "with the recipe's, since it carries none"}
+    origins = {"run": "from its own run", "recipe": "from the recipe, since its directory records none"}
     parts = [
         f"{', '.join(names)} {words}"
         for origin, words in origins.items()
@@ -252,7 +253,7 @@ def preprocessing_lines(models: Sequence[ModelResult]) -> list[str]:
 
 
 def _counts_line(models: Sequence[ModelResult]) -> list[str]:
-    """How many samples of each category and environment have a truth."""
+    """How many samples of each category and environment have a true answer."""
     parts = []
     for kind in _GROUPS:
         found = {name: scores.exact for name, scores in models[0].scores.by(kind).items()}
@@ -339,15 +340,15 @@ def _notes(evaluation: Evaluation) -> list[str]:
     again = f", {settings.repetitions} times" if settings.repetitions > 1 else ""
     unknown = dict.fromkeys(model.distance_unknown for model in evaluation.models if model.distance_unknown)
     return [
-        f"{counted(data.samples, 'sample')} of {data.file}, {settings.batch_size} answered at once, on {settings.device}; in brackets "
-        "95 % intervals: Wilson's for shares, else by bootstrap.",
+        f"{counted(data.samples, 'sample')} of {data.file}, {settings.batch_size} answered at once, on {settings.device}. Brackets "
+        "show 95% intervals: Wilson's for shares, else by bootstrap.",
         *_counts_line(evaluation.models),
         *sample_lines(evaluation),
         *preprocessing_lines(evaluation.models),
-        f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {counted(timed, 'answer')}{again} after "
+        f"Latency, memory, samples/s and tokens/s: at batch 1, from files to text, over {counted(timed, 'answer')}{again} after "
         f"{settings.warm_up} of warm-up;",
-        f"larger batches over {settings.requests} answers or more. Each user asks again once answered; waiting requests are answered as "
-        "one batch.",
+        f"larger batches over at least {settings.requests} answers. Each user asks again as soon as the answer has come; all waiting "
+        "requests are answered as one batch.",
         f"Confidence: geometric mean of the tokens' probabilities. KL over the {_distance_text(evaluation)} at T = 1.",
         *(f"No distance to the teacher: {reason}" for reason in unknown),
         "",
@@ -355,8 +356,8 @@ def _notes(evaluation: Evaluation) -> list[str]:
 
 
 def _distance_text(evaluation: Evaluation) -> str:
-    """What the distances to the teacher were measured on."""
+    """The targets on which the distances to the teacher were measured."""
     kinds = {model.distance_targets for model in evaluation.models}
     if "exact" in kinds:
         return "whole distributions of the exact cache"
-    return "cached top-k and the tail by its shape" if "tail_rank" in kinds else "cached top-k and tail"
+    return "cached top-k and the tail with its shape" if "tail_rank" in kinds else "cached top-k and tail"

@@ -1,4 +1,4 @@
-"""The samples that every model of an evaluation can be asked; with `cache.on_error: skip` the others are left out and named."""
+"""The samples that every model of an evaluation can take; with `cache.on_error: skip` the others are left out and named."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from storage.wording import counted
 def usable_samples(
     recipe: Recipe, prompters: Sequence[Prompter], *, limit: int | None, progress: bool
 ) -> tuple[list[Sample], list[str]]:
-    """The validation samples that can be made inputs, and why each of the others cannot: every image is made one of each model.
+    """The validation samples that all models can take, and why each of the others cannot be used. Prepares every image for each model.
 
     Args:
-        recipe: of the evaluation.
-        prompters: of the models.
-        limit: so many samples at most.
+        recipe: the recipe of the evaluation.
+        prompters: the models' prompters.
+        limit: use only the first samples, this many.
         progress: show a bar.
 
     Raises:
-        DataError: a sample that a model cannot take, unless the recipe skips such samples; none that all can take.
+        DataError: a model cannot take a sample and the recipe does not skip such samples, or no sample is left.
     """
     source = recipe.source("validation")
     taken: list[Sample] = []
@@ -44,7 +44,7 @@ def usable_samples(
                     prompter.prompt_text(asked)
         except DataError as error:
             if recipe.cache.on_error == "stop":
-                raise DataError(f"{error}; or leave such samples out: cache.on_error: skip") from None
+                raise DataError(f"{error}; or set cache.on_error: skip to leave such samples out") from None
             skipped.append(recipe.without_roots(str(error)))
             continue
         taken.append(sample)

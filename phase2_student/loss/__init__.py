@@ -1,1 +1,1 @@
-"""The distillation loss: targets are reduced to outcomes, a divergence gives value and slope, the slope becomes gradient."""
+"""The distillation loss: targets are reduced to outcomes, a divergence gives value and slope, the slope becomes the gradient."""

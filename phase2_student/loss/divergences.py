@@ -1,11 +1,11 @@
 """Divergences between the teacher's distribution p and the student's q: the value of each and its slope.
 
 A divergence sees a few outcomes per answer position (the stored ids and one bucket for the rest, or all shared ids) and
-knows nothing of logits, temperature or vocabulary. A new one is a class here, in `DIVERGENCES`, and its name in
-`firstsight.recipe.LossSection.divergence`. All of them are f-divergences: merging outcomes never makes one larger, so
-the divergence of stored entries and bucket is a lower bound of the whole one.
+knows nothing of logits, temperature or vocabulary. To add one, write a class here, enter it in `DIVERGENCES`, and add its name
+to `firstsight.recipe.LossSection.divergence`. All of them are f-divergences: merging outcomes never makes one larger, so
+the divergence on stored entries and bucket is a lower bound of the full one.
 
-Everything is computed from log p and log q: neither may be 0 in float32, and nothing here becomes NaN when they are.
+Everything is computed from log p and log q, because p or q may round to 0 in float32; nothing here becomes NaN when they do.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from firstsight.recipe import LossSection
 # b answer positions, O outcomes of each
 
 _LEAST = -1e4
-"""Stands for -inf among differences of logs: times a probability of 0 it is 0."""
+"""Replaces -inf in differences of logs: times a probability of 0 it is 0."""
 _LOG_SMALLEST = -103.3
 """log of the smallest positive float32."""
 
 
 @dataclass(frozen=True)
 class Divergence(ABC):
-    """D(p, q) of distributions over the same outcomes; its fields are keys of the recipe's `loss` by their names."""
+    """D(p, q) of distributions over the same outcomes; its fields have the names of keys in the recipe's `loss`."""
 
     least_log_p: ClassVar[float] = -1e4
-    """log p that stands for a stored outcome to which the teacher gives nothing."""
+    """log p of a stored outcome that has probability 0 for the teacher."""
 
     @property
     def text(self) -> str:
-        """Its name in the recipe with its own keys, such as `skewed_kl, beta = 0.1`."""
+        """Its name in the recipe and its keys, such as `skewed_kl, beta = 0.1`."""
         name = next(name for name, kind in DIVERGENCES.items() if kind is type(self))
         return ", ".join([name, *(f"{field.name} = {getattr(self, field.name):g}" for field in fields(self))])
 
@@ -46,12 +46,12 @@ class Divergence(ABC):
         """The divergence of every position, and its derivative in every log q.
 
         Args:
-            log_p_bO: float32, nats; finite, `least_log_p` for a stored outcome to which the teacher gives nothing.
-            log_q_bO: float32, nats; -inf for an outcome that the student cannot reach and the teacher can.
+            log_p_bO: float32, nats; finite: `least_log_p` for a stored outcome that has probability 0 for the teacher.
+            log_q_bO: float32, nats; -inf for an outcome that is possible for the teacher but not for the student.
 
         Returns:
-            (D float32 [b], dD/dlog q float32 [b, O]), both new tensors. The slope is that of D as a function of the log q_i,
-            each taken for itself: that q sums to one comes in afterwards.
+            (D float32 [b], dD/dlog q float32 [b, O]), both new tensors. The slope treats each log q_i as a free variable; that q
+            sums to one is taken into account afterwards.
         """
 
 
@@ -67,7 +67,7 @@ class ForwardKL(Divergence):
 
 @dataclass(frozen=True)
 class ReverseKL(Divergence):
-    """KL(q || p) = sum q log(q / p); a stored outcome to which the teacher gives nothing counts as float32's smallest number."""
+    """KL(q || p) = sum q log(q / p); a stored outcome with probability 0 for the teacher counts as float32's smallest number."""
 
     least_log_p: ClassVar[float] = _LOG_SMALLEST
 
@@ -121,7 +121,7 @@ class TotalVariation(Divergence):
     """Half the sum of |p - q|, between 0 and 1; not in nats."""
 
     def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Divergence`; the slope is q / 2 where q is above p, -q / 2 below, 0 where they meet."""
+        """As `Divergence`; the slope is q / 2 where q > p, -q / 2 where q < p, 0 where they are equal."""
         q_bO = log_q_bO.exp()
         over_bO = q_bO - log_p_bO.exp()
         value_b = over_bO.abs().sum(dim=1).mul_(0.5)
@@ -140,10 +140,10 @@ DIVERGENCES: dict[str, type[Divergence]] = {
     "js": JensenShannon,
     "tv": TotalVariation,
 }
-"""By the names of the recipe."""
+"""Divergence classes by their names in the recipe."""
 
 
 def divergence_of(section: LossSection) -> Divergence:
-    """The divergence that a recipe states, with its own keys."""
+    """The divergence that a recipe states, with its keys."""
     kind = DIVERGENCES[section.divergence]
     return kind(**{field.name: getattr(section, field.name) for field in fields(kind)})

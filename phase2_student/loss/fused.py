@@ -2,9 +2,9 @@
 
     loss, terms = distillation_loss(states, head_weight, targets, objective, unshared_ids=ids, num_items=n)
 
-Gradients are made in the forward pass, so the [positions, vocabulary] logits never exist at once: one buffer of `chunk`
-rows holds the scaled logits, then their exponentials, then the gradient. `reduction.py` has the formulas, `reference.py`
-says the same by autograd.
+Gradients are computed in the forward pass, so the [positions, vocabulary] logits never exist at once: one buffer of `chunk`
+rows holds the scaled logits, then their exponentials, then the gradient. `reduction.py` has the formulas; `reference.py`
+computes the same by autograd.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from phase2_student.loss.targets import LossTargets
 CHUNK = 256
 """Positions projected at once."""
 _BLOCK_ELEMENTS = 2**20
-"""Logits worked on at once on a CPU: a block passes through the cache a dozen times instead of through memory."""
+"""Logits worked on at once on a CPU: a block is read a dozen times, from the processor's cache instead of from memory."""
 
 
 def distillation_loss(
@@ -43,7 +43,7 @@ def distillation_loss(
         states_ND: hidden states at the answer positions, any float dtype.
         head_VD: weight of the head.
         targets: what to train on, at the objective's temperature.
-        objective: what is minimised.
+        objective: the loss to minimise.
         unshared_ids: int64 [U], rows of the head that the teacher's vocabulary does not have, padding included.
         num_items: answer positions of the whole accumulated batch over all ranks.
         chunk: positions projected at once.
@@ -90,7 +90,7 @@ def kl_at_one(
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """The arguments of a call that are no tensors to be differentiated."""
+    """The arguments of a call that are not differentiated."""
 
     targets: LossTargets
     objective: Objective
@@ -102,7 +102,7 @@ class _Call:
 
 
 def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
-    """float32; a number is filled in on the device, where a copy from the host would wait for everything before it."""
+    """A float32 scalar on the device. A number is filled in there, since a copy from the host would wait for earlier work."""
     if isinstance(value, Tensor):
         return value.to(device, torch.float32)
     return torch.full((), value, dtype=torch.float32, device=device)
@@ -145,7 +145,7 @@ class _DistillationLoss(torch.autograd.Function):
                     grad_head_VD.addmm_(y_nV.T, states_nD)
         if needs_head and grad_head_VD is None:
             grad_head_VD = torch.zeros_like(weight_VD)
-        # not save_for_backward: the gradient of the head is scaled in place, a copy would be as large as the head
+        # not save_for_backward: the gradient of the head is scaled in place, since a copy would be as large as the head
         ctx.grads = (
             grad_states_ND if grad_states_ND is None else grad_states_ND.to(states_ND.dtype),
             grad_head_VD if grad_head_VD is None else grad_head_VD.to(head_VD.dtype),
@@ -159,7 +159,7 @@ class _DistillationLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError("distillation_loss: backward a second time; the gradients were used up by the first")
+            raise RuntimeError("distillation_loss: backward was called twice, but the first call used up the gradients")
         (states, head), ctx.grads = ctx.grads, None
         return (
             None if states is None else states.mul_(grad_loss),

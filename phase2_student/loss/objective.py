@@ -1,9 +1,9 @@
-"""What a training minimises: a divergence from the teacher and the cross-entropy of the labels, weighted and averaged.
+"""What training minimises: a divergence from the teacher and the cross-entropy of the labels, weighted and averaged.
 
     objective = Objective.of_recipe(recipe.loss)
     L = [ alpha sum_soft T^2 D(p_T, q_T)  +  (1 - alpha) sum_hard CE ] / N
 
-The two parts are put together here and nowhere else: their gradients by `weights`, their sums by `loss`.
+The two parts are combined here and nowhere else: their gradients by `weights`, their sums by `loss`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ TailMode = Literal["bucket", "renormalize", "none"]
 
 
 class LossTerms(NamedTuple):
-    """Sums over a batch or many, scalars without gradient."""
+    """Sums over one batch or many; scalars without gradient."""
 
     kd: Tensor
     """Sum of T^2 D over soft positions, nats; NaN where it was not computed (alpha = 0, in training)."""
     ce: Tensor
     """Sum of cross-entropy over hard positions, nats."""
     agree: Tensor
-    """Soft positions at which the student's most likely token is the teacher's."""
+    """Number of soft positions at which the student's most likely token is the teacher's."""
     soft: Tensor
-    """Soft positions."""
+    """Number of soft positions."""
     hard: Tensor
-    """Hard positions."""
+    """Number of hard positions."""
     counted: Tensor
     """Positions that are soft or hard: N of the mean."""
     kl: Tensor
@@ -43,7 +43,7 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The loss of a run, whatever its targets are."""
+    """The loss of a run, for any kind of targets."""
 
     temperature: float
     """T of both distributions; the targets must be given at this temperature."""
@@ -51,8 +51,8 @@ class Objective:
     """Weight of the divergence; 1 - alpha weighs the cross-entropy."""
     divergence: Divergence = field(default_factory=ForwardKL)
     tail: TailMode = "bucket"
-    """What stands for ids that are not stored. `bucket`: the rest as one outcome; `renormalize`: both distributions conditioned
-    on the stored ids; `none`: the sum over the stored ids alone. Nothing to whole distributions, and to a tail with a shape."""
+    """How ids that are not stored count. `bucket`: together as one outcome; `renormalize`: left out, with both distributions
+    conditioned on the stored ids; `none`: left out of the sum. No effect on whole distributions or a tail with a shape."""
 
     @classmethod
     def of_recipe(cls, section: LossSection) -> Objective:
@@ -65,11 +65,11 @@ class Objective:
         )
 
     def text(self, entries: int | None, tail_rank: int = 0) -> str:
-        """In words, for the log.
+        """The objective in words, for the log.
 
         Args:
-            entries: stored per position; None: the targets are whole distributions.
-            tail_rank: of the shape of the tail that is trained on; 0: none.
+            entries: stored entries per position; None: the targets are whole distributions.
+            tail_rank: rank of the tail's shape in training; 0: no shape.
         """
         if self.alpha == 0:
             return "cross-entropy alone (alpha = 0)"
@@ -89,7 +89,7 @@ class Objective:
         return self.temperature == 1 and isinstance(self.divergence, ForwardKL) and self.tail == "bucket"
 
     def takes_soft(self, *, training: bool) -> bool:
-        """Whether soft targets are looked at: training on hard labels alone pays nothing for them, a validation shows both."""
+        """Whether soft targets are needed: training on hard labels alone skips them, validation always shows both parts."""
         return not training or self.alpha > 0
 
     def weights(self, soft_b: Tensor, hard_b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -101,14 +101,14 @@ class Objective:
             scale: 1 / N.
 
         Returns:
-            The factors; the second None where the cross-entropy has no weight.
+            The factors; the second is None if the cross-entropy has no weight.
         """
-        # T^2 keeps the size of the gradient when T changes (Hinton, Vinyals and Dean 2015, section 2); d(logit / T) takes one T
+        # T^2 keeps the gradient's size when T changes (Hinton, Vinyals and Dean 2015, section 2); d(logit / T) takes one T of it
         soft_b1 = (self.alpha * self.temperature * scale * soft_b)[:, None]
         return soft_b1, None if self.alpha == 1 else ((1 - self.alpha) * scale * hard_b)[:, None]
 
     def loss(self, kd: Tensor, ce: Tensor) -> Tensor:
-        """The weighted sum of both sums, before it is divided by N; a part without weight is not looked at."""
+        """The weighted sum of both sums, before it is divided by N; a part without weight is ignored."""
         if self.alpha == 0:
             return ce
         return self.alpha * kd + (1 - self.alpha) * ce

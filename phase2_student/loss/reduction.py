@@ -1,4 +1,4 @@
-"""A block of logits reduced to the outcomes that a divergence sees, and its slope scattered into the logits' place.
+"""Reduces a block of logits to the outcomes that a divergence sees, and scatters its slope into the place of the logits.
 
 For outcomes i with student probabilities q_i at temperature T and slopes g_i = dD/dlog q_i, d log q_i / d y_j = 1[i = j] - q_j
 with y = logits / T gives
@@ -9,7 +9,7 @@ with y = logits / T gives
 
 Forward KL has g = -p: q_j - p_j for a stored id, q_j - r q_j / s for one of the rest.
 
-Both classes own one buffer of the block: the scaled logits, then their exponentials, then the gradient.
+Both classes own one buffer of the block's size. It holds the scaled logits, then their exponentials, then the gradient.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _NOTHING = -1e4
 
 
 class HardLabels:
-    """A block of logits for the labels alone.
+    """A block of logits when only the labels count.
 
     Args:
         y_bV: logits; overwritten.
-        targets: of the same positions.
+        targets: the targets of the same positions.
     """
 
     def __init__(self, y_bV: Tensor, targets: StoredTargets | FullTargets) -> None:
@@ -43,17 +43,17 @@ class HardLabels:
         self.ce_b = (self._total_b1.log() + top_b1 - target_logit_b1)[:, 0]
 
     def scatter(self, hard_b1: Tensor) -> None:
-        """Put the gradient of the cross-entropy, times a factor [b, 1], into the logits' place."""
+        """Replace the logits by the gradient of the cross-entropy, times a factor [b, 1]."""
         self._y_bV.mul_(hard_b1 / self._total_b1).scatter_add_(1, self._target_b1, -hard_b1)
 
 
 class StoredOutcomes:
-    """A block reduced to its stored ids and a bucket for the rest.
+    """A block of logits reduced to its stored ids and a bucket for the rest.
 
     Args:
         y_bV: logits / T; overwritten.
-        targets: of the same positions.
-        objective: says what stands for the rest.
+        targets: the targets of the same positions.
+        objective: says how the rest counts.
         unshared_ids: int64 [U].
     """
 
@@ -63,8 +63,8 @@ class StoredOutcomes:
         self._target_b1 = targets.target_ids_N[:, None]
         T = self.T
 
-        # in place y becomes exp(y - m) of what is shared and not stored, with m its maximum: a rest that lies far below the
-        # stored entries does not underflow, and log s is a logsumexp, never log(1 - sum q)
+        # y becomes, in place, exp(y - m) of the ids that are shared but not stored, with m their maximum: so a rest far below
+        # the stored entries does not underflow, and log s is a logsumexp, never log(1 - sum q)
         target_y_b1 = y_bV.gather(1, self._target_b1)
         self._unshared_bU = y_bV.index_select(1, unshared_ids)
         y_bV.index_fill_(1, unshared_ids, -torch.inf)
@@ -107,16 +107,16 @@ class StoredOutcomes:
         self.log_p_bO, self.log_q_bO = log_p_bO.clamp_(min=objective.divergence.least_log_p), log_q_bO
 
     def scatter(self, slope_bO: Tensor, soft_b1: Tensor, hard_b1: Tensor | None) -> None:
-        """Put the gradient of divergence and cross-entropy into the logits' place.
+        """Replace the logits by the gradient of divergence and cross-entropy.
 
         Args:
-            slope_bO: of the divergence in every log q.
+            slope_bO: slope of the divergence in every log q.
             soft_b1: factor of the divergence.
             hard_b1: factor of the cross-entropy; None: it has no weight.
         """
         y_bV, T, K = self._y_bV, self.T, self._ids_bK.shape[1]
         sum_b1 = slope_bO.sum(dim=1, keepdim=True)
-        in_q = self.tail != "renormalize"  # the rest has a part in the student's normaliser
+        in_q = self.tail != "renormalize"  # the rest counts in the student's normaliser
         rest_factor_b1 = -sum_b1 * (self._m_b1 - self._lse_b1).exp() if in_q else torch.zeros_like(sum_b1)
         if self.tail == "bucket":
             # g_R q_j / s = g_R rest_j / sum(rest): finite even where s underflows
@@ -141,11 +141,11 @@ class StoredOutcomes:
 
 
 class FullOutcomes:
-    """A block reduced to all shared ids: with all of them stored and nothing in the tail what `StoredOutcomes` gives.
+    """A block of logits over all shared ids: the same as `StoredOutcomes` with all of them stored and an empty tail.
 
     Args:
         y_bV: logits / T; overwritten.
-        targets: of the same positions.
+        targets: the targets of the same positions.
         objective: gives T.
     """
 
@@ -181,17 +181,17 @@ def block_sums(
     unshared_ids: Tensor,
     scale: Tensor | None,
 ) -> Tensor:
-    """Sums of a block: reduce, divergence, scatter.
+    """Reduce a block, apply the divergence, scatter the gradient; returns the sums of the block.
 
     Args:
-        y_bV: logits, divided by T where the objective looks at soft targets. In their place dL/dlogits, or what is left.
-        targets: of the same positions.
-        objective: of the run.
+        y_bV: logits, divided by T if the objective needs soft targets; overwritten with dL/dlogits if a gradient is wanted.
+        targets: the targets of the same positions.
+        objective: the run's objective.
         unshared_ids: int64 [U], rows of the head that the teacher's vocabulary does not have.
         scale: 1 / N; None: no gradient is wanted.
 
     Returns:
-        float64 [3]: T^2 D, CE and agreement; the first NaN where it was not computed.
+        float64 [3]: T^2 D, CE and agreement; the first is NaN if it was not computed.
     """
     soft_b, hard_b = targets.soft_N, targets.hard_N
     if not objective.takes_soft(training=scale is not None):

@@ -1,4 +1,4 @@
-"""The distillation loss said plainly, with whole logits and autograd: what `fused.py` is tested against."""
+"""The distillation loss in its plain form, with whole logits and autograd: the reference for testing `fused.py`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from firstsight.models.tail_shape import TailShape
 from firstsight.models.teacher_head import SoftHead
 
 _LOG_NOTHING = -103.3
-"""log of the smallest positive float32: stands for a token of an empty tail."""
+"""log of the smallest positive float32: the value for a token of an empty tail."""
 
 # N answer positions, n of one chunk, r directions of a tail,
 # K stored entries, S shared ids in the order of the student's ids, D hidden size of the teacher
@@ -21,20 +21,20 @@ _LOG_NOTHING = -103.3
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFields:
-    """A dataclass whose tensors, also those in dictionaries and in fields of this kind, are moved as a whole."""
+    """A dataclass that moves all its tensors together, also those in dictionaries and in nested fields of this kind."""
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A copy with the function applied to every tensor."""
         return replace(self, **{field.name: _mapped(getattr(self, field.name), function) for field in fields(self)})
 
     def to(self, device: torch.device) -> Self:
-        """On a device; the host does not wait for what is in pinned memory."""
+        """A copy on a device; the host does not wait for tensors in pinned memory."""
         return self.mapped(
             lambda tensor: tensor.to(device, non_blocking=tensor.device.type == "cpu" and tensor.is_pinned())
         )
 
     def pin_memory(self) -> Self:
-        """In pinned memory; called by `torch.utils.data.DataLoader`."""
+        """A copy in pinned memory; called by `torch.utils.data.DataLoader`."""
         return self.mapped(Tensor.pin_memory)
 
 
@@ -50,12 +50,12 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class PositionTargets(TensorFields):
-    """What is known of every answer position, whatever its soft targets are."""
+    """What every answer position has, whatever its soft targets are."""
 
     target_ids_N: Tensor
     """int64: the answer's own tokens, in the student's ids."""
     soft_N: Tensor
-    """bool: soft targets exist here."""
+    """bool: the position has soft targets."""
     hard_N: Tensor
     """bool: the answer is ground truth, so the hard-label loss applies."""
 
@@ -102,7 +102,7 @@ class StoredTargets(PositionTargets):
         return replace(self, log_p_NK=log_p_NK, log_r_N=self.log_r1_N)
 
     def chunk(self, rows: slice | Tensor) -> Self:
-        """Those of some positions."""
+        """The targets of some positions."""
         return self.mapped(lambda tensor: tensor[rows])
 
     @property
@@ -120,14 +120,14 @@ class FullTargets(PositionTargets):
     shared_ids_S: Tensor
     """int64, ascending: the student ids of the columns."""
     top_N: Tensor | None = None
-    """int64: the teacher's most likely id, where that is known apart; None: the largest of them."""
+    """int64: the teacher's most likely id, if it is known separately; None: the id with the largest log-probability."""
 
     def at_one(self, temperature: float) -> FullTargets:
         """The same at T = 1, from T."""
         return replace(self, log_p_NS=(temperature * self.log_p_NS).log_softmax(dim=1))
 
     def chunk(self, rows: slice | Tensor) -> FullTargets:
-        """Those of some positions."""
+        """The distributions of some positions."""
         return FullTargets(
             log_p_NS=self.log_p_NS[rows],
             shared_ids_S=self.shared_ids_S,
@@ -150,11 +150,11 @@ class TeacherTargets(PositionTargets):
     """The teacher's hidden states, from which the whole distribution is made chunk by chunk."""
 
     states_ND: Tensor
-    """Any float dtype; finite where not soft, too."""
+    """Any float dtype; finite also at positions that are not soft."""
     head: SoftHead
-    """No module and no field of tensors: it stays where it is, and nothing shards or saves it."""
+    """The teacher's head. It is no module and no field of tensors, so it is neither moved, sharded nor saved."""
     temperature: float
-    """T of the distributions that are made."""
+    """T of the distributions."""
 
     def at_one(self, _temperature: float) -> TeacherTargets:
         """The same at T = 1."""
@@ -174,25 +174,25 @@ class TeacherTargets(PositionTargets):
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateTargets(StoredTargets):
-    """Stored entries with the coordinates of their tail's shape, not yet joined with what makes logits of these."""
+    """Stored entries with the coordinates of their tail's shape, not yet joined with the head that turns these into logits."""
 
     coefficients_Nr: Tensor
-    """float32, as the cache holds them."""
+    """float32: the coordinates in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapedTargets(PositionTargets):
-    """Stored entries as they are and a tail with a shape, made whole distributions chunk by chunk."""
+    """Stored entries and a tail with a shape, expanded to whole distributions chunk by chunk."""
 
     stored: CoordinateTargets
     shape: TailShape
-    """No module and no field of tensors, as `TeacherTargets.head`."""
+    """Turns coordinates into logits. It is no module and no field of tensors, like `TeacherTargets.head`."""
     temperature: float
-    """T of the stored entries, and of the distributions that are made."""
+    """T of the stored entries and of the distributions."""
 
     @classmethod
     def of(cls, stored: CoordinateTargets, shape: TailShape, temperature: float) -> ShapedTargets:
-        """The targets of positions; on one device with the shape."""
+        """Join stored targets with the shape; both must be on one device."""
         known = {field.name: getattr(stored, field.name) for field in fields(PositionTargets)}
         return cls(stored=stored, shape=shape, temperature=temperature, **known)
 

@@ -1,1 +1,1 @@
-"""Steps and memory of a run, before it begins."""
+"""What a run will cost: its steps and its memory, before it begins."""

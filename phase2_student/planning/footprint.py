@@ -1,7 +1,7 @@
-"""Device memory of a training, by part, from the student's shape alone: what `fs-student plan` estimates with.
+"""Device memory of a training, part by part, from the student's shape alone: the estimate behind `fs-student plan`.
 
-Weights, gradients and state are counted exactly; what the graph keeps is estimated per token and layer (a test compares it
-with what torch saves for the backward pass).
+Weights, gradients and optimiser state are counted exactly. What the graph keeps is estimated per token and layer; a test
+compares it with what torch saves for the backward pass.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ _CONTEXT = 0.8e9
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What memory depends on, of a student and its largest micro-batch."""
+    """The properties of a student on which its memory depends."""
 
     trained: int
-    """Weights that are trained where no adapters are."""
+    """Number of weights that are trained without adapters."""
     frozen: int
     matrices: int
-    """Weights of the layers, which autocast casts to bfloat16; without embedding and head."""
+    """Number of weights of the layers, which autocast casts to bfloat16; without embedding and head."""
     adapters: int
-    """Weights of LoRA's adapters."""
+    """Number of weights of LoRA's adapters."""
     head: int
-    """Weights of the head's matrix, tied or not."""
+    """Number of weights of the head's matrix, tied or not."""
     rows: int
     """V, rows of the head."""
     head_trained: bool
     vision_trained: bool
     largest: int
-    """Weights of the largest matrix."""
+    """Number of weights of the largest matrix."""
     layers: int
     hidden: int
     intermediate: int
@@ -53,15 +53,15 @@ class Shape:
     activation_bytes: int
     """Bytes of one value: 2 in bfloat16, 4 in float32."""
     saved_bytes: int
-    """Bytes of one saved weight; weights under adapters are of its type, too."""
+    """Bytes of one saved weight; weights under adapters have the same dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOfTeacher:
-    """The head that exact targets are made with."""
+    """The teacher's head that exact targets need."""
 
     rows: int
-    """S, rows of the ids that both vocabularies have, at most."""
+    """S, rows of the head for the shared ids, at most."""
     hidden: int
     """D, numbers in a state."""
     head_bytes: int
@@ -71,7 +71,7 @@ class HeadOfTeacher:
 
     @property
     def weights(self) -> int:
-        """Bytes of its rows."""
+        """Bytes of the head's rows."""
         return self.rows * self.hidden * self.head_bytes
 
     @property
@@ -102,12 +102,12 @@ class TailOfCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes on one device while a step is at its largest, about."""
+    """Estimated bytes on one device at the peak of a step."""
 
     mode: Mode
     gradient_checkpointing: bool
     weights: float
-    """bfloat16 copies that autocast makes of float32 weights included."""
+    """Weights, with the bfloat16 copies that autocast makes of float32 weights."""
     gradients: float
     optimizer: float
     targets: float
@@ -118,11 +118,11 @@ class Footprint:
     as well."""
     activations: float
     step: float
-    """What the optimiser's step works in, when the graph is gone."""
+    """Working memory of the optimiser's step, when the graph is gone."""
 
     @property
     def total(self) -> float:
-        """What is alive at the same time, and a CUDA context."""
+        """Bytes that are in use at the same time, with a CUDA context."""
         kept = self.weights + self.gradients + self.optimizer + self.targets
         return kept + max(self.loss + self.activations, self.step) + _CONTEXT
 
@@ -131,9 +131,9 @@ def student_shape(config: Any, section: StudentSection, *, activation_bytes: int
     """The shape of a student.
 
     Args:
-        config: of transformers.
-        section: of the recipe: what is frozen, and LoRA's rank.
-        activation_bytes: of one value.
+        config: a transformers configuration.
+        section: section of the recipe: says what is frozen, and LoRA's rank.
+        activation_bytes: bytes of one value.
     """
     model = meta_model(config)
     lora = section.lora or LoraSection()
@@ -199,7 +199,7 @@ def footprint(
         casts = 2 * shape.matrices if shape.activation_bytes == 2 else 0
         weights, gradients, optimizer = 4 * everything + casts, 4 * shape.trained, 8 * shape.trained
     elif mode == "bf16_kahan":
-        # 8-bit state has a float32 scale for each 256; a step works on one matrix and its gradient in float32
+        # 8-bit state has a float32 scale for every 256 values; a step works on one matrix and its gradient in float32
         weights, gradients, step = 2 * everything, 2 * shape.trained, 8 * shape.largest
         optimizer = int((2 + 2 * 4 / 256 + 2) * shape.trained)
     else:

@@ -1,4 +1,4 @@
-"""What a training will take, before anything is loaded: steps, tokens, padding, and the memory of each way to train."""
+"""What a training will cost, before any weights are loaded: steps, tokens, padding, and the memory of each way to train."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from storage.wording import counted
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one epoch and the whole run ask for."""
+    """The work of one epoch and of the whole run."""
 
     samples: int
     validation_samples: int
@@ -47,19 +47,19 @@ class Work:
     positions: int
     """Answer positions of one epoch."""
     answers: int
-    """Those that the positions belong to, the teacher's own included."""
+    """Number of answers that the positions belong to, the teacher's own included."""
     padding: float
     """Share of padding in the micro-batches of the first epoch; 0 with `student.padding_free`."""
     longest: int
     """Tokens of the longest sample."""
     longest_answer: int
-    """Its answer positions, of the sample that has most."""
+    """Answer positions of the sample that has the most."""
     most_patches: int
-    """Image patches of the sample that has most."""
+    """Image patches of the sample that has the most."""
     too_long: int
     """Samples longer than `data.max_length` or the student's positions: training refuses them."""
     notes: tuple[str, ...]
-    """What is worth knowing about the rows, a line each."""
+    """Notes about the rows, one line each."""
     micro_batch: int
     global_batch: int
     processes: int
@@ -75,31 +75,31 @@ class TrainingPlan:
     work: Work
     shape: Shape
     mode: Mode
-    """The recipe's."""
+    """The mode that the recipe chooses."""
     gradient_checkpointing: bool
-    """The recipe's."""
+    """Whether the recipe chooses gradient checkpointing."""
     teacher_head: HeadOfTeacher | None
     """What exact targets are made with; None: top_k targets."""
     tail: TailOfCache | None
     """The shape of the tail that is trained on, of a top_k cache; None: none."""
     footprints: tuple[Footprint, ...]
-    """Each way to train, without gradient checkpointing and with it."""
+    """The memory of each way to train, without and with gradient checkpointing."""
 
 
 def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) -> TrainingPlan:
-    """Read all rows and image headers; no weights, no targets, no image is decoded.
+    """Read all rows and image headers. Reads no weights and no targets, and decodes no image.
 
     Args:
-        recipe: its data and the student's configuration and tokenizer must be there.
-        processes: that train at the same time, one on each GPU.
+        recipe: its data and the student's configuration and tokenizer must exist.
+        processes: number of processes, one on each GPU.
         progress: show a bar.
 
     Raises:
         FirstSightError: bad recipe, data or model.
     """
-    recipe = with_turns_of_cache(recipe)  # training takes the answers that there are
+    recipe = with_turns_of_cache(recipe)  # training takes the answers that the cache has
     directory = resolve_directory(recipe, recipe.student, weights=False)
-    # a plan is made on any machine, also for GPUs that this one does not have
+    # a plan can be made on any machine, also for GPUs that it does not have
     settings = {**recipe.training, "use_cpu": True}
     arguments = training_arguments(recipe.model_copy(update={"training": settings}))
     config = load_config(directory, recipe.student)
@@ -134,10 +134,10 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
 
 
 def _teacher_head(recipe: Recipe, student_rows: int) -> HeadOfTeacher | None:
-    """The head of exact targets: of the cache that is there, else of the teacher that the recipe names.
+    """The head of exact targets: from the cache if it exists, else from the teacher that the recipe names.
 
     Raises:
-        ModelError: the recipe states exact targets, and neither cache nor teacher is there.
+        ModelError: the recipe states exact targets, but neither cache nor teacher was found.
     """
     section = recipe.cache
     if "targets" in section.model_fields_set and section.targets != EXACT:
@@ -193,7 +193,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     def judge(split: str, sample: Sample, _new: bool) -> int:
         nonlocal validated, positions, given, longest_answer, most_patches, too_long
         prompt, image_tokens, answers = prompter.count_tokens(sample)
-        # an answer that the teacher gave is in the cache alone: taken at its longest
+        # an answer that the teacher gave is only in the cache: counted at its maximum length
         answer = sum(answers) + (recipe.cache.generate_max_tokens if sample.answer is None else 0)
         too_long += prompt + answer > prompter.longest
         validated += split == "validation"
@@ -248,7 +248,7 @@ def _unreadable(count: int) -> str | None:
 
 
 def padding_share(lengths: list[int], batches: GlobalBatches) -> float:
-    """Padding among all tokens of the micro-batches of one epoch, over all processes."""
+    """Share of padding among all tokens of the micro-batches of one epoch, over all processes."""
     padded = 0
     for samples in batches.steps():
         for first in range(0, len(samples), batches.batch_size):
@@ -272,12 +272,12 @@ def plan_text(plan: TrainingPlan) -> str:
         f"Steps       {work.steps_per_epoch:,} per epoch, {work.steps:,} in {work.epochs:g} epochs, of {work.global_batch} "
         f"samples: micro-batches of {work.micro_batch}{on}",
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "
-        f"adapters of LoRA: {count_text(shape.adapters)}",
+        f"with LoRA: {count_text(shape.adapters)} in the adapters",
         *([] if head is None else [_head_text(head)]),
         *([] if plan.tail is None else [_tail_text(plan.tail)]),
         "",
-        f"Memory of each GPU, with the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
-        f"{work.micro_batch * work.most_patches:,} patches); > is the recipe's",
+        f"Memory of each GPU, for the largest micro-batch ({work.micro_batch} x {work.longest:,} tokens, "
+        f"{work.micro_batch * work.most_patches:,} patches); > marks the recipe's choice",
         f"  {'':26} {'weights':>9} {'gradients':>9} {'optimiser':>9} "
         f"{'  targets ' if whole else ''}{'loss':>9} {'graph':>9} {'all':>9}  fits",
     ]
@@ -292,9 +292,9 @@ def plan_text(plan: TrainingPlan) -> str:
             + f"  {', '.join(_fitting(way)) or 'none of the GPUs'}"
         )
     lines += [
-        "  GPUs looked at: " + ", ".join(f"{gpu.name} {gpu.memory:g} GB" for gpu in GPUS),
-        "  Choose by student.precision, student.lora and training.gradient_checkpointing; weights, gradients and optimiser",
-        "  are exact, the graph is estimated per token and layer.",
+        "  GPUs compared: " + ", ".join(f"{gpu.name} {bytes_text(gpu.memory * 1e9)}" for gpu in GPUS),
+        "  Choose with student.precision, student.lora and training.gradient_checkpointing. Weights, gradients and optimiser",
+        "  are exact; the graph is estimated per token and layer.",
     ]
     return "\n".join(lines)
 

@@ -1,1 +1,1 @@
-"""What leaves a run: quantised exports (`export`), the model card (`card`), the folder that goes to the hub (`publish`)."""
+"""What is made of a finished run: quantised exports (`export`), the model card (`card`), the folder for the hub (`publish`)."""

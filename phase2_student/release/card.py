@@ -1,4 +1,4 @@
-"""The model card of a student: lineage, figures, how to load it, what to cite, limits; by `huggingface_hub.ModelCard`.
+"""The model card of a student: lineage, figures, how to load it, what to cite, limits; made with `huggingface_hub.ModelCard`.
 
 card = model_card(run, evaluation, student, repo="me/student", license=None)
 card.save("README.md")
@@ -46,9 +46,9 @@ def model_card(
 
     Args:
         run: the run that trained the student.
-        evaluation: None: the card says that the student was not evaluated.
+        evaluation: the evaluation; None: the card says that the student was not evaluated.
         student: the student in the evaluation.
-        cache: for the teacher's identity; None where it cannot be opened.
+        cache: gives the teacher's identity; None if it cannot be opened.
         repo: `user/name`.
         license: identifier of the hub, such as `apache-2.0`.
     """
@@ -56,9 +56,9 @@ def model_card(
     sees = "model_type" not in config or family_of(SimpleNamespace(**config)).has_vision
     teacher_name, base = pair_names(run, cache)
     own = read_preprocessing(trained_student(run.directory))
-    system_prompt = None if own is None or own.system_prompt is None else repr(own.system_prompt)  # as the code has it
+    system_prompt = None if own is None or own.system_prompt is None else repr(own.system_prompt)  # as in Python code
     data = ModelCardData(
-        base_model=base if "/" in base else None,  # a directory is known by its last part alone
+        base_model=base if "/" in base else None,  # only the last part of a directory is recorded
         base_model_relation="finetune" if "/" in base else None,
         library_name="transformers",
         pipeline_tag="image-text-to-text" if sees else "text-generation",
@@ -103,7 +103,7 @@ def model_card(
 
 
 def _results(evaluation: Evaluation, student: ModelResult) -> list[EvalResult]:
-    """The `model-index`: every metric over all samples, and exact match by category."""
+    """The `model-index` of the card: every metric over all samples, and exact match by category."""
     name, count = evaluation.data.file, len(student.samples)
     common: dict[str, Any] = {
         "task_type": _TASK,

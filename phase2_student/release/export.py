@@ -2,8 +2,8 @@
 
     export(trained_student(recipe.output_dir), export_directory(recipe, "int8"), recipe.student, "int8")
 
-Linear layers become LLM.int8 or NF4; the embedding, to which the student's head is tied, and the norms keep their type. Beside the
-weights, `export.json` says from which weights they were made.
+Linear layers become LLM.int8 or NF4; the embedding, to which the student's head is tied, and the norms keep their dtype. Beside the
+weights, `export.json` records which weights they were made from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from phase2_student.runs.files import replace_directory, write_json
 
 _BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
 _NOT_COPIED = {"config.json", EXPORT}
-"""Written with the quantised weights, as is the index of sharded weights."""
+"""Not copied from the student: the export writes its own. The same holds for the index of sharded weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,29 +32,29 @@ class Export:
     before_bytes: int
     """Size of the source's weights."""
     paper_bytes: int
-    """Size of the exported weights as computed from the configuration."""
+    """Size of the exported weights, computed from the configuration."""
     bytes: int | None
-    """Size of the exported weights as written; None where nothing was written."""
+    """Size of the exported weights on disk; None if nothing was written."""
 
 
 def plan_export(source: Path, output: Path, section: StudentSection, kind: Quantization) -> Export:
     """What `export` would write, from the configuration alone.
 
     Raises:
-        ModelError: no student in `source`, one that is quantised already, or an `output` that holds something else.
+        ModelError: `source` holds no student or a quantised one, or `output` holds something else.
     """
     if not (source / "config.json").is_file():
-        raise ModelError(f"{source} has no config.json; train the student first, or give --model DIR")
+        raise ModelError(f"{source} has no config.json; train the student first, or pass its directory as --model")
     files = list(source.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{source} has no .safetensors; weights are read from safetensors only")
     stored = stored_quantization(source)
     if stored is not None:
-        raise ModelError(f"{source} is quantised already ({stored}); export from the unquantised student")
+        raise ModelError(f"{source} is quantised already ({stored}); export the unquantised student")
     if output.resolve() == source.resolve():
-        raise ModelError(f"{output} is the student itself; give another --output")
+        raise ModelError(f"{output} is the student itself; choose another --output")
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / EXPORT).is_file())):
-        raise ModelError(f"{output} holds something that is not an export; give another --output, or delete it")
+        raise ModelError(f"{output} holds something that is not an export; choose another --output, or delete it")
     return Export(
         directory=output,
         before_bytes=sum(file.stat().st_size for file in files),
@@ -69,7 +69,7 @@ def export(source: Path, output: Path, section: StudentSection, kind: Quantizati
     model = quantize(source, section, kind)
 
     def write(directory: Path | None) -> None:
-        assert directory is not None  # one process, which writes
+        assert directory is not None  # this process writes
         for file in {path for pattern in _BESIDE_WEIGHTS for path in source.glob(pattern)}:
             if file.name not in _NOT_COPIED and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, directory / file.name)

@@ -1,4 +1,4 @@
-"""Publishing a student: the folder that goes to the hub, and its upload.
+"""Publish a student: prepare the folder for the hub, and upload it.
 
 folder = prepare_folder(recipe, repo="me/student", output=Path("publish"), evaluation=None, license=None)
 upload(folder.path, repo="me/student", private=True)
@@ -26,11 +26,11 @@ _CARD, _EVALUATION, _RECIPE = "README.md", "evaluation.json", "recipe.yaml"
 
 @dataclass(frozen=True)
 class Folder:
-    """What is, or would be, uploaded."""
+    """The files that are, or would be, uploaded."""
 
     path: Path
     files: tuple[tuple[str, int], ...]
-    """Name and bytes, in the order of the names."""
+    """Name and bytes of each file, sorted by name."""
 
     @property
     def bytes(self) -> int:
@@ -39,7 +39,7 @@ class Folder:
 
 
 def check_repo(repo: str) -> None:
-    """Check the name of a repository; ModelError where the hub would refuse it."""
+    """Check the name of a repository. Raises ModelError if the hub would refuse it."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not marked as exported
 
@@ -52,11 +52,11 @@ def check_repo(repo: str) -> None:
 
 
 def check_token() -> None:
-    """Check that a token for the hub was found; ModelError where nobody is logged in."""
+    """Check that there is a token for the hub. Raises ModelError if there is none."""
     from huggingface_hub import get_token
 
     if get_token() is None:
-        raise ModelError("no token of the hub was found; run `hf auth login` or set HF_TOKEN; --dry-run needs none")
+        raise ModelError("no token for the hub was found; run `hf auth login` or set HF_TOKEN; --dry-run needs none")
 
 
 def prepare_folder(
@@ -68,18 +68,18 @@ def prepare_folder(
     evaluated: bool = True,
     license: str | None = None,
 ) -> Folder:
-    """Write the folder of a run: its student, the card, its evaluation, its recipe.
+    """Write the folder of a run: the student, the card, the evaluation and the recipe.
 
     Args:
         recipe: its `training.output_dir` holds the run.
         repo: `user/name`, for the card.
-        output: the folder; None: `publish` in the run's directory. What an earlier call wrote there is replaced.
+        output: the folder; None: `publish` in the run's directory. Replaces what an earlier call wrote there.
         evaluation: a file of `fs-student eval` or a directory with evaluation files; None: the newest of the run.
         evaluated: False: publish without figures; the card says so.
-        license: identifier of the hub, for the card.
+        license: licence identifier of the hub, for the card.
 
     Raises:
-        ModelError: no student was found, or the evaluation is missing or of other weights.
+        ModelError: no student was found, or the evaluation is missing or was made with other weights.
         DataError: the folder holds something else, or a file cannot be read.
     """
     from phase2_student.release.card import model_card
@@ -94,7 +94,7 @@ def prepare_folder(
     others = sorted(file.name for file in path.iterdir() if file.name not in mine) if path.is_dir() else []
     if others:
         raise DataError(
-            f"{path}: holds {others[0]}, which does not belong to a student; give an empty or a new directory with --output"
+            f"{path}: holds {others[0]}, which does not belong to a student; choose an empty or new directory with --output"
         )
     cache, _ = read_cache([run])
     card = model_card(run, found, student, cache, repo=repo, license=license)
@@ -114,23 +114,23 @@ def prepare_folder(
 
 
 def upload(folder: Path, *, repo: str, private: bool = False, endpoint: str | None = None) -> str:
-    """Create the repository if it does not exist, and push the folder in one commit; returns the address of the commit.
+    """Create the repository if it does not exist, and push the folder in one commit. Returns the address of the commit.
 
     Args:
-        folder: what `prepare_folder` wrote.
+        folder: from `prepare_folder`.
         repo: `user/name`.
-        private: whether a repository that is created is private; one that exists stays as it is.
-        endpoint: URL of another hub; None: that of `HF_ENDPOINT`, else the public one.
+        private: make a new repository private; an existing one is not changed.
+        endpoint: URL of another hub; None: `HF_ENDPOINT`, else the public hub.
 
     Raises:
-        ModelError: the hub refused it, or could not be reached.
+        ModelError: the hub refused the upload, or could not be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     http_error: type[Exception] = HfHubHTTPError.__bases__[
         0
-    ]  # of the HTTP library that huggingface_hub uses: httpx or httpx2
+    ]  # from the HTTP library that huggingface_hub uses: httpx or httpx2
     api = HfApi(endpoint=endpoint, library_name="firstsight")
     try:
         api.create_repo(repo, private=private or None, exist_ok=True)
@@ -140,7 +140,7 @@ def upload(folder: Path, *, repo: str, private: bool = False, endpoint: str | No
     except (http_error, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{repo}: the upload failed ({reason}); the folder {folder} is complete, the same command tries again"
+            f"{repo}: the upload failed ({reason}); the folder {folder} is complete; run the same command again"
         ) from None
     return str(commit.commit_url)
 
@@ -150,8 +150,8 @@ def _evaluation(run: Run, given: Path | None) -> tuple[Evaluation, ModelResult]:
     found = read_evaluation([run], given)
     if found is None:
         raise ModelError(
-            f"{run.directory / 'evaluation'}: the student was not evaluated; run fs-student eval, name an evaluation with --evaluation, "
-            "or publish without figures by --no-evaluation"
+            f"{run.directory / 'evaluation'}: no evaluation of the student was found; run fs-student eval, pass one as --evaluation, or "
+            "publish without figures with --no-evaluation"
         )
     from firstsight.models.loading import weights_digest
 
@@ -162,7 +162,7 @@ def _evaluation(run: Run, given: Path | None) -> tuple[Evaluation, ModelResult]:
             return found, model
     names = ", ".join(model.name for model in found.models)
     raise ModelError(
-        f"{best}: its weights are those of no model in the evaluation of {found.created} ({names}); run fs-student eval again"
+        f"{best}: no model in the evaluation of {found.created} ({names}) has these weights; run fs-student eval again"
     )
 
 

@@ -1,8 +1,8 @@
 """The report of a distillation as one HTML page.
 
 charts     SVG by matplotlib, in the colours of the page
-figures    what the charts and tables show, computed from the records
-costs      what the dump and the runs took
+figures    the data of charts and tables, computed from the records
+costs      time and teacher passes of the dump and the runs
 gallery    held-out images with every model's answer
 page       all of it through templates/report.html
 run_row    one row per run: settings, how far it got, how near its student came to the teacher

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours and its font from the page, so that it is legible in light and dark mode.
+"""Charts as SVG with the colours and the font of the page, so that they are legible in light and dark mode.
 
 Every chart is about as wide as a phone: a page puts several side by side where it has room.
 """
@@ -20,11 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH = 4.4  # inches of 72 px
 SERIES = 6
-"""Number of colours; a seventh series has the first one again, with another marker."""
+"""Number of colours; a seventh series has the first colour again, with another marker."""
 MARKERS = "osD^vP"
 SYMBOLS = "●■◆▲▼✚"
 
-# matplotlib needs colours: these are placeholders for the page's variables
+# matplotlib needs colours: these stand for the page's variables
 _INK, _SOFT, _LINE = "#010203", "#010204", "#010205"
 _VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line"} | {
     f"#0102{16 + n:02x}": f"--series-{n}" for n in range(6)
@@ -58,7 +58,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def color(series: int) -> str:
-    """The colour of a series, for matplotlib; the page shows its own variable `--series-N` instead."""
+    """The colour of a series for matplotlib; the page replaces it by its variable `--series-N`."""
     return f"#0102{16 + series % SERIES:02x}"
 
 
@@ -73,7 +73,7 @@ class Line:
 
 
 def curves(title: str, lines: Sequence[Line], *, xlabel: str) -> Markup:
-    """Curves over one axis; a single point is shown as one."""
+    """Curves over one axis; a curve of one point is drawn as a point."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(2.7)
         for line in lines:
@@ -101,7 +101,7 @@ class Share:
 
 
 def intervals(title: str, rows: Sequence[tuple[str, Sequence[Share | None]]]) -> Markup:
-    """A row per group, in it a dot with its interval per series, the first one on top."""
+    """One row per group, with a dot and its interval for each series, the first series on top."""
     with mpl.rc_context(_STYLE):
         count = max((len(shares) for _, shares in rows), default=1)
         pitch = 0.17 * count + 0.16  # inches of a row
@@ -177,7 +177,7 @@ def _svg(figure: Figure, title: str) -> Markup:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1 would be in every chart of the page
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # every chart of the page would have figure_1
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page has its own
     text = re.sub(

@@ -1,10 +1,12 @@
-"""What the dump and the runs took: only what was measured. A figure that was not measured is missing, and the page says so."""
+"""The costs of the dump and the runs. Only measured figures are shown; if one was not measured, the page says so."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from firstsight.console import time_text
+from firstsight.models.gpus import bytes_text
 from phase2_student.runs.lineage import CacheFacts
 from phase2_student.runs.records import Run
 from storage.wording import counted
@@ -17,19 +19,19 @@ def is_online(run: Run) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
-    """What the dump or a run took."""
+    """The cost of the dump or of a run."""
 
     what: str
     seconds: float | None
-    """None where it was not recorded."""
+    """Time in seconds; None if it was not recorded."""
     passes: int | None
-    """Samples that went through the teacher; None where it is not known."""
+    """Number of samples that went through the teacher; None if it is not known."""
     note: str
 
     @property
     def clock(self) -> str:
         """The time in words."""
-        return "not recorded" if self.seconds is None else clock(self.seconds)
+        return "not recorded" if self.seconds is None else time_text(self.seconds)
 
 
 def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[CostRow]:
@@ -37,9 +39,9 @@ def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[CostRow]:
     rows: list[CostRow] = []
     if cache is not None and any(not is_online(run) for run in runs):
         status = cache.status
-        size = f"{status.bytes / 1e6:,.1f} MB, {status.bytes_per_position or 0:.1f} bytes per position"
+        size = f"{bytes_text(status.bytes)}, {status.bytes_per_position or 0:.1f} bytes per position"
         if status.head_bytes:
-            size += f", and {status.head_bytes / 1e6:,.1f} MB once for the head"
+            size += f", and {bytes_text(status.head_bytes)} once for the head"
         note = f"{counted(status.samples, 'sample')}, {counted(status.positions, 'answer position')}; {size}"
         rows.append(CostRow(what="dump, once", seconds=cache.seconds, passes=status.samples, note=note))
     for run in runs:
@@ -72,30 +74,22 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
     if cache is not None and cache.seconds is not None and cached and all(run.history.seconds for run in cached):
         total = sum(run.history.seconds or 0.0 for run in cached)
         lines.append(
-            f"Dump and {_count_runs(len(cached))} together: {clock(cache.seconds + total)}, {clock(cache.seconds)} of it for the "
-            "dump; each further run costs its training alone. Loading of models is not in these times."
+            f"Dump and {_count_runs(len(cached))} together: {time_text(cache.seconds + total)}, {time_text(cache.seconds)} of it for the "
+            "dump; each further run costs only its training. These times do not include loading models."
         )
     pair = [run for run in soft if run.history.seconds]
     measured = [run for run in online if run.history.seconds]
     if measured and pair:
         ours, theirs = (sum(run.history.seconds or 0 for run in group) / len(group) for group in (pair, measured))
         lines.append(
-            f"Measured: {clock(theirs)} for a run with the teacher in memory, {clock(ours)} for one from the cache "
+            f"Measured: {time_text(theirs)} for a run with the teacher in memory, {time_text(ours)} for one from the cache "
             f"({theirs / ours:.2f} x)."
         )
     elif cached:
         lines.append(
-            "What a run with the teacher in memory takes is not known: none is among these runs (fs-student train --online makes one)."
+            "How long a run with the teacher in memory takes is not known: none of these runs is one (see fs-student train --online)."
         )
     return lines
-
-
-def clock(seconds: float) -> str:
-    """A duration in words."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _count_runs(count: int) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from firstsight.models.gpus import bytes_text
 from phase2_student.evaluation.files import student_of
 from phase2_student.evaluation.results import MetricScores, ModelResult
 from phase2_student.evaluation.summary import exact_difference, model_figures
@@ -16,7 +17,7 @@ from phase2_student.runs.records import Run
 
 _BINS = 10
 _POINTS = 300
-"""At most so many are drawn of a curve."""
+"""Points of a curve that are drawn, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Tile:
 
 
 def series_of(models: Sequence[ModelResult], runs: Sequence[Run]) -> dict[str, int]:
-    """The number of the series, a colour and a marker, of each model and each run; a run shares that of its student."""
+    """The number of the series (a colour and a marker) of each model and run; a run has the number of its student."""
     names = [model.name for model in models]
     if len(runs) == 1 and "student" in names and runs[0].name not in names:
         return {name: number for number, name in enumerate(names)} | {runs[0].name: names.index("student")}
@@ -43,18 +44,18 @@ def focus(models: Sequence[ModelResult], runs: Sequence[Run]) -> ModelResult:
 
 
 def teacher_of(models: Sequence[ModelResult]) -> ModelResult | None:
-    """The first teacher, where one was evaluated."""
+    """The first teacher that was evaluated; None if there is none."""
     return next((model for model in models if model.role == "teacher"), None)
 
 
 def hard_labels_of(models: Sequence[ModelResult], runs: Sequence[Run], student: ModelResult) -> ModelResult | None:
-    """The student of the last run that was trained on hard labels alone, where it was evaluated and is another one."""
+    """The student of the last run on hard labels alone; None if it was not evaluated or is the page's own student."""
     hard = (student_of(models, run) for run in reversed(runs) if run.setting("loss.alpha") == 0)
     return next((model for model in hard if model is not None and model is not student), None)
 
 
 def students_first(models: Sequence[ModelResult], student: ModelResult) -> list[int]:
-    """The models' numbers as a narrow page shows them: the student that it is about, other trained ones, the base, teachers."""
+    """The order of the models on a narrow page: the student that it is about, other trained ones, the base, teachers."""
 
     def rank(number: int) -> int:
         model = models[number]
@@ -67,9 +68,9 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
     """The figures at the top of the page.
 
     Args:
-        models: of the evaluation.
-        student: that the page is about.
-        hard: the one that was trained on hard labels alone; None: there is none to compare with.
+        models: the models of the evaluation.
+        student: the student that the page is about.
+        hard: the student trained on hard labels alone; None: there is none to compare with.
     """
     teacher = teacher_of(models)
     base = next((model for model in models if model.name == "base"), None)
@@ -90,7 +91,7 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
             Tile(
                 label=f"agreement, {student.name}",
                 value=f"{mine.agreement:.1%}",
-                note="most likely token, with the teacher's",
+                note="share of positions with the teacher's most likely token",
             )
         )
     if hard is not None and (difference := exact_difference(student, hard)):
@@ -99,13 +100,13 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
             Tile(
                 label="points over hard labels",
                 value=f"{100 * mean:+.1f}",
-                note=f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
+                note=f"95% interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
             )
         )
     theirs = model_figures(teacher) if teacher is not None and teacher is not student else None
     if mine.size_mb:
-        note = f"the teacher's are {theirs.size_mb / mine.size_mb:.1f} x as large" if theirs and theirs.size_mb else ""
-        found.append(Tile(label="weights on disk", value=_size(mine.size_mb), note=note))
+        note = f"the teacher's: {theirs.size_mb / mine.size_mb:.1f} x as large" if theirs and theirs.size_mb else ""
+        found.append(Tile(label="weights on disk", value=bytes_text(1e6 * mine.size_mb), note=note))
     if latency := mine.latency_p50_ms:
         note = "p50 at batch 1"
         if theirs and theirs.latency_p50_ms:
@@ -119,7 +120,7 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
 
 
 def overall(model: ModelResult) -> Share | None:
-    """Share of exact answers over all samples that have a truth; None where none has."""
+    """Share of exact answers over all samples with a true answer; None if no sample has one."""
     return _share(model.scores.overall)
 
 
@@ -127,7 +128,7 @@ def by_group(
     models: Sequence[ModelResult], kind: Literal["category", "environment"]
 ) -> list[tuple[str, list[Share | None]]]:
     """Rows of a chart: share of exact answers per category or environment and model, `all` first; empty without groups
-    or truths.
+    or true answers.
     """
     names = sorted(
         {name for model in models for name, scores in model.scores.by(kind).items() if scores.exact is not None}
@@ -150,7 +151,7 @@ def _share(scores: MetricScores) -> Share | None:
 
 
 def calibration(model: ModelResult, series: int) -> tuple[Bins, float] | None:
-    """Bins of equal width, and the expected calibration error; None where no record has a confidence and a truth.
+    """Bins of equal width, and the expected calibration error; None if no record has both a confidence and a true answer.
 
     Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2.
     """
@@ -179,9 +180,9 @@ def calibration(model: ModelResult, series: int) -> tuple[Bins, float] | None:
 
 
 def history_lines(runs: Sequence[Run], name: str, series: dict[str, int]) -> list[Line]:
-    """Curves of one part of the loss over the steps: dashed, the training as it was logged; solid, the validations.
+    """Curves of one part of the loss over the steps: dashed for the logged training, solid for validations.
 
-    Older runs tell of the training once in an epoch.
+    Older runs logged the training once per epoch.
     """
     lines = []
     for run in runs:
@@ -195,11 +196,7 @@ def history_lines(runs: Sequence[Run], name: str, series: dict[str, int]) -> lis
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of neighbours, so that a page does not grow with the steps of a run."""
+    """Means of neighbouring points, so that a page does not grow with the steps of a run."""
     size = -(-len(points) // _POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def _size(megabytes: float) -> str:
-    return f"{megabytes / 1e3:,.2f} GB" if megabytes >= 1e3 else f"{megabytes:,.1f} MB"

@@ -1,4 +1,4 @@
-"""Held-out images, each with its question, the truth, and what every model said."""
+"""Held-out images, each with its question, the true answer, and every model's answer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LONGEST = 320  # pixels of a picture
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said."""
+    """A model's answer."""
 
     model: str
     series: int
     text: str
     right: bool | None
-    """None: nobody said what is true."""
+    """Whether it is right; None if there is no true answer."""
     flag: str
     """`empty`, `not finite`, `cut`, or an empty string."""
 
@@ -45,7 +45,7 @@ class Card:
 
 
 def choose(model: ModelResult, count: int) -> list[int]:
-    """Which samples to show, in their order: the categories in turn, and right answers of the model in turn with wrong ones."""
+    """Which samples to show, in their order: alternating between categories, and between right and wrong answers of the model."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for index, record in enumerate(model.samples):
         groups.setdefault((str(record.category), bool(record.exact)), []).append(index)
@@ -57,13 +57,13 @@ def choose(model: ModelResult, count: int) -> list[int]:
 def cards(
     models: Sequence[ModelResult], indices: Sequence[int], series: dict[str, int], root: Path | None
 ) -> tuple[list[Card], int]:
-    """The cards, and how many pictures were not found or could not be read.
+    """The cards, and how many images were not found or could not be read.
 
     Args:
         models: the models of an evaluation, with their records in the same order.
         indices: which records to show.
         series: the number of each model's series.
-        root: the paths of images are relative to it and must stay under it; None: no pictures.
+        root: image paths are relative to it and must stay below it; None: no images.
     """
     made, missing = [], 0
     for index in indices:

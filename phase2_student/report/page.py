@@ -24,7 +24,7 @@ from phase2_student.runs.records import Run, find_runs, read_runs
 from storage.wording import counted
 
 GALLERY = 90
-"""Samples in the gallery by default."""
+"""Default number of samples in the gallery."""
 
 _CURVES = {
     "kd": "KD per token",
@@ -44,11 +44,11 @@ _RUN_KEYS = {
 
 @dataclass(frozen=True)
 class Report:
-    """A page that was written."""
+    """The page that was written."""
 
     path: Path
     notes: tuple[str, ...]
-    """What is not on it, and why."""
+    """What is missing on it, and why."""
 
 
 def write_report(
@@ -65,11 +65,11 @@ def write_report(
         directories: directories of runs, or directories with runs directly below them; several runs are shown side by side.
         output: the file; None: `report.html` in the last directory.
         evaluation: a file of `fs-student eval` or a directory with some; None: those in the runs' directories.
-        data: the paths of images are relative to it; None: where the data were when the run began.
+        data: image paths are relative to it; None: where the data were when the run began.
         shown: number of samples in the gallery.
 
     Raises:
-        DataError: a directory without a run, or a file that cannot be used.
+        DataError: a directory holds no run, or a file cannot be used.
     """
     runs = read_runs(find_runs(directories))
     found = read_evaluation(runs, evaluation)
@@ -118,7 +118,7 @@ def _evaluated(
     shown: int,
     notes: list[str],
 ) -> dict[str, object]:
-    """What the page shows of an evaluation."""
+    """The parts of the page that show the evaluation."""
     models = evaluation.models
     student = figures.focus(models, runs)
     teacher = figures.teacher_of(models)
@@ -127,8 +127,8 @@ def _evaluated(
     groups = {"category": figures.by_group(models, "category"), "environment": figures.by_group(models, "environment")}
     cards, missing = gallery.cards(models, gallery.choose(student, shown), series, root)
     if missing:
-        pictures = counted(missing, "picture of the gallery was", "pictures of the gallery were")
-        notes.append(f"{pictures} not found under {root}; give their root with --data.")
+        images = counted(missing, "image of the gallery was", "images of the gallery were")
+        notes.append(f"{images} not found under {root}; pass their root as --data.")
     script = files("phase2_student.report").joinpath("templates/gallery.js").read_text(encoding="utf-8")
     return {
         "models": [
@@ -153,13 +153,13 @@ def _evaluated(
         "categories": sorted({card.category for card in cards} - {""}),
         "environments": sorted({card.environment for card in cards} - {""}),
         "total": len(student.samples),
-        "script": Markup(script),  # ours, from the package
+        "script": Markup(script),  # our own script, from the package
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
 
 
 def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
-    """The recipe keys to show side by side, with their labels: the usual ones, and those in which the runs differ."""
+    """The recipe keys to show side by side, with their labels: the usual ones, and those that differ between the runs."""
     names = {f"{section}.{key}" for run in runs for section, part in run.recipe.items() for key in (part or {})}
     differing = {
         name: name
@@ -170,7 +170,7 @@ def _run_keys(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _skipped(run: Run) -> str:
-    """How many samples of its data a run left out, and why; empty for none."""
+    """How many samples a run left out, and why; empty if none."""
     count, first = run.facts.get("skipped_samples"), run.facts.get("skipped_first") or []
     if not count:
         return ""

@@ -60,7 +60,7 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     CE and agreement.
 
     Args:
-        runs: runs without a validation are left out.
+        runs: the runs; those without a validation are left out.
         path: the file to write.
     """
     from matplotlib import colormaps

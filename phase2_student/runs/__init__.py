@@ -1,1 +1,1 @@
-"""The directory of a run: what it was begun with, its checkpoints and its history."""
+"""The directory of a run: its settings, its checkpoints and its history."""

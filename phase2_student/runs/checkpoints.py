@@ -1,7 +1,7 @@
-"""Checkpoints that can be believed: sealed by the digests of their files, and the newest whole one found again.
+"""Checkpoints that can be trusted: sealed with the digests of their files, so that the newest complete one is found.
 
-A checkpoint without a seal was interrupted; one whose files differ from the seal was damaged. Neither is resumed from:
-transformers would take the highest number, and go on silently without its optimiser state.
+A checkpoint without a seal was interrupted; one with files that differ from the seal is damaged. A run resumes from neither:
+transformers would take the highest number, and continue silently without the optimiser state.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def seal(directory: Path) -> None:
 
 
 def fault(directory: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, or None if it is whole."""
+    """Why a run cannot resume from a checkpoint; None if the checkpoint is complete."""
     try:
         sealed: dict[str, str] = json.loads((directory / SEAL).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -56,9 +56,9 @@ def fault(directory: Path) -> str | None:
 
 
 def lacking(directory: Path) -> str | None:
-    """What a whole checkpoint does not have and a run needs to go on as if nothing had happened, or None.
+    """What an undamaged checkpoint lacks for a run to continue as if it had not been interrupted; None if nothing.
 
-    Sharded runs keep the optimiser's state in directories, DeepSpeed all of it in one of its own.
+    Sharded runs keep the optimiser's state in directories, DeepSpeed all of it in one directory.
     """
     if any(directory.glob("global_step*")):
         return None
@@ -79,24 +79,24 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def newest_whole(output_dir: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole and holds all that a run needs, or None.
+    """The newest checkpoint that is complete and holds all that a run needs; None if there is none.
 
     Args:
-        output_dir: of the run.
-        report: is told of every checkpoint that is passed over, and why.
+        output_dir: the run's directory.
+        report: called with a line for every checkpoint that is not used, with the reason.
     """
     for directory in checkpoints(output_dir):
         reason = fault(directory) or lacking(directory)
         if reason is None:
             return directory
-        report(f"{directory} is passed over: {reason}")
+        report(f"{directory} is not used: {reason}")
     return None
 
 
 def keep_newest(output_dir: Path, count: int) -> None:
-    """Delete all checkpoints but the newest `count`, the oldest first; call it once the newest is sealed."""
+    """Delete all checkpoints except the newest `count`, the oldest first; call it after the newest is sealed."""
     for directory in reversed(checkpoints(output_dir)[count:]):
-        (directory / SEAL).unlink(missing_ok=True)  # from here on it is an unfinished one
+        (directory / SEAL).unlink(missing_ok=True)  # from here on it counts as unfinished
         shutil.rmtree(directory)
 
 

@@ -1,4 +1,4 @@
-"""Quantised exports of a run's student: where they are, and of which weights they were made."""
+"""Quantised exports of a run's student: where they are, and which weights they were made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from firstsight.recipe import Recipe
 from phase2_student.runs.best import trained_student
 
 EXPORT = "export.json"
-"""Beside the exported weights: the quantisation, and the digest of the weights that were quantised."""
+"""File beside the exported weights: the quantisation, and the digest of the weights that were quantised."""
 
 
 def export_directory(recipe: Recipe, kind: Quantization) -> Path:
@@ -25,7 +25,7 @@ def check_export(directory: Path, source: Path) -> None:
     """Check that an export was made from the weights that are in `source` now.
 
     Raises:
-        ModelError: it was made from others, or does not say from which.
+        ModelError: it was made from other weights, or does not record which.
     """
     try:
         exported_from = json.loads((directory / EXPORT).read_text(encoding="utf-8"))["weights"]

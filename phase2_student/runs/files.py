@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all."""
+"""Files and directories that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """A JSON file that holds a `dict` or a `list`; DataError for anything else."""
+    """Read a JSON file that holds a `dict` or a `list`. Raises DataError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); the file was damaged") from None
+        raise DataError(f"{path}: not valid JSON ({error}); the file is damaged") from None
     if not isinstance(content, kind):
         raise DataError(f"{path}: expected a JSON {kind.__name__}, got {type(content).__name__}")
     return content
 
 
 def copy_files(source: Path, target: Path, *, leave_out: Container[str] = ()) -> None:
-    """Copies of all files of a directory and those below it; their modes are those of new files.
+    """Copy all files of a directory and those below it; the copies have the modes of new files.
 
     Args:
         source: the directory.
-        target: a directory that exists.
+        target: an existing directory.
         leave_out: names of files and directories in `source` itself.
     """
     for path in sorted(source.iterdir()):
@@ -49,8 +49,8 @@ def copy_files(source: Path, target: Path, *, leave_out: Container[str] = ()) ->
 
 
 def give_usual_modes(directory: Path) -> None:
-    """Let the files of a directory, and of those below it, have the modes of new files: safetensors writes for its owner alone."""
-    allowed = directory.stat().st_mode & 0o666  # as the umask left it when the directory was made
+    """Give all files of a directory, and below it, the modes of new files: safetensors lets only the owner read its files."""
+    allowed = directory.stat().st_mode & 0o666  # what the umask allowed when the directory was made
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(allowed)
@@ -61,12 +61,12 @@ def replace_directory(path: Path, write: Callable[[Path], None]) -> None: ...
 @overload
 def replace_directory(path: Path, write: Callable[[Path | None], None], *, main: bool) -> None: ...
 def replace_directory(path: Path, write: Callable[..., None], *, main: bool = True) -> None:
-    """Fill a new directory by `write` and put it in place of `path`.
+    """Fill a new directory with `write`, then put it in the place of `path`.
 
     Args:
-        path: of the directory.
-        write: fills the directory that it is given.
-        main: this process writes; else `write` is called without a directory, to take part.
+        path: where the directory goes.
+        write: fills the directory that it receives.
+        main: this process writes; in other processes `write` is called without a directory, to take part.
     """
     if not main:
         write(None)

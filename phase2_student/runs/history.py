@@ -1,4 +1,4 @@
-"""`training_history.json` of a run: a row per epoch with its exact means, every logged step and every validation of it.
+"""`training_history.json` of a run: one entry per epoch with its exact means, its logged steps and its validations.
 
     [{"epoch": 1, "step": 20, "steps": 20, "seconds": 41.2, "learning_rate": 1e-5, "objective": "T = 2, alpha = 0.7, ...",
       "train": {"loss": ..., "kd": ..., "ce": ..., "agreement": ...},     means over exactly its `steps` steps
@@ -6,7 +6,7 @@
       "logged": [{"epoch": 0.5, "step": 10, "loss": ..., ...}],           means over the steps since the log before
       "validations": [{"epoch": 1.0, "step": 20, "loss": ..., ...}]}]
 
-Rows of older runs have neither `steps`, `logged` nor `validations`.
+Entries of older runs have neither `steps`, `logged` nor `validations`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HISTORY = "training_history.json"
 
 @dataclass(frozen=True)
 class History:
-    """How a run went; no rows before the first log."""
+    """The history of a run; empty before the first log."""
 
     epochs: Sequence[dict[str, Any]] = ()
 
@@ -45,24 +45,24 @@ class History:
 
     @property
     def best_validation_loss(self) -> float | None:
-        """By the rule of `best.py`; None where there is none."""
+        """The lowest validation loss by the rule of `best.py`; None if there is none."""
         return best_loss(entry["loss"] for entry in self.validations)
 
     @property
     def last_step(self) -> int:
-        """0 where there is none."""
+        """The last step; 0 if there is none."""
         return int(self.epochs[-1]["step"]) if self.epochs else 0
 
     @property
     def seconds(self) -> float | None:
-        """Time of training, validation and saving, without steps that were lost to a kill; None where a row does not say."""
+        """Time of training, validation and saving, without steps that a kill lost; None if an epoch does not record it."""
         if not self.epochs or not all(row.get("seconds") for row in self.epochs):
             return None
         return float(sum(row["seconds"] for row in self.epochs))
 
 
 def read_history(directory: Path) -> History:
-    """The history of the run in a directory, without rows where there is no file yet.
+    """The history of the run in a directory; empty if there is no file yet.
 
     Raises:
         DataError: the file is no history.
@@ -72,7 +72,7 @@ def read_history(directory: Path) -> History:
         return History()
     rows: list[dict[str, Any]] = read_json(path, list)
     if not all(isinstance(row, dict) and {"epoch", "step", "train", "validation"} <= row.keys() for row in rows):
-        raise DataError(f"{path}: a row has no epoch, step, train or validation; the file was damaged")
+        raise DataError(f"{path}: an entry has no epoch, step, train or validation; the file is damaged")
     for row in rows:
         entries = [
             *row.get("logged", []),
@@ -80,5 +80,5 @@ def read_history(directory: Path) -> History:
             *([row["validation"]] if row["validation"] else []),
         ]
         if not all(isinstance(entry, dict) and "loss" in entry for entry in entries):
-            raise DataError(f"{path}: a step or a validation has no loss; the file was damaged")
+            raise DataError(f"{path}: a step or a validation has no loss; the file is damaged")
     return History(rows)

@@ -15,25 +15,25 @@ from storage.maintenance.status import CacheStatus, cache_status
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFacts:
-    """The cache of the runs, as it is now."""
+    """The cache of the runs in its present state."""
 
     status: CacheStatus
     digest: str
 
     @property
     def teacher(self) -> dict[str, Any]:
-        """What the specification says of the teacher."""
+        """The teacher in the cache's specification."""
         found: dict[str, Any] = self.status.spec.get("teacher", {})
         return found
 
     @property
     def seconds(self) -> float | None:
-        """Time of the workers that dumped it, without loading the teacher; None for a cache that does not say."""
+        """Time that the workers took to dump it, without loading the teacher; None if the cache does not record it."""
         return self.status.statistics.get("seconds")
 
 
 def read_cache(runs: Sequence[Run]) -> tuple[CacheFacts | None, str]:
-    """The cache that the runs name; or None, and why there is none."""
+    """The cache that the runs name; or None and the reason."""
     locations = list(dict.fromkeys(str(run.facts["cache"]) for run in runs if run.facts.get("cache")))
     if not locations:
         return None, "The runs name no cache."
@@ -45,12 +45,12 @@ def read_cache(runs: Sequence[Run]) -> tuple[CacheFacts | None, str]:
 
 
 def pair_names(run: Run, cache: CacheFacts | None) -> tuple[str, str]:
-    """Teacher and student: a hub id as it is, of a directory its last part."""
+    """Names of teacher and student: a hub id, or the last part of a directory."""
     teacher = (cache.teacher.get("model") if cache else None) or run.facts.get("teacher") or run.key("teacher.model")
     student = run.facts.get("student") or run.key("student.model")
     return without_directories(teacher or "teacher"), without_directories(student or "student")
 
 
 def without_directories(value: Any) -> Any:
-    """The last part of an absolute path; anything else as it is."""
+    """The last part of an absolute path; anything else unchanged."""
     return Path(value).name if isinstance(value, str) and Path(value).expanduser().is_absolute() else value

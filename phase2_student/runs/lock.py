@@ -1,9 +1,9 @@
-"""One owner per run directory: a lock file with host and process, touched every minute.
+"""One owner per run directory: a lock file that names host and process and is touched every minute.
 
     with run_lock(directory) as lock: ...      # RecipeError: another process trains there, with its name
 
-The owner is gone if its process is dead, which can be told on its own host, or if it gave no sign of life for ten minutes.
-Times are those that the file system gives to files, so that hosts whose clocks differ agree.
+The owner is gone if its process has ended, which only its own host can see, or if it gave no sign of life for ten minutes.
+Times are taken from the file system, so that hosts with different clocks agree.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from firstsight.console import time_text
 from firstsight.errors import RecipeError, TrainingError
 
 LOCK = "run.lock"
@@ -29,31 +30,31 @@ BEAT = 60.0
 """Seconds between two signs of life."""
 STALE = 600.0
 """Seconds without one after which an owner counts as gone."""
-_SETTLED = 1.0  # seconds in which another process that takes over the same lock shows itself
+_SETTLED = 1.0  # seconds to wait for another process that takes over the same lock
 _READ_AGAIN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who trains in a directory."""
+    """The process that trains in a directory."""
 
     host: str
     pid: int
     started: str
-    """When its process began, as the system counts: a number is given to other processes later. Empty where it does not tell."""
+    """When the process began, in the system's units, since process numbers are reused. Empty if the system does not report it."""
     since: str
     token: str
     space: str = ""
-    """Where its number counts: containers on one host may each have a process 1. Empty where the system does not tell."""
+    """The name space of the number: containers on one host may each have a process 1. Empty if the system does not report it."""
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The owner in words."""
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
 class RunInUse(RecipeError):
-    """The directory of a run that another process owns."""
+    """Another process owns the directory of the run."""
 
 
 class RunLock:
@@ -63,26 +64,26 @@ class RunLock:
         self._path, self._owner = path, owner
         self._released = threading.Event()
         self.lost: str | None = None
-        """Who took it over; None: it is ours."""
+        """The process that took it over; None: it is still ours."""
         self._signed = time.time()
         self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """TrainingError if another process took the run over, for want of signs of life."""
-        if time.time() - self._signed > STALE:  # this process was stopped: the next sign of life would come too late
+        """Raise TrainingError if another process took the run over because this one gave no sign of life."""
+        if time.time() - self._signed > STALE:  # after a suspension the next regular sign of life comes too late
             self._sign()
         if self.lost is not None:
             raise TrainingError(
-                f"{self._path.parent}: the run was taken over by {self.lost}, since this process gave no sign of life for "
-                f"{STALE / 60:.0f} minutes; it stops here and leaves the run to the other"
+                f"{self._path.parent}: the run was taken over by {self.lost}, because this process gave no sign of life for "
+                f"{STALE / 60:.0f} minutes; this process stops"
             )
 
     def release(self) -> None:
-        """Give it up; it is removed if it still is ours."""
+        """Release the lock; the file is removed if it is still ours."""
         self._released.set()
         self._thread.join()
-        with suppress(OSError):  # what stays of a process that has ended is taken over
+        with suppress(OSError):  # a lock that stays behind is taken over, since its process has ended
             found = _read(self._path)
             if isinstance(found, Owner) and found.token == self._owner.token:
                 self._path.unlink(missing_ok=True)
@@ -92,7 +93,7 @@ class RunLock:
             self._sign()
 
     def _sign(self) -> None:
-        """Give a sign of life, or find out that it comes too late."""
+        """Give a sign of life, or notice that the lock was taken over."""
         try:
             found = _read(self._path)
             if isinstance(found, Owner) and found.token != self._owner.token:
@@ -103,19 +104,19 @@ class RunLock:
                 self.lost = "another process, which has ended since"
             else:  # somebody removed it
                 _create(self._path, self._owner)
-        except OSError as error:  # the disk may come back; without it no checkpoint is saved either
-            print(f"{self._path}: no sign of life could be given: {error.strerror}", file=sys.stderr)
+        except OSError as error:  # the disk may come back; until then no checkpoint can be saved either
+            print(f"{self._path}: the lock could not be touched: {error.strerror}", file=sys.stderr)
         else:
             self._signed = time.time()
 
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[RunLock]:
-    """Own a run directory, which is made if need be, for a `with` block.
+    """Own a run directory during a `with` block; the directory is made if it does not exist.
 
     Raises:
         RunInUse: another process owns it.
-        TrainingError: `RunLock.check`.
+        TrainingError: from `RunLock.check`.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def run_lock(directory: Path) -> Iterator[RunLock]:
         finally:
             lock.release()
     finally:
-        for path in made:  # by a run that was refused
+        for path in made:  # empty ones, from a run that was refused
             try:
                 path.rmdir()
             except OSError:
@@ -146,7 +147,7 @@ def _take(directory: Path) -> RunLock:
         if reason is None:
             raise RunInUse(
                 f"training.output_dir: {directory} is in use by {found.text if isinstance(found, Owner) else 'another process'}, "
-                f"whose last sign of life is {age:.0f} s old; wait for it, stop it, or choose another training.output_dir"
+                f"which gave a sign of life {time_text(age)} ago; wait for it, stop it, or choose another training.output_dir"
             )
         print(
             f"{path}: taken over from {found.text if isinstance(found, Owner) else 'its owner'}: {reason}",
@@ -157,7 +158,7 @@ def _take(directory: Path) -> RunLock:
         found = _read(path)
         if isinstance(found, Owner) and found.token == mine.token:
             return RunLock(path, mine)
-    raise RunInUse(f"training.output_dir: other processes begin in {directory} at the same time; try again")
+    raise RunInUse(f"training.output_dir: several processes begin in {directory} at the same time; try again")
 
 
 def _me() -> Owner:
@@ -172,7 +173,7 @@ def _me() -> Owner:
 
 
 def _space() -> str:
-    """The name of what gives processes their numbers, as Linux has it; empty elsewhere."""
+    """The name space of process numbers on Linux; empty elsewhere."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -186,7 +187,7 @@ def _written(path: Path, owner: Owner) -> Path:
 
 
 def _create(path: Path, owner: Owner) -> bool:
-    """Put a lock in place whole, unless there is one."""
+    """Create the lock file in one step; False if there is one already."""
     scratch = _written(path, owner)
     try:
         os.link(scratch, path)
@@ -204,7 +205,7 @@ def _create(path: Path, owner: Owner) -> bool:
 
 
 def _read(path: Path) -> Owner | str | None:
-    """The owner; why it cannot be told; or None where there is no lock."""
+    """The owner; or the reason why it cannot be read; or None without a lock."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         return Owner(**content)
@@ -227,7 +228,7 @@ def _age(path: Path) -> float:
 
 
 def _gone(found: Owner | str, age: float) -> str | None:
-    """Why an owner counts as gone, or None."""
+    """Why an owner counts as gone; None if it does not."""
     if age > STALE:
         return f"it gave no sign of life for {age / 60:.0f} minutes"
     if not isinstance(found, Owner) or (found.host, found.space) != (socket.gethostname(), _space()):
@@ -236,7 +237,7 @@ def _gone(found: Owner | str, age: float) -> str | None:
 
 
 def _process(pid: int) -> str | None:
-    """When a process of this host began, empty where the system does not tell; None where there is none."""
+    """When a process of this host began; empty if the system does not report it, None if there is no such process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -247,4 +248,4 @@ def _process(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except FileNotFoundError:
         return None if Path("/proc/self/stat").exists() else ""
-    return None if fields[0] in "ZX" else fields[19]  # of Linux: state, and ticks since the machine was started
+    return None if fields[0] in "ZX" else fields[19]  # on Linux: state, and start time in ticks since boot

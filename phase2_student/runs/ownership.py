@@ -1,7 +1,7 @@
-"""Which files in the directory of a run a run of ours made: nothing else is ever removed, and none is begun on top of others'.
+"""Which files in a directory were made by a run of ours: nothing else is ever removed, and no run begins among other files.
 
 kept = remove_run(directory)                # for --overwrite
-check_new(directory, recipe.directory)      # refuses others' files
+check_new(directory, recipe.directory)      # refuses a directory with other files
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _EVALUATION = re.compile(
     r"evaluation_\d{8}T\d{6}\.json|evaluation_summary\.txt|measured/[0-9a-f]{16}\.json|(measured/)?\.\S*\.json\.tmp"
 )
 _OF_OTHERS = {"evaluation", "publish", "runs", "report.html", "error.txt", LOCK}
-"""Made beside a run, some before it begins: by eval, publish, a tracker, report, sweep, and the process that owns the directory."""
+"""Files that others write beside a run, some before it begins: eval, publish, a tracker, report, sweep, and the lock."""
 
 
 def made_by_a_run(directory: Path) -> list[Path]:
-    """What a run and the commands about it have left in its directory; only their own files of a directory that others may use."""
+    """The files that a run, and the commands about it, wrote into its directory; files of others are not among them."""
     if not (directory / "run.json").is_file():
-        return [path for path in checkpoints(directory) if (path / SEAL).is_file()]  # nothing else can be told
+        return [path for path in checkpoints(directory) if (path / SEAL).is_file()]  # nothing else can be recognised
     made = checkpoints(directory)
     made += [directory / name for name in sorted(_FILES) if (directory / name).is_file()]
     made += [
@@ -53,14 +53,14 @@ def made_by_a_run(directory: Path) -> list[Path]:
 
 
 def _of_evaluations(directory: Path) -> list[Path]:
-    """The directory if everything in it was written by evaluations, else what was."""
+    """The directory, if evaluations wrote everything in it; else only their files."""
     files = sorted(path for path in directory.rglob("*") if not path.is_dir() or path.is_symlink())
     mine = [path for path in files if _EVALUATION.fullmatch(str(path.relative_to(directory)))]
     return [directory] if files and mine == files else mine
 
 
 def remove_run(directory: Path) -> list[str]:
-    """Remove what a run made, `run.json` last, by which the rest is known as a run's; returns the names of what was left."""
+    """Remove what a run made; returns the names of what was left. `run.json` goes last, since it identifies the rest as a run's."""
     for path in sorted(made_by_a_run(directory), key=lambda path: path.name == "run.json"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -71,40 +71,40 @@ def remove_run(directory: Path) -> list[str]:
 
 
 def check_new(directory: Path, recipe_directory: Path) -> None:
-    """Whether a run may begin in a directory, which need not exist.
+    """Check that a run may begin in a directory, which need not exist.
 
     Args:
-        directory: of the run.
-        recipe_directory: of the recipe.
+        directory: the run's directory.
+        recipe_directory: directory of the recipe.
 
     Raises:
-        RecipeError: it is the recipe's own, or holds what no run made.
+        RecipeError: it is the recipe's own directory, or holds files that no run made.
     """
     check_apart(directory, recipe_directory)
     if directory.exists() and not directory.is_dir():
-        raise RecipeError(f"training.output_dir: {directory} is a file; give a directory of its own for the run")
+        raise RecipeError(f"training.output_dir: {directory} is a file; choose a directory for the run")
     foreign = sorted(path.name for path in directory.iterdir() if _is_foreign(path)) if directory.is_dir() else []
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise RecipeError(
-            f"training.output_dir: {directory} holds {foreign[0]}{more}, which no run made; give a new directory, such as "
+            f"training.output_dir: {directory} holds {foreign[0]}{more}, which no run made; choose a new directory, such as "
             f"{directory / 'run'}"
         )
 
 
 def check_apart(directory: Path, recipe_directory: Path) -> None:
-    """Refuse the recipe's own directory: a run writes its recipe.yaml. RecipeError."""
+    """Raise RecipeError for the recipe's own directory, since a run writes a recipe.yaml."""
     if directory.resolve() == recipe_directory.resolve():
         raise RecipeError(
-            f"training.output_dir: {directory} is the directory of the recipe, which the run would overwrite; give a directory of "
-            "its own, such as runs/student"
+            f"training.output_dir: {directory} is the directory of the recipe, which the run would overwrite; choose another "
+            "directory, such as runs/student"
         )
 
 
 def _is_foreign(path: Path) -> bool:
     if path.name in _OF_OTHERS or path.name.startswith("."):
         return False
-    if path.is_dir():  # of a sweep, or of a run that lost its run.json
+    if path.is_dir():  # a run of a sweep, or one that failed
         return not ((path / "run.json").is_file() or (path / "error.txt").is_file())
     return True
 

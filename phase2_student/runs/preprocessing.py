@@ -1,4 +1,4 @@
-"""How a run made its samples inputs of the student: carried in its directory and beside every student that it saves.
+"""How a run turned its samples into the student's inputs: recorded in its directory and beside every student that it saves.
 
 preprocessing_of(recipe, prompter).write(run_directory)
 own = read_preprocessing(Path("runs/reference/best"))      # None for a model that no run of ours made
@@ -24,23 +24,23 @@ _RUN_FILES = ("run.json", "recipe.yaml")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What decides the inputs of a student, beside the files of its processor."""
+    """The settings that decide the inputs of a student, besides the files of its processor."""
 
     max_pixels: int | None
     """Images were scaled down to at most this many pixels; None: the processor's own limit."""
     system_prompt: str | None
-    """Put before the messages of samples that had no system message; None: the chat template's default."""
+    """System prompt for samples without a system message; None: the chat template's default."""
     turns: str | None
-    """Which answers of a conversation it was trained on: `all` or `last`; None: a run that did not record it."""
+    """Which answers of a conversation it was trained on: `all` or `last`; None: not recorded."""
     chat_template: str | None
-    """sha256 of the template; None: likewise."""
+    """sha256 of the chat template; None: not recorded."""
 
     def write(self, directory: Path) -> None:
-        """Into a directory that is there."""
+        """Write the settings into an existing directory."""
         write_json(directory / PREPROCESSING, asdict(self))
 
     def applied(self, section: StudentSection, data: DataSection) -> tuple[StudentSection, DataSection]:
-        """Sections of a recipe with these settings in place of their own, but for `turns`, which change no prompt."""
+        """Sections of a recipe with these settings in place of their own, except `turns`, which changes no prompt."""
         return (
             section.model_copy(update={"max_pixels": self.max_pixels}),
             data.model_copy(update={"system_prompt": self.system_prompt}),
@@ -48,11 +48,11 @@ class Preprocessing:
 
 
 def preprocessing_of(recipe: Recipe, prompter: Prompter) -> Preprocessing:
-    """That of a run.
+    """The preprocessing of a run.
 
     Args:
-        recipe: of the run.
-        prompter: the student's, as it is trained.
+        recipe: the run's recipe.
+        prompter: the student's prompter, as in training.
     """
     return Preprocessing(
         max_pixels=recipe.student.max_pixels,
@@ -63,16 +63,16 @@ def preprocessing_of(recipe: Recipe, prompter: Prompter) -> Preprocessing:
 
 
 def read_preprocessing(directory: Path) -> Preprocessing | None:
-    """That of the run that made a model: its own file, else that of the run's directory above it; None: no run made it.
+    """The preprocessing of the run that made a model, from its own file or from the run's directory above it; None: no run made it.
 
     Raises:
-        ModelError: a file that cannot be read.
+        ModelError: the file cannot be read.
     """
     run = directory.resolve().parent
     for path in (directory / PREPROCESSING, *([run / PREPROCESSING] if (run / _RUN_FILES[0]).is_file() else [])):
         if path.is_file():
             return _read(path)
-    if all((run / name).is_file() for name in _RUN_FILES):  # of before runs carried it
+    if all((run / name).is_file() for name in _RUN_FILES):  # from before students recorded it
         try:
             recipe = yaml.safe_load((run / _RUN_FILES[1]).read_text(encoding="utf-8"))
             return Preprocessing(
@@ -96,6 +96,6 @@ def _read(path: Path) -> Preprocessing:
             raise TypeError
     except (ValueError, KeyError, TypeError):
         raise ModelError(
-            f"{path}: not what a run writes there; restore it, or delete it to have the recipe's settings instead"
+            f"{path}: this is not the preprocessing of a run; restore the file, or delete it to use the recipe's settings"
         ) from None
     return found

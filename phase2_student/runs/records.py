@@ -1,4 +1,4 @@
-"""The directories of runs, read and checked: what each was begun with, how far it got.
+"""The directories of runs, read and checked: the settings of each, and how far it is.
 
 runs = read_runs(find_runs([Path("runs/hard"), Path("runs/sweep")]))
 """
@@ -20,20 +20,20 @@ from phase2_student.runs.history import History, read_history
 from phase2_student.runs.run_directory import RUN
 
 NAMES = ("teacher", "teacher-bf16", "base", "student", "student-int8", "student-nf4")
-"""What the models of a recipe are called in an evaluation."""
+"""The names of a recipe's models in an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training run, as its directory tells it."""
+    """A training run, read from its directory."""
 
     name: str
-    """Its directory's, with as many of those above as `read_runs` needs."""
+    """The name of its directory, with as many parent directories as `read_runs` needs."""
     directory: Path
     recipe: dict[str, Any]
-    """Defaults included; paths as in the recipe of the run."""
+    """The recipe with its defaults; paths as in the recipe of the run."""
     facts: dict[str, Any]
-    """`run.json`."""
+    """The content of `run.json`."""
     history: History
 
     @property
@@ -49,13 +49,13 @@ class Run:
 
     @property
     def best_validation_loss(self) -> float | None:
-        """The lowest finite one, wherever in an epoch it was; None where there is none."""
+        """The lowest finite validation loss, at any step; None if there is none."""
         return self.history.best_validation_loss
 
     def setting(self, dotted: str) -> Any:
-        """A value that the run was begun with, defaults of the recipe included; None where there is none.
+        """A setting of the run, defaults of the recipe included; None if it has none.
 
-        The identity leaves out keys that are younger than the oldest runs where they have their default.
+        The identity leaves out keys that older versions did not have, if they have their defaults.
         """
         if dotted in self.identity:
             return self.identity[dotted]
@@ -66,46 +66,44 @@ class Run:
         return found
 
     def key(self, dotted: str) -> Any:
-        """A value of the recipe by its dotted name; None where there is none."""
+        """A value of the recipe by its dotted name; None if there is none."""
         section, _, name = dotted.partition(".")
         return self.recipe.get(section, {}).get(name)
 
 
 def find_runs(directories: Sequence[Path]) -> list[Path]:
-    """Directories of runs; one that is no run stands for the runs directly below it.
+    """Directories of runs. A directory that is no run is replaced by the runs directly below it.
 
     Raises:
-        DataError: no run is there.
+        DataError: no run was found.
     """
     found: list[Path] = []
     for directory in directories:
         here = [directory] if (directory / RUN).is_file() else sorted(p.parent for p in directory.glob(f"*/{RUN}"))
         if not here:
-            raise DataError(
-                f"{directory}: neither it nor a directory below it holds a {RUN}; give the directory of a run"
-            )
+            raise DataError(f"{directory}: no {RUN} was found in it or directly below it; pass the directory of a run")
         known = {path.resolve() for path in found}
         found += [path for path in here if path.resolve() not in known]
     return found
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """Read the directories of runs, all different ones.
+    """Read the directories of runs, which must all be different.
 
-    A run is called by its directory; by as many of the directories above as it takes where two would be called alike, or
-    one like another model of an evaluation.
+    A run has the name of its directory. If two names would be equal, or one would be that of another model of an evaluation,
+    as many parent directories are added as needed.
 
     Raises:
-        DataError: a directory that holds no run, or a file in it that cannot be read.
+        DataError: a directory holds no run, or a file in it cannot be read.
     """
     runs = []
     for directory, name in zip(directories, _names(directories), strict=True):
         path = directory / RUN
         if not path.is_file():
-            raise DataError(f"{directory}: no {RUN} is there; give the training.output_dir of fs-student train")
+            raise DataError(f"{directory}: no {RUN} was found; pass the training.output_dir of fs-student train")
         facts = read_json(path, dict)
         if not isinstance(facts.get("identity"), dict):
-            raise DataError(f"{path}: does not say what the run was begun with; the file was damaged")
+            raise DataError(f"{path}: the settings of the run are missing; the file is damaged")
         runs.append(
             Run(
                 name=name,
@@ -135,5 +133,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not YAML ({' '.join(str(error).split())[:160]}); train again or repair it") from None
-    return masked(content) if isinstance(content, dict) else {}  # older recipes may hold a token
+        raise DataError(
+            f"{path}: not valid YAML ({' '.join(str(error).split())[:160]}); repair it or train again"
+        ) from None
+    return masked(content) if isinstance(content, dict) else {}  # older recipes may contain a token

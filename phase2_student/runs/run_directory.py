@@ -1,8 +1,8 @@
-"""The directory of a run: what it was begun with, so that it is only continued as what it is.
+"""The directory of a run: it records the run's settings, so that it is only continued with the same ones.
 
     recipe.yaml  run.json  training_history.json  checkpoint-N/  best/  final/
 
-`final/` is put in place last: a directory that has it is finished.
+`final/` is written last: a run that has it is finished.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _WITHOUT_EFFECT = {
     "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "torch_empty_cache_steps", "full_determinism", "include_num_input_tokens_seen", "metric_for_best_model", "greater_is_better",
 }  # fmt: skip
-"""Keys of `training` that leave the weights as they are, but for rounding; the product of batch sizes is compared instead."""
+"""Keys of `training` that change the weights only by rounding; of batch sizes the product is compared."""
 _FIRST_LOSS_KEYS = ("temperature", "alpha", "tail")
-"""Keys of `loss` that every run states; younger ones are left out at their defaults, so that older runs are continued."""
+"""Keys of `loss` that every run records. Newer keys are left out at their defaults, so that older runs can be continued."""
 _PREFIXES_WITHOUT_EFFECT = ("logging_", "dataloader_", "log_", "hub_", "push_", "eval_", "trackio_", "ddp_")
 _REFUSES_ONLY = {"data.max_length"}
-"""Settings that older runs were bound to: they refuse samples, and change none."""
+"""Settings that older runs were bound to although they change no samples, only refuse some."""
 
 
 def run_identity(
@@ -56,12 +56,12 @@ def run_identity(
     """What the weights of a run depend on, by dotted names; paths and machine settings are left out.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         targets: the identity of the soft targets.
-        sample_keys: of the training samples, in the order of the data file.
+        sample_keys: keys of the training samples, in the order of the data file.
         global_batch: samples per optimiser step over all processes.
-        seed: of the order of samples.
-        defaults: of the `training` section.
+        seed: seed of the order of samples.
+        defaults: defaults of the `training` section.
     """
     dumped = recipe.dump()
     if dumped["loss"].get("tail") in (None, "shape"):  # a tail with a shape is a part of the targets' identity
@@ -86,7 +86,7 @@ def run_identity(
 
 
 def _effective(identity: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """An identity without settings that change no weights, and without defaults that are spelt out."""
+    """An identity without settings that change no weights, and without settings at their defaults."""
     kept = {}
     for dotted, value in identity.items():
         section, _, name = dotted.partition(".")
@@ -109,29 +109,29 @@ def check_run(
     recipe_directory: Path,
     overwrite: bool,
 ) -> bool:
-    """Whether the run in `output_dir` is finished already.
+    """Check that this run may begin or continue in `output_dir`; returns whether it is finished already.
 
     Args:
-        output_dir: of the run; need not exist.
-        identity: of the run that is asked for.
-        defaults: of the `training` section.
-        cache_digest: of the whole cache as it is now, to which older runs were bound; None: there is none.
-        recipe_directory: of the recipe, in which no run is begun.
-        overwrite: delete what another or the same run left there, and nothing else.
+        output_dir: the run's directory; need not exist.
+        identity: identity of the requested run.
+        defaults: defaults of the `training` section.
+        cache_digest: digest of the whole cache as it is now, to which older runs were bound; None: no cache.
+        recipe_directory: directory of the recipe, where no run may begin.
+        overwrite: delete what this or another run wrote there, and nothing else.
 
     Raises:
-        RecipeError: the directory holds the run of another recipe, with the differences; or files that are no run.
+        RecipeError: the directory holds the run of another recipe (lists the differences), or files that no run made.
     """
     check_apart(output_dir, recipe_directory)
     was_run = (output_dir / RUN).exists()
     if overwrite and (kept := remove_run(output_dir)):
-        print(f"{output_dir}: kept, since no run made it: {', '.join(kept)}", file=sys.stderr)
+        print(f"{output_dir}: kept, because no run made it: {', '.join(kept)}", file=sys.stderr)
     path = output_dir / RUN
     if not path.exists():
         if checkpoints(output_dir) or (output_dir / "final").exists():
             raise RecipeError(
-                f"training.output_dir: {output_dir} holds checkpoints without a {RUN}, so they cannot be told to be of this "
-                "recipe; choose another directory"
+                f"training.output_dir: {output_dir} holds checkpoints but no {RUN}, so whether they belong to this recipe is not "
+                "known; choose another directory"
             )
         if not was_run:
             check_new(output_dir, recipe_directory)
@@ -139,13 +139,13 @@ def check_run(
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["identity"]
     except (ValueError, KeyError, TypeError):
-        raise RecipeError(f"training.output_dir: {path} cannot be read; pass --overwrite to begin anew") from None
+        raise RecipeError(f"training.output_dir: {path} cannot be read; pass --overwrite to begin again") from None
     found = _effective(found, defaults)
     if "cache digest" in found and "targets digest" in identity:
         if found["cache digest"] != cache_digest:
             raise RecipeError(
-                f"training.output_dir: the run in {output_dir} was begun by a FirstSight that bound it to the whole cache, "
-                "and samples were added to the cache since, so its own targets cannot be told to be the same; choose another "
+                f"training.output_dir: the run in {output_dir} is from an older version that bound it to the whole cache, and the "
+                "cache has grown since, so whether its targets are still the same is not known; choose another "
                 "training.output_dir, or pass --overwrite"
             )
         del found["cache digest"]
@@ -165,9 +165,9 @@ def check_run(
 
 
 def begin_run(output_dir: Path, recipe: Recipe, identity: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write what the run is: its identity and where it was made, the recipe with its defaults.
+    """Write the run's identity, the versions that it was made with, and the recipe with its defaults.
 
-    `run.json` comes first: whatever else is there when a run is killed, its next call knows the directory as its own.
+    `run.json` comes first, so that after a kill at any point the next call recognises the directory as its own.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / RUN, {"identity": identity, **facts, **_provenance()})
@@ -176,7 +176,7 @@ def begin_run(output_dir: Path, recipe: Recipe, identity: dict[str, Any], facts:
 
 
 def _as_used(recipe: Recipe, targets: str) -> dict[str, Any]:
-    """The recipe with its defaults, without those that the run's targets have no use for: it can be trained on again."""
+    """The recipe with its defaults, without those that do not apply to the run's targets, so that it can be trained again."""
     content = recipe.dump()
     if targets == "exact":
         content["cache"] = recipe.cache.model_copy(update={"targets": "exact"}).effective()
@@ -201,7 +201,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _git_commit(root: Path) -> str | None:
-    """Commit of the source tree, `-dirty` where files of it were changed; None where it is no checkout."""
+    """Commit of the source tree, with `-dirty` if files were changed; None if it is no checkout."""
     if not (root / ".git").exists():
         return None
     try:

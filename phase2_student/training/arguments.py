@@ -20,7 +20,7 @@ _DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "logging_steps": 10,
     "train_sampling_strategy": "group_by_length",
-    # a step that is not finite stops the run; the filter would wait for the device after every micro-batch
+    # a step that is not finite stops the run, and the filter would make the host wait after every micro-batch
     "logging_nan_inf_filter": False,
 }
 _STRATEGIES = {"eval_strategy", "save_strategy", "logging_strategy"}
@@ -29,25 +29,25 @@ _STRATEGIES = {"eval_strategy", "save_strategy", "logging_strategy"}
 _VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size")
 _TRACKERS = {"tensorboard", "wandb", "trackio"}
 _FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": [], "load_best_model_at_end": False}
-"""`best/` holds the best student, whatever was trained last."""
+"""Settings that are the same in every run; `best/` holds the best student in any case."""
 
 
 def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     """The arguments of a run, with the defaults of this project.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         progress: show bars.
 
     Raises:
-        RecipeError: an unknown name, or a value that does not fit.
+        RecipeError: a name is unknown, or a value does not fit.
     """
     from typing import get_type_hints
 
     from transformers import TrainingArguments
 
     check_training(recipe.training)
-    # `no` without quotes is false in YAML
+    # YAML reads `no` without quotes as false
     training = {
         name: "no" if value is False and name in _STRATEGIES else value for name, value in recipe.training.items()
     }
@@ -61,7 +61,9 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
             # a token is not shown
             raise RecipeError(f"training.{name}: {reason}{'' if name == 'hub_token' else f', got {value!r}'}")
     if training.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        raise RecipeError("training.ddp_backend: is for several processes, started by torchrun or accelerate launch")
+        raise RecipeError(
+            "training.ddp_backend: is only for several processes, started by torchrun or accelerate launch; remove it"
+        )
     if reason := lacking(training, training_defaults()):
         raise RecipeError(reason)
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
@@ -77,7 +79,7 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         values = {name: value for name, value in values.items() if name not in _VALIDATION}
         values["eval_strategy"] = "no"
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
-        # transformers 5.23 renames them, knows the old names until 6, and warns of those
+        # transformers 5.23 renames them, accepts the old names until 6, and warns about those
         new = old.replace("gradient", "activation")
         if new in hints and old in values:
             values.setdefault(new, values.pop(old))
@@ -89,12 +91,13 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
     if arguments.world_size != processes:
         raise RecipeError(
             f"{processes} processes were started (WORLD_SIZE), but they cannot train together on {arguments.device}: each would train "
-            "the whole run; start fs-student train by torchrun or accelerate launch, or once"
+            "the whole run; start fs-student train with torchrun or accelerate launch, or as one process"
         )
     if arguments.n_gpu > 1:
-        # DataParallel would cut images and answers at other places than samples
+        # DataParallel would not cut images and answers at the borders of samples
         click.echo(
-            f"One of {arguments.n_gpu} GPUs is used; accelerate launch or torchrun trains on all of them.", err=True
+            f"One of {arguments.n_gpu} GPUs is used; to train on all of them use torchrun or accelerate launch.",
+            err=True,
         )
         arguments._n_gpu = 1
     _check_trackers(arguments.report_to)
@@ -103,10 +106,10 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
 
 
 def _processes(values: dict[str, Any]) -> int:
-    """How many processes the launcher started; on CPUs they are told so, else each of them would train alone.
+    """How many processes the launcher started. On CPUs accelerate must be told, else each process would train alone.
 
     Raises:
-        RecipeError: more of them on this machine than it has GPUs.
+        RecipeError: more processes on this machine than it has GPUs.
     """
     import torch
 
@@ -118,31 +121,31 @@ def _processes(values: dict[str, Any]) -> int:
     elif torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
         raise RecipeError(
             f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s); "
-            "start one for each, or set training.use_cpu"
+            "start one for each GPU, or set training.use_cpu"
         )
     return world
 
 
 def _no_validations(recipe: Recipe) -> str | None:
-    """Why a training validates nothing, or None."""
+    """Why a training has no validation; None if it has one."""
     if recipe.data.validation is None:
         return "no validation data"
     return 'training.eval_strategy is "no"' if recipe.training.get("eval_strategy") in (False, "no") else None
 
 
 def validation_note(recipe: Recipe) -> str | None:
-    """What a training without validations leaves out; None: it has some."""
+    """What a training without validation leaves out; None if it has one."""
     why = _no_validations(recipe)
     if why is None:
         return None
     idle = [f"training.{name}" for name in _VALIDATION if recipe.training.get(name) not in (None, False, "no")]
-    return f"{why}: no validation loss and no best/, the student is final/" + (
+    return f"{why}: there is no validation loss and no best/, the student is final/" + (
         f"; without effect: {', '.join(idle)}" if idle else ""
     )
 
 
 def training_defaults() -> dict[str, Any]:
-    """What applies where a recipe's `training` section says nothing, by name."""
+    """The defaults of a recipe's `training` section, by name."""
     from transformers import TrainingArguments
 
     return {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | _DEFAULTS
@@ -158,15 +161,15 @@ def _check_trackers(names: list[str]) -> None:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise RecipeError(
-                f"training.report_to: transformers knows no tracker {name!r}; none, all, or some of: {known}"
+                f"training.report_to: transformers has no tracker {name!r}; expected none, all, or some of: {known}"
             )
-        ours = name in _TRACKERS  # as it is found by `training_arguments`
+        ours = name in _TRACKERS  # `training_arguments` looks for it in the same way
         if not (importlib.util.find_spec(name) if ours else name in get_available_reporting_integrations()):
             raise RecipeError(f"training.report_to: {name} is not installed; pip install {name}, or remove it")
 
 
 def _check_schedule(arguments: Any) -> None:
-    """A schedule that cannot be made is an error now, not once the student is loaded."""
+    """Raise the error of a schedule that cannot be made now, not after the student is loaded."""
     import torch
     from transformers import get_scheduler
 

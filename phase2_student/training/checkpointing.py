@@ -1,4 +1,4 @@
-"""A trainer whose checkpoints can be believed: sealed once they are whole, kept until the next one is, loaded whole or not at all."""
+"""A trainer with checkpoints that can be trusted: sealed when complete, kept until the next one is sealed, loaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class SealingTrainer(Trainer):
         self.args.save_total_limit = None
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The stock checkpoint; then its seal, and only then the old ones go."""
+        """Write the stock checkpoint, seal it, and only then delete old ones."""
         directory = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(directory, ignore_errors=True)  # what an interrupted run left
+            shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted run
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(*args, **kwargs)
@@ -43,7 +43,7 @@ class SealingTrainer(Trainer):
             shutil.rmtree(directory, ignore_errors=True)
             raise OSError(
                 errno.ENOSPC,
-                f"no space left for a checkpoint; the ones before it are whole: free some space and run the same command again "
+                f"no space left for a checkpoint; earlier checkpoints are complete: free some space and run the same command again "
                 f"(training.save_total_limit is {self._keep})",
                 str(directory),
             ) from error
@@ -51,13 +51,13 @@ class SealingTrainer(Trainer):
             keep_newest(directory.parent, max(1, self._keep))
 
     def write_state(self, directory: Path) -> None:
-        """Add to a checkpoint what is not the stock trainer's; process 0 calls it before the seal."""
+        """Add what the stock trainer does not write to a checkpoint; process 0 calls it before the seal."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Every weight, or an error.
+        """Load every weight, or raise an error.
 
-        The stock method looks for the module's own names in a file that has the names of the hub, finds none of them, and
-        continues from the base weights with a warning.
+        The stock method looks for the module's own names in a file that has the names of the hub. It finds none of them, warns,
+        and continues with the base weights.
         """
         model = self.model if model is None else model
         if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
@@ -68,12 +68,14 @@ class SealingTrainer(Trainer):
         )
         if report["missing_keys"] or report["unexpected_keys"]:
             names = sorted([*report["missing_keys"], *report["unexpected_keys"]])
-            raise RuntimeError(f"{resume_from_checkpoint}: not the weights of this model: {', '.join(names[:3])}, ...")
+            raise RuntimeError(
+                f"{resume_from_checkpoint}: these are not the weights of this model: {', '.join(names[:3])}, ..."
+            )
         model.load_state_dict(loaded.state_dict())
 
 
 def checkpoint_to_resume(output_dir: Path, *, main: bool) -> str | None:
-    """The newest whole checkpoint of a run; process 0 reads its files, and says what it passes over."""
+    """The newest complete checkpoint of a run. Process 0 reads the files, and reports checkpoints that it does not use."""
     from accelerate.utils import broadcast_object_list
 
     found = newest_whole(output_dir, lambda line: print(line, file=sys.stderr)) if main else None
@@ -85,5 +87,5 @@ def checkpoint_to_resume(output_dir: Path, *, main: bool) -> str | None:
 def _disk_is_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # torch and safetensors wrap what the system said
+    # torch and safetensors wrap the error of the system
     return any(sign in str(error) for sign in ("No space left", "os error 28", "file write failed", "unexpected pos"))

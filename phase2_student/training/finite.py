@@ -1,4 +1,4 @@
-"""Before a step is taken: one whose loss or gradient is not finite stops the run; all processes agree whether a signal stops it."""
+"""The check before each step: a loss or gradient that is not finite stops the run; all processes agree whether a signal stops it."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from phase2_student.runs.checkpoints import SEAL, checkpoints
 from phase2_student.training.callbacks.signals import CAUGHT, StopOnSignal
 
 _NAMED = 8
-"""Samples that are listed."""
+"""Number of samples that are listed."""
 
 
 class StepGuard(TrainerCallback):
-    """Collects the losses of a step's micro-batches and its gradient's norm, and judges the step before it is taken.
+    """Collects the losses of a step's micro-batches and the norm of its gradient, and checks them before the step is taken.
 
     Args:
-        output_dir: of the run.
-        accelerator: of accelerate; all its processes stop together.
-        stop: of the signals; None: none are caught.
+        output_dir: the run's directory.
+        accelerator: accelerate's; all its processes stop together.
+        stop: the callback for signals; None: no signals are caught.
     """
 
     def __init__(self, output_dir: Path, accelerator: Any, stop: StopOnSignal | None = None) -> None:
         self.output_dir = output_dir
         self.accelerator = accelerator
         self.norm: float | None = None
-        """Size of the gradient of the last step, before it was clipped; None in float16, where it is scaled."""
+        """Norm of the last step's gradient, before it was clipped; None in float16, where the gradient is scaled."""
         self._stop = stop
         self._losses: list[Tensor] = []
         self._names: list[tuple[str, ...]] = []
         self._norm: Tensor | float | None = None
 
     def add(self, loss: Tensor, names: tuple[str, ...]) -> None:
-        """A micro-batch of the step.
+        """Add a micro-batch of the step.
 
         Args:
-            loss: scalar, on its device.
-            names: of its samples.
+            loss: a scalar, on its device.
+            names: the names of its samples.
         """
         self._losses.append(loss.detach())
         self._names.append(names)
 
     def add_norm(self, norm: Tensor | float | None) -> None:
-        """The norm of the step's gradient over all weights and processes, before it was clipped."""
+        """Keep the norm of the step's gradient over all weights and processes, before it was clipped."""
         self._norm = norm
 
     def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, *, model: Any, **_: Any) -> None:
-        """Judge the step; the host waits for the device once.
+        """Check the step; the host waits for the device once.
 
         Raises:
             TrainingError: a loss or the gradient is not finite, in any process.
@@ -66,8 +66,8 @@ class StepGuard(TrainerCallback):
         names, self._names = self._names, []
         norm, self._norm = self._norm, None
         if getattr(self.accelerator, "scaler", None) is not None:
-            norm = None  # in float16 the scaler leaves out a step whose gradient is too large, and scales the next one down
-        if isinstance(norm, DTensor):  # of weights that are sharded
+            norm = None  # in float16 the scaler skips a step with too large a gradient, and scales the next one down
+        if isinstance(norm, DTensor):  # sharded weights
             norm = norm.full_tensor()
         values = torch.stack(losses).float()
         known = norm is not None
@@ -94,11 +94,11 @@ class StepGuard(TrainerCallback):
         what = f"the loss is {wrong[0][0]}" if wrong else f"the norm of the gradient is {norm}"
         whole = next((path for path in checkpoints(self.output_dir) if (path / SEAL).is_file()), None)
         before = (
-            f"the last whole checkpoint is {whole}, and the same command continues from it"
+            f"the last complete checkpoint is {whole}, and the same command continues from it"
             if whole is not None
             else "there is no checkpoint yet"
         )
         return (
-            f"step {step:,}: {what} on samples {listed}; the step was not taken, and the training stopped: {before}. Where it stops "
-            "here again, look at these samples, or start a run with a lower training.learning_rate"
+            f"step {step:,}: {what} on samples {listed}; the step was not taken, and training stopped: {before}. If it stops "
+            "here again, check these samples, or start a run with a lower training.learning_rate"
         )

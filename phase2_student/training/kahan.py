@@ -1,11 +1,11 @@
-"""8-bit AdamW for weights that are kept in bfloat16: Kahan's remainder holds what a rounded weight leaves out.
+"""8-bit AdamW for weights in bfloat16: Kahan's remainder keeps what rounding the weight loses.
 
-A bfloat16 weight of 0.02 lies 1.2e-4 from its neighbours: a step of 1e-5 rounds back to where it was. Here every weight
-has a second number, the part of it that bfloat16 could not hold; the optimiser steps on the sum of both. Two bfloat16
-numbers hold 16 bits of mantissa. Small weights (norms, whose values are near 1, and biases) have a float32 remainder: it
-costs nothing, and weight and remainder are then a full float32 number.
+The neighbours of a bfloat16 weight of 0.02 are 1.2e-4 away: a step of 1e-5 is rounded to nothing. Here every weight has a
+second number, the part of it that bfloat16 could not hold, and the optimiser steps on the sum of both. Two bfloat16 numbers
+hold 16 bits of mantissa. Small tensors (norms, with values near 1, and biases) have a float32 remainder: it costs little,
+and weight and remainder together are then a full float32 number.
 
-Bytes per weight: 2 the weight, 2 the remainder, 2 the state (bitsandbytes), and 2 the gradient.
+Bytes per weight: 2 for the weight, 2 for the remainder, 2 for the state (bitsandbytes), and 2 for the gradient.
 Source of the summation: Kahan, Further remarks on reducing truncation errors (1965).
 """
 
@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 _VECTOR = 4096
-"""Below this many elements bitsandbytes keeps 32-bit state, and the remainder is float32."""
+"""For tensors with fewer elements bitsandbytes keeps 32-bit state, and the remainder is float32."""
 
 
 class KahanAdamW8bit(bitsandbytes.optim.AdamW8bit):
-    """`bitsandbytes.optim.AdamW8bit` whose steps are not lost on bfloat16 weights; others are stepped as they are.
+    """`bitsandbytes.optim.AdamW8bit` that loses no steps on bfloat16 weights; other weights are stepped as usual.
 
-    Nothing here is random: the same gradients give the same bits, and `state_dict` holds the remainders.
+    Nothing here is random: the same gradients give the same bits. `state_dict` holds the remainders.
     """
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, min_8bit_size=_VECTOR, **options)
-        # else a float32 remainder would be rounded to its weight's type when it is loaded
+        # otherwise loading would round a float32 remainder to its weight's dtype
         self.non_castable_tensor_keys.add("remainder")
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class KahanAdamW8bit(bitsandbytes.optim.AdamW8bit):
             state["remainder"] = torch.zeros_like(p, dtype=kept)
         exact = torch.nn.Parameter(p.float().add_(state["remainder"]))
         exact.grad = p.grad.float()
-        self.state[exact] = state  # where the stock step looks for it
+        self.state[exact] = state  # the stock step looks for it there
         super().update_step(group, exact, gindex, pindex)
         del self.state[exact]
         p.copy_(exact)

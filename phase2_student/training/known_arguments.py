@@ -1,9 +1,9 @@
-"""Every field of `transformers.TrainingArguments`: it acts in a training here, or it is refused with the reason.
+"""Every field of `transformers.TrainingArguments`: it has an effect in training here, or it is refused with the reason.
 
     refusal("label_smoothing_factor", 0.1)     # None: it may be given
 
-A field that is in neither table is one that a newer transformers brought: it is refused until somebody has looked. A test
-walks all fields of the installed version, and another one shows for each of those that act that they do.
+A field in neither table comes from a newer transformers and is refused until somebody has checked it. One test goes through
+all fields of the installed version; another shows for each accepted field that it has an effect.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ ACTS = frozenset({
     # several processes
     "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout",
     "fsdp", "fsdp_config", "deepspeed",
-    # what is told, when, to whom
+    # logging and trackers
     "logging_strategy", "logging_steps", "logging_first_step", "include_num_input_tokens_seen", "disable_tqdm", "log_level",
     "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
     "trackio_static_space_id",
     # validations and checkpoints
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps", "save_total_limit",
 })  # fmt: skip
-"""Fields that do here what transformers says of them."""
+"""Fields that have the effect that transformers documents."""
 
 _LOSS = "the loss is the section `loss` of the recipe"
-_LOOP = "it belongs to the stock validation loop; here sums and counts are kept over the whole set"
-_PUSH = "a training publishes nothing; fs-student publish does, when you ask for it"
+_LOOP = "it belongs to the stock validation loop; here validation sums over the whole set"
+_PUSH = "training publishes nothing; use fs-student publish"
 _BEST = "best/ is the student with the lowest validation loss, if any was measured"
-_COMPILED = "the loss makes its gradients inside the student's forward, which is not compiled"
-_LIGER = "its kernels would take the place of those that the first batch was checked with; the loss is fused already"
+_COMPILED = "the loss computes its gradients inside the student's forward, which is not compiled"
+_LIGER = "its kernels would replace those that the first batch was checked with; the loss is fused already"
 _COMMAND = "fs-student train trains and validates, fs-student eval measures answers"
-_DEAL = "batches are dealt out here, the same samples to a step for any number of processes"
+_DEAL = "batches are dealt out by FirstSight, so that a step has the same samples for any number of processes"
 
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "label_smoothing_factor": ((0.0,), _LOSS),
-    "optim_args": ((None,), "few optimisers read it, and those pass over keys that they do not know"),
+    "optim_args": ((None,), "few optimisers read it, and those ignore keys that they do not know"),
     "optim_target_modules": ((None,), "optimisers that need it (GaLore, APOLLO) were not tried here"),
     "bf16_full_eval": ((False,), "validations compute as the training does: bf16, fp16"),
     "fp16_full_eval": ((False,), "validations compute as the training does: bf16, fp16"),
@@ -55,7 +55,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "torch_compile_mode": ((None,), _COMPILED),
     "use_liger_kernel": ((False,), _LIGER),
     "liger_kernel_config": ((None,), _LIGER),
-    "use_cache": ((False,), "a training has no use for cached keys and values"),
+    "use_cache": ((False,), "training has no use for cached keys and values"),
     "auto_find_batch_size": ((False,), "a run is bound to its batch; fs-student plan says which one fits"),
     "logging_nan_inf_filter": ((False,), "a loss that is not finite stops the run before it is logged"),
     "prediction_loss_only": ((False,), _LOOP),
@@ -66,9 +66,9 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "batch_eval_metrics": ((False,), _LOOP),
     "save_only_model": (
         (False,),
-        "without optimiser and schedule a run cannot be continued; final/ is the model alone",
+        "without optimiser and schedule a run cannot be continued; final/ holds only the model",
     ),
-    "save_on_each_node": ((False,), "a run has one directory, which all its nodes see"),
+    "save_on_each_node": ((False,), "a run has one directory, which all nodes must share"),
     "enable_jit_checkpoint": ((False,), "SIGTERM saves a checkpoint anyway"),
     "push_to_hub": ((False,), _PUSH),
     "hub_token": ((None,), "a recipe is published with its run; give the token as HF_TOKEN to fs-student publish"),
@@ -81,25 +81,25 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "metric_for_best_model": ((None, "loss", "eval_loss"), _BEST),
     "greater_is_better": ((None, False), _BEST),
     "ignore_data_skip": ((False,), "a run continues with the sample that comes next"),
-    "restore_callback_states_from_checkpoint": ((False,), "a run has no callbacks but its own, which keep no state"),
+    "restore_callback_states_from_checkpoint": ((False,), "a run has only its own callbacks, which keep no state"),
     "accelerator_config": ((None,), _DEAL),
     "parallelism_config": (
         (None,),
-        "DDP and FSDP2 (examples/accelerate) are what was tried; no other way to split a model",
+        "only DDP and FSDP2 were tested (examples/accelerate), no other way to split a model",
     ),
-    "dataloader_drop_last": ((False,), "every sample is seen in every epoch, the last batch is smaller"),
+    "dataloader_drop_last": ((False,), "every sample is seen in every epoch; the last batch is smaller"),
     "remove_unused_columns": ((False,), "samples have no columns"),
     "label_names": ((None, []), "samples have no columns"),
-    "length_column_name": (("length",), "lengths are those of the prompts"),
+    "length_column_name": (("length",), "lengths are taken from the samples"),
     "debug": (("", []), "a step that is not finite stops the run and names its samples"),
-    "skip_memory_metrics": ((True,), "fs-student plan reckons the memory, fs-student eval measures it"),
+    "skip_memory_metrics": ((True,), "fs-student plan estimates the memory, fs-student eval measures it"),
     "do_train": ((True,), _COMMAND),
     "do_eval": ((True,), _COMMAND),
     "do_predict": ((False,), _COMMAND),
     "resume_from_checkpoint": ((None,), "a run continues from its newest whole checkpoint by itself"),
     "local_rank": ((-1,), "torchrun and accelerate launch say which process is which"),
 }
-"""Fields that would do nothing or harm: the values that may be given, since they state what is so, and the reason."""
+"""Fields that would do nothing or harm: the values that are accepted because they state what is true anyway, and the reason."""
 
 _VALUES: dict[str, tuple[Any, str]] = {
     "per_device_train_batch_size": (lambda value: value >= 1, "must be 1 or more"),
@@ -122,10 +122,10 @@ _VALUES: dict[str, tuple[Any, str]] = {
     "save_strategy": (lambda value: value != "best", f"must be steps, epoch or no: {_BEST}, whatever is saved"),
     "lr_scheduler_type": (
         lambda value: value != "greedy" and value != "reduce_lr_on_plateau",
-        "must be a schedule of steps: one that looks at validations could not be continued to the same end",
+        "must be a schedule of steps: one that depends on validations could not be continued to the same result",
     ),
 }
-"""Fields that act, and what their values must be beyond their types."""
+"""Fields that have an effect, and what their values must be besides having the right type."""
 
 
 _NEEDS: dict[str, tuple[str, Any, str]] = {
@@ -140,37 +140,39 @@ _NEEDS: dict[str, tuple[str, Any, str]] = {
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon")
     },
 }
-"""Fields that act only where another one allows it."""
+"""Fields that have an effect only together with another one."""
 
 
 def lacking(training: dict[str, Any], defaults: dict[str, Any]) -> str | None:
-    """Which key would do nothing for want of another, and what that must be; or None.
+    """The message for a key that has no effect without another, with what that must be; None if there is no such key.
 
     Args:
-        training: of the recipe.
-        defaults: what applies where the recipe says nothing.
+        training: the recipe's `training` section.
+        defaults: the values of keys that the recipe does not state.
     """
     for name, (other, allows, words) in _NEEDS.items():
         value = training.get(other, defaults.get(other))
         if training.get(name) not in (None, False) and not allows(getattr(value, "value", value)):
-            return f"training.{name}: does nothing unless training.{other} is {words}, and that is {value!r}; change one of them"
+            return (
+                f"training.{name}: has no effect unless training.{other} is {words}, got {value!r}; change one of them"
+            )
     return None
 
 
 def refusal(name: str, value: Any) -> str | None:
-    """Why a value may not be given, or None.
+    """Why a value is refused; None if it is accepted.
 
     Args:
-        name: of a field of the installed `TrainingArguments`.
-        value: of the field's type.
+        name: name of a field of the installed `TrainingArguments`.
+        value: a value of the field's type.
     """
     if name in _REFUSED:
         allowed, reason = _REFUSED[name]
         if any(type(value) is type(each) and value == each for each in allowed):
             return None
-        return f"is not a setting of a training here ({reason}); remove the key"
+        return f"is not supported here ({reason}); remove the key"
     if name not in ACTS:
-        return "is newer than this FirstSight, which does not know whether it would act; remove the key"
+        return "is newer than this FirstSight, which does not know whether it would have an effect; remove the key"
     if name in _VALUES and not _VALUES[name][0](value):
         return _VALUES[name][1]
     return None

@@ -1,4 +1,4 @@
-"""The data loaders of one process: what it sees of every global batch, in the order of `data.order.GlobalBatches`."""
+"""The data loaders of one process: its part of every global batch, in the order of `data.order.GlobalBatches`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train_batches(dataset: Any, args: Any) -> GlobalBatches:
 
 
 def validation_batches(dataset: Any, args: Any) -> GlobalBatches:
-    """Samples of like length together; each of them counts once over all processes."""
+    """Micro-batches for validation: samples of similar length together, each counted once over all processes."""
     return GlobalBatches(
         dataset.lengths(),
         batch_size=args.per_device_eval_batch_size,
@@ -48,7 +48,7 @@ def validation_batches(dataset: Any, args: Any) -> GlobalBatches:
 
 
 class _Handed(Dataset[Any]):
-    """A dataset whose errors of data are items: a worker process would pass on their texts alone, each with a traceback.
+    """A dataset that returns errors of data as items: a worker process would pass on only their text, with a traceback.
 
     Args:
         dataset: a `source.SampleDataset`.
@@ -68,21 +68,21 @@ class _Handed(Dataset[Any]):
 
 
 def _joined(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
-    """The batch of some items, or the first error among them."""
+    """Joins items into a batch; returns the first error if there is one among them."""
     return next((item for item in items if isinstance(item, Exception)), None) or collate(items)
 
 
 def checked_batch(batch: Any) -> Any:
-    """A batch of `data_loader`; raises the FirstSightError or CacheError that came in its place."""
+    """A batch of `data_loader`. Raises the FirstSightError or CacheError that came in its place."""
     if isinstance(batch, Exception):
         raise batch
     return batch
 
 
 def data_loader(dataset: Any, batches: GlobalBatches, collate: Any, args: Any) -> DataLoader[Any]:
-    """A loader of this process; not prepared by accelerate, which would deal the micro-batches once more.
+    """A loader of this process. It is not prepared by accelerate, which would deal out the micro-batches again.
 
-    What it gives goes through `checked_batch`.
+    What it returns must go through `checked_batch`.
     """
     return DataLoader(
         _Handed(dataset),
@@ -93,19 +93,19 @@ def data_loader(dataset: Any, batches: GlobalBatches, collate: Any, args: Any) -
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
-        # not in every transformers that is supported
+        # not every supported transformers has it
         multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         in_order=getattr(args, "dataloader_in_order", True),
     )
 
 
 class EpochOfBatches(TrainerCallback):
-    """Sets the epoch of the batches, also when training continues in the middle of one."""
+    """Sets the epoch of the batches, also when training continues in the middle of an epoch."""
 
     def __init__(self, batches: GlobalBatches, steps_per_epoch: int) -> None:
         self.batches = batches
         self.steps_per_epoch = max(1, steps_per_epoch)
 
     def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Before the loader is asked for its first batch."""
+        """Set the epoch before the loader is asked for its first batch."""
         self.batches.set_epoch(state.global_step // self.steps_per_epoch)

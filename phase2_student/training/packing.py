@@ -1,8 +1,8 @@
 """Padding-free batches: all samples of a micro-batch in one row, each attending to itself alone.
 
-Qwen2-VL takes four rows of positions for this: the place within the sample, which tells where a new one begins, and the
-three of M-RoPE, which start again in every sample. FlashAttention 2 then works on the samples apart; other attention gets a
-block-diagonal mask, which is the same sum at the cost of the whole row's square.
+Qwen2-VL takes four rows of positions for this: the place within the sample, which shows where a new sample begins, and the
+three of M-RoPE, which start again in every sample. FlashAttention 2 then treats the samples separately; other attention gets a
+block-diagonal mask: the result is the same, but the cost grows with the square of the whole row.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from firstsight.families import family_of
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the model's positions can be made per sample and packed: the Qwen-VL families."""
+    """Whether the model's positions can be computed per sample and packed: true for the Qwen-VL families."""
     return family_of(model.config).packs
 
 
 def packed_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
-    """Hidden states at the answer positions, as `models.backbone_states` gives them, without computing the padding.
+    """Hidden states at the answer positions, the same as from `models.backbone_states`, without computing the padding.
 
     Args:
-        model: of the Qwen2-VL family, with a head.
-        inputs: of `prompting.collate`, padded on the right.
+        model: a model of the Qwen2-VL family, with a head.
+        inputs: from `prompting.collate`, padded on the right.
         rows: int64 [N], from `prompting.answer_index`.
-        columns: int64 [N], likewise.
+        columns: int64 [N], from the same function.
 
     Returns:
         [N, D] in the model's dtype.
@@ -47,7 +47,9 @@ def packed_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, columns: 
         )
     else:
         rotary_3BL = within_BL.expand(3, -1, -1)
-    places_S = mask_BL.flatten().nonzero()[:, 0]  # once: the host waits for the device to learn how many there are
+    places_S = mask_BL.flatten().nonzero()[
+        :, 0
+    ]  # only once, since the host must wait for the device to know how many there are
     positions_4S = torch.cat([within_BL[None], rotary_3BL]).flatten(1)[:, places_S]
     flat = ("input_ids", "mm_token_type_ids")
     pixels = {name: value for name, value in inputs.items() if name not in (*flat, "attention_mask")}

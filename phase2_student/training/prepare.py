@@ -1,7 +1,7 @@
 """What a training run needs before weights are loaded: everything that can be refused is refused here.
 
 plan = prepare(recipe)               # data, targets, tokenizer, checked against each other
-other = prepare(recipe, like=plan)   # what both have in common is taken over
+other = prepare(recipe, like=plan)   # takes over what both have in common
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ from storage.wording import counted
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that has passed every check which needs no weights."""
+    """A run that has passed every check that needs no weights."""
 
     recipe: Recipe
     arguments: Any
     """`transformers.TrainingArguments`."""
     directory: Path
-    """The student base's."""
+    """Directory of the student's base model."""
     source: TargetSource
-    """Where soft targets come from."""
+    """The source of the soft targets."""
     online: bool
-    """The teacher is kept in memory."""
+    """Whether the teacher is kept in memory."""
     train: SampleDataset
     validation: SampleDataset
     left_out: tuple[str, ...] = ()
-    """What is wrong with each row of which not even the pictures are there."""
+    """The problem of each row that could not be read, for instance because its images were not found."""
 
     @property
     def skipped(self) -> list[str]:
-        """Why each sample is left out that is, of both splits."""
+        """The reason for each sample of both splits that is left out."""
         reasons = [*self.left_out, *self.train.skipped, *self.validation.skipped]
         return [self.recipe.without_roots(reason) for reason in reasons]
 
     @property
     def skipped_text(self) -> str:
-        """How many samples are left out, and why the first of them."""
+        """How many samples are left out, with the first reasons."""
         return left_out_text(self.skipped)
 
     @property
     def precision(self) -> str:
-        """Which arithmetic the run uses, in words."""
+        """The run's number formats and optimiser, in words."""
         return precision_text(self.recipe.student, self.arguments)
 
     @property
     def objective_text(self) -> str:
-        """What is minimised, in words."""
+        """The objective in words."""
         return Objective.of_recipe(self.recipe.loss).text(self.source.entries, self.source.tail_rank)
 
     @property
     def unlearned_text(self) -> str:
-        """Which answers of the rows are not trained on, in words; empty: every one is."""
+        """Which answers are not trained on, in words; empty if all are."""
         if self.source.prompter.turns == "all":
             return ""
         count = sum(sample.earlier_answers for _, sample in self.train.samples)
@@ -74,7 +74,8 @@ class Plan:
             else "data.turns: last"
         )
         return (
-            f"{counted(count, 'answer before the last of its row is', 'answers before the last of their rows are')} only read ({how})"
+            f"{counted(count, 'answer before the last one of a row is', 'answers before the last one of a row are')} not trained on "
+            f"({how})"
             if count
             else ""
         )
@@ -94,7 +95,7 @@ class Plan:
         )
 
     def check_run(self, *, overwrite: bool) -> bool:
-        """Whether the run is finished already; see `run_directory.check_run`."""
+        """Whether the run is finished already; checks as `run_directory.check_run` does."""
         return check_run(
             self.recipe.output_dir,
             self.identity(),
@@ -105,7 +106,7 @@ class Plan:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` tells besides."""
+        """What `run.json` records besides the identity."""
         return {
             "student": model_name(self.recipe, self.recipe.student),
             **self.source.facts(),
@@ -125,14 +126,14 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
     """Check data, targets and student against each other.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         online: targets come from the teacher in memory, and no cache is needed.
         progress: show bars.
-        like: another run: what both have in common is taken from it.
+        like: another run; what both have in common is taken from it.
 
     Raises:
         FirstSightError: bad recipe or data, samples without targets, target ids that differ.
-        CacheError: no cache, or one of another teacher or student.
+        CacheError: the cache was not found, or is for another teacher or student.
     """
     if like is not None and like.online == online and _same_samples(recipe, like.recipe):
         check_weights(recipe, load_config(like.directory, recipe.student))
@@ -165,12 +166,12 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
 
 
 def is_finished(plan: Plan) -> bool:
-    """Whether nothing is left to do; refuses an output directory that holds the run of another recipe."""
+    """Whether nothing is left to do. Refuses an output directory that holds the run of another recipe."""
     return plan.check_run(overwrite=False)
 
 
 def _same_samples(recipe: Recipe, other: Recipe) -> bool:
-    """The two differ in nothing that samples and their targets depend on, but for the temperature."""
+    """Whether samples and targets of both are the same, except for the temperature."""
     return all(
         getattr(recipe, name) == getattr(other, name) for name in ("directory", "teacher", "student", "data", "cache")
     )

@@ -1,6 +1,6 @@
-"""What the steps of a training measured: figures of each step, from which logs and epochs take their means.
+"""The figures of each training step, from which logs and epochs take their means.
 
-A log may span the end of an epoch and an epoch many logs; both are means over exactly their own steps, each of which counts
+A log may span the end of an epoch, and an epoch many logs; both are means over exactly their own steps, and each step counts
 once. The host waits for the device when something is logged, an epoch ends or a checkpoint is saved, not in every step.
 """
 
@@ -26,23 +26,23 @@ class Sums:
     steps: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    """Steps that have the figure: one without soft targets has no agreement."""
+    """How many steps have each figure: a step without soft targets has no agreement."""
     tokens: float = 0.0
-    """Those of this process."""
+    """Tokens of this process."""
     seconds: float = 0.0
-    """Time of training, without validations."""
+    """Time of training, without validation."""
     waited: float = 0.0
     """Seconds in which the loop waited for data."""
 
     def add(self, figures: dict[str, float]) -> None:
-        """One step."""
+        """Add one step."""
         self.steps += 1
         for name, value in figures.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, processes: int) -> dict[str, float]:
-        """By name; with tokens per second of all processes, and the share of the time that the loop waited for data."""
+        """The means by name, with tokens per second of all processes and the share of the time that the loop waited for data."""
         found = {name: self.totals[name] / self.counts[name] for name in _STEP if name in self.totals}
         if self.seconds > 0:
             found["tokens_per_second"] = self.tokens * processes / self.seconds
@@ -54,7 +54,7 @@ class StepFigures:
     """Collects the micro-batches of each step, and gives sums over the steps since the last log and over those of an epoch.
 
     Args:
-        objective: of the run.
+        objective: the run's objective.
         reduced: sums a tensor over all processes.
     """
 
@@ -66,30 +66,30 @@ class StepFigures:
         self._steps: list[Tensor] = []
         self._norms: list[float | None] = []
         self.window, self.epoch = Sums(), Sums()
-        """Since the last log; since the epoch began, or what a checkpoint tells of it."""
+        """Sums since the last log; and since the epoch began, including what a checkpoint recorded of it."""
         self._waited, self._since = 0.0, time.perf_counter()
 
     def add(self, terms: LossTerms, tokens: Tensor) -> None:
-        """A micro-batch: sums of its loss, and its tokens; both stay on the device."""
+        """Add a micro-batch: the sums of its loss, and its tokens; both stay on the device."""
         self._micro.append(torch.stack(list(terms)))
         self._tokens.append(tokens)
 
     def end_step(self, norm: float | None) -> None:
-        """All micro-batches of a step were added; the norm of its gradient."""
+        """Close a step after all its micro-batches were added, with the norm of its gradient."""
         self._steps.append(torch.stack(self._micro).sum(dim=0))
         self._norms.append(norm)
         self._micro = []
 
     def waited(self, seconds: float) -> None:
-        """The loop waited for data."""
+        """Count time in which the loop waited for data."""
         self._waited += seconds
 
     def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on training."""
+        """Leave out time that was not spent on training."""
         self._since += seconds
 
     def settle(self) -> None:
-        """Bring both sums up to date; every process calls it at the same step."""
+        """Bring both sums up to date; every process must call this at the same step."""
         now = time.perf_counter()
         tokens = float(torch.stack(self._tokens).sum()) if self._tokens else 0.0
         for sums in (self.window, self.epoch):
@@ -106,13 +106,13 @@ class StepFigures:
         self._waited, self._since = 0.0, now
 
     def end_window(self) -> Sums:
-        """What was measured since the last log; the next one begins."""
+        """The figures since the last log; begins the next log."""
         self.settle()
         window, self.window = self.window, Sums()
         return window
 
     def end_epoch(self) -> Sums:
-        """What was measured in the epoch; the next one begins."""
+        """The figures of the epoch; begins the next epoch."""
         self.settle()
         epoch, self.epoch = self.epoch, Sums()
         return epoch

@@ -1,6 +1,6 @@
 """The student in training: the stock model whose `forward` also computes the fused loss; and how it is saved.
 
-The loss is inside `forward`, so that DDP and FSDP see it. The class keeps its stock name: what is saved loads in plain
+The loss is inside `forward`, so that DDP and FSDP see it. The class keeps its stock name, so that a saved student loads in plain
 transformers.
 """
 
@@ -31,7 +31,7 @@ class LossSettings:
 
 
 class DistillationForward:
-    """Mixed in front of a model class: given a `batch`, `forward` returns the loss and its parts."""
+    """A mixin before a model class: if `forward` gets a `batch`, it returns the loss and its parts."""
 
     loss_settings: LossSettings
     padding_free: bool = False
@@ -39,13 +39,13 @@ class DistillationForward:
     def forward(
         self, *args: Any, batch: Batch[Any] | None = None, num_items: Tensor | float = 1.0, **inputs: Any
     ) -> Any:
-        """The stock forward; or, for a batch that is ready for the loss, `(loss, LossTerms)`.
+        """The stock forward; for a batch that is ready for the loss it returns `(loss, LossTerms)`.
 
         Args:
-            args: of the stock forward.
+            args: positional arguments of the stock forward.
             batch: on the model's device.
             num_items: N, answer positions of the whole accumulated batch over all ranks.
-            inputs: of the stock forward.
+            inputs: keyword arguments of the stock forward.
         """
         if batch is None:
             return super().forward(*args, **inputs)  # type: ignore[misc]
@@ -64,12 +64,12 @@ class DistillationForward:
 
 
 def with_distillation_forward(model: Any, settings: LossSettings, *, padding_free: bool = False) -> Any:
-    """The same model object, its class extended by `DistillationForward` under the stock name.
+    """The same model object, with its class extended by `DistillationForward` under the stock name.
 
     Args:
-        model: of transformers.
-        settings: of the loss.
-        padding_free: compute micro-batches as one row each, without padding.
+        model: a transformers model.
+        settings: settings of the loss.
+        padding_free: compute each micro-batch as one row, without padding.
     """
     stock = type(model)
     model.__class__ = type(stock.__name__, (DistillationForward, stock), {"__module__": stock.__module__})
@@ -81,7 +81,7 @@ def with_distillation_forward(model: Any, settings: LossSettings, *, padding_fre
 def save_student(model: Any, processor: Any, directory: Path, dtype: torch.dtype) -> None:
     """Write a directory that `from_pretrained` loads: weights rounded to `dtype`, configuration, processor.
 
-    Adapters are merged into the weights, and lie in `adapter/` as well.
+    Adapters are merged into the weights, and also written to `adapter/`.
     """
     save_weights(stock_model(model), directory, dtype, plain_state(model))
     processor.save_pretrained(directory)

@@ -3,7 +3,7 @@
     runs = grid_runs(Path("recipe.yaml"), [], ["temperature=1.5,2,3", "alpha=0.5,0.7"])     # refuses what does not fit
     outcomes = sweep(runs)
 
-What the runs have in common (samples, their checked targets, the tokenizer) is prepared once.
+What the runs share (samples, their checked targets, the tokenizer) is prepared once.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from storage.errors import CacheError
 from storage.wording import counted
 
 VARIED = ("loss", "training", "student")
-"""Sections that a grid may vary: the others are what the cache and its samples depend on."""
+"""Sections that a grid may vary; the cache and its samples depend on the other sections."""
 CACHE = "cache.path"
-"""What it may vary beside them: caches of the same samples, such as those that `fs-teacher derive` makes of one exact dump."""
+"""A key that it may vary, too: caches of the same samples, such as those that `fs-teacher derive` makes from one exact dump."""
 _BARE = tuple(LossSection.model_fields)
 
 
@@ -38,7 +38,7 @@ class SweepRun:
     """One point of the grid."""
 
     name: str
-    """Its settings, and the name of its directory."""
+    """Its settings, which are also the name of its directory."""
     recipe: Recipe
     idle: tuple[str, ...] = ()
     """Keys of the grid that have no effect beside its other settings; the run states none of them."""
@@ -57,17 +57,17 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """In one line."""
+        """The outcome in one line."""
         if self.result is None:
             return f"failed: {self.error}"
         if not self.result.finished:
             return self.result.stopped_text
-        time = f"in {self.result.seconds:.0f} s" if self.result.seconds else "finished before"
+        time = f"in {time_text(self.result.seconds)}" if self.result.seconds else "finished before"
         return f"{counted(self.result.steps, 'step')} {time}, {self.result.best_text}"
 
 
 def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[SweepRun]:
-    """The runs of a grid, the last key varied fastest.
+    """The runs of a grid; the last key varies fastest.
 
     Points that differ only in keys without an effect (beta with a divergence that has none, any key of the divergence where alpha
     is 0) are one run.
@@ -170,12 +170,12 @@ def sweep(
     """Train every run that is not finished; a run that fails is reported, and the others continue.
 
     Args:
-        runs: of `grid_runs`.
+        runs: from `grid_runs`.
         progress: show bars.
-        report: is given the number of each run and how it ended.
+        report: called with the number of each run and how it ended.
 
     Returns:
-        One outcome per run; fewer where a signal stopped the last of them.
+        One outcome per run; fewer if a signal stopped the sweep.
 
     Raises:
         RecipeError: what any of the runs would refuse, with its name, before the first one begins.
@@ -193,12 +193,12 @@ def sweep(
     outcomes = []
     for number, (run, plan) in enumerate(zip(runs, plans, strict=True), start=1):
         try:
-            # made anew: the last arguments made decide the precision of this process
+            # made again, since the arguments that were made last decide the precision of this process
             arguments = training_arguments(run.recipe, progress=progress)
             result = train(replace(plan, arguments=arguments))
             outcome = Outcome(run=run, result=result)
             (run.recipe.output_dir / "error.txt").unlink(missing_ok=True)
-        except RunInUse as error:  # its directory is not ours to write in
+        except RunInUse as error:  # we may not write into its directory
             outcome = Outcome(run=run, result=None, error=str(error))
         except Exception as error:  # noqa: BLE001 - it is reported and kept, and the other runs continue
             run.recipe.output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A training run: on a cache the teacher is never loaded; it need not be there.
+"""A training run. With a cache the teacher is never loaded and need not exist.
 
 plan = prepare(recipe)
 result = train(plan)
@@ -44,19 +44,19 @@ class TrainResult:
     output_dir: Path
     steps: int
     seconds: float
-    """Time of this call; 0 where nothing was left to do."""
+    """Time of this call; 0 if nothing was left to do."""
     best_validation_loss: float | None
-    """None: no validation has given a finite one."""
+    """None: there was no finite validation loss."""
     finished: bool
     """False: stopped by a signal after a checkpoint; the same call continues from there."""
     signal: int | None = None
-    """The one that stopped it."""
+    """Number of the signal that stopped it."""
 
     @property
     def stopped_text(self) -> str:
-        """How it was stopped, and how to continue."""
+        """How it was stopped and how to continue, in words."""
         by = "Ctrl-C" if self.signal == SIGINT else "SIGTERM"
-        return f"stopped by {by} after step {self.steps:,}, with a checkpoint; the same command continues"
+        return f"stopped by {by} after step {self.steps:,}, which was saved; the same command continues from there"
 
     @property
     def best_text(self) -> str:
@@ -66,16 +66,16 @@ class TrainResult:
 
     @property
     def students(self) -> list[Path]:
-        """Where students are: the best by validation loss, if any was measured, and the last."""
+        """Directories of the students: the best by validation loss, if any was measured, and the last."""
         return [path for name in ("best", "final") if (path := self.output_dir / name).is_dir()]
 
 
 def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
-    """Run the training; continues from the newest whole checkpoint where there is one, and does nothing if it is finished.
+    """Run the training. Continues from the newest complete checkpoint if there is one, and does nothing if the run is finished.
 
     Args:
-        plan: of `prepare`.
-        overwrite: delete the run that is in its place.
+        plan: from `prepare`.
+        overwrite: delete the run in the output directory first.
 
     Raises:
         RecipeError: the output directory holds the run of another recipe.
@@ -88,12 +88,12 @@ def train(plan: Plan, *, overwrite: bool = False) -> TrainResult:
 
 
 _FINISHED = object()
-"""In the place of a lock: nothing is left to do."""
+"""Stands for a lock if nothing is left to do."""
 
 
 @contextmanager
 def _place(plan: Plan, *, overwrite: bool, main: bool) -> Iterator[Any]:
-    """The directory of the run, checked and owned, for a block; process 0 does it for all of them.
+    """Check and own the directory of the run during a block; process 0 does it for all processes.
 
     Yields:
         The `RunLock` of process 0, None in others, or `_FINISHED`.
@@ -119,7 +119,7 @@ def _place(plan: Plan, *, overwrite: bool, main: bool) -> Iterator[Any]:
 def _owned(plan: Plan, stack: ExitStack, *, overwrite: bool) -> Any:
     recipe = plan.recipe
     check_apart(recipe.output_dir, recipe.directory)
-    # without a lock first: what is finished or another's may be on a disk that cannot be written
+    # first without a lock: a run that is finished or another's may be on a read-only disk
     if not overwrite and plan.check_run(overwrite=False):
         return _FINISHED
     lock = stack.enter_context(run_lock(recipe.output_dir))
@@ -188,7 +188,7 @@ def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
 
 
 def _student(plan: Plan) -> Any:
-    """The student's weights as they are trained, with the loss in its forward."""
+    """The student ready for training, with the loss in its forward."""
     recipe = plan.recipe
     settings = LossSettings(
         objective=Objective.of_recipe(recipe.loss),
@@ -202,13 +202,15 @@ def _student(plan: Plan) -> Any:
 
 
 def _self_check(model: Any, plan: Plan) -> None:
-    """Our logits of a training sample against the stock student's, computed as the training computes. Raises ModelError."""
+    """Compare our logits of a training sample with the stock student's, in the training's precision. Raises ModelError."""
     arguments, section = plan.arguments, plan.recipe.student
     sharded = arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if sharded and section.attn_implementation == "flash_attention_2":
-        print("the self-check of the student is left out: before it is sharded it is on the CPU", file=sys.stderr)
+        print(
+            "the self-check of the student is left out, because it is on the CPU until it is sharded", file=sys.stderr
+        )
         return
-    if not sharded:  # the trainer places it there anyway; what is to be sharded may be too large for one GPU
+    if not sharded:  # the trainer moves it there anyway; a student that will be sharded may be too large for one GPU
         model.to(arguments.device)
     prompter = plan.source.prompter
     _, sample = plan.train.samples[0]

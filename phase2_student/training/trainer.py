@@ -1,6 +1,6 @@
-"""`transformers.Trainer` with the distillation loss: token-exact means, KD and CE logged apart, exact evaluation.
+"""`transformers.Trainer` with the distillation loss: means over tokens, KD and CE logged separately, exact validation.
 
-The samples of a step do not depend on the number of processes (`data/order.py`), a checkpoint is sealed once it is whole
+The samples of a step do not depend on the number of processes (`data/order.py`), a checkpoint is sealed when it is complete
 (`checkpointing.py`), and a step that is not finite stops the run (`finite.py`).
 """
 
@@ -38,11 +38,11 @@ class DistillationTrainer(SealingTrainer):
     """Trains a model with `student.DistillationForward` on batches of a `source.TargetSource`.
 
     Args:
-        args: of `transformers.Trainer`.
-        complete: of the source: brings a batch to the device, ready for the loss.
-        history: one of the callbacks: is handed the figures of the steps, and kept in checkpoints; None: only logs have them.
-        stop: another one: several processes agree on its signals.
-        kwargs: of `transformers.Trainer`.
+        args: positional arguments of `transformers.Trainer`.
+        complete: `completion` of the source: brings a batch to the device, ready for the loss.
+        history: the callback that gets the figures of the steps and is kept in checkpoints; None: only logs have the figures.
+        stop: the callback for signals, on which several processes agree.
+        kwargs: keyword arguments of `transformers.Trainer`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DistillationTrainer(SealingTrainer):
         self._history = history
         if history is not None:
             history.figures = self._figures
-        # in front of the others, which log and write
+        # before the other callbacks, which log and write
         self.callback_handler.callbacks.insert(0, _EndStep(self._guard, self._figures))
         self.add_callback(self._guard)
 
@@ -77,14 +77,14 @@ class DistillationTrainer(SealingTrainer):
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Each sample once over all processes."""
+        """Micro-batches of validation: each sample once over all processes."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return data_loader(dataset, validation_batches(dataset, self.args), self.data_collator, self.args)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock one; how long the loop waits for it is what `data_wait` reports.
+        """The stock method, with the time that the loop waits for data, which `data_wait` reports.
 
-        The stock loop takes a step before it asks whether there is one left: of a run that continues from its last step there is none.
+        The stock loop takes a step before it asks whether one is left; a run that continues from its last step has none.
         """
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -97,12 +97,12 @@ class DistillationTrainer(SealingTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Batch[Any]], device: torch.device) -> Tensor | None:
         """Answer positions of the whole accumulated batch over all ranks, soft or hard.
 
-        The stock count is of labels: samples without ground truth would vanish from the mean.
+        The stock method counts labels, so samples without ground truth would be missing in the mean.
         """
         if not batch_samples:
             return None
         positions = sum(checked_batch(batch).counted() for batch in batch_samples)
-        count = torch.full((), positions, dtype=torch.int64, device=device)  # a copy would wait for the step before
+        count = torch.full((), positions, dtype=torch.int64, device=device)  # a copy would wait for the previous step
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)
@@ -110,7 +110,7 @@ class DistillationTrainer(SealingTrainer):
     def _prepare_inputs(self, inputs: Batch[Any]) -> Batch[Any]:
         """The batch on the device, ready for the loss."""
         batch = self.complete(inputs)
-        if self.is_deepspeed_enabled:  # which wants the model's inputs in its own dtype
+        if self.is_deepspeed_enabled:  # which needs the model's inputs in its own dtype
             batch = replace(batch, inputs=self._prepare_input(batch.inputs))
         return batch
 
@@ -141,7 +141,7 @@ class DistillationTrainer(SealingTrainer):
         return (loss, terms) if return_outputs else loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The stock one, which the loop asks for before every step; the guard need not compute it again."""
+        """The stock norm, which the loop computes before every step; kept, so that the guard need not compute it again."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._guard.add_norm(norm)
         return norm
@@ -149,8 +149,8 @@ class DistillationTrainer(SealingTrainer):
     # ---- logs ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to the stock log the parts of the loss, the agreement with the teacher, tokens per second and `data_wait`, the
-        share of the time that the loop waited for data: means over the steps since the log before.
+        """Add to the stock log, as means over the steps since the previous log: the parts of the loss, the agreement with the
+        teacher, tokens per second, and `data_wait`, the share of the time that the loop waited for data.
         """
         if "loss" in logs:
             means = self._figures.end_window().means(self.args.world_size)
@@ -171,12 +171,12 @@ class DistillationTrainer(SealingTrainer):
         super()._save_checkpoint(*args, **kwargs)
 
     def write_state(self, directory: Path) -> None:
-        """The epochs so far."""
+        """Add the epochs so far to a checkpoint."""
         if self._history is not None:
             self._history.write_state(directory)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """The stock method; the history continues, too."""
+        """The stock method; the history continues as well."""
         if self._history is not None and resume_from_checkpoint is not None:
             self._history.read_state(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -192,8 +192,8 @@ class DistillationTrainer(SealingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Sums and counts over the whole set: the stock loop averages batch means."""
-        del description, prediction_loss_only, ignore_keys  # the stock loop's
+        """Validate with sums and counts over the whole set; the stock loop averages the means of batches."""
+        del description, prediction_loss_only, ignore_keys  # only the stock loop uses them
         begin = time.perf_counter()
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
@@ -222,5 +222,5 @@ class _EndStep(TrainerCallback):  # type: ignore[misc]
         self._figures = figures
 
     def on_step_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """After the optimiser."""
+        """Count a step after the optimiser."""
         self._figures.end_step(self._guard.norm)

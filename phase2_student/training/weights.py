@@ -1,10 +1,10 @@
-"""Which weights are trained, in which numbers, and by which optimiser.
+"""Which weights are trained, in which number formats, and by which optimiser.
 
     check_weights(recipe, config)                    # what does not fit is refused before weights are loaded
     model = prepare_weights(model, recipe.student)   # freezes parts, or puts adapters in
     state = plain_state(model)                       # names and values of the stock model, adapters merged
 
-Plain bfloat16 AdamW is not among the ways: at lr 1e-5 most of its steps round to nothing (benchmarks/bf16_updates.py).
+Plain bfloat16 AdamW is not offered: at lr 1e-5 most of its steps are rounded to nothing (benchmarks/bf16_updates.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ADAPTER = "default"
 
 
 def weights_dtype(section: StudentSection) -> torch.dtype:
-    """What the weights are loaded as. Adapters are always float32."""
+    """The dtype in which the weights are loaded. Adapters are always float32."""
     if section.lora is not None:
         kept: torch.dtype = getattr(torch, section.dtype)
         return kept
@@ -40,11 +40,11 @@ def check_weights(recipe: Recipe, config: Any) -> None:
     """Check `student.precision`, `student.freeze` and `student.lora` against the student's shape and `training`.
 
     Args:
-        recipe: its `training` section is checked already.
-        config: of the student, of transformers.
+        recipe: a recipe with a `training` section that was checked already.
+        config: the student's transformers configuration.
 
     Raises:
-        RecipeError: a part or a module that the student does not have, or settings that do not go together.
+        RecipeError: the student does not have a part or a module, or settings exclude each other.
     """
     section = recipe.student
     if section.precision == "bf16_kahan":
@@ -56,33 +56,31 @@ def check_weights(recipe: Recipe, config: Any) -> None:
     if section.freeze or section.lora is not None or section.padding_free:
         laid_out = meta_model(config)
         if section.padding_free and not can_pack(laid_out):
-            raise RecipeError(
-                f"student.padding_free: the positions of a {config.model_type} cannot be packed; remove the key"
-            )
+            raise RecipeError(f"student.padding_free: is not supported for {config.model_type}; remove the key")
         prepare_weights(laid_out, section)
 
 
 def _refuse_keys(training: dict[str, Any], way: str, keys: tuple[str, ...]) -> None:
     for key in keys:
         if training.get(key):
-            raise RecipeError(f"training.{key}: does not go with {way}; remove one of them")
+            raise RecipeError(f"training.{key}: cannot be combined with {way}; remove one of them")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise RecipeError(f"{way} does not go with FSDP; launch it as DDP, or take student.precision: fp32_master")
+        raise RecipeError(f"{way} cannot be combined with FSDP; use DDP, or set student.precision: fp32_master")
 
 
 def prepare_weights(model: Any, section: StudentSection, *, seed: int = 0) -> Any:
-    """Freeze what is not trained, or put adapters in.
+    """Freeze what is not trained, or add adapters.
 
     Args:
         model: the student.
-        section: of the recipe.
-        seed: of the adapters' first values.
+        section: the recipe's `student` section.
+        seed: seed of the adapters' initial values.
 
     Returns:
         The same model; with `lora` a `peft.PeftModel` around it.
 
     Raises:
-        RecipeError: a part or a module that the student does not have; peft is not installed.
+        RecipeError: the student does not have a part or a module, or peft is not installed.
     """
     for part in section.freeze:
         frozen = [parameter for _, of, parameter in named_parts(model) if of == part]
@@ -124,7 +122,7 @@ def _with_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
     set_seed(seed)
     try:
         with warnings.catch_warnings():
-            # peft asks transformers by a name that is about to go
+            # peft asks transformers for a name that is deprecated
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             return get_peft_model(model, wanted, adapter_name=_ADAPTER)
     except ValueError as error:
@@ -132,7 +130,7 @@ def _with_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
 
 
 def optimizer_class(section: StudentSection, arguments: Any) -> tuple[Any, dict[str, Any]] | None:
-    """What to hand to the trainer as `optimizer_cls_and_kwargs`; None: `training.optim` decides."""
+    """`optimizer_cls_and_kwargs` for the trainer; None: `training.optim` decides."""
     if section.precision != "bf16_kahan":
         return None
     from phase2_student.training.kahan import KahanAdamW8bit
@@ -142,7 +140,7 @@ def optimizer_class(section: StudentSection, arguments: Any) -> tuple[Any, dict[
 
 
 def precision_text(section: StudentSection, arguments: Any) -> str:
-    """Which arithmetic a run uses, in words."""
+    """A run's number formats and optimiser, in words."""
     compute = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
     if section.lora is not None:
         kept = f"float32 adapters of rank {section.lora.r} beside frozen {section.dtype} weights"
@@ -155,13 +153,13 @@ def precision_text(section: StudentSection, arguments: Any) -> str:
 
 
 def stock_model(model: Any) -> Any:
-    """The transformers model: what peft wraps, or the model itself."""
+    """The transformers model: the one that peft wraps, or the model itself."""
     return model.get_base_model() if _is_adapted(model) else model
 
 
 @torch.no_grad()
 def plain_state(model: Any) -> dict[str, Tensor]:
-    """The weights under the stock model's names. Adapters are added to copies: the model goes on as it is."""
+    """The weights under the stock model's names. Adapters are merged into copies, so the model itself does not change."""
     if not _is_adapted(model):
         state: dict[str, Tensor] = model.state_dict()
         return state
@@ -180,9 +178,9 @@ def plain_state(model: Any) -> dict[str, Tensor]:
 
 
 def save_adapter(model: Any, directory: Path) -> None:
-    """Write the adapters apart, as peft reads them; nothing without adapters.
+    """Write the adapters separately, in peft's form; does nothing without adapters.
 
-    Of a base that is a directory they name its last part alone: they are published.
+    Adapters are published, so if the base is a directory they name only its last part.
     """
     if _is_adapted(model):
         model.save_pretrained(directory)
@@ -191,7 +189,7 @@ def save_adapter(model: Any, directory: Path) -> None:
         base = content.get("base_model_name_or_path")
         if base and Path(base).is_absolute():
             write_json(path, {**content, "base_model_name_or_path": Path(base).name})
-        (directory / "README.md").unlink(missing_ok=True)  # an empty form of peft, with the directory in it
+        (directory / "README.md").unlink(missing_ok=True)  # peft's empty template, which names the directory
 
 
 def _is_adapted(model: Any) -> bool:

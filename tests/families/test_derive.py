@@ -139,10 +139,11 @@ def test_units_of_other_samples_are_left_to_whoever_planned_them(world):
     held = len(open_exact_cache(world / "exact.zarr"))
     shown = passes(fs_teacher, *command)
     assert f"has 2 planned units with samples that {world / 'exact.zarr'} does not hold (the first is 0000" in shown
-    assert "run that again" in shown
+    assert "run the dump or the derivation that planned them again" in shown
     assert len(open_cache(location)) == held
     assert [unit.name for unit in writer.pending()] == [unit.name for unit in writer.units()[:2]]
     shown = passes(fs_teacher, *command)
     assert (
-        f"Nothing to do: {location} holds what {world / 'exact.zarr'} has but for those units, {held} samples." in shown
+        f"Nothing to do: {location} holds everything in {world / 'exact.zarr'} except those units, {held} samples."
+        in shown
     )

@@ -113,7 +113,7 @@ def assert_every_answer_is_evaluated(directory, recipe, kind):
     options = ("--timed", 1, "--requests", 1, "--max-new-tokens", 4, "--batch-size", 3)
     config = ("--config", directory / "recipe.yaml", "--no-progress", "--model", "base")
     shown = passes(fs_student, "eval", *config, *options)
-    assert "7 answers of 4 rows: each is asked for by itself, given the true history before it." in shown
+    assert "7 answers of 4 rows: each is asked for separately, with the true answers before it as history." in shown
     (file,) = (directory / "run" / "evaluation").glob("evaluation_*.json")
     evaluation = json.loads(file.read_text())
     records = evaluation["models"][0]["samples"]
@@ -194,7 +194,7 @@ def test_a_cache_of_last_answers(tmp_path, monkeypatch):
     assert "positions of 8 answers" in passes(fs_student, "plan", *config)
     assert "positions of 15 answers" in passes(fs_student, "plan", *config, "--set", "data.turns=all")
     trained = passes(fs_student, "train", *config)
-    assert "answers before the last of their rows are only read (the cache holds each row's last answer)" in trained
+    assert "answers before the last one of a row are not trained on (the cache holds each row's last answer)" in trained
     said = run(fs_student, "train", *config, "--set", "data.turns=all", "--set", "training.output_dir=other")
     assert said.exit_code == 2
     assert 'turns: the cache has "last", requested is "all"' in said.output
@@ -207,7 +207,7 @@ def test_a_cache_of_last_answers(tmp_path, monkeypatch):
         assert refused.exit_code == 2, refused.output
         assert "train.jsonl:2: sample 's1' has 2 answers, and " in refused.output
         assert "holds only the last of each row" in refused.output
-        assert "set data.turns: last to add to it, or give another cache.path" in refused.output
+        assert "set data.turns: last to add to it, or use another cache.path" in refused.output
     assert "holds all 12 samples" in passes(fs_teacher, "dump", *config, "--set", "data.turns=last")
     talks(tmp_path, ends=1)
     for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines():

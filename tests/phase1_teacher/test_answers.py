@@ -134,7 +134,7 @@ def test_cut_and_missing_and_skipped_rows_are_counted(workshop):
     assert "1 row was skipped by the dump" in done.stderr
     assert "2 rows are not in the cache: new, edited or not dumped yet" in done.stderr
     assert (
-        f"{counted(cut, 'answer was', 'answers were')} cut at the longest length, without an end: --whole leaves such answers out"
+        f"{counted(cut, 'answer was', 'answers were')} cut at the maximum length: --whole leaves such answers out"
         in done.stderr
     )
     out = workshop.directory / "whole.jsonl"
@@ -182,7 +182,7 @@ def test_earlier_turns_stay_as_they_are(workshop):
         (lambda _, arguments: arguments.insert(0, "nowhere.zarr"), "no cache at"),
         (
             lambda _, arguments: arguments.extend(["--set", "data.train=labelled.jsonl"]),
-            "no answer of the teacher to write",
+            "no answer by the teacher to write",
         ),
     ],
 )

@@ -285,9 +285,9 @@ def test_edited_and_removed_samples_after_planning(workshop):
     original = lines[1]
     lines[1] = json.dumps(changed).ljust(len(original))[: max(len(original), len(json.dumps(changed)))]
     data.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match="changed while the dump ran"):
+    with pytest.raises(DataError, match="changed during the dump"):
         dump(job, progress=False)
-    with pytest.raises(DataError, match="is not in the data any more; put it back"):
+    with pytest.raises(DataError, match="was not found in the data; put it back"):
         run(recipe)
 
 

@@ -199,7 +199,7 @@ def test_a_derivation_of_what_was_changed_is_one_line(exact, workshop, object, h
     shown = CliRunner().invoke(teacher, ["derive", exact, *config])
     if (object, how) == ("manifests/000000-000000.json", "gone"):
         assert shown.exit_code == 0, shown.output  # as if it had not been dumped yet
-        assert "lacks 1 planned units" in shown.output
+        assert "lacks 1 planned unit: finish" in shown.output
         return
     assert shown.exit_code == 2, shown.output
     assert isinstance(shown.exception, SystemExit)

@@ -170,7 +170,7 @@ def test_a_skipped_sample_is_dumped_by_the_next_dump_that_can(workshop):
     path = workshop.directory / "recipe.yaml"
     # a longer limit, another one, and stop: whatever the run that follows is
     code, output = command(path, "--set", "data.max_length=260")
-    assert "holds the samples of this recipe but for 1 that an earlier dump skipped" in output
+    assert "holds all samples of this recipe except 1 that an earlier dump skipped" in output
     code, output = command(path, "--set", "cache.on_error=stop")
     assert code == 2
     assert "train.jsonl:6: sample 's5' has" in output
@@ -194,7 +194,7 @@ def test_a_row_that_comes_back_is_dumped(workshop):
     whole = train.read_text()
     train.write_text("".join(whole.splitlines(keepends=True)[1:]))
     _, summary = run(recipe)
-    assert "is not in the data any more" in summary.skipped[0]
+    assert "was not found in the data" in summary.skipped[0]
     train.write_text(whole)
     job, summary = run(recipe)
     assert (job.again, summary.samples) == (1, 1)

@@ -142,7 +142,7 @@ def test_a_signalled_task_is_requeued_and_the_work_gets_done(workshop, slurm):
     slurm.until(lambda: slurm.ended(job), 120)
     assert slurm.restarts(f"{job}_0") == 1, slurm.story()
     log = (slurm.directory / f"dump-{job}_0.log").read_text()
-    assert "stopped by SIGUSR1; what is committed stays" in log
+    assert "stopped by SIGUSR1; committed units stay" in log
     status = cache_status(location)
     assert status.pending == []
     assert status.samples == 300

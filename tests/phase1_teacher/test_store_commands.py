@@ -130,12 +130,12 @@ def test_gc(location):
     (orphan / "zarr.json").write_text("12345")
     code, text = _run("gc", location, "--dry-run")
     assert code == 0
-    assert f"would remove units/{orphan.name} (5 bytes): never committed" in text
+    assert f"would remove units/{orphan.name} (5 B): never committed" in text
     code, text = _run("gc", location, "--json")
     assert code == 0
     assert json.loads(text)["bytes"] == 5
     assert not orphan.exists()
-    assert _run("gc", location) == (0, "removed 0 objects, 0 bytes\n")
+    assert _run("gc", location) == (0, "removed 0 objects, 0 B\n")
 
 
 @pytest.mark.parametrize("name", ["status", "verify", "gc"])
@@ -179,7 +179,7 @@ def test_an_exact_cache(exact):
     shown = CliRunner().invoke(teacher, ["status", str(exact)])
     assert shown.exit_code == 0
     assert "samples    6 of 6 stored" in shown.output
-    assert "once for the whole cache" in shown.output
+    assert "stored once; in all" in shown.output
     assert "state_high" in shown.output
     facts = json.loads(CliRunner().invoke(teacher, ["status", str(exact), "--json"]).output)
     assert (facts["kind"], facts["positions"], facts["head_bytes"] > 0) == ("exact", 24, True)
@@ -200,7 +200,7 @@ def test_status_tells_the_rate_of_living_workers(location, monkeypatch):
     )
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now + 3600)
-    assert "no worker seems to be at work: the last unit was committed 1:00:" in _run("status", location)[1]
+    assert "no worker seems to be running: the last unit was committed 1:00:" in _run("status", location)[1]
     found = json.loads(_run("status", "--json", location)[1])
     assert found["rate"]["workers"] == 0
     assert found["rate"]["since_commit"] == pytest.approx(3600, abs=60)

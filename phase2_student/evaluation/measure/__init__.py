@@ -1,1 +1,1 @@
-"""What a model takes: time (`timing`), memory (`memory`), energy (`power`)."""
+"""What a model costs: time (`timing`), memory (`memory`), energy (`power`)."""

@@ -1,4 +1,4 @@
-"""Peak memory of a block: on a GPU what torch allocated, else the resident set of the process (Linux)."""
+"""Peak memory of a block: on a GPU the memory that torch allocated, else the resident set of the process (Linux)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 class PeakMemory:
     """Measures the peak over a `with` block, above what was in use before it.
 
-    `peak_bytes` afterwards: int, or None where the system does not report it.
+    Afterwards `peak_bytes` is an int, or None if the system does not report it.
     """
 
     peak_bytes: int | None = None
@@ -41,9 +41,9 @@ class PeakMemory:
 
 
 def _release_freed() -> None:
-    """Return freed memory to the system; else the block would use it without raising the peak."""
+    """Return freed memory to the system; otherwise the block would use it without raising the peak."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
         if trim is not None:
             trim(0)
 

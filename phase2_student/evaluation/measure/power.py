@@ -1,4 +1,4 @@
-"""Energy of a block: the power that the GPU reports, times the time. None on a CPU and on GPUs that do not report it."""
+"""Energy of a block: the power that the GPU reports, times the time. None on a CPU, or if the GPU does not report power."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import time
 import torch
 
 _PERIOD = 0.05
-"""Seconds between two readings; GPUs update theirs every 0.02 to 0.2 s."""
+"""Seconds between two readings; GPUs update their value every 0.02 to 0.2 s."""
 
 
 class EnergyMeter:
     """Measures a `with` block in a thread of its own.
 
-    `joules` afterwards: energy of the whole GPU, idle power included; None where it is not known.
+    Afterwards `joules` is the energy of the whole GPU, idle power included; None if it is not known.
     """
 
     joules: float | None = None
@@ -49,7 +49,7 @@ class EnergyMeter:
 
 
 def power() -> float | None:
-    """Watts that the current GPU draws; None where there is none, or where it does not report it (NVML through nvidia-ml-py)."""
+    """Power of the current GPU in watts; None without a GPU, or if it does not report power (NVML through nvidia-ml-py)."""
     if not torch.cuda.is_available():
         return None
     try:
@@ -59,7 +59,7 @@ def power() -> float | None:
 
 
 def _unknown_power() -> tuple[type[Exception], ...]:
-    """What torch raises without nvidia-ml-py, without a driver, and on a GPU without the sensor."""
+    """The errors that torch raises without nvidia-ml-py, without a driver, and on a GPU without the sensor."""
     errors: tuple[type[Exception], ...] = (ImportError, RuntimeError, OSError)
     if importlib.util.find_spec("pynvml") is not None:
         errors += (importlib.import_module("pynvml").NVMLError,)

@@ -22,9 +22,9 @@ from phase2_student.evaluation.results import Concurrency, Throughput, Throughpu
 Answer = Callable[[Sequence[Sample], int], object]
 
 _WARM_UP_TOKENS = 2
-"""Longest answer of the untimed batches before a batch size is timed: the shapes of the prompt are what takes the time."""
+"""Maximum length of answers in the untimed batch before each batch size: only the first run with a prompt's shapes is slow."""
 _WORTH = 1.05
-"""A larger batch must answer this much faster, or no larger ones are tried."""
+"""How much faster a larger batch must be; if it is not, no larger ones are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,27 +32,27 @@ class Timing:
     """What is timed."""
 
     timed: int = 16
-    """Answers timed at batch 1."""
+    """Number of answers timed at batch 1."""
     warm_up: int = 2
-    """Untimed answers before them."""
+    """Number of untimed answers before these."""
     repetitions: int = 1
     """How often each answer at batch 1 is timed; a sample's time is the median of its repetitions."""
     batch_sizes: tuple[int, ...] = (4, 16, 64)
-    """Tried beyond 1, in this order, as long as they gain; each over `requests` answers, whole batches."""
+    """Batch sizes tried after 1, in this order, as long as they are faster; each is timed over `requests` answers, in whole batches."""
     users: tuple[int, ...] = (1, 4, 10)
-    """Numbers of users who ask at the same time."""
+    """Numbers of users who ask at the same time; each is timed."""
     requests: int = 20
-    """Answers per batch size and per number of users, rounded up to whole batches."""
+    """Number of answers per batch size and per number of users, rounded up to whole batches."""
 
 
 class Stopwatch:
     """Times one model; a batch size that was timed once is not timed again.
 
     Args:
-        answer: answers a batch of samples with at most so many tokens each.
-        samples: to ask, from the first on, over and over.
+        answer: answers a batch of samples, with at most the given number of tokens each.
+        samples: the samples to ask; begins again with the first when all were asked.
         timing: what is timed.
-        max_new_tokens: longest answer.
+        max_new_tokens: maximum length of an answer.
     """
 
     def __init__(self, answer: Answer, samples: Sequence[Sample], timing: Timing, max_new_tokens: int) -> None:
@@ -65,7 +65,7 @@ class Stopwatch:
         self._by_size: dict[int, list[float] | None] = {1: self.latencies}
 
     def throughput_runs(self) -> list[ThroughputRun]:
-        """One per batch size that was tried, 1 first; a batch that does not fit into the device's memory ends the search."""
+        """One result per batch size that was tried, 1 first; a batch that does not fit into the device's memory ends the search."""
         runs: list[ThroughputRun] = []
         for size in (1, *self.timing.batch_sizes):
             seconds = None if size > len(self.samples) else self._batches(size)
@@ -78,10 +78,10 @@ class Stopwatch:
         return runs
 
     def concurrency(self) -> dict[str, Concurrency]:
-        """What several users see who each ask again as soon as they are answered, by number of users.
+        """Times of requests, by number of users; each user asks again as soon as the answer has come.
 
-        The server answers all waiting requests as one batch and takes the next when it is done, so a request takes as long as its
-        batch: none joins a batch under way, and users ask without a pause.
+        The server answers all waiting requests as one batch, then takes the next batch. No request joins a running batch and
+        users do not pause, so a request takes as long as its batch.
         """
         return {str(users): seen_by_users(users, self._batches(users)) for users in self.timing.users}
 
@@ -93,8 +93,8 @@ class Stopwatch:
         return [float(np.median(seconds)) for seconds in zip(*rounds, strict=True)]
 
     def _batches(self, size: int) -> list[float] | None:
-        """Seconds of each batch; None where one does not fit into the device's memory."""
-        import torch  # not above: the arithmetic below needs none of it
+        """Seconds of each batch; None if one does not fit into the device's memory."""
+        import torch  # not at the top: the arithmetic below does not need it
 
         if size not in self._by_size:
             stream = itertools.cycle(self.samples)
@@ -121,11 +121,11 @@ def throughput(runs: Sequence[ThroughputRun]) -> Throughput:
 
 
 def seen_by_users(users: int, batches: Sequence[float] | None) -> Concurrency:
-    """What users see whose requests are answered in batches.
+    """Times of requests that are answered in batches, as users see them.
 
     Args:
-        users: requests in each batch.
-        batches: seconds of each; None where a batch did not fit into the device's memory.
+        users: number of requests in each batch.
+        batches: seconds of each batch; None if a batch did not fit into the device's memory.
     """
     if batches is None:
         return Concurrency(samples_per_second=None, p50=None, p95=None, seconds=[])

@@ -1,7 +1,8 @@
-r"""Which option of a multiple choice an answer means: the rules that public harnesses agree on, and no guessing.
+r"""Which option of a multiple choice an answer means, by the rules that public harnesses share, without guessing.
 
-In this order: what stands in `<answer>` tags or `\boxed{}`; the text of an option; a letter at the beginning (`B`, `(B)`, `[B]`, `B.`,
-`**B**`) or named (`the answer is B`); the only option whose text it holds. An answer that negates an option, or names two, is undecided.
+In this order: what `<answer>` tags or `\boxed{}` hold; the text of an option; a letter at the beginning (`B`, `(B)`, `[B]`, `B.`,
+`**B**`) or after words such as `the answer is`; the only option that the answer contains. An answer that negates an option, or
+names two, is undecided.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _NEGATIONS = {
 
 
 def chosen(answer: str, options: Sequence[str]) -> int | None:
-    """Which option an answer means, or None: undecided."""
+    """The option that an answer means; None: undecided."""
     text = _MARKS.sub("", _final(one_form(answer))).strip()
     texts = [tuple(words_of(option)) for option in options]
     words = tuple(words_of(text))
@@ -46,7 +47,7 @@ def chosen(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _final(answer: str) -> str:
-    """What the last pair of tags or the last box holds, or the whole answer."""
+    """The content of the last pair of tags or the last box; without them the whole answer."""
     tagged = _TAGGED.findall(answer)
     if tagged:
         answer = tagged[-1][1]
@@ -80,7 +81,7 @@ def _named(found: list[re.Match[str]], texts: list[tuple[str, ...]], options: Se
 
 
 def _held(answer: str, texts: list[tuple[str, ...]]) -> int | None:
-    """The only option that the answer holds and does not negate; an option inside a longer one that is held does not count."""
+    """The only option that the answer contains and does not negate. An option inside a longer one does not count."""
     clauses = [words_of(clause) for clause in _CLAUSES.split(answer)]
     words = [word for clause in clauses for word in clause]
     begins = [sum(map(len, clauses[:number])) for number, clause in enumerate(clauses) for _ in clause]

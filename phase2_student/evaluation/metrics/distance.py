@@ -1,7 +1,7 @@
 """KL(teacher || student) at T = 1 from the cache, and the student's NLL of the true answers: no teacher in memory.
 
-A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL; where it knows the
-tail's shape as well it is an estimate of the full one, and from exact targets it is that.
+A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full KL. If the cache also has the
+tail's shape, it is an estimate of the full KL; from exact targets it is the full KL itself.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class TeacherCache:
     """The recipe's cache, opened once for an evaluation."""
 
     cache: Cache | ExactCache | None
-    """None: an evaluation needs no cache."""
+    """The open cache; None if there is none, since an evaluation needs no cache."""
     problem: str = ""
-    """Why there is none."""
+    """Why there is no cache."""
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Self:
-        """That of a recipe; what cannot be read is a problem and no error."""
+        """The cache of a recipe; a cache that cannot be read is a problem, not an error."""
         try:
             return cls(open_recipe_cache(recipe))
         except CacheError as error:
@@ -52,12 +52,12 @@ class TeacherCache:
 
     @property
     def digest(self) -> str | None:
-        """The identity of what is committed in it."""
+        """Digest of what is committed in the cache."""
         return None if self.cache is None else self.cache.digest
 
     @property
     def kind(self) -> Literal["top_k", "tail_rank", "exact"] | None:
-        """Which targets it holds."""
+        """Which kind of targets the cache holds."""
         if self.cache is None:
             return None
         if isinstance(self.cache, ExactCache):
@@ -80,12 +80,12 @@ def add_distance(
     token agrees.
 
     Args:
-        recipe: of the evaluation.
-        teacher: its cache.
-        model: of a student.
-        prompter: for it.
+        recipe: the recipe of the evaluation.
+        teacher: the recipe's cache.
+        model: a student's model.
+        prompter: the student's prompter.
         samples: rows of the data.
-        records: of each of their answers (`Prompter.turn_count`), one sample after the other.
+        records: one record for each of their answers (`Prompter.turn_count`), sample by sample.
         batch_size: samples at once.
 
     The fields are `kl_sum` and `nll_sum` (nats; None where not finite), `agree`, `soft_positions`, `hard_positions`.
@@ -144,7 +144,7 @@ def _turns(indices: Sequence[int], items: Sequence[Item[Any]]) -> Iterator[tuple
 
 
 def _without_directory(recipe: Recipe, error: Exception) -> str:
-    """A message as an evaluation keeps it: it names no directory of this machine."""
+    """The message without directories of this machine, for the file of an evaluation."""
     return str(error).replace(recipe.cache_location, recipe.cache.path)
 
 

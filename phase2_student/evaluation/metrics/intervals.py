@@ -1,4 +1,4 @@
-"""Intervals: Wilson's of a share; by bootstrap of a mean, and of the paired difference of two models on the same samples."""
+"""Intervals: Wilson's for a share; bootstrap intervals for a mean, and for the paired difference of two models."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 
 _AT_ONCE = 2**22
-"""Drawn indices held at once."""
+"""Number of drawn indices held at once."""
 
 _Z = 1.959963984540054
-"""The standard normal distribution has 95 % within it."""
+"""The standard normal distribution has 95% of its mass within plus and minus this."""
 
 
 def wilson(right: int, count: int) -> tuple[float, float, float]:
-    """A share, with its 95 % score interval.
+    """A share, with its 95% score interval.
 
     Args:
-        right: how many of them are.
-        count: 1 at least.
+        right: how many of them are right.
+        count: how many there are, at least 1.
 
     Returns:
         (share, low, high). Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
@@ -32,12 +32,12 @@ def wilson(right: int, count: int) -> tuple[float, float, float]:
 
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of the values, with its 95 % percentile bootstrap interval.
+    """Mean of the values, with its 95% percentile bootstrap interval.
 
     Args:
-        values: one per sample.
-        resamples: bootstrap resamples of them.
-        seed: of the resampling.
+        values: one value per sample.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling.
 
     Returns:
         (mean, low, high). Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
@@ -56,13 +56,13 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: in
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of `first - second` over paired samples, with its 95 % percentile bootstrap interval.
+    """Mean of `first - second` over paired samples, with its 95% percentile bootstrap interval.
 
     Args:
         first: one value per sample, such as 1.0 for an exact answer.
-        second: of the other model, same samples in the same order.
-        resamples: bootstrap resamples of the pairs.
-        seed: of the resampling.
+        second: the other model's values, for the same samples in the same order.
+        resamples: number of bootstrap resamples of the pairs.
+        seed: seed of the resampling.
 
     Returns:
         (difference, low, high).

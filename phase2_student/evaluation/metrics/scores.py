@@ -1,4 +1,4 @@
-"""Means of the per-sample records, over all samples, by category and by environment, each with its 95 % interval."""
+"""Means of the per-sample records, over all samples, by category and by environment, each with its 95% interval."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from phase2_student.evaluation.metrics.intervals import bootstrap_mean, wilson
 from phase2_student.evaluation.results import AnswerRecord, GroupedScores, MetricScores, Score
 
 METRICS: tuple[Literal["exact", "f1", "anls", "choice", "vqa"], ...] = ("exact", "f1", "anls", "choice", "vqa")
-"""Fields of a record; `choice` is None where the question is no multiple choice, `vqa` where there are not several truths."""
+"""Fields of a record. `choice` is None if the question is no multiple choice, `vqa` if there are not several truths."""
 SHARES = frozenset({"exact", "choice"})
-"""Metrics that are right or wrong: their means are shares, with Wilson's interval, which holds for few samples and at 0 and 100 %."""
+"""Metrics that are 0 or 1: their means are shares with Wilson's interval, which is valid for few samples and at 0 and 100%."""
 RESAMPLES = 2_000
-"""Bootstrap resamples behind the interval of each other mean."""
+"""Number of bootstrap resamples for the interval of every other mean."""
 
 
 def grouped_scores(records: Sequence[AnswerRecord]) -> GroupedScores:
-    """Every metric over all records and over each group of them; records without a category or environment are in no such group."""
+    """Every metric over all records and over each group; records without a category or environment are in no such group."""
     groups: dict[str, dict[str, list[AnswerRecord]]] = {"category": {}, "environment": {}}
     for record in records:
         for kind, name in (("category", record.category), ("environment", record.environment)):
@@ -30,7 +30,7 @@ def grouped_scores(records: Sequence[AnswerRecord]) -> GroupedScores:
 
 
 def metric_scores(records: Sequence[AnswerRecord]) -> MetricScores:
-    """The mean of every metric; one that no record has is left out."""
+    """The mean of every metric; metrics that no record has are left out."""
     found: dict[str, Score | None] = {}
     for metric in METRICS:
         values = [float(value) for record in records if (value := getattr(record, metric)) is not None]
@@ -44,7 +44,7 @@ def metric_scores(records: Sequence[AnswerRecord]) -> MetricScores:
 
 
 def kl_per_token(records: Sequence[AnswerRecord]) -> float | None:
-    """Mean KL(teacher || student) per answer token in nats; None where no record has it."""
+    """Mean KL(teacher || student) per answer token in nats; None if no record has it."""
     return _per_position([(record.kl_sum, record.soft_positions) for record in records])
 
 
@@ -54,12 +54,12 @@ def nll_per_token(records: Sequence[AnswerRecord]) -> float | None:
 
 
 def agreement(records: Sequence[AnswerRecord]) -> float | None:
-    """Share of answer positions at which the student's most likely token is the teacher's; None where no record has it."""
+    """Share of answer positions at which the student's most likely token is the teacher's; None if no record has it."""
     return _per_position([(record.agree, record.soft_positions) for record in records])
 
 
 def _per_position(sums: Sequence[tuple[float | None, int | None]]) -> float | None:
-    """Sum over positions, of the records that have both."""
+    """Mean per answer position, over the records that have both numbers."""
     known = [(value, count) for value, count in sums if value is not None and count is not None]
     positions = sum(count for _, count in known)
     return sum(value for value, _ in known) / positions if positions else None

@@ -1,7 +1,7 @@
-"""Texts in the form in which they are compared: one form of Unicode, words without punctuation, numbers as they are.
+"""Texts in the form in which they are compared: one form of Unicode, words without punctuation, numbers unchanged.
 
-SQuAD's script takes all punctuation away, which makes 15 of 1.5, 5 of -5 and 1030 of 10:30. Here what stands inside or before a
-number stays, except for commas between thousands.
+SQuAD's script removes all punctuation, which turns 1.5 into 15, -5 into 5 and 10:30 into 1030. Here punctuation inside a number
+and the sign before it stay, except for commas between thousands.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _NUMBER = re.compile(
 
 
 def composed(text: str) -> str:
-    """Unicode's composed form (NFC): an accent is a part of its letter, whatever wrote it. No two answers become one by it."""
+    """Unicode's composed form (NFC): an accent is a part of its letter. It never makes two different answers equal."""
     return unicodedata.normalize("NFC", text)
 
 
 def one_form(text: str) -> str:
-    """Composed, with one kind of apostrophe, quote and minus."""
+    """The composed form with one kind of apostrophe, quote and minus."""
     return composed(text).translate(_QUOTES)
 
 
 def words_of(text: str) -> list[str]:
-    """Its words in lower case, without punctuation and articles, as SQuAD's script has them; numbers keep sign and decimal point."""
+    """The words in lower case, without punctuation and articles, as in SQuAD's script; but numbers keep sign and decimal point."""
     plain = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), one_form(text).lower())
     parts, end = [], 0
     for match in _NUMBER.finditer(plain):

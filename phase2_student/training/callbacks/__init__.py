@@ -1,1 +1,1 @@
-"""What watches a training: history, progress, signals."""
+"""The callbacks of a training: history, progress, signals."""

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `training_history.json`, and `best/` by validation loss."""
+"""Writes `training_history.json` during training, and `best/` by validation loss."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from phase2_student.training.step_figures import StepFigures, Sums
 _TRAIN = ("loss", "kd", "ce", "agreement", "grad_norm", "tokens_per_second", "data_wait")
 _VALIDATION = ("loss", "kd", "ce", "agreement", "kl")
 _EVERY = 60.0
-"""Seconds between two writings of logged steps; validations and ends of epochs are written at once."""
+"""Seconds between writing logged steps; validations and ends of epochs are written at once."""
 _STATE = "history.json"
-"""In a checkpoint: the epochs so far, and the sums of the one that it lies in."""
+"""File in a checkpoint: the epochs so far, and the sums of the current one."""
 
 
 def history_rows(
     log: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], objective: str
 ) -> list[dict[str, Any]]:
-    """The rows of `training_history.json`.
+    """The entries of `training_history.json`.
 
     Args:
         log: `TrainerState.log_history`.
-        epochs: what was measured in each epoch: `epoch`, `step`, `steps`, `seconds`, `train`.
-        objective: what `loss` and `kd` are of, in words.
+        epochs: the measurements of each epoch: `epoch`, `step`, `steps`, `seconds`, `train`.
+        objective: the objective of `loss` and `kd`, in words.
     """
     rows = {row["epoch"]: {**row, "logged": [], "validations": []} for row in epochs}
     for entry in log:
@@ -42,7 +42,7 @@ def history_rows(
         number = epoch_of(entry["epoch"])
         row = rows.setdefault(
             number,
-            # of a checkpoint that does not tell of its epochs: `steps` is not known, and the means are those of what was logged
+            # the checkpoint does not record its epochs: `steps` is not known, and the means are those of the logged steps
             {"epoch": number, "step": 0, "steps": None, "seconds": 0.0, "train": None, "logged": [], "validations": []},
         )
         own = entry
@@ -64,7 +64,7 @@ def history_rows(
 
 
 def epoch_of(epoch: float) -> int:
-    """The number of the epoch, from 1, that ends at `epoch` or contains it."""
+    """The number, counted from 1, of the epoch that ends at `epoch` or contains it."""
     return max(1, math.ceil(epoch - 1e-9))
 
 
@@ -72,9 +72,9 @@ class HistoryCallback(TrainerCallback):
     """Writes the history and the best student.
 
     Args:
-        output_dir: of the run.
-        save: writes the current student into a directory; called by every process, see `replace_directory`.
-        objective: what is minimised, in words.
+        output_dir: the run's directory.
+        save: writes the current student into a directory; called in every process, see `replace_directory`.
+        objective: the objective in words.
     """
 
     def __init__(self, output_dir: Path, save: Callable[[Path | None], None], objective: str) -> None:
@@ -82,7 +82,7 @@ class HistoryCallback(TrainerCallback):
         self.save = save
         self.objective = objective
         self.figures: StepFigures | None = None
-        """The trainer sets it; None: there is nothing but the trainer's log."""
+        """The figures of the steps; the trainer sets them. None: only the trainer's log is known."""
         self._processes = 1
         self._epochs: list[dict[str, Any]] = []
         self._open, self._step, self._seconds = 0, 0, 0.0
@@ -91,33 +91,33 @@ class HistoryCallback(TrainerCallback):
     # ---- the epochs ----
 
     def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The clock begins."""
+        """Start the clock."""
         self._processes = args.world_size
         self._mark = time.monotonic()
         self._open = self._open or epoch_of(state.epoch or 0.0)
 
     def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The epoch before is over, its validation and its checkpoint too."""
+        """Close the previous epoch, with its validation and its checkpoint."""
         self._close(state.global_step, 1 + math.floor((state.epoch or 0.0) + 1e-9))
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """A step of the epoch that is open."""
+        """Count a step of the current epoch."""
         self._step = state.global_step
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Logged steps, now and then."""
+        """Write logged steps from time to time."""
         if logs and "loss" in logs and state.is_world_process_zero and time.monotonic() - self._written > _EVERY:
             self._write(state)
 
     def on_epoch_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The last step of the epoch was taken."""
+        """Record the epoch after its last step."""
         if self.figures is not None:
             self.figures.settle()
         if state.is_world_process_zero:
             self._write(state)
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """After a validation."""
+        """Write the history after a validation, and `best/` if its loss is the lowest."""
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         if losses[-1] == best_loss(losses) or len(losses) == 1:
             replace_directory(self.output_dir / "best", self.save, main=state.is_world_process_zero)
@@ -125,7 +125,7 @@ class HistoryCallback(TrainerCallback):
             self._write(state)
 
     def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """After the last step of this call."""
+        """Write the history after the last step of this call."""
         if self.figures is not None:
             self.figures.settle()
         if state.is_world_process_zero:
@@ -134,7 +134,7 @@ class HistoryCallback(TrainerCallback):
     # ---- checkpoints ----
 
     def write_state(self, directory: Path) -> None:
-        """Into a checkpoint, what goes on where it is resumed; the figures are settled."""
+        """Write into a checkpoint what a resumed run needs; the figures must be up to date."""
         self._clock()
         sums = vars(self.figures.epoch) if self.figures is not None else vars(Sums())
         write_json(
@@ -143,7 +143,7 @@ class HistoryCallback(TrainerCallback):
         )
 
     def read_state(self, directory: Path) -> None:
-        """Go on with what a checkpoint holds; one of an older version holds nothing."""
+        """Continue with what a checkpoint holds; a checkpoint of an older version holds nothing."""
         path = directory / _STATE
         if path.is_file():
             state = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a training shows in a terminal: a bar with the latest loss, and one line per validation."""
+"""The progress of a training in a terminal: a bar with the latest loss, and one line per validation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SHOWN = {"loss": "loss", "kd": "KD", "ce": "CE", "agreement": "agreement", "kl"
 
 
 class Bar(ProgressCallback):  # type: ignore[misc]
-    """The stock bar, with the latest figures behind it instead of a line for each log."""
+    """The stock bar, with the latest figures after it instead of a line for each log."""
 
     def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """The training's own logs; validations have their lines."""
+        """Show a log of training; validations have their own lines."""
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix({_SHOWN[name]: f"{logs[name]:.3g}" for name in _SHOWN if name in logs})
 
@@ -26,7 +26,7 @@ class ValidationLines(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, _args: Any, state: Any, _control: Any, metrics: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """After a validation."""
+        """Print a line after a validation."""
         if state.is_world_process_zero and metrics:
             parts = [f"{_SHOWN[name]} {metrics[f'eval_{name}']:.4f}" for name in _SHOWN if f"eval_{name}" in metrics]
             epoch = (

@@ -1,4 +1,4 @@
-"""`run.log` in the directory of a run, one line per event; and where there is no terminal, a line a minute that it is alive."""
+"""`run.log` in the directory of a run, one line per event; and without a terminal, a progress line every minute."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SHOWN = ("loss", "kd", "ce", "agreement", "kl", "learning_rate", "grad_norm", "
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]
-    """Adds lines to `run.log`: begin and end of every call, steps that are logged, validations, checkpoints, heartbeats.
+    """Adds lines to `run.log`: begin and end of every call, logged steps, validations, checkpoints, heartbeats.
 
     Args:
-        output_dir: of the run.
-        first: what the call is about.
-        lock: of the directory; the training stops where another process took it over. None: this process does not hold it.
+        output_dir: the run's directory.
+        first: the first line of the call.
+        lock: the directory's lock; training stops if another process takes it over. None: this process does not hold it.
         main: this process writes.
     """
 
@@ -50,7 +50,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
                 file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}  {masked_text(line)}\n")
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The first step, or the one that a checkpoint leads to."""
+        """Note with which step training begins or continues."""
         done = state.global_step
         self.write(
             f"{'continues after step ' + format(done, ',') if done else 'begins'}, {counted(state.max_steps, 'step')} in all"
@@ -58,14 +58,14 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self._beats = Heartbeat(state.max_steps, unit="step", done=done, seconds=HEARTBEAT) if self._main else None
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """A sign of life, if it is time."""
+        """Write a progress line, if it is due."""
         if self._lock is not None:
             self._lock.check()
         if self._beats is not None and (line := self._beats.beat(state.global_step, self._last)):
             self.write(line)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Steps that are logged; validations have their own line."""
+        """Note a logged step; validations have their own line."""
         if logs and "loss" in logs:
             self._last = {name: float(logs[name]) for name in _SHOWN if name in logs}
             self.write(
@@ -75,14 +75,14 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, _args: Any, state: Any, _control: Any, metrics: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """A validation."""
+        """Note a validation."""
         shown = [f"{name} {metrics[f'eval_{name}']:.5g}" for name in _SHOWN if metrics and f"eval_{name}" in metrics]
         self.write(f"step {state.global_step:,}: validation {', '.join(shown)}")
 
     def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """A checkpoint."""
+        """Note a checkpoint."""
         self.write(f"step {state.global_step:,}: checkpoint saved")
 
     def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The last step of this call."""
+        """Note the last step of this call."""
         self.write(f"{'ends' if state.global_step >= state.max_steps else 'stops'} after step {state.global_step:,}")

@@ -86,4 +86,4 @@ def test_the_plan_names_what_is_wrong_with_the_data(workshop):
     assert output.exit_code == 2
     assert "train.jsonl:1: sample 's0' has no answer" in output.output
     generous = run("plan", "--config", config, "--no-progress", "--set", "cache.generate_missing=true")
-    assert "4 samples have no answer: the teacher's own are counted at their longest, 128 tokens" in generous.output
+    assert "4 samples have no answer: the teacher's are counted at their maximum length, 128 tokens" in generous.output

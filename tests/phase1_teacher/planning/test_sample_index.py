@@ -46,9 +46,9 @@ def test_questions_about_one_image_are_planned_next_to_each_other(workshop):
 def test_a_row_that_changes_afterwards_is_refused(workshop):
     index, samples, files = build(workshop, workshop.rows(4))
     files[0].write_text(files[0].read_text().replace("s0", "s9").replace('"text": "', '"text": "so '))
-    with pytest.raises(DataError, match=r"train.jsonl:1: the row or its images were changed while the dump ran"):
+    with pytest.raises(DataError, match=r"train.jsonl:1: the row or its images changed during the dump"):
         index[samples[0].key]
-    with pytest.raises(DataError, match=r"train.jsonl:2: the row or its images were changed while the dump ran"):
+    with pytest.raises(DataError, match=r"train.jsonl:2: the row or its images changed during the dump"):
         index[samples[1].key]  # its line has moved
 
 

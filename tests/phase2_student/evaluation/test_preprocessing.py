@@ -85,7 +85,7 @@ def test_a_model_is_measured_under_its_own_settings(trained):
         assert base.preprocessing.system_prompt == (PROMPT if number < 2 else None)
         assert [record.answer for record in own.samples] == [record.answer for record in found[0].models[1].samples]
         text = summary_text(evaluation)
-        assert "small with those of its own run; base with the recipe's, since it carries none." in text
+        assert "small from its own run; base from the recipe, since its directory records none." in text
         assert f"They differ in max_pixels: base {'784' if number == 0 else 'the processor'}" in text
         assert (f"They differ in system prompt: base the template's default, small {json.dumps(PROMPT)}." in text) == (
             number == 2
@@ -138,7 +138,7 @@ def test_a_run_of_before_is_read_from_its_recipe(trained, tmp_path):
 def test_a_damaged_file_is_one_line(models, tmp_path, content):
     directory = shutil.copytree(models / "student", tmp_path / "student")
     (directory / PREPROCESSING).write_text(content)
-    with pytest.raises(ModelError, match="not what a run writes there"):
+    with pytest.raises(ModelError, match="this is not the preprocessing of a run"):
         read_preprocessing(directory)
     done = invoke("ask", "--model", directory, "What?", code=2)
     assert done.stderr.count("\n") == 1
@@ -188,10 +188,10 @@ def test_what_differs_is_said_for_any_number_of_models():
         return InputSettings(**settings)
 
     alike = preprocessing_lines([model("a"), model("b")])
-    assert alike == ["Image size and system prompt: a, b with those of its own run."]
+    assert alike == ["Image size and system prompt: a, b from its own run."]
     lines = preprocessing_lines([model("a"), model("b", chat_template="cd" * 32), model("c", origin="recipe")])
     assert lines == [
-        "Image size and system prompt: a, b with those of its own run; c with the recipe's, since it carries none.",
+        "Image size and system prompt: a, b from its own run; c from the recipe, since its directory records none.",
         f"They differ in chat template: a {'ab' * 6}, b {'cd' * 6}, c {'ab' * 6}.",
     ]
     lines = preprocessing_lines([model("a", turns="all"), model("b", turns="last")])

@@ -142,7 +142,7 @@ def test_a_row_that_cannot_be_used_ends_it_or_is_left_out_and_named(made_world, 
 
     recipe = place_of(made_world, tmp_path, change)
     name = json.loads((tmp_path / "data" / "validation.jsonl").read_text().splitlines()[2])["id"]
-    advice = "" if fault == "missing" else "; or leave such samples out: cache.on_error: skip"
+    advice = "" if fault == "missing" else "; or set cache.on_error: skip to leave such samples out"
     with pytest.raises(DataError, match=rf"validation.jsonl:3: .*{advice}"):
         measure(recipe, tmp_path / "measured")
     recipe = place_of_skip(recipe)

@@ -1,6 +1,7 @@
 """Quantised students: what is written loads with plain transformers, has the size computed on paper, and answers alike."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -122,7 +123,7 @@ def test_the_command(models, tmp_path):
     run = CliRunner()
     dry = run.invoke(main, ["export", "--int8", "--model", str(student), "--dry-run"])
     assert dry.exit_code == 0, dry.output
-    assert "would be about 0.001 GB" in dry.output
+    assert re.search(r"would be about [0-9.]+ [kM]B of weights", dry.output)
     assert not (tmp_path / "best-int8").exists()
     for _ in range(2):  # an earlier export is replaced
         done = run.invoke(main, ["export", "--int8", "--model", str(student)])
@@ -133,7 +134,7 @@ def test_the_command(models, tmp_path):
     both = ["export", "--int8", "--nf4", "--model", str(student)]
     refused = run.invoke(main, [*both, "--output", str(tmp_path / "one")])
     assert refused.exit_code == 2
-    assert "--output is one directory" in refused.output
+    assert "--output names one directory" in refused.output
     (tmp_path / "best-nf4").mkdir()
     (tmp_path / "best-nf4" / "letter.txt").write_text("dear")
     shutil.rmtree(tmp_path / "best-int8")
@@ -144,7 +145,7 @@ def test_the_command(models, tmp_path):
     assert done.exit_code == 0, done.output
     assert [stored_quantization(tmp_path / f"best-{kind}") for kind in ("int8", "nf4")] == ["int8", "nf4"]
     without = run.invoke(main, ["export", "--int8", "--model", str(student), "--set", "student.max_pixels=1"])
-    assert "give its --config" in without.output
+    assert "--set requires --config" in without.output
     assert without.exit_code == 2
     (tmp_path / "link").symlink_to(student)
     assert run.invoke(main, ["export", "--nf4", "--model", str(tmp_path / "link")]).exit_code == 0

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from report_cases import ALL, SAMPLES, make_evaluation, make_runs, with_weights, write_evaluation
 
+from firstsight.models.gpus import bytes_text
 from phase2_student.cli import main
 
 
@@ -51,7 +52,7 @@ def test_a_dry_run_writes_the_exact_folder(place):
     assert best.pop("README.md") == b"of the trainer"
     assert all(files[name] == content for name, content in best.items())
     for name, content in files.items():
-        assert re.search(rf"{len(content):,}  {re.escape(name)}\n", done.output)
+        assert re.search(rf" {re.escape(bytes_text(len(content)))}  {re.escape(name)}\n", done.output)
     assert b"/home/someone" not in files["recipe.yaml"] + files["README.md"]
     assert yaml.safe_load(files["recipe.yaml"])["data"]["root"] == "data"
 
@@ -126,16 +127,20 @@ def nobody(monkeypatch, tmp_path):
         (lambda _: None, ["--repo", "student"], "expected user/name, such as me/student"),
         (lambda run: (run / "best" / "config.json").unlink(), [], "best: no student found; run fs-student train"),
         (lambda run: (run / "best" / "model.safetensors").unlink(), [], "best: no student found"),
-        (lambda run: next((run / "evaluation").iterdir()).unlink(), [], "not evaluated; run fs-student eval"),
+        (
+            lambda run: next((run / "evaluation").iterdir()).unlink(),
+            [],
+            "no evaluation of the student was found; run fs-student eval",
+        ),
         (
             lambda run: write_evaluation(run / "evaluation", make_evaluation(*ALL[:2], ("student", "student", 0.75))),
             [],
-            "best: its weights are those of no model in the evaluation of 2026-11-25T00:10:00+00:00 (teacher, base, student)",
+            "best: no model in the evaluation of 2026-11-25T00:10:00+00:00 (teacher, base, student) has these weights",
         ),
         (
             lambda run: (run / "best" / "model.safetensors").write_bytes(b"of a later step"),
             [],
-            "best: its weights are those of no model",
+            "best: no model in the evaluation of",
         ),
         (
             lambda run: (run / "publish").mkdir() or (run / "publish" / "thesis.tex").write_text("x"),
@@ -157,7 +162,7 @@ def test_refusals(place, break_it, arguments, message):
 def test_without_a_token_nothing_is_begun(place):
     done = publish(place)
     assert done.exit_code == 2, done.output
-    assert "no token of the hub was found; run `hf auth login` or set HF_TOKEN" in done.stderr
+    assert "no token for the hub was found; run `hf auth login` or set HF_TOKEN" in done.stderr
     assert not (place / "runs" / "distilled" / "publish").exists()
     assert publish(place, "--dry-run").exit_code == 0
 

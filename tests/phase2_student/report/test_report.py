@@ -81,7 +81,7 @@ def test_students_stand_first_and_the_head_says_what_distilling_gained(page, tmp
         r"<dt>points over hard labels</dt><dd class=\"value\">([^<]+)</dd><dd class=\"more\">([^<]+)<", text
     )
     assert tile[1] == f"{100 * mean:+.1f}"
-    assert tile[2] == f"95 % interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against hard"
+    assert tile[2] == f"95% interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against hard"
     alone = make_runs(tmp_path, names=("distilled",))
     write_evaluation(alone[0] / "evaluation", make_evaluation(*ALL))
     assert "points over hard labels" not in write_report(alone).path.read_text()  # that run is not here
@@ -227,9 +227,9 @@ def test_evaluations_of_several_runs_are_put_together(runs):
         (lambda run: (run / "run.json").write_text("{"), "run.json: not JSON"),
         (lambda run: (run / "run.json").write_text("[]"), "run.json: expected a JSON dict, got list"),
         (lambda run: (run / "recipe.yaml").write_text("a: [1"), "recipe.yaml: not YAML"),
-        (lambda run: (run / "run.json").write_text("{}"), "run.json: does not say what the run was begun with"),
+        (lambda run: (run / "run.json").write_text("{}"), "run.json: the settings of the run are missing"),
         (lambda run: (run / "training_history.json").write_text('[{"step": 1}]'), "history.json: a row has no epoch"),
-        (lambda run: write_evaluation(run / "evaluation", {}), "created: field required; the file was damaged"),
+        (lambda run: write_evaluation(run / "evaluation", {}), "created: field required; the file is damaged"),
     ],
 )
 def test_what_cannot_be_used_is_named(runs, break_it, message):
@@ -269,7 +269,7 @@ def _untimed(evaluation):
         (_set(None, "models", 1, "throughput", "best"), "models.1.throughput.best: field required"),
         (_set(2.5, "models", 0, "samples", 2, "kl_sum"), "kl_sum, agree and soft_positions belong together"),
         (_untimed, "base has no timed answer"),
-        (_set("?", "models", 1, "samples", 3, "id"), "base has other samples than teacher; evaluate again"),
+        (_set("?", "models", 1, "samples", 3, "id"), "base has other samples than teacher; run fs-student eval again"),
     ],
 )
 @pytest.mark.parametrize("command", ["report", "compare"])

@@ -204,7 +204,7 @@ def test_a_disk_that_is_away_for_a_while_does_not_end_the_signs_of_life(tmp_path
             assert time.monotonic() < until
             time.sleep(0.01)
         held.check()
-    assert "no sign of life could be given: Stale file handle" in capsys.readouterr().err
+    assert "the lock could not be touched: Stale file handle" in capsys.readouterr().err
 
 
 def test_a_process_that_was_stopped_for_long_finds_out_at_its_next_step(tmp_path):

@@ -101,7 +101,7 @@ def test_what_links_lead_to_stays(tmp_path):
 def test_a_new_run_is_refused_among_foreign_files(tmp_path, names):
     put(tmp_path / "out", *names)
     with pytest.raises(
-        RecipeError, match=f"out holds {names[0].split('/')[0]}, which no run made; give a new directory"
+        RecipeError, match=f"out holds {names[0].split('/')[0]}, which no run made; choose a new directory"
     ):
         check_new(tmp_path / "out", tmp_path)
 
@@ -145,7 +145,7 @@ def test_overwrite_says_what_it_kept(world):
     put(world / "runs" / "a", "evaluation/prices.csv", "notes.txt")
     again = run(*command, "--set", "training.learning_rate=1e-4", "--overwrite")
     assert again.exit_code == 0, again.output
-    assert "kept, since no run made it: evaluation, notes.txt" in again.stderr
+    assert "kept, because no run made it: evaluation, notes.txt" in again.stderr
     assert (world / "runs" / "a" / "evaluation" / "prices.csv").read_text() == "mine"
     put(world / "runs" / "b", "notes.txt")
     for more in ([], ["--overwrite"]):

@@ -29,7 +29,7 @@ def test_every_command_knows_a_run_from_exact_targets(exact_world):
     assert all(sample["kl_sum"] > 0 and sample["soft_positions"] > 0 for sample in model["samples"])
     reported = run("report", own, "--output", exact_world / "report.html")
     assert reported.exit_code == 0, reported.output
-    assert "MB once for the head" in (exact_world / "report.html").read_text()
+    assert "B once for the head" in (exact_world / "report.html").read_text()
     published = run("publish", *config, *there, "--repo", "me/student", "--dry-run", "--output", exact_world / "card")
     assert published.exit_code == 0, published.output
     card = (exact_world / "card" / "README.md").read_text()

@@ -78,7 +78,7 @@ def test_the_step_is_not_taken_and_the_same_command_continues(world, spoiled, wh
     assert len(lines) == 1
     assert message in lines[0]
     directory = world / "runs" / "a"
-    assert f"the last whole checkpoint is {directory / 'checkpoint-6'}, and the same command continues" in lines[0]
+    assert f"the last complete checkpoint is {directory / 'checkpoint-6'}, and the same command continues" in lines[0]
     ids = {json.loads(line)["id"] for line in (world / "data" / "train.jsonl").read_text().splitlines()}
     named = set(lines[0].split("on samples ")[1].split("; ")[0].split(", "))
     assert named

@@ -194,7 +194,7 @@ def test_the_best_student_is_not_put_in_place_of_the_last(world):
     recipe = load_recipe(world / "recipe.yaml", ["training.load_best_model_at_end=true"])
     with pytest.raises(
         RecipeError,
-        match=r"training\.load_best_model_at_end: is not a setting .*best/ holds the best student.*, got True",
+        match=r"training\.load_best_model_at_end: is not supported here .*best/ holds the best student.*, got True",
     ):
         training_arguments(recipe)
 
@@ -208,4 +208,4 @@ def test_without_a_launcher_one_gpu_is_used_and_that_is_said(world, monkeypatch,
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", on_four_gpus)
     assert training_arguments(load_recipe(world / "recipe.yaml")).n_gpu == 1
-    assert "One of 4 GPUs is used; accelerate launch or torchrun" in capsys.readouterr().err
+    assert "One of 4 GPUs is used; to train on all of them use torchrun or accelerate launch" in capsys.readouterr().err

@@ -59,7 +59,9 @@ def test_a_signal_saves_and_the_same_command_ends_with_the_same_weights(world, u
     assert process.returncode == 128 + number, (out, error)
     assert "Traceback" not in error
     by = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    stopped = re.search(rf"Stopped by {by} after step (\d+), with a checkpoint; the same command continues\.", error)
+    stopped = re.search(
+        rf"Stopped by {by} after step (\d+), which was saved; the same command continues from there\.", error
+    )
     assert stopped, error
     assert (world / "runs" / "a" / f"checkpoint-{stopped[1]}").is_dir()
     assert not (world / "runs" / "a" / "final").exists()
@@ -84,7 +86,7 @@ def test_a_second_ctrl_c_stops_at_once(world):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "Ctrl-C again stops at once" in error
+    assert "press Ctrl-C again to stop at once" in error
     assert "Traceback" not in error
 
 

@@ -142,8 +142,8 @@ def test_damaged_and_unfinished_checkpoints_are_passed_over_out_loud(world, made
     again = train(world, "runs/hurt")
     assert again.exit_code == 0
     error = again.stderr
-    assert "checkpoint-99 is passed over: it was not finished" in error
-    assert "checkpoint-14 is passed over: optimizer.pt was changed" in error
+    assert "checkpoint-99 is not used: it was not finished" in error
+    assert "checkpoint-14 is not used: optimizer.pt was changed" in error
     assert_same_weights(made_run / "final", hurt / "final")
 
 
@@ -163,7 +163,7 @@ def test_each_damage_has_its_reason(tmp_path):
     assert fault(checkpoint) == f"its {SEAL} cannot be read"
     lines = []
     assert newest_whole(tmp_path, lines.append) is None
-    assert lines == [f"{checkpoint} is passed over: its {SEAL} cannot be read"]
+    assert lines == [f"{checkpoint} is not used: its {SEAL} cannot be read"]
 
 
 def test_the_oldest_checkpoints_go_first(tmp_path):
@@ -257,7 +257,7 @@ def test_a_checkpoint_that_is_not_enough_is_passed_over(world, made_run, removed
     seal(hurt / "checkpoint-13")
     again = train(world, "runs/hurt")
     assert again.exit_code == 0, again.output
-    assert f"checkpoint-13 is passed over: it lacks {words}" in again.stderr
+    assert f"checkpoint-13 is not used: it lacks {words}" in again.stderr
     assert_same_weights(made_run / "final", hurt / "final")
 
 
@@ -286,7 +286,7 @@ def test_a_run_goes_on_though_others_add_samples_to_the_cache(world, made_run, m
     rewrite_identity(old, as_before)
     refused = train(world, "runs/old")
     assert refused.exit_code == 2
-    assert "bound it to the whole cache, and samples were added to the cache since" in refused.output
+    assert "bound it to the whole cache, and the cache has grown since" in refused.output
     rewrite_identity(run_directory, lambda identity: identity.update({"targets digest": "0" * 64}))
     other = train(world, "runs/grown")
     assert other.exit_code == 2

@@ -45,7 +45,7 @@ def test_train_leaves_models_that_plain_transformers_loads_and_a_second_call_doe
     before = sorted((path, path.stat().st_mtime_ns) for path in (world / "runs").rglob("*") if path.is_file())
     second = run(*command)
     assert second.exit_code == 0
-    assert "is finished: 14 steps; --overwrite begins anew" in second.output
+    assert "is finished: 14 steps; pass --overwrite to begin again" in second.output
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (world / "runs").rglob("*") if p.is_file())
 
     other = run(*command, "--set", "loss.alpha=0.5", "--set", "training.learning_rate=2e-3")
