@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from firstsight.console import time_text
 from firstsight.errors import FirstSightError, RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.runs.lock import RunInUse
