@@ -293,5 +293,5 @@ class TestDatasets:
             load_samples(dataset.to_iterable_dataset())
 
     def test_the_fault_of_a_row_is_named(self, datasets):
-        with pytest.raises(DataError, match="^rows: row 2: the row has the unknown key 'colour'"):
+        with pytest.raises(DataError, match=r"^rows: row 2: the row has the unknown key 'colour'"):
             load_samples(datasets.Dataset.from_list([{**ROWS[2], "colour": None}, {**ROWS[2], "colour": "red"}]))
