@@ -99,7 +99,7 @@ def _of_datasets(kind: type) -> bool:
 
 def _remedy(rows: object) -> str:
     if isinstance(rows, str | bytes | Path):
-        return "name a file in the recipe, or by an override: data.train=FILE"
+        return "name a file in the recipe, or by an override such as data.train=FILE"
     if _of_datasets(type(rows)):
         splits = list(rows) if isinstance(rows, dict) else []
         one = f"one of its splits: {', '.join(splits)}" if splits else "a Dataset, whose rows can be read again"

@@ -1,7 +1,9 @@
 """docs/python.md: its blocks are run one after the other, as they stand there, through `import firstsight` alone."""
 
 import ast
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 from blocks import ROOT, blocks
@@ -27,6 +29,23 @@ def test_the_block_runs(names, block, capsys):
     printed = capsys.readouterr().out
     for comment in [line.split("#", 1)[1].strip() for line in block.text.splitlines() if "print(error)" in line]:
         assert comment in printed
+
+
+@pytest.mark.usefixtures("names")
+def test_rows_of_a_file_train_on_the_cache_of_the_file():
+    """The run's own recipe does not hold them: it is continued with the rows, and refused without them."""
+    rows = {
+        name: [json.loads(line) for line in Path(f"data/{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "validation")
+    }
+    settings = ["training.output_dir=runs/given", "training.dataloader_num_workers=1"]
+    recipe = firstsight.load_recipe("recipe.yaml", settings, **rows)
+    assert firstsight.train(firstsight.prepare_training(recipe, progress=False)).steps == 2
+    with pytest.raises(firstsight.DataError, match="train: 8 rows that Python gave are in no file; give them again"):
+        firstsight.prepare_training(firstsight.load_recipe("runs/given/recipe.yaml"), progress=False)
+    again = firstsight.load_recipe("runs/given/recipe.yaml", **rows)
+    assert firstsight.train(firstsight.prepare_training(again, progress=False)).seconds == 0
+    assert "rows that Python gave" not in firstsight.sample_text(firstsight.find_sample(recipe, "cache.zarr"))
 
 
 def test_the_blocks_need_nothing_but_the_interface():
