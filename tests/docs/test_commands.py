@@ -18,7 +18,14 @@ from phase2_student.cli import main as fs_student
 GROUPS = {"firstsight": firstsight, "fs-teacher": fs_teacher, "fs-student": fs_student}
 SHORTER = {
     "firstsight data synth": ["--train", "8", "--validation", "4"],
-    "fs-student sweep": ["--set", "training.max_steps=1", "--set", "training.eval_strategy=no"],
+    "fs-student sweep": [
+        "--set",
+        "training.max_steps=1",
+        "--set",
+        "training.eval_strategy=no",
+        "--set",
+        "training.save_strategy=no",
+    ],
     "fs-student eval": ["--limit", "2", "--max-new-tokens", "4", "--timed", "1", "--requests", "1"],
     "fs-student ask": ["--max-new-tokens", "4"],
 }
