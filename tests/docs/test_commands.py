@@ -23,8 +23,6 @@ SHORTER = {
         "training.max_steps=1",
         "--set",
         "training.eval_strategy=no",
-        "--set",
-        "training.save_strategy=no",
     ],
     "fs-student eval": ["--limit", "2", "--max-new-tokens", "4", "--timed", "1", "--requests", "1"],
     "fs-student ask": ["--max-new-tokens", "4"],
