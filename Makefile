@@ -8,7 +8,7 @@ JOBS   ?= 2
 # one thread for each of JOBS processes: more would compete for the same cores
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check format teacher faults families picture bench-gpu gpu-carry docs clean
+.PHONY: demo test check format teacher faults families picture bench bench-gpu verify-real gpu-carry docs clean
 
 demo: $(VENV)/ready        ## distil the miniature teacher into the miniature student, end to end
 	$(BIN)/firstsight demo --dir demo
@@ -37,8 +37,14 @@ families: $(VENV)/ready    ## both phases for every model family and for mixed p
 picture: demo              ## docs/report.png: the demo's report, by Chromium
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2258 --screenshot=docs/report.png docs/picture.html
 
+bench: $(VENV)/bench       ## every ratio of docs/benchmarks.md, in less than 40 minutes of two free cores (benchmarks/README.md)
+	$(BIN)/python -m benchmarks $(ARGS)
+
 bench-gpu: $(VENV)/ready   ## both phases at full size on this GPU, in five minutes (benchmarks/README.md)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+verify-real: $(VENV)/ready ## the reference pair from the hub, checked on this GPU: a table to paste into an issue
+	$(BIN)/python -m benchmarks.verify_real build/verify $(ARGS)
 
 gpu-carry:                 ## build/carry: what the same needs on a GPU box without a network, 64 MiB at most
 	$(PYTHON) -m benchmarks.gpu.carry make build/carry $(ARGS)
@@ -55,4 +61,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "firstsight needs Python >= 3.11; $(PYTHON) is older. Try: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	touch $@

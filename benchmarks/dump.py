@@ -9,7 +9,7 @@ dump   `phase1_teacher.dump` on a new cache: image decoding, encoding, forward, 
 plain  rows in the data's order, a padded batch of as many tokens at a time, logits of all positions, log-softmax and top-k
        at the answer positions; nothing is written
 
-All run in one process with one copy of the weights; the variants take turns, and the medians are printed. Memory is the peak of
+All run in one process with one copy of the weights; the variants take turns, and the ratios of each turn are printed. Memory is the peak of
 the resident set above what was in use before the head (for the dump: before alignment, top-k and tails as well), on the largest
 batch.
 """
@@ -17,10 +17,10 @@ batch.
 from __future__ import annotations
 
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import click
 import torch
 
 from benchmarks.dump_setup import Shape, write_data, write_pair, write_recipe
+from benchmarks.suite.result import Outcome, compared, text_table
 from benchmarks.timed_calls import timed_calls
 from firstsight.models.loading import load_teacher
 from firstsight.prompting import Encoded, answer_index, collate
@@ -110,6 +111,37 @@ def run_dump(recipe: Recipe, name: str, model: Any) -> tuple[float, DumpSummary,
     return seconds, summary, sums
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Seconds of each variant, turn by turn, and what was dumped."""
+
+    times: dict[str, list[float]]
+    """`bare`, `dump` and `plain`; of the last perhaps fewer."""
+    head_bytes: dict[str, int]
+    """Peak of the head on the largest batch: `dump` and `plain`."""
+    facts: str
+
+    def results(self) -> list[Outcome]:
+        """The ratios."""
+        bare, ours, plain = (self.times[name] for name in ("bare", "dump", "plain"))
+        outcomes: list[Outcome] = [
+            compared(
+                "dump.time.bare", "the dump", "the bare forward pass of its teacher", mine=ours, theirs=bare, unit="s"
+            )
+        ]
+        if plain:
+            what = "a plain dump (padded batches, logits of all positions)"
+            outcomes.append(
+                compared("dump.time.plain", what, "ours", mine=plain, theirs=ours[: len(plain)], unit="s"),
+            )
+        peaks = {name: [value / 1e6] for name, value in self.head_bytes.items()}
+        what = "the head's memory in a plain dump"
+        outcomes.append(
+            compared("dump.memory.plain", what, "in ours", mine=peaks["plain"], theirs=peaks["dump"], unit="MB")
+        )
+        return outcomes
+
+
 @click.command()
 @click.option("--samples", default=48, show_default=True)
 @click.option("--questions", default=2, show_default=True, help="Questions per image.")
@@ -122,7 +154,7 @@ def run_dump(recipe: Recipe, name: str, model: Any) -> tuple[float, DumpSummary,
 @click.option("--batch-tokens", default=4096, show_default=True)
 @click.option("--unit-positions", default=512, show_default=True)
 @click.option("--repeats", default=3, show_default=True, help="Timed runs of bare and dump.")
-@click.option("--plain-repeats", default=1, show_default=True, help="Timed runs of plain.")
+@click.option("--plain-repeats", default=1, show_default=True, help="Timed runs of plain, at most `--repeats`.")
 @click.option("--threads", default=2, show_default=True)
 def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vocabulary: int, **sizes: int) -> None:
     """Time the dump against its bare forward pass and against the plain way, on a random teacher.
@@ -131,6 +163,44 @@ def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vo
     """
     torch.set_num_threads(threads)
     shape = Shape(rows=vocabulary, tied=False, **sizes)
+    found = measure(shape, unit_positions, repeats, min(repeats, plain_repeats))
+    click.echo(f"{found.facts}\n")
+    for name, values in found.times.items():
+        click.echo(f"{name:8}" + " ".join(f"{value:.2f}" for value in values) + " s")
+    click.echo(text_table(found.results()))
+
+
+def results(*, quick: bool = False) -> list[Outcome]:
+    """The outcomes of this part of `make bench`."""
+    shape = Shape(
+        rows=152_064,
+        samples=24,
+        questions=2,
+        layers=4,
+        hidden=1536,
+        intermediate=8960,
+        vision_width=320,
+        vision_depth=2,
+        batch_tokens=4096,
+    )
+    if quick:
+        shape = replace(
+            shape,
+            samples=6,
+            layers=1,
+            hidden=128,
+            intermediate=128,
+            vision_width=80,
+            vision_depth=1,
+            batch_tokens=1024,
+        )
+    found = measure(shape, 64 if quick else 256, *((1, 1) if quick else (3, 3)))
+    click.echo(found.facts)
+    return found.results()
+
+
+def measure(shape: Shape, unit_positions: int, repeats: int, plain_repeats: int) -> Measured:
+    """Run the variants in turns on a new random teacher."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         write_pair(directory, shape)
@@ -138,11 +208,10 @@ def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vo
         recipe = write_recipe(directory, shape, unit_positions)
         job = prepare_dump(recipe, progress=False)
         model = load_teacher(job.pair.directory, recipe.teacher)
-        measure(job, model, shape, repeats, plain_repeats, threads)
+        return _measure(job, model, shape, repeats, plain_repeats)
 
 
-def measure(job: DumpJob, model: Any, shape: Shape, repeats: int, plain_repeats: int, threads: int) -> None:
-    """Run the variants in turns and print the table."""
+def _measure(job: DumpJob, model: Any, shape: Shape, repeats: int, plain_repeats: int) -> Measured:
     forward = TeacherForward(job, model)
     batches = list(unit_batches(job, job.pending, is_done=lambda _: False))
     in_data_order = sorted((s for b in batches for s in b.samples), key=lambda each: int(each.sample.id[1:]))
@@ -152,37 +221,26 @@ def measure(job: DumpJob, model: Any, shape: Shape, repeats: int, plain_repeats:
     top_k, pad_id = job.recipe.cache.top_k, forward.vision.pad_id
     bare(forward, batches[:1])  # starts threads and loads libraries
     times: dict[str, list[float]] = {"bare": [], "dump": [], "plain": []}
-    for repeat in range(max(repeats, plain_repeats)):
-        if repeat < repeats:
-            times["bare"].append(timed(lambda: bare(forward, batches)))
-            seconds, summary, sums = run_dump(job.recipe, f"cache{repeat}", model)
-            times["dump"].append(seconds)
+    for repeat in range(repeats):
+        times["bare"].append(timed(lambda: bare(forward, batches)))
+        seconds, summary, sums = run_dump(job.recipe, f"cache{repeat}", model)
+        times["dump"].append(seconds)
         if repeat < plain_repeats:
             times["plain"].append(timed(lambda: plain(model, encoded, batch_rows, pad_id, top_k)))
     largest = max(batches, key=lambda batch: sum(len(sample.encoded.input_ids) for sample in batch.samples))
     fused_bytes, whole_bytes = head_bytes(forward, largest, top_k)
     size = sum(part.numel() for part in model.parameters())
     lengths = [len(each.input_ids) for each in encoded]
-    click.echo(
+    facts = (
         f"V = {shape.rows:,}, D = {shape.hidden:,}, {shape.layers} layers, {size / 1e6:,.0f} M parameters, fp32, "
-        f"{threads} threads\n{len(lengths)} samples of {min(lengths)} to {longest} tokens, {sums['positions']:,.0f} answer "
-        f"positions = {sums['positions'] / sums['tokens']:.1%} of {sums['tokens']:,.0f} tokens\n"
+        f"{torch.get_num_threads()} threads\n{len(lengths)} samples of {min(lengths)} to {longest} tokens, "
+        f"{sums['positions']:,.0f} answer positions = {sums['positions'] / sums['tokens']:.1%} of {sums['tokens']:,.0f} tokens\n"
         f"dump: {summary.units} units, {len(batches)} forward passes of at most {shape.batch_tokens:,} tokens, "
         f"{1 - sums['tokens'] / sums['padded_tokens']:.1%} padding, {sums['images_encoded']:.0f} vision passes, device idle "
         f"{summary.idle_share:.1%}\nplain: {-(-len(lengths) // batch_rows)} forward passes of {batch_rows} rows, "
         f"{_padding(lengths, batch_rows):.1%} padding, {len(lengths)} vision passes"
     )
-    medians = {name: statistics.median(values) for name, values in times.items() if values}
-    click.echo(f"\n{'':8}{'s':>8}{'x bare':>9}{'x dump':>9}   each run")
-    for name, median in medians.items():
-        each = " ".join(f"{value:.2f}" for value in times[name])
-        click.echo(f"{name:8}{median:8.2f}{median / medians['bare']:9.3f}{median / medians['dump']:9.2f}   {each}")
-    pairs = [mine / theirs for mine, theirs in zip(times["dump"], times["bare"], strict=True)]
-    click.echo(f"\ndump / bare, median of {len(pairs)} pairs: {statistics.median(pairs):.3f}")
-    click.echo(
-        f"peak memory of the head on the largest batch: dump {fused_bytes / 1e6:,.0f} MB, plain {whole_bytes / 1e6:,.0f} MB, "
-        f"{whole_bytes / max(1, fused_bytes):.1f} x"
-    )
+    return Measured(times=times, head_bytes={"dump": fused_bytes, "plain": whole_bytes}, facts=facts)
 
 
 def _padding(lengths: Sequence[int], batch_rows: int) -> float:

@@ -25,6 +25,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.machine import peak_mb
 from firstsight.demo.miniature.build import (
     TEACHER_ROWS,
     build_student,
@@ -126,12 +127,6 @@ def measure(config: Path) -> dict[str, float]:
     steps["summary"] = peak_mb()
     samples, units = len(open_cache(recipe.cache_location)), summary.units
     return {**steps, "samples": samples, "rows": teacher.rows, "units": units, "seconds": time.monotonic() - begin}
-
-
-def peak_mb() -> float:
-    """Largest resident set so far, MB."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 @click.command()

@@ -39,19 +39,20 @@ BATCH = 8
 
 def samples_of(prompter: Prompter, positions: int) -> list[Sample]:
     """Questions with answers of `ANSWER` tokens, end of turn included."""
-    words = ["red", "blue", "one", "two", "cat", "dog", "sun", "sea"]
+    words = ["red", "blue", "one", "two", "apple", "book", "left", "right"]
     chosen = np.random.default_rng(0)
     found = []
     for number in range(positions // ANSWER):
-        count = ANSWER - len(prompter.end_of_turn_ids)
-        answer = " ".join(chosen.choice(words, count))
-        assert len(prompter.answer_ids(answer)) == ANSWER
+        answer = list(chosen.choice(words, ANSWER))
+        over = len(prompter.answer_ids(" ".join(answer))) - ANSWER
+        answer = answer[: ANSWER - over]  # each word is a token, but perhaps the first
+        assert len(prompter.answer_ids(" ".join(answer))) == ANSWER
         found.append(
             Sample(
                 id=f"q{number}",
                 messages=(
                     {"role": "user", "content": [{"type": "text", "text": f"Question {number}?"}]},
-                    {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": " ".join(answer)}]},
                 ),
                 images=(),
                 times=None,

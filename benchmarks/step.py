@@ -6,8 +6,8 @@ The shapes of Qwen2-VL-2B (D = 1,536, V = 151,936, tied head) and, for exact tar
 random weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a slow
 spell of the machine slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
 head. `hard` is the fused loss at alpha = 0, `cached` at alpha = 0.7 and T = 2, `exact` the same from an exact cache's states and
-head in bfloat16, `online` with the teacher. Medians and ratios are printed, and the share of the exact step that is the projection
-of the states by the teacher's head.
+head in bfloat16, `online` with the teacher. Printed are medians, the ratios of the turns, the peak of a step that is not timed, and
+the share of the exact step that is the projection of the states by the teacher's head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer, TrainingArguments
 
+from benchmarks.suite.result import Outcome, compared, text_table
 from benchmarks.timed_calls import timed_calls
 from firstsight.models.teacher_head import SharedHead, TeacherHead
 from firstsight.prompting import Encoded, collate
@@ -34,6 +35,7 @@ from phase2_student.data.batch import Batch, Collator, Item
 from phase2_student.data.cached import join_stored
 from phase2_student.data.exact import StateTargets, join_states
 from phase2_student.data.online import OnlineTeacher, TeacherView, join_inputs
+from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.loss.objective import Objective
 from phase2_student.loss.targets import StoredTargets, TeacherTargets
 from phase2_student.training.student import LossSettings, with_distillation_forward
@@ -41,45 +43,102 @@ from phase2_student.training.trainer import DistillationTrainer
 
 # B samples, P answer positions of each, K stored entries
 
-STUDENT_ROWS, TEACHER_ROWS, TOKENS = 151_936, 152_064, 151_657
-TEACHER_HIDDEN = 3584
-IMAGE_PAD, VISION_START, VISION_END = 151_655, 151_652, 151_653
 K = 64
 
 
-def build(rows: int, hidden: int, inner: int, heads: int, kv: int, layers: int, *, tied: bool) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a Qwen2-VL with heads of 128."""
+
+    rows: int
+    """Of its head."""
+    hidden: int
+    inner: int
+    heads: int
+    kv: int
+    tied: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of both models and of a sample; as they are, the reference pair's, less layers."""
+
+    student: Shape = Shape(rows=151_936, hidden=1536, inner=8960, heads=12, kv=2, tied=True)
+    teacher: Shape = Shape(rows=152_064, hidden=3584, inner=18_944, heads=28, kv=4, tied=False)
+    tokens: int = 151_657
+    """Of their tokenizer; the last six are marks."""
+    vision_width: int = 1280
+    layers: int = 2
+    """Of student and teacher; their vision towers have two."""
+    batch: int = 2
+    image_tokens: int = 256
+    text_tokens: int = 60
+    answer_tokens: int = 40
+
+    @property
+    def marks(self) -> tuple[int, int, int]:
+        """Ids of an image's tokens, and of those in front of them and behind."""
+        return self.tokens - 2, self.tokens - 5, self.tokens - 4
+
+
+QUICK = Sizes(
+    student=Shape(rows=1024, hidden=128, inner=128, heads=1, kv=1, tied=True),
+    teacher=Shape(rows=1088, hidden=256, inner=128, heads=2, kv=1, tied=False),
+    tokens=1000,
+    vision_width=80,
+    layers=1,
+    image_tokens=16,
+    text_tokens=8,
+    answer_tokens=8,
+)
+"""For a test."""
+
+
+def build(shape: Shape, sizes: Sizes) -> Any:
     """A Qwen2-VL of random fp32 weights."""
+    image_pad, vision_start, vision_end = sizes.marks
     config = Qwen2VLConfig(
         text_config={
-            "vocab_size": rows,
-            "hidden_size": hidden,
-            "intermediate_size": inner,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv,
+            "vocab_size": shape.rows,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.inner,
+            "num_hidden_layers": sizes.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv,
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            "bos_token_id": 0,
+            "eos_token_id": 0,
         },
-        vision_config={"depth": 2, "embed_dim": 1280, "hidden_size": hidden, "num_heads": 16, "mlp_ratio": 4},
-        image_token_id=IMAGE_PAD,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-        tie_word_embeddings=tied,
+        vision_config={
+            "depth": 2,
+            "embed_dim": sizes.vision_width,
+            "hidden_size": shape.hidden,
+            "num_heads": sizes.vision_width // 80,
+            "mlp_ratio": 4,
+        },
+        image_token_id=image_pad,
+        video_token_id=image_pad + 1,
+        vision_start_token_id=vision_start,
+        vision_end_token_id=vision_end,
+        tie_word_embeddings=shape.tied,
     )
     torch.manual_seed(0)
     return Qwen2VLForConditionalGeneration(config)
 
 
-def make_encoded(seed: int, image_tokens: int, text_tokens: int, answer_tokens: int) -> Encoded:
+def make_encoded(seed: int, sizes: Sizes) -> Encoded:
     """An image, a question, an answer."""
     g = torch.Generator().manual_seed(seed)
-    side = 2 * round(image_tokens**0.5)
-    image = [VISION_START, *[IMAGE_PAD] * (side * side // 4), VISION_END]
-    text = torch.randint(0, 150_000, (text_tokens + answer_tokens,), generator=g)
+    side = 2 * round(sizes.image_tokens**0.5)
+    image_pad, vision_start, vision_end = sizes.marks
+    image = [vision_start, *[image_pad] * (side * side // 4), vision_end]
+    answer_tokens = sizes.answer_tokens
+    text = torch.randint(0, min(sizes.marks), (sizes.text_tokens + answer_tokens,), generator=g)
     ids = torch.cat([torch.tensor(image), text])
     return Encoded(
         input_ids=ids,
-        token_types={"mm_token_type_ids": (ids == IMAGE_PAD).long()},
+        token_types={"mm_token_type_ids": (ids == image_pad).long()},
         images={
             "pixel_values": torch.randn(side * side, 1176, generator=g),
             "image_grid_thw": torch.tensor([[1, side, side]]),
@@ -89,10 +148,10 @@ def make_encoded(seed: int, image_tokens: int, text_tokens: int, answer_tokens: 
     )
 
 
-def cached_item(encoded: Encoded) -> Item[StoredTargets]:
+def cached_item(encoded: Encoded, tokens: int) -> Item[StoredTargets]:
     """Targets that decay like a language model's."""
     P = encoded.positions
-    ids_PK = torch.stack([torch.randperm(TOKENS)[:K] for _ in range(P)])
+    ids_PK = torch.stack([torch.randperm(tokens)[:K] for _ in range(P)])
     log_P = torch.cat([-1.2 * torch.arange(K).float().add(1).log(), torch.tensor([-3.0])]).log_softmax(dim=0)
     targets = StoredTargets(
         target_ids_N=encoded.target_ids,
@@ -105,22 +164,22 @@ def cached_item(encoded: Encoded) -> Item[StoredTargets]:
     return Item(name="random", encoded=encoded, targets=targets)
 
 
-def exact_item(encoded: Encoded) -> Item[StateTargets]:
+def exact_item(encoded: Encoded, width: int) -> Item[StateTargets]:
     """Random states of the teacher."""
     P = encoded.positions
     targets = StateTargets(
         target_ids_N=encoded.target_ids,
         soft_N=torch.ones(P, dtype=torch.bool),
         hard_N=torch.ones(P, dtype=torch.bool),
-        states_ND=torch.randn(P, TEACHER_HIDDEN).bfloat16(),
+        states_ND=torch.randn(P, width).bfloat16(),
     )
     return Item(name="random", encoded=encoded, targets=targets)
 
 
-def shared_head() -> SharedHead:
+def shared_head(sizes: Sizes) -> SharedHead:
     """The teacher's head as an exact cache gives it: random rows of all tokens in bfloat16."""
-    weight_SD = torch.empty((TOKENS, TEACHER_HIDDEN), dtype=torch.bfloat16).normal_(std=0.02)
-    return SharedHead(weight_SD, None, torch.arange(TOKENS))
+    weight_SD = torch.empty((sizes.tokens, sizes.teacher.hidden), dtype=torch.bfloat16).normal_(std=0.02)
+    return SharedHead(weight_SD, None, torch.arange(sizes.tokens))
 
 
 def with_head(head: SharedHead, batch: Batch[StateTargets]) -> Batch[TeacherTargets]:
@@ -128,48 +187,63 @@ def with_head(head: SharedHead, batch: Batch[StateTargets]) -> Batch[TeacherTarg
     return batch.with_targets(TeacherTargets(**vars(batch.targets), head=head, temperature=2.0))
 
 
-def identical_alignment() -> VocabularyAlignment:
+def identical_alignment(sizes: Sizes) -> VocabularyAlignment:
     """The alignment of one tokenizer with two padded heads."""
-    forth, back = np.full(TEACHER_ROWS, -1), np.full(STUDENT_ROWS, -1)
-    forth[:TOKENS] = back[:TOKENS] = np.arange(TOKENS)
+    forth, back = np.full(sizes.teacher.rows, -1), np.full(sizes.student.rows, -1)
+    forth[: sizes.tokens] = back[: sizes.tokens] = np.arange(sizes.tokens)
     return VocabularyAlignment(
         student_of_teacher=forth,
         teacher_of_student=back,
-        teacher_tokens=np.arange(TEACHER_ROWS) < TOKENS,
+        teacher_tokens=np.arange(sizes.teacher.rows) < sizes.tokens,
         kind="identical",
     )
 
 
-@click.command()
-@click.option("--repeats", default=5, show_default=True)
-@click.option(
-    "--layers", default=2, show_default=True, help="Layers of student and teacher; their vision towers have two."
-)
-@click.option("--batch", default=2, show_default=True)
-@click.option("--image-tokens", default=256, show_default=True)
-@click.option("--text-tokens", default=60, show_default=True)
-@click.option("--answer-tokens", default=40, show_default=True)
-@click.option("--threads", default=2, show_default=True)
-@click.option("--online/--no-online", default=True, show_default=True, help="With the teacher: 6 GB more memory.")
-def main(
-    repeats: int,
-    layers: int,
-    batch: int,
-    image_tokens: int,
-    text_tokens: int,
-    answer_tokens: int,
-    threads: int,
-    online: bool,
-) -> None:
-    """Time distillation steps from both kinds of targets against a stock fine-tuning step.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of each variant, turn by turn."""
 
-    Example: python -m benchmarks.step --repeats 3
-    """
-    torch.set_num_threads(threads)
-    encoded = [make_encoded(seed, image_tokens, text_tokens, answer_tokens) for seed in range(batch)]
-    model = build(STUDENT_ROWS, 1536, 8960, 12, 2, layers, tied=True)
+    seconds: dict[str, list[float]]
+    peak_mb: dict[str, float]
+    """Peak of one more step that is not timed, above what was in use before it."""
+    projection: list[float]
+    """The share of the exact step that is the projection of the states by the teacher's head."""
+
+    def results(self) -> list[Outcome]:
+        """The ratios."""
+        outcomes: list[Outcome] = []
+        for name, one, other in (
+            ("cached", "cached", "stock"),
+            ("hard", "cached", "hard"),
+            ("exact", "exact", "cached"),
+            ("online", "online", "cached"),
+            ("online_exact", "online", "exact"),
+        ):
+            if one not in self.seconds:
+                continue
+            mine, theirs = self.seconds[one], self.seconds[other]
+            outcomes.append(compared(f"step.time.{name}", _WHAT[one], _WHAT[other], mine=mine, theirs=theirs, unit="s"))
+            mine, theirs = [self.peak_mb[one]], [self.peak_mb[other]]
+            what = f"{_WHAT[one]}, weights and optimiser apart"
+            outcomes.append(compared(f"step.memory.{name}", what, _WHAT[other], mine=mine, theirs=theirs, unit="MB"))
+        return outcomes
+
+
+_WHAT = {
+    "stock": "a stock fine-tuning step",
+    "hard": "our own step on hard labels",
+    "cached": "a step on a top_k cache",
+    "exact": "a step on exact targets",
+    "online": "a step with the teacher in memory",
+}
+
+
+def measure(sizes: Sizes, repeats: int, *, online: bool = True) -> Measured:
+    """Train with every variant in turns."""
+    encoded = [make_encoded(seed, sizes) for seed in range(sizes.batch)]
+    model = build(sizes.student, sizes)
     objective = Objective(temperature=2.0, alpha=0.7)
-    settings = LossSettings(objective=objective, unshared_ids=torch.arange(TOKENS, STUDENT_ROWS))
+    settings = LossSettings(objective=objective, unshared_ids=torch.arange(sizes.tokens, sizes.student.rows))
     model = with_distillation_forward(model, settings)
     model.config.use_cache = False
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,8 +255,8 @@ def main(
         labels["labels"] = torch.full_like(labels["input_ids"], -100)
         for row, each in enumerate(encoded):
             labels["labels"][row, each.answer_columns + 1] = each.target_ids
-        stored = Collator(join=join_stored, pad_id=0)([cached_item(each) for each in encoded])
-        positions = torch.tensor(batch * answer_tokens)
+        stored = Collator(join=join_stored, pad_id=0)([cached_item(each, sizes.tokens) for each in encoded])
+        positions = torch.tensor(sizes.batch * sizes.answer_tokens)
 
         def with_alpha(trainer: Trainer, inputs: Any, alpha: float = 0.7) -> Callable[[], Any]:
             def step() -> Any:
@@ -196,17 +270,24 @@ def main(
             "hard": with_alpha(fused, stored, alpha=0.0),
             "cached": with_alpha(fused, stored),
         }
-        exact = DistillationTrainer(model=model, args=arguments, complete=partial(with_head, shared_head()))
-        states = Collator(join=join_states, pad_id=0)([exact_item(each) for each in encoded])
+        exact = DistillationTrainer(model=model, args=arguments, complete=partial(with_head, shared_head(sizes)))
+        states = Collator(join=join_states, pad_id=0)([exact_item(each, sizes.teacher.hidden) for each in encoded])
         variants["exact"] = with_alpha(exact, states)
         if online:
-            large = build(TEACHER_ROWS, TEACHER_HIDDEN, 18_944, 28, 4, layers, tied=False).requires_grad_(False).eval()
-            teacher = OnlineTeacher(large, TeacherHead(large.lm_head.weight, None, identical_alignment()), 2.0)
-            views = [TeacherView(encoded=each, rows=torch.arange(answer_tokens)) for each in encoded]
+            large = build(sizes.teacher, sizes).requires_grad_(False).eval()
+            teacher = OnlineTeacher(large, TeacherHead(large.lm_head.weight, None, identical_alignment(sizes)), 2.0)
+            rows = torch.arange(sizes.answer_tokens)
+            views = [TeacherView(encoded=each, rows=rows) for each in encoded]
             items = [Item(name="random", encoded=each, targets=view) for each, view in zip(encoded, views, strict=True)]
             trainer = DistillationTrainer(model=model, args=arguments, complete=teacher.complete)
             online_batch = Collator(join=partial(join_inputs, 0), pad_id=0)(items)
             variants["online"] = with_alpha(trainer, online_batch)
+
+        def whole_step(name: str) -> None:
+            variants[name]()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            model.zero_grad(set_to_none=True)
 
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         projections: list[float] = []
@@ -214,28 +295,50 @@ def main(
             for name in variants if repeat % 2 == 0 else reversed(variants):
                 begin = time.perf_counter()
                 with timed_calls(SharedHead, "logits") as projected:
-                    variants[name]()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                model.zero_grad(set_to_none=True)
+                    whole_step(name)
                 if repeat:  # the first round warms up and makes the optimiser's state
                     seconds[name].append(time.perf_counter() - begin)
                     projections += [sum(projected) / seconds[name][-1]] if projected else []
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+        peaks: dict[str, float] = {}
+        for name in variants:
+            with PeakMemory() as memory:
+                whole_step(name)
+            peaks[name] = (memory.peak_bytes or 0) / 1e6
+    return Measured(seconds=seconds, peak_mb=peaks, projection=projections)
+
+
+def results(*, quick: bool = False) -> list[Outcome]:
+    """The outcomes of this part of `make bench`."""
+    return measure(QUICK if quick else Sizes(), 2 if quick else 3).results()
+
+
+@click.command()
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--layers", default=Sizes.layers, show_default=True, help="Of student and teacher, vision towers apart.")
+@click.option("--batch", default=Sizes.batch, show_default=True)
+@click.option("--image-tokens", default=Sizes.image_tokens, show_default=True)
+@click.option("--text-tokens", default=Sizes.text_tokens, show_default=True)
+@click.option("--answer-tokens", default=Sizes.answer_tokens, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--online/--no-online", default=True, show_default=True, help="With the teacher: 6 GB more memory.")
+def main(repeats: int, threads: int, online: bool, **given: Any) -> None:
+    """Time distillation steps from both kinds of targets against a stock fine-tuning step.
+
+    Example: python -m benchmarks.step --repeats 3
+    """
+    torch.set_num_threads(threads)
+    sizes = Sizes(**given)
+    found = measure(sizes, repeats, online=online)
     click.echo(
-        f"{batch} samples of {len(encoded[0].input_ids)} positions, {answer_tokens} of them of the answer; D = 1,536, "
-        f"V = {STUDENT_ROWS:,}, {layers} layers, fp32, {threads} threads, median of {repeats}"
+        f"{sizes.batch} samples, {sizes.answer_tokens} answer positions each; D = {sizes.student.hidden:,}, "
+        f"V = {sizes.student.rows:,}, {sizes.layers} layers, fp32, {threads} threads, {repeats} turns"
     )
-    for name, median in medians.items():
-        spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}"
-        click.echo(f"{name:8}{median:8.2f} s  ({spread})")
-    click.echo(f"cached / stock   {medians['cached'] / medians['stock']:.3f}")
-    click.echo(f"cached / hard    {medians['cached'] / medians['hard']:.3f}")
-    click.echo(f"exact / cached   {medians['exact'] / medians['cached']:.3f}")
-    click.echo(f"exact: the projection by the teacher's head is {statistics.median(projections):.1%} of the step")
-    if online:
-        click.echo(f"online / exact   {medians['online'] / medians['exact']:.3f}")
-        click.echo(f"online / cached  {medians['online'] / medians['cached']:.3f}")
+    for name, values in found.seconds.items():
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        click.echo(f"{name:8}{statistics.median(values):8.2f} s  ({spread}){found.peak_mb[name]:9,.0f} MB")
+    click.echo(text_table(found.results()))
+    share = statistics.median(found.projection)
+    click.echo(f"exact: the projection by the teacher's head is {share:.1%} of the step")
 
 
 if __name__ == "__main__":

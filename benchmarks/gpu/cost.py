@@ -18,12 +18,14 @@ def run(setting: Setting) -> None:
     board = setting.board
     epochs = int(setting.recipe().training["num_train_epochs"])
     tokens = setting.sizes.dumps[0][0]
-    for name, cached, online in (
-        ("fp32 masters", step.CACHED, step.ONLINE),
-        ("bf16 Kahan", step.CACHED_KAHAN, step.ONLINE_KAHAN),
+    for name, targets, cached, online in (
+        ("fp32 masters", "top_k", step.CACHED, step.ONLINE),
+        ("bf16 Kahan", "top_k", step.CACHED_KAHAN, step.ONLINE_KAHAN),
+        ("exact targets, fp32 masters", "exact", step.EXACT, step.ONLINE),
+        ("exact targets, bf16 Kahan", "exact", step.EXACT_KAHAN, step.ONLINE_KAHAN),
     ):
         rates = [
-            board.find("dump", dump.row_name("int8", tokens)),
+            board.find("dump", dump.row_name("int8", tokens, targets)),
             board.find("step", cached),
             board.find("step", online),
         ]

@@ -3,6 +3,7 @@
     bare    backbone and float32 head at the answer positions of the same batches, encoded before the clock starts
     dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing. Its self-check,
             which a dump of any size has once, is a column of its own and in none of the others
+    exact   a dump of exact targets: the states go to the host; writing the head, once before the first batch, is a column of its own
     pictures alone    the dump's own reading and preparing of samples, without a teacher
 
 Reckoned for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
@@ -32,31 +33,38 @@ from phase1_teacher.forward.prefetch import Prefetch
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
 from phase1_teacher.planning.job import DumpJob
-from storage.writer import create_cache
+from storage.writer import CacheWriter, create_cache
 
 KINDS = {"int8": "int8", "bf16": "none"}
 """Names of the rows, and what a recipe calls it."""
+_HEAD_SECONDS = 10.0
+"""The head of an exact cache, 1.1 GB with fsync and sha256, as estimated."""
 
 
-def row_name(kind: str, tokens: int) -> str:
-    """Of a dump."""
-    return f"{kind} teacher, passes of {tokens:,} tokens"
+def row_name(kind: str, tokens: int, targets: str = "top_k") -> str:
+    """The name of a dump's row."""
+    return f"{kind} teacher, passes of {tokens:,} tokens{'' if targets == 'top_k' else f', {targets} targets'}"
 
 
 def run(setting: Setting) -> None:
     """The rows of this part."""
     board, sizes = setting.board, setting.sizes
-    job = dumping.prepare_dump(setting.recipe("cache.path=all.zarr"), progress=False)
+    jobs = {
+        targets: dumping.prepare_dump(
+            setting.recipe(f"cache.path=all-{targets}.zarr", f"cache.targets={targets}"), progress=False
+        )
+        for targets in ("top_k", "exact")
+    }
     longest = max(len(each.input_ids) for each in setting.encoded(4))
     dumps = [(tokens, passes * max(1, tokens // longest)) for tokens, passes in sizes.dumps]
-    pictures = _part(job, setting, "int8", *dumps[0])
+    pictures = _part(jobs["top_k"], setting, "int8", *dumps[0])
     board.measure("dump", "pictures alone", about=5, work=partial(_pictures, pictures))
     for kind in KINDS:
         setting.keep()  # so that the peaks are those of one teacher
         board.measure("dump", f"{kind} teacher made", about=8, work=partial(_make, setting, kind))
         pace = 0.0  # seconds of a sample, as the dump before took them
         for tokens, samples in dumps:
-            part, is_main = _part(job, setting, kind, tokens, samples), tokens == dumps[0][0]
+            part, is_main = _part(jobs["top_k"], setting, kind, tokens, samples), tokens == dumps[0][0]
             found = board.measure(
                 "dump",
                 row_name(kind, tokens),
@@ -64,14 +72,26 @@ def run(setting: Setting) -> None:
                 work=partial(_dump, setting, part, kind, with_bare=is_main),
             )
             pace = 1 / found["samples/s"] if found else pace
+        if kind == "int8":  # the reference recipe's
+            tokens, samples = dumps[0]
+            part = _part(jobs["exact"], setting, kind, tokens, samples)
+            board.measure(
+                "dump",
+                row_name(kind, tokens, "exact"),
+                about=_HEAD_SECONDS + 2 + 1.2 * samples * pace,
+                work=partial(_exact_dump, setting, part, kind, board.find("dump", row_name(kind, tokens))),
+            )
     setting.keep()
 
 
 def _part(job: DumpJob, setting: Setting, kind: str, tokens: int, samples: int) -> DumpJob:
     """The first samples of a job as a job of its own, with another budget of tokens, into a new cache."""
-    name = f"{kind}-{tokens}.zarr"
+    targets = job.recipe.cache.targets
     recipe = setting.recipe(
-        f"teacher.quantization={KINDS[kind]}", f"teacher.batch_tokens={tokens}", f"cache.path={name}"
+        f"teacher.quantization={KINDS[kind]}",
+        f"teacher.batch_tokens={tokens}",
+        f"cache.path={kind}-{tokens}-{targets}.zarr",
+        f"cache.targets={targets}",
     )
     teacher = job.writer.spec["teacher"] | {"quantization": KINDS[kind], "batch_tokens": tokens}
     writer = create_cache(recipe.cache_location, {**job.writer.spec, "teacher": teacher})
@@ -127,10 +147,11 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
     with (
         patch.object(dumping, "Prefetch", Waiting),
         timed_calls(TeacherForward, "_self_check", setting.synchronize) as checks,
+        timed_calls(CacheWriter, "write_head") as heads,
     ):
         summary = dumping.dump(job, model=model, progress=False)
     setting.synchronize()
-    seconds = time.perf_counter() - begin - sum(checks)
+    seconds = time.perf_counter() - begin - sum(checks) - sum(heads)
     figures: Figures = {
         "samples": summary.samples,
         "s": seconds,
@@ -147,7 +168,15 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
         figures["peak GB"] = summary.peak_bytes / 1e9
     if with_bare:
         figures |= {"bare, s": bare, "dump / bare": seconds / bare}
+    if heads:
+        figures["head, s"] = sum(heads)
     return figures
+
+
+def _exact_dump(setting: Setting, job: DumpJob, kind: str, beside: Figures | None) -> Figures:
+    """A dump of exact targets, and its time against that of the top_k dump of the same samples."""
+    figures = _dump(setting, job, kind, with_bare=False)
+    return figures if beside is None else figures | {"exact / top_k": figures["s"] / beside["s"]}
 
 
 @torch.inference_mode()

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+
+from benchmarks.machine import cores, versions
 
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "zarr", "numcodecs", "numpy", "pillow")
 _OPTIONAL = ("torchvision", "flash_attn")
@@ -66,13 +67,9 @@ def facts(device: torch.device) -> dict[str, Any]:
         found["CUDA of torch"] = str(torch.version.cuda)
     else:
         found["GPU"] = "none"
-    found["CPU cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found["CPU cores"] = cores()
     found["Python"] = platform.python_version()
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
+    found |= versions(_PACKAGES)
     for name in _OPTIONAL:
         found[name] = "installed" if find_spec(name) else "not installed"
     found["float32 matmul"] = torch.get_float32_matmul_precision()

@@ -57,7 +57,8 @@ class Setting:
     def recipe(self, *changes: str) -> Recipe:
         """The reference recipe for this pair and these data, with `section.key=value` changes."""
         self._written  # noqa: B018 the files are there from here on
-        return load_recipe(self.directory / "recipe.yaml", changes)
+        entries = () if "cache.targets=exact" in changes else (f"cache.top_k={self.sizes.top_k}",)
+        return load_recipe(self.directory / "recipe.yaml", (*entries, *changes))
 
     @cached_property
     def pair(self) -> Pair:
@@ -131,7 +132,6 @@ class Setting:
         content = yaml.safe_load(REFERENCE.read_text(encoding="utf-8"))
         content["teacher"] |= {"model": "teacher", "max_pixels": sizes.max_pixels}
         content["student"] |= {"model": "student", "max_pixels": sizes.max_pixels}
-        content["cache"] |= {"top_k": sizes.top_k}
         (self.directory / "recipe.yaml").write_text(yaml.safe_dump(content))
         return True
 

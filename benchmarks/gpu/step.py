@@ -1,4 +1,4 @@
-"""Part (b): an optimiser step of the reference recipe: plain fine-tuning, on a cache, with the int8 teacher in memory.
+"""Part (b): an optimiser step of the reference recipe: plain fine-tuning, on a cache of either kind, with the int8 teacher in memory.
 
 Micro-batches of 2 samples of about 1,300 tokens, 4 to a step, gradient checkpointing, bf16 compute. Distillation is `prepare`
 and `train` of `phase2_student.training`, self-check included, on a cache of made-up targets; models are made on the device in the
@@ -7,8 +7,9 @@ device; `benchmarks/gpu/dump.py` times the pictures.
 
 Reckoned for an H100: `fs-student plan` gives the cached step 42.7 GB with float32 masters and 22.6 GB with Kahan's remainder; it
 is the column `planned GB`. Online, the int8 teacher adds 9.4 GB, its float32 head 2.2 and a forward pass 3; the plain step's
-logits of a micro-batch are 5 GB. A step is 0.45 PFLOP for the student and 0.22 for the teacher: 1 to 3 s. Five rows of 4 steps and
-their models: 60 s.
+logits of a micro-batch are 5 GB. A step is 0.45 PFLOP for the student and 0.22 for the teacher: 1 to 3 s. Exact targets
+add the head's 1.1 GB in bfloat16 and a projection of 320 positions to a step, 0.3 TFLOP. Seven rows of 4 steps and their models,
+and an exact cache: 100 s.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -40,12 +42,14 @@ from benchmarks.gpu.setting import Setting
 from benchmarks.timed_calls import timed_calls
 from firstsight.prompting import Encoded, collate
 from firstsight.recipe import Recipe
+from phase1_teacher.forward.exact_states import bits, head_content
 from phase1_teacher.planning.job import DumpJob, prepare_dump
 from phase2_student.data.source import SampleDataset
 from phase2_student.planning.plan import plan_training
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.prepare import prepare
-from storage.targets import SampleTargets, Targets
+from storage.format.v2.layout import ExactLayout
+from storage.targets import ExactSample, ExactTargets, SampleTargets, Targets
 
 # P answer positions of a sample, K stored entries, n node temperatures
 
@@ -54,12 +58,16 @@ CACHED = "cached, fp32 masters"
 ONLINE = "online, int8 teacher, fp32 masters"
 CACHED_KAHAN = "cached, bf16 Kahan"
 ONLINE_KAHAN = "online, int8 teacher, bf16 Kahan"
+EXACT = "exact targets, fp32 masters"
+EXACT_KAHAN = "exact targets, bf16 Kahan"
 FLASH = "cached, bf16 Kahan, padding-free flash attention"
 _KAHAN = "student.precision=bf16_kahan"
 
 
 _CACHED = ("data.train=step.jsonl", "cache.path=step.zarr")
 """What the recipes of distillation have in common."""
+_EXACT = ("cache.path=step-exact.zarr", "cache.targets=exact")
+"""What those on exact targets have beyond that."""
 
 
 class InMemory(Dataset[Any]):
@@ -100,15 +108,19 @@ def run(setting: Setting) -> None:
     batch = int(recipe.training["per_device_train_batch_size"]) * int(recipe.training["gradient_accumulation_steps"])
     encoded = setting.encoded(batch)
     measure("step", STOCK, about=25, work=partial(_stock_step, setting, encoded))
-    measure("step", "cache of made-up targets", about=8, work=partial(_made_up_cache, setting, batch))
+    _short_file(setting, batch)
+    measure("step", "cache of made-up targets", about=8, work=partial(_made_up_cache, setting))
     measure("step", CACHED, about=20, work=partial(_step, setting, CACHED))
+    measure("step", "exact cache of made-up states", about=20, work=partial(_made_up_exact, setting))
+    measure("step", EXACT, about=25, work=partial(_step, setting, EXACT, *_EXACT))
     measure("step", ONLINE, about=40, work=partial(_step, setting, ONLINE, online=True))
     measure("step", "outliers of the int8 teacher", about=5, work=partial(_outliers, setting, encoded[:2]))
     if not setting.on_gpu and version("bitsandbytes").startswith("0.49."):
-        for name in (CACHED_KAHAN, FLASH, ONLINE_KAHAN):
+        for name in (CACHED_KAHAN, EXACT_KAHAN, FLASH, ONLINE_KAHAN):
             setting.board.skip("step", name, "bitsandbytes 0.49 has 8-bit AdamW on a GPU alone")
         return
     measure("step", CACHED_KAHAN, about=20, work=partial(_step, setting, CACHED_KAHAN, _KAHAN))
+    measure("step", EXACT_KAHAN, about=25, work=partial(_step, setting, EXACT_KAHAN, _KAHAN, *_EXACT))
     flash = ("student.attn_implementation=flash_attention_2", "student.padding_free=true")
     if setting.on_gpu and is_flash_attn_2_available():
         measure("step", FLASH, about=20, work=partial(_step, setting, FLASH, _KAHAN, *flash))
@@ -224,20 +236,45 @@ def _outliers(setting: Setting, encoded: Sequence[Encoded]) -> Figures:
     return outlier_columns(setting.model("teacher-int8"), inputs)
 
 
-def _made_up_cache(setting: Setting, samples: int) -> Figures:
-    """The cache that the steps train on; no teacher makes it, so a teacher that fails takes no cached step with it."""
+def _short_file(setting: Setting, samples: int) -> None:
+    """The training file of the steps: the first samples."""
     recipe = setting.recipe(*_CACHED)
-    rows = recipe.data_root / "train.jsonl"
-    kept = rows.read_text(encoding="utf-8").splitlines(keepends=True)[:samples]
+    kept = (recipe.data_root / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:samples]
     (short,) = recipe.source("train").files
     assert isinstance(short, Path)
     short.write_text("".join(kept), encoding="utf-8")
-    job = prepare_dump(recipe, progress=False)
+
+
+def _made_up_cache(setting: Setting) -> Figures:
+    """The cache that the steps train on; no teacher makes it, so a teacher that fails takes no cached step with it."""
+    job = prepare_dump(setting.recipe(*_CACHED), progress=False)
+    return _written(job, partial(made_up_targets, job))
+
+
+def _made_up_exact(setting: Setting) -> Figures:
+    """The same of kind exact: random states, and a random head of the teacher's size."""
+    job = prepare_dump(setting.recipe(*_CACHED, *_EXACT), progress=False)
+    layout = job.writer.version.layout
+    assert isinstance(layout, ExactLayout)
+    options: dict[str, Any] = {"dtype": getattr(torch, layout.head_dtype), "device": setting.device}
+    head = SimpleNamespace(weight=torch.randn((layout.head_rows, layout.hidden_size), **options) * 0.02)
+    job.writer.write_head(head_content(head, job.pair.answers.teacher, layout))
+
+    def made_up_states(key: str) -> ExactSample:
+        ids_P = np.array(job.pair.student.answer_ids(job.samples[key].answer or ""), dtype=np.uint32)
+        states_PD = torch.randn((len(ids_P), layout.hidden_size), dtype=getattr(torch, layout.state_dtype))
+        return ExactSample(key=key, hard=True, targets=ExactTargets(target_ids=ids_P, states=bits(states_PD)))
+
+    return _written(job, made_up_states)
+
+
+def _written(job: DumpJob, make: Callable[[str], SampleTargets | ExactSample]) -> Figures:
+    """Every unit of a cache, committed."""
     positions = 0
     for unit in job.pending:
         with job.writer.unit(unit) as out:
             for key in unit.keys:
-                sample = made_up_targets(job, key)
+                sample = make(key)
                 positions += len(sample.targets)
                 out.append(sample)
     return {"samples": len(job.samples), "positions": positions}

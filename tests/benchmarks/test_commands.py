@@ -15,6 +15,9 @@ COMMANDS = [
     *sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()),
     "gpu.__main__",
     "gpu.carry",
+    "suite.child",
+    "suite.growth",
+    "suite.peers",
 ]
 
 

@@ -11,6 +11,7 @@ from transformers.utils import is_flash_attn_2_available
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.board import Board
 from benchmarks.gpu.models import build, quantize
+from benchmarks.gpu.step import CACHED
 from firstsight.models.loading import load_config, load_teacher
 from firstsight.recipe import TeacherSection
 
@@ -40,7 +41,13 @@ def test_the_whole_script_runs_in_small(tmp_path):
     assert next(row for row in rows if row["name"].startswith("outliers"))["with outliers"] == 0.5
     steps = [row for row in rows if row["part"] == "step" and "kd" in row]
     dumps = [row for row in rows if "idle share" in row]
-    assert (len(steps), len(dumps)) == (4 + torch.cuda.is_available() * is_flash_attn_2_available(), 4)
+    assert (len(steps), len(dumps)) == (6 + torch.cuda.is_available() * is_flash_attn_2_available(), 5)
+    exact = {row["part"]: row for row in rows if "exact targets" in row["name"] and "Kahan" not in row["name"]}
+    assert exact.keys() == {"loss", "step", "dump", "cost"}
+    assert exact["dump"]["head, s"] > 0
+    assert exact["dump"]["exact / top_k"] > 0
+    assert exact["step"]["kd"] > 0
+    assert exact["step"]["planned GB"] > next(row for row in rows if row["name"] == CACHED)["planned GB"]  # the head
     for row in [*steps, *dumps]:
         assert row["self-check, s"] > 0
     for row in rows:

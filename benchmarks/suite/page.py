@@ -1,0 +1,112 @@
+"""The suite's results as Markdown and as a picture, and how a command writes its part of a page.
+
+write_section(Path("docs/benchmarks.md"), "make bench", page_text(suite))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.suite.parts import PARTS
+from benchmarks.suite.result import PartRun, Result, Suite, number
+
+_TITLE = "# Benchmarks\n\nWhat lies between two marks is written by the command that the first of them names.\n"
+
+
+def check_section(path: Path, command: str) -> None:
+    """Raise ValueError where a page has one mark of a command without the other, or one of them twice."""
+    if path.is_file():
+        _split(path, path.read_text(encoding="utf-8"), command)
+
+
+def _marks(command: str) -> tuple[str, str]:
+    return f"<!-- {command}: begin -->", f"<!-- {command}: end -->"
+
+
+def _split(path: Path, page: str, command: str) -> tuple[str, str]:
+    """What stands before and behind the command's section; ValueError."""
+    begin, end = _marks(command)
+    if (page.count(begin), page.count(end)) == (0, 0):
+        return f"{page.rstrip()}\n\n", "\n"
+    if (page.count(begin), page.count(end)) == (1, 1) and page.index(begin) < page.index(end):
+        return page[: page.index(begin)], page[page.index(end) + len(end) :]
+    raise ValueError(f"{path}: needs {begin} once and {end} once behind it; repair the page or delete both marks")
+
+
+def write_section(path: Path, command: str, text: str) -> None:
+    """Put a text between the marks of a command, at the end of the page where it has none yet.
+
+    Args:
+        path: of the page; made where it is not there.
+        command: that writes it.
+        text: Markdown.
+
+    Raises:
+        ValueError: one mark without the other, or one of them twice.
+    """
+    page = path.read_text(encoding="utf-8") if path.is_file() else _TITLE
+    before, behind = _split(path, page, command)
+    begin, end = _marks(command)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{behind}", encoding="utf-8")
+
+
+def page_text(suite: Suite, picture: str) -> str:
+    """All results in Markdown.
+
+    Args:
+        suite: to be shown.
+        picture: its file's name, beside the page.
+    """
+    lines = ["## What it costs", "", *_machine(list(suite.parts.values())), "", f"![Ratios]({picture})"]
+    for name, run in suite.parts.items():
+        lines += ["", f"### {PARTS[name].title}", ""]
+        if run.results:
+            lines += ["| | against | | spread | turns | | name |", "|---|---|---|---|---|---|---|"]
+        for each in run.results:
+            cells = [each.what, each.baseline, f"**{each.shown}**", each.spread, str(each.repeats), each.figures]
+            lines.append(f"| {' | '.join(cells)} | `{each.name}` |")
+        if run.skipped:
+            lines.append("")
+        lines += [f"- `{each.name}`: not measured, {each.reason}" for each in run.skipped]
+        lines += [
+            "",
+            f"`{name}`: {run.seconds:,.0f} s, at most {number(run.peak_mb)} MB; {run.date}, {run.commit}, load {run.load:.1f}.",
+        ]
+    return "\n".join(lines)
+
+
+def _machine(runs: Sequence[PartRun]) -> list[str]:
+    """Machines and versions: once where all parts have the same."""
+    known: dict[str, list[str]] = {}
+    for run in runs:
+        known.setdefault(", ".join(f"{name} {value}" for name, value in run.facts.items()), []).append(run.part)
+    warning = (
+        ["**Sizes of a test (`--quick`): these figures mean nothing.**", ""] if any(run.quick for run in runs) else []
+    )
+    if len(known) == 1:
+        return [*warning, f"Measured on: {next(iter(known))}."]
+    return [*warning, *(f"- {', '.join(parts)}: {facts}" for facts, parts in known.items())]
+
+
+def draw(suite: Suite, path: Path) -> None:
+    """A picture of all ratios on one logarithmic scale, with their spread."""
+    from matplotlib.figure import Figure  # takes a second
+
+    shown = [each for run in suite.parts.values() for each in run.results if each.kind == "ratio"]
+    figure = Figure(figsize=(11, 1 + 0.32 * max(1, len(shown))), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(1, color="0.6", linewidth=1)
+    axes.set_xscale("log")
+    for place, each in enumerate(reversed(shown)):
+        axes.plot([each.low, each.high], [place, place], color="0.5", linewidth=2)
+        axes.plot([each.median], [place], "o", color="tab:blue" if each.unit == "s" else "tab:orange")
+    axes.set_yticks(range(len(shown)), [_label(each) for each in reversed(shown)], fontsize=8)
+    figure.suptitle("Ratios: median of the turns, smallest to largest. Blue: time; orange: memory and size", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _label(result: Result) -> str:
+    return f"{result.what} / {result.baseline}: {result.shown}"
