@@ -44,7 +44,7 @@ _LIGER = "its kernels would replace those that the first batch was checked with;
 _COMMAND = "fs-student train trains and validates, fs-student eval measures answers"
 _DEAL = "batches are dealt out by FirstSight, so that a step has the same samples for any number of processes"
 
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "label_smoothing_factor": ((0.0,), _LOSS),
     "optim_args": ((None,), "few optimisers read it, and those ignore keys that they do not know"),
     "optim_target_modules": ((None,), "optimisers that need it (GaLore, APOLLO) were not tried here"),
@@ -166,8 +166,8 @@ def refusal(name: str, value: Any) -> str | None:
         name: name of a field of the installed `TrainingArguments`.
         value: a value of the field's type.
     """
-    if name in _REFUSED:
-        allowed, reason = _REFUSED[name]
+    if name in REFUSED:
+        allowed, reason = REFUSED[name]
         if any(type(value) is type(each) and value == each for each in allowed):
             return None
         return f"is not supported here ({reason}); remove the key"

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from firstsight.console import time_text
+from firstsight.data.entries import Rows
 from firstsight.errors import FirstSightError, RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.runs.lock import RunInUse
@@ -67,7 +68,14 @@ class Outcome:
         return f"{counted(self.result.steps, 'step')} {time}, {self.result.best_text}"
 
 
-def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[SweepRun]:
+def grid_runs(
+    config: Path | str,
+    overrides: Sequence[str],
+    grid: Sequence[str],
+    *,
+    train: Rows | None = None,
+    validation: Rows | None = None,
+) -> list[SweepRun]:
     """The runs of a grid; the last key varies fastest.
 
     Points that differ only in keys without an effect (beta with a divergence that has none, any key of the divergence where alpha
@@ -77,6 +85,8 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
         config: the recipe.
         overrides: `section.key=value` for all runs.
         grid: `key=value,value,...`, the key as in an override; those of the loss need no section.
+        train: rows in place of what the recipe names, as `load_recipe` takes them.
+        validation: likewise.
 
     Raises:
         RecipeError: a key or a value that no run could use, a key that no run has a use for, or two runs of one name.
@@ -86,7 +96,11 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise RecipeError(f"--grid {twice}: is given twice; list all its values in one")
-    root = load_recipe(config, overrides).output_dir
+
+    def recipe_with(settings: Sequence[str]) -> Recipe:
+        return load_recipe(config, [*overrides, *settings], train=train, validation=validation)
+
+    root = recipe_with([]).output_dir
     last = [key.rpartition(".")[2] for key in keys]
     labels = [key if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
     runs: dict[str, SweepRun] = {}
@@ -102,8 +116,8 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
             raise RecipeError(f"--grid: two runs are named {named([])}; give each value once")
         names.add(named([]))
         try:
-            idle = _idle(config, overrides, point)
-            recipe = load_recipe(config, [*overrides, *_settings(point, idle)])
+            idle = _idle(recipe_with, point)
+            recipe = recipe_with(_settings(point, idle))
         except RecipeError as error:
             raise RecipeError(f"{error} (in the run {named([])} of the grid)") from None
         name = named(idle)
@@ -114,7 +128,7 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
         runs[name] = SweepRun(name=name, recipe=recipe.model_copy(update={"training": training}), idle=idle)
     for key, listed in axes:
         if all(key in run.idle for run in runs.values()):
-            load_recipe(config, [*overrides, f"{key}={listed[0]}"])  # says what is wrong with it
+            recipe_with([f"{key}={listed[0]}"])  # says what is wrong with it
             raise RecipeError(
                 f"--grid {key}: no run of the grid has a use for it, since loss.alpha is 0 in all of them"
             )
@@ -125,10 +139,10 @@ def _settings(point: dict[str, str], without: Sequence[str] = ()) -> list[str]:
     return [f"{key}={value}" for key, value in point.items() if key not in without]
 
 
-def _idle(config: Path, overrides: Sequence[str], point: dict[str, str]) -> tuple[str, ...]:
+def _idle(recipe_with: Callable[[Sequence[str]], Recipe], point: dict[str, str]) -> tuple[str, ...]:
     """Keys of a point of the grid that have no effect beside the others."""
     beta = "loss.beta"  # refused beside a divergence that has none: its own value is checked where it has an effect
-    section = load_recipe(config, [*overrides, *_settings(point, [beta])]).loss
+    section = recipe_with(_settings(point, [beta])).loss
     return tuple(
         key for key in point if key.removeprefix("loss.") in section.without_effect and key.startswith("loss.")
     )
