@@ -36,12 +36,16 @@ def data() -> None:
 @click.option("--train", default=5000, show_default=True, type=click.IntRange(min=1), help="Training samples.")
 @click.option("--validation", default=1000, show_default=True, type=click.IntRange(min=1), help="Validation samples.")
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The same seed gives the same bytes."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Random seed; the same seed writes identical files.",
 )
 @click.option(
     "--labels",
     type=click.IntRange(min=1),
-    help="Training samples that keep their answer, drawn at random and written to OUT/labelled.jsonl as well; default: all.",
+    help="Training samples that keep their answer, drawn at random and also written to OUT/labelled.jsonl; default: all.",
 )
 @progress_option
 def synth(out: Path, train: int, validation: int, seed: int, labels: int | None, progress: bool) -> None:
@@ -52,10 +56,11 @@ def synth(out: Path, train: int, validation: int, seed: int, labels: int | None,
     Example: firstsight data synth data --train 5000 --validation 1000 --seed 0
     """
     from firstsight.demo.synth.writing import write_dataset
+    from firstsight.models.gpus import bytes_text
 
     summary = write_dataset(out, train=train, validation=validation, seed=seed, labels=labels, progress=progress)
     counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
-    click.echo(f"{out}: {counts} samples, {summary.images:,} pictures, {summary.bytes / 1e6:.1f} MB")
+    click.echo(f"{out}: {counts} samples, {summary.images:,} images, {bytes_text(summary.bytes)}")
 
 
 @main.command()
@@ -72,12 +77,12 @@ def synth(out: Path, train: int, validation: int, seed: int, labels: int | None,
     default="clean",
     show_default=True,
     type=click.Choice(["few-labels", "clean"]),
-    help="few-labels: one training sample in ten has its label, the teacher answers the rest; clean: all have theirs.",
+    help="few-labels: one training sample in ten has its label, and the teacher answers the rest; clean: all have labels.",
 )
 def demo(directory: Path, regime: Regime) -> None:
     """Distil a small trained teacher into a smaller student, from data to the table of results, in minutes on a CPU.
 
-    Runs the commands that a user would type and shows each; a second run continues where the first one ended.
+    Runs the commands that a user would type and shows each of them. A second run continues where the first one stopped.
 
     Example: firstsight demo --dir demo
     """

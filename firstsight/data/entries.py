@@ -1,4 +1,4 @@
-"""What `data.train` and `data.validation` name besides files: datasets of the hub, entries of a `dataset_info.json`."""
+"""What `data.train` and `data.validation` can name besides files: hub datasets, and entries of a `dataset_info.json`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ListedDataset(Section):
 
 
 Entry = Path | HubSplit | ListedDataset
-"""A file or directory, or what stands for one."""
+"""A file or directory, or an entry in place of one."""
 
 
 def entry(value: Any) -> Entry:

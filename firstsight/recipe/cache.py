@@ -69,15 +69,15 @@ class CacheSection(Section):
     @field_validator("top_k", "temperatures", "tail_rank", mode="before")
     @classmethod
     def _of_top_k_alone(cls, value: Any, info: ValidationInfo) -> Any:
-        """A key that exact targets have no use for is refused where it is stated."""
+        """Refuse a key that exact targets do not use."""
         if info.data.get("targets") == "exact":
             raise ValueError(
-                "does nothing beside cache.targets: exact, which stores whole distributions; remove the key"
+                "has no effect with cache.targets: exact, which stores whole distributions; remove the key"
             )
         return value
 
     def effective(self) -> dict[str, Any]:
-        """The section as plain YAML types, without the keys that `targets` has no use for."""
+        """The section as plain YAML types, without the keys that `targets` does not use."""
         return self.model_dump(
             mode="json", exclude={"top_k", "temperatures", "tail_rank"} if self.targets == "exact" else None
         )

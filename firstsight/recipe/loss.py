@@ -39,8 +39,13 @@ class LossSection(Section):
         if value is None or divergence is None:  # a divergence that does not exist is reported by its own field
             return _BETAS.get(str(divergence))
         if divergence not in _BETAS:
-            raise ValueError(f"{divergence} has no beta; remove the key, or take one that has it: {', '.join(_BETAS)}")
+            raise ValueError(
+                f"{divergence} has no beta; remove the key, or choose a divergence that has one: {', '.join(_BETAS)}"
+            )
         if not 0 < value < 1:
-            ends = {"skewed_kl": "forward_kl is its limit at 0", "js": "forward_kl and reverse_kl stand for 0 and 1"}
+            ends = {
+                "skewed_kl": "forward_kl is its limit at 0",
+                "js": "forward_kl and reverse_kl are its limits at 0 and 1",
+            }
             raise ValueError(f"must lie between 0 and 1, both excluded ({ends[divergence]})")
         return value

@@ -25,7 +25,7 @@ def invoke(error):
 def test_no_room_for_a_file_is_one_line():
     result = invoke(OSError(errno.ENOSPC, "No space left on device", "/tmp/a"))
     assert result.exit_code == 1
-    assert result.output == "error: /tmp/a: No space left on device\n"
+    assert result.output == "Error: /tmp/a: No space left on device\n"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), ZeroDivisionError()])

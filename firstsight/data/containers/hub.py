@@ -1,4 +1,4 @@
-"""Datasets of the hub, and directories that `datasets.load_dataset` takes (extra `[data]`)."""
+"""Hub datasets, and directories that `datasets.load_dataset` reads (extra `[data]`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from firstsight.errors import DataError
 
 
 class HubDataset(Tables):
-    """A split, downloaded or prepared by `datasets` in its own cache; pictures stay as they are stored."""
+    """A split, downloaded or prepared by `datasets` in its own cache; images stay as they are stored."""
 
     def __init__(self, split: HubSplit, name: str) -> None:
         super().__init__(Path(split.hub), name)
@@ -33,7 +33,7 @@ class HubDataset(Tables):
             import datasets
         except ImportError:
             raise DataError(
-                f"{self.name}: a dataset of the hub needs datasets: pip install 'firstsight[data]'"
+                f"{self.name}: a hub dataset needs the package datasets; install it with: pip install 'firstsight[data]'"
             ) from None
         asked = self._split
         troubles = (
