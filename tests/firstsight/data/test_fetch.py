@@ -143,7 +143,7 @@ def test_every_address_of_a_name_is_checked_and_a_checked_one_is_used(server, mo
     assert fetched(f"http://good.example:{port}/a.png", "t:1").read_bytes() == PICTURE.getvalue()
     assert asked == ["good.example"]  # resolved once: the second answer of a server that rebinds is never asked for
     assert Answers.asked == [("/a.png", f"good.example:{port}")]
-    with pytest.raises(DataError, match=r"bad\.example is 10\.0\.0\.1, no address"):
+    with pytest.raises(DataError, match=r"bad\.example is 10\.0\.0\.1, which is not an address"):
         fetched(f"http://bad.example:{port}/a.png", "t:1")
 
 
