@@ -80,7 +80,7 @@ def _tail_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
         return {}
     if rank > hidden_size:
         raise RecipeError(
-            f"cache.tail_rank: expected at most {hidden_size}, the numbers in a state of the teacher, got {rank}; lower it"
+            f"cache.tail_rank: expected at most {hidden_size:,}, the numbers in a state of the teacher, got {rank:,}; lower it"
         )
     return {"tail_rank": rank, "hidden_size": hidden_size}
 

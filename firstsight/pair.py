@@ -164,7 +164,7 @@ def check_top_k(recipe: Recipe, alignment: VocabularyAlignment) -> None:
     shared = int(alignment.shared.sum())
     if recipe.cache.targets == "top_k" and recipe.cache.top_k > shared:
         raise DataError(
-            f"cache.top_k: expected at most {shared}, the tokens that teacher and student share, got {recipe.cache.top_k}; lower it"
+            f"cache.top_k: expected at most {shared:,}, the tokens that teacher and student share, got {recipe.cache.top_k:,}; lower it"
         )
 
 

@@ -115,7 +115,7 @@ def align_vocabularies(
     for name, table, rows in (("teacher", teacher, teacher_rows), ("student", student, student_rows)):
         if max(table, default=-1) >= rows:
             raise AlignmentError(
-                f"the {name}'s tokenizer has id {max(table)}, but its head has only {rows} rows; the files do not belong together"
+                f"the {name}'s tokenizer has id {max(table):,}, but its head has only {rows:,} rows; the files do not belong together"
             )
     # where a tokenizer holds the same bytes twice, the one that its encoder produces wins: never a byte-fallback piece, else
     # the lowest id

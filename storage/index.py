@@ -144,12 +144,12 @@ class Index:
         self._where = where
         self._checked: set[int] = set()
         if len(data) < PAGE:
-            raise self._corrupt(f"{len(data)} bytes are too few")
+            raise self._corrupt(f"{len(data):,} bytes are too few")
         self._count = self._rows(0)
         magic, spec, state, content, changed, built, samples, skipped = _HEADER.unpack_from(data, 0)
         pages = 1 + -(-self._count // _ROWS)
         if magic != _MAGIC or len(data) != pages * PAGE:
-            raise self._corrupt(f"its header says {pages} pages, the file has {len(data):,} bytes")
+            raise self._corrupt(f"its header says {pages:,} pages, the file has {len(data):,} bytes")
         self.header = Header(
             spec_digest=spec.hex(),
             state=state.hex(),

@@ -209,7 +209,7 @@ def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
         with Image.open(_file_of(image)) as picture:
             if picture.width * picture.height > MAX_IMAGE_PIXELS:
                 raise DataError(
-                    f"{place}: image {image} has {picture.width} x {picture.height} pixels, more than "
+                    f"{place}: image {image} has {picture.width:,} x {picture.height:,} pixels, more than "
                     f"{MAX_IMAGE_PIXELS:,}; scale it down"
                 )
             if not _showable(picture):

@@ -208,12 +208,12 @@ class Prompter:
         """Raise DataError for a sample of more tokens than the recipe or the model allows."""
         if length > self.max_length:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has {length} tokens, more than data.max_length = {self.max_length}; "
+                f"{sample.place}: sample {sample.id!r} has {length:,} tokens, more than data.max_length = {self.max_length}; "
                 f"raise it{_OR_SMALLER if sample.images else ' or shorten it'}"
             )
         if self.max_positions is not None and length > self.max_positions:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has {length} tokens, more than the {self.max_positions} positions of "
+                f"{sample.place}: sample {sample.id!r} has {length:,} tokens, more than the {self.max_positions:,} positions of "
                 f"{self.family.name} (max_position_embeddings); shorten it{_OR_SMALLER if sample.images else ''}"
             )
 

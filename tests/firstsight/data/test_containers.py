@@ -85,7 +85,10 @@ BAD = {
     ),
     "utf-16": (LINES[0].encode("utf-16"), r"t\.jsonl: the encoding is UTF-16, expected UTF-8; .*iconv -f UTF-16"),
     "utf-32": (LINES[0].encode("utf-32"), r"the encoding is UTF-32"),
-    "utf-16 without a mark": (GOOD + b"\n" + LINES[1].encode("utf-16-le"), r"t\.jsonl:2: expected UTF-8, got a NUL byte"),
+    "utf-16 without a mark": (
+        GOOD + b"\n" + LINES[1].encode("utf-16-le"),
+        r"t\.jsonl:2: expected UTF-8, got a NUL byte",
+    ),
     "NUL": (GOOD + b"\n\0", r"t\.jsonl:2: expected UTF-8, got a NUL byte"),
     "trailing comma": (b'{"question": "a",}', r"t\.jsonl:1: not a JSON object \("),
     "NaN": (b'{"question": "a", "times": [NaN]}', r"t\.jsonl:1: not a JSON object \(NaN is not JSON\)"),

@@ -171,7 +171,8 @@ def test_a_directory_of_parquet_files(tmp_path):
         assert files.sample(each.file, each.locator, each.number) == each.sample
     pq.write_table(table("c"), where / "test-00000-of-00001.parquet")
     with pytest.raises(
-        DataError, match=r"train: holds Parquet files of different names \(test-00000-of-00001\.parquet, .*, perhaps splits"
+        DataError,
+        match=r"train: holds Parquet files of different names \(test-00000-of-00001\.parquet, .*, perhaps splits",
     ):
         load_samples(source)
     (tmp_path / "up").mkdir()
