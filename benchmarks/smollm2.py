@@ -61,7 +61,7 @@ def teacher_directory(directory: Path) -> Path:
 def student_directory(directory: Path, teacher: Path, *, seed: int = 0) -> Path:
     """A student with three random layers of width 192 and the teacher's tokenizer.
 
-    Its embedding is the teacher's on the 192 directions that carry most of it, with a standard deviation of 0.02.
+    Its embedding is the teacher's on the 192 directions that carry most of it.
     """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -83,9 +83,8 @@ def student_directory(directory: Path, teacher: Path, *, seed: int = 0) -> Path:
     with safe_open(teacher / "model.safetensors", "pt") as file:
         rows_VD = file.get_tensor("model.embed_tokens.weight").float()
     directions_DD = torch.linalg.eigh(rows_VD.T @ rows_VD).eigenvectors  # the widest last
-    narrow_VD = rows_VD @ directions_DD[:, -config.hidden_size :]
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(narrow_VD * (config.initializer_range / narrow_VD.std()))
+        model.get_input_embeddings().weight.copy_(rows_VD @ directions_DD[:, -config.hidden_size :])
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(model, directory, torch.float32)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(directory)
