@@ -140,7 +140,7 @@ def test_hostile_images(load, tmp_path):
     with pytest.raises(DataError, match=r"one\.png cannot be decoded"):
         load(row())[0].open_images()
     Image.new("1", (9_000, 9_000)).save(tmp_path / "one.png")
-    with pytest.raises(DataError, match=r"9000 x 9000 pixels, more than 64,000,000"):
+    with pytest.raises(DataError, match=r"9,000 x 9,000 pixels, more than 64,000,000"):
         load(row())[0].open_images()
     whole = tmp_path / "two.png"
     whole.write_bytes(whole.read_bytes()[:60])
