@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from firstsight.errors import AlignmentError
 from firstsight.prompting import Prompter
 from firstsight.vocabulary import (
     Token,
@@ -179,8 +180,13 @@ class AnswerAlignment:
 
         Returns:
             int64 [P].
+
+        Raises:
+            AlignmentError: nothing is left of it.
         """
         teacher_ids = self.readable(teacher_ids)
+        if not len(teacher_ids):
+            raise AlignmentError("the answer that the teacher gave begins inside a character: no text is left of it")
         mapped = self.vocabulary.student_of_teacher[teacher_ids]
         same_prefix = self.teacher.spelled_prefix(closing=closing) == self.student.spelled_prefix(closing=closing)
         if generated and same_prefix and (mapped >= 0).all():

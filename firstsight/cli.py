@@ -9,6 +9,7 @@ import click
 
 from firstsight.console import Commands, progress_option
 from firstsight.data_commands import check, convert, init
+from storage.wording import counted
 
 if TYPE_CHECKING:
     from firstsight.demo.run import Regime
@@ -60,7 +61,7 @@ def synth(out: Path, train: int, validation: int, seed: int, labels: int | None,
 
     summary = write_dataset(out, train=train, validation=validation, seed=seed, labels=labels, progress=progress)
     counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
-    click.echo(f"{out}: {counts} samples, {summary.images:,} images, {bytes_text(summary.bytes)}")
+    click.echo(f"{out}: {counts} samples, {counted(summary.images, 'image')}, {bytes_text(summary.bytes)}")
 
 
 @main.command()

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +23,35 @@ import click
 from firstsight.errors import FirstSightError
 from firstsight.secrets import masked_text
 from storage.errors import CacheError
+from storage.wording import counted
 
 
 class Commands(click.Group):
-    """A group of commands that never show a traceback for what a user gave."""
+    """A group of commands that never show a traceback for what a user gave.
+
+    Args:
+        args: of `click.Group`.
+        several: names of the commands that several processes share; any other one, started several times by torchrun or
+            accelerate launch, is the work of the first process.
+        kwargs: of `click.Group`.
+    """
+
+    def __init__(self, *args: Any, several: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.several = frozenset(several)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The stock one; a process that has no part in the command ends here, and says so."""
+        found = super().resolve_command(ctx, args)
+        rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if rank != "0" and found[0] not in self.several and not isinstance(found[1], click.Group):
+            click.echo(
+                f"process {rank} of {count}: {found[0]} is the work of one process, and process 0 does it", err=True
+            )
+            raise click.exceptions.Exit(0)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; user errors exit with 2, file system errors with 1."""
@@ -55,6 +81,8 @@ _FILE_TROUBLE = {
     errno.ENOTDIR,
     errno.EEXIST,
     errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 }
 
 
@@ -181,4 +209,5 @@ def left_out_text(reasons: Sequence[str]) -> str:
     """How many samples `cache.on_error: skip` leaves out, and the reasons for the first of them."""
     named = [f"  {reason}" for reason in reasons[:NAMED]]
     more = ["  ..."] if len(reasons) > NAMED else []
-    return "\n".join([f"{len(reasons):,} samples are left out (cache.on_error: skip):", *named, *more])
+    count = counted(len(reasons), "sample is", "samples are")
+    return "\n".join([f"{count} left out (cache.on_error: skip):", *named, *more])

@@ -15,6 +15,7 @@ import yaml
 from firstsight.console import progress_option, set_option
 from firstsight.data.source import FORMATS, DataSource, Turns
 from firstsight.errors import DataError, RecipeError
+from storage.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TEMPLATE = Path(__file__).parent / "templates" / "recipe.yaml"
@@ -199,7 +200,7 @@ def convert(file: str, out: Path, progress: bool, **reading: Any) -> None:
     from firstsight.data.write import convert as run
 
     done = run(_source(_section(file, **reading)), out, progress=progress)
-    click.echo(f"{out}: {done.rows:,} rows, {done.images:,} images")
+    click.echo(f"{out}: {counted(done.rows, 'row')}, {counted(done.images, 'image')}")
     if done.literal_marks:
         click.echo("some texts contain a literal <image>: set data.format: trl in the recipe")
 
@@ -236,7 +237,9 @@ def init(file: str, out: Path, **reading: Any) -> None:
 
     report = check_data([_source(section)], judge=place, images=False)
     if report.lost:
-        raise DataError(f"{report.faults[0]} ({report.fault_count:,} faults; firstsight data check {file} lists them)")
+        raise DataError(
+            f"{report.faults[0]} ({counted(report.fault_count, 'fault')}; firstsight data check {file} lists them)"
+        )
     summary = report.summary
     generate = (
         "\n  generate_missing: true              # the teacher answers the rows that have no answer"

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,13 +72,13 @@ def generate_answers(
         seed: of the sampling; the global random state is left as it was.
         watch: a new one; gets the probability of every greedy token.
         streamer: of transformers, for a single prompt; gets each token as it is made.
-        text_only: never generate control tokens other than the end of turn, since what follows could not be read back.
+        text_only: never generate control tokens other than those that end an answer, since what follows could not be read back. Any
+            of these becomes the end of turn, which is how the chat template ends an answer.
 
     Returns:
         Token ids of each answer, including the token of `stop_ids` that ended it.
     """
-    end = prompter.end_of_turn_ids[-1]
-    stops = [end] if text_only else stop_ids(model, prompter)
+    end, stops = prompter.end_of_turn_ids[-1], stop_ids(model, prompter)
     inputs = {name: tensor.to(model.device) for name, tensor in collate(prompts, prompter.pad_id, left=True).items()}
     length = inputs["input_ids"].shape[1]
     # a configuration of our own: a model's may hold a repetition penalty and more, and then greedy is not greedy
@@ -96,7 +97,7 @@ def generate_answers(
         added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         rows = model.get_output_embeddings().weight.shape[0]
         beyond = range(max(tokenizer.get_vocab().values()) + 1, rows)
-        ours.suppress_tokens = sorted((set(tokenizer.all_special_ids) | added | set(beyond)) - {end})
+        ours.suppress_tokens = sorted((set(tokenizer.all_special_ids) | added | set(beyond)) - set(stops))
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, enabled=temperature > 0), _configured(model, ours):
         if temperature > 0:
@@ -107,12 +108,34 @@ def generate_answers(
             logits_processor=LogitsProcessorList([] if watch is None else [watch]),
             streamer=streamer,
         )
-    return [_cut(row, set(stops)) for row in output[:, length:].tolist()]
+    found = [_cut(row, set(stops)) for row in output[:, length:].tolist()]
+    if text_only:
+        found = [[*ids[:-1], end] if ids and ids[-1] in stops else ids for ids in found]
+    return found
 
 
 def stop_ids(model: Any, prompter: Prompter) -> list[int]:
     """The tokens that end an answer: the end of turn, and those that the model's own generation configuration names."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return _stops(getattr(model, "generation_config", None), prompter)
+
+
+def stored_stop_ids(directory: Path, config: Any, prompter: Prompter) -> list[int]:
+    """`stop_ids` of a model that is not loaded.
+
+    Args:
+        directory: of the model.
+        config: its configuration, used if there is no generation configuration.
+        prompter: for it.
+    """
+    try:
+        generation = GenerationConfig.from_pretrained(directory)
+    except OSError:  # as from_pretrained of a model does
+        generation = GenerationConfig.from_model_config(config)
+    return _stops(generation, prompter)
+
+
+def _stops(generation: Any, prompter: Prompter) -> list[int]:
+    own = getattr(generation, "eos_token_id", None)
     own = [] if own is None else own if isinstance(own, list) else [own]
     return list(dict.fromkeys([prompter.end_of_turn_ids[-1], *own]))
 

@@ -75,6 +75,9 @@ class Pair:
         Args:
             sample: the answers are its own, and the one that the teacher gave.
             teacher: each answer in the teacher's tokens.
+
+        Raises:
+            AlignmentError: nothing is left of what the teacher gave.
         """
         own = self.student.turn_ids(sample)
         return own + [self.answers.student_ids(np.array(ids)).tolist() for ids in teacher[len(own) :]]

@@ -11,8 +11,9 @@ from typing import Any
 
 from firstsight.errors import ModelError
 from firstsight.families import family_of
-from firstsight.identity import cached_turns, image_settings, model_name
+from firstsight.identity import cached_turns, image_settings, model_name, student_identity
 from firstsight.models.loading import load_config, load_processor
+from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from storage.canonical import normalised
 from storage.errors import SpecMismatch
@@ -58,6 +59,13 @@ def stated(recipe: Recipe, spec: dict[str, Any]) -> list[Compared]:
             if ours in named
         ]
     return compared
+
+
+def student_stated(spec: dict[str, Any], student: Prompter) -> list[Compared]:
+    """A student's tokens and roles beside those that a top_k cache was made for; equal values are among it."""
+    own, cached = student_identity(student), spec.get("student", {})
+    absent = SpecMismatch.ABSENT
+    return [(f"student.{name}", cached.get(name, absent), own.get(name, absent)) for name in {**own, **cached}]
 
 
 def _pixels(recipe: Recipe, cached: dict[str, Any]) -> list[Compared]:

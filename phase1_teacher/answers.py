@@ -24,13 +24,12 @@ from firstsight.data.images import ImageSource, InlineImage, image_name, opened
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.data.write import canonical_row
 from firstsight.errors import DataError
-from firstsight.identity import student_identity
-from firstsight.models.loading import resolve_directory
-from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from phase1_teacher.cached_student import student_of
 from storage.exact import ExactCache, open_any_cache
 from storage.reader import Cache
+from storage.wording import counted
 
 
 @dataclass(kw_only=True)
@@ -48,6 +47,8 @@ class WrittenAnswers:
     """Rows that the dump skipped; not written."""
     missing: int = 0
     """Rows that the cache does not hold; not written."""
+    unreadable: int = 0
+    """Rows with a picture that cannot be read, where `cache.on_error: skip` leaves them out; not written."""
     literal_marks: bool = False
     """A text has `<image>` or the like as text: the file must be read with `data.format: trl`."""
 
@@ -95,14 +96,15 @@ def write_answers(
     written = WrittenAnswers()
     partial = out.with_name(f".{out.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    samples = tqdm(
-        iter_samples(recipe.source(split)), desc="answers", unit=" sample", disable=not progress, leave=False
-    )
+    left_out_rows: list[str] = []
+    rows = iter_samples(recipe.source(split), left_out=left_out_rows)
+    samples = tqdm(rows, desc="answers", unit=" sample", disable=not progress, leave=False)
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             for row in _rows(recipe, samples, cache, tokens, written, whole):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written.rows += 1
+        written.unreadable = len(left_out_rows)
         if not written.rows:
             raise DataError(
                 f"{recipe.source(split)}: no answer of the teacher to write: {'; '.join(left_out(written))}"
@@ -113,15 +115,19 @@ def write_answers(
     return written
 
 
+_MISSING = "not in the cache: new, edited or not dumped yet"
+
+
 def left_out(written: WrittenAnswers) -> list[str]:
     """Why rows were not written, with their numbers."""
     reasons = {
-        "have an answer of their own": written.labelled,
-        "were skipped by the dump": written.skipped,
-        "are not in the cache: new, edited or not dumped yet": written.missing,
-        "were answered without a word": written.empty,
+        ("row has an answer of its own", "rows have an answer of their own"): written.labelled,
+        ("row was skipped by the dump", "rows were skipped by the dump"): written.skipped,
+        (f"row is {_MISSING}", f"rows are {_MISSING}"): written.missing,
+        ("row has a picture that cannot be read", "rows have a picture that cannot be read"): written.unreadable,
+        ("row was answered without a word", "rows were answered without a word"): written.empty,
     }
-    return [f"{count:,} rows {words}" for words, count in reasons.items() if count]
+    return [counted(count, *words) for words, count in reasons.items() if count]
 
 
 def _rows(
@@ -175,12 +181,7 @@ def _tokens(recipe: Recipe, cache: Cache | ExactCache) -> _Tokens:
     if isinstance(cache, ExactCache):
         teacher = TeacherTokens.of_cache(cache.spec, cache.head().tokens())
         return _Tokens(teacher.text, teacher.ended)
-    student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
-    if cache.spec["student"] != student_identity(student):
-        raise DataError(
-            f"{cache.location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
-            "give the recipe of this cache with --config"
-        )
+    student = student_of(recipe, cache)
     return _Tokens(lambda ids: _student_text(student, ids), lambda ids: _ended(student, ids))
 
 

@@ -13,12 +13,13 @@ from firstsight.console import Commands, config_option, left_out_text, progress_
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase1_teacher.store_commands import gc, status, verify
 from phase1_teacher.workers import Shard, Stopped, parse_shard, shard_from_environment, stop_on_signals
+from storage.wording import counted
 
 if TYPE_CHECKING:
     from phase1_teacher.planning.job import DumpJob
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, several=("dump", "derive"))
 @click.version_option(package_name="firstsight")
 def main() -> None:
     """Phase 1: run the frozen teacher once and keep its soft targets.
@@ -113,11 +114,18 @@ def _dump(recipe: Recipe, job: DumpJob, shard: Shard, check_quantization: bool, 
         worker = f", worker {shard}" if shard.count > 1 else ""
         click.echo(f"Teacher {recipe.teacher.model} ({recipe.teacher.quantization}) -> {recipe.cache_location}{worker}")
         if job.again:
-            click.echo(f"{job.again:,} samples that an earlier dump skipped are tried again")
+            click.echo(
+                counted(job.again, "sample that an earlier dump skipped is", "samples that an earlier dump skipped are")
+                + " tried again"
+            )
     if not progress:
         hide_bars()
     summary = run(job, shard=shard, check_quantization=check_quantization, progress=progress)
     click.echo(summary_text(recipe.cache_location, summary, recipe.loss.temperature))
+
+
+def _all(count: int) -> str:
+    return "the only sample" if count == 1 else f"all {count:,} samples"
 
 
 def _held(recipe: Recipe, job: DumpJob) -> str:
@@ -127,7 +135,7 @@ def _held(recipe: Recipe, job: DumpJob) -> str:
     cache = open_any_cache(recipe.cache_location)
     skipped = [reason for key, reason in cache.skipped().items() if key in job.samples]
     if not skipped:
-        return f"{recipe.cache_location} holds all {len(job.samples):,} samples of this recipe."
+        return f"{recipe.cache_location} holds {_all(len(job.samples))} of this recipe."
     retried = job.writer.version.replans_skipped
     advice = (
         "repair them and run the same command, or try --retry-skipped for what only the teacher can judge"
@@ -175,12 +183,24 @@ def _derive(exact: str, recipe: Recipe, shard: Shard, progress: bool) -> None:
 
     job = prepare_derivation(exact, recipe)
     if job.open_units:
-        click.echo(f"{exact} lacks {job.open_units:,} planned units: finish its dump, and run this again for them")
+        click.echo(
+            f"{exact} lacks {counted(job.open_units, 'planned unit')}: finish its dump, and run this again for what they hold"
+        )
+    foreign = job.units()[1]
+    if foreign:
+        key = next(key for key in foreign[0].keys if not job.knows(key))
+        click.echo(
+            f"{recipe.cache_location} has {counted(len(foreign), 'planned unit')} with samples that {exact} does not hold (the first is "
+            f"{key}): left to the dump, or the derivation, that planned them; run that again"
+        )
     worker = f", worker {shard}" if shard.count > 1 else ""
     click.echo(f"{exact} -> {recipe.cache_location} for {recipe.student.model}{worker}")
     summary = run(job, shard=shard, progress=progress)
     if not summary.units:
-        click.echo(f"Nothing to do: {recipe.cache_location} holds all {len(job.exact):,} samples of {exact}.")
+        rest = " but for those units" if foreign else ""
+        click.echo(
+            f"Nothing to do: {recipe.cache_location} holds what {exact} has{rest}, {counted(len(job.exact), 'sample')}."
+        )
     click.echo(summary_text(recipe.cache_location, summary, recipe.loss.temperature))
 
 
@@ -296,10 +316,13 @@ def answers(
 
     file = out or recipe.data_root / "answers.jsonl"
     written = write_answers(recipe, cache, file, split=split, whole=whole, progress=progress)
-    click.echo(f"{file}: {written.rows:,} rows of {recipe.source(split)}, answered by the teacher")
+    click.echo(f"{file}: {counted(written.rows, 'row')} of {recipe.source(split)}, answered by the teacher")
     if written.cut:
-        advice = "left out" if whole else "--whole leaves them out"
-        click.echo(f"{written.cut:,} answers were cut at their longest length, without an end: {advice}", err=True)
+        advice = "left out" if whole else "--whole leaves such answers out"
+        click.echo(
+            f"{counted(written.cut, 'answer was', 'answers were')} cut at the longest length, without an end: {advice}",
+            err=True,
+        )
     for line in left_out(written):
         click.echo(f"not written: {line}", err=True)
     if written.literal_marks:

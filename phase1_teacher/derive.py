@@ -74,6 +74,17 @@ class Derivation:
         """What the fidelity report measures."""
         return comparison(self.writer.version, self.answers.vocabulary, self.recipe.loss.temperature)
 
+    def units(self) -> tuple[list[PlannedUnit], list[PlannedUnit]]:
+        """Units of the recipe's cache that nobody has committed: those of samples of the exact cache, and those that have others."""
+        own, foreign = list[PlannedUnit](), list[PlannedUnit]()
+        for unit in self.writer.pending():
+            (own if all(map(self.knows, unit.keys)) else foreign).append(unit)
+        return own, foreign
+
+    def knows(self, key: str) -> bool:
+        """Whether the exact cache holds a sample, or has skipped it."""
+        return key in self.exact or key in self.skipped
+
     def answer(self, key: str) -> DerivedAnswer:
         """A sample's answer in the student's tokens; AlignmentError naming the sample."""
         return _derived(self.answers, key, self.exact.rows(key))
@@ -132,7 +143,7 @@ def prepare_derivation(location: str, recipe: Recipe) -> Derivation:
 
 
 def derive(job: Derivation, *, shard: Shard | None = None, progress: bool = True) -> DumpSummary:
-    """Compute and commit every unit that is not committed.
+    """Compute and commit every unit that is not committed, but for those of other samples than the exact cache's.
 
     Args:
         job: from `prepare_derivation`.
@@ -143,7 +154,7 @@ def derive(job: Derivation, *, shard: Shard | None = None, progress: bool = True
         AlignmentError: an answer that the student's tokens do not spell, unless the recipe skips it.
         CacheError: states or head are damaged, or the store refused a write.
     """
-    pending = work_order(job.writer.pending(), shard or Shard())
+    pending = work_order(job.units()[0], shard or Shard())
     if not pending:
         return DumpSummary()
     head = stored_head(job)

@@ -16,14 +16,11 @@ from PIL import Image
 
 from firstsight.data.samples import Sample, iter_samples
 from firstsight.errors import DataError
-from firstsight.identity import student_identity
-from firstsight.models.loading import resolve_directory
 from firstsight.models.teacher_head import SharedHead, floats
 from firstsight.page import picture, render
-from firstsight.pair import load_prompter
-from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from firstsight.vocabulary import Token, align_vocabularies, restored_tokens, token_table
+from phase1_teacher.cached_student import student_of
 from storage.errors import SkippedSample, TemperatureOutOfRange
 from storage.exact import ExactCache, open_any_cache
 from storage.reader import Cache
@@ -99,7 +96,7 @@ def find_sample(
         CacheError: no cache, or the temperature lies outside its nodes.
     """
     cache = open_any_cache(location)
-    table = token_table(_student(recipe, cache).tokenizer) if isinstance(cache, Cache) else None
+    table = token_table(student_of(recipe, cache).tokenizer) if isinstance(cache, Cache) else None
     sample = _first(recipe, cache) if name is None else _find(recipe, name)
     if sample.key not in cache and sample.key not in cache.skipped():
         raise DataError(
@@ -138,17 +135,6 @@ def _turns(sample: Sample, turns: Sequence[Turn], positions: tuple[ShownPosition
         )
         start += turn.positions
     return tuple(shown)
-
-
-def _student(recipe: Recipe, cache: Cache) -> Prompter:
-    """The recipe's student; DataError where the cache was made for another vocabulary."""
-    student = load_prompter(resolve_directory(recipe, recipe.student, weights=False), recipe.student, recipe.data)
-    if cache.spec["student"] != student_identity(student):
-        raise DataError(
-            f"{cache.location} was made for another student vocabulary than that of student.model = {recipe.student.model}; "
-            "give the recipe of this cache with --config"
-        )
-    return student
 
 
 def _top_k_positions(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from storage.wording import counted
+
 if TYPE_CHECKING:
     from storage.maintenance.rate import DumpRate
 
@@ -40,7 +42,9 @@ def status(cache: str, as_json: bool) -> None:
     if found.rate is not None:
         click.echo(f"  rate       {_rate(found.rate)}")
     click.echo(f"  samples    {found.samples:,} of {found.planned_samples:,} stored, {len(found.skipped):,} skipped")
-    click.echo(f"  positions  {found.positions:,} answer positions, {found.soft_positions:,} with soft targets")
+    click.echo(
+        f"  positions  {counted(found.positions, 'answer position')}, {found.soft_positions:,} with soft targets"
+    )
     per_position = f", {found.bytes_per_position:.1f} bytes per position" if found.bytes_per_position else ""
     click.echo(f"  size       {_size(found.bytes)}{per_position}")
     if found.head_bytes is not None:
@@ -63,7 +67,7 @@ def status(cache: str, as_json: bool) -> None:
     for key, reason in list(found.skipped.items())[:_SHOWN]:
         click.echo(f"  skipped {key}: {reason}")
     if len(found.skipped) > _SHOWN:
-        click.echo(f"  and {len(found.skipped) - _SHOWN:,} more skipped samples: see --json")
+        click.echo(f"  and {len(found.skipped) - _SHOWN:,} more skipped: see --json")
     click.echo("  specification")
     for line in _flat("", found.spec):
         click.echo(f"    {line}")
@@ -102,12 +106,12 @@ def verify(cache: str, partial: bool, as_json: bool) -> None:
         click.echo(f"BAD {unit}{array}: {problem.message}")
     if report.missing:
         click.echo(
-            f"MISSING {len(report.missing):,} planned units have no manifest: {_first(report.missing)}; "
-            "they were not dumped yet or their manifests were deleted: fs-teacher dump makes them (again)"
+            f"MISSING {counted(len(report.missing), 'planned unit has', 'planned units have')} no manifest: {_first(report.missing)}; "
+            "not dumped yet, or the manifest was deleted: fs-teacher dump makes it (again)"
         )
     click.echo(
-        f"{report.units:,} units, {report.samples:,} samples, {report.positions:,} positions, "
-        f"{_size(report.bytes)} read: {'all good' if sound else f'{len(report.problems):,} problems'}"
+        f"{counted(report.units, 'unit')}, {counted(report.samples, 'sample')}, {counted(report.positions, 'position')}, "
+        f"{_size(report.bytes)} read: {'all good' if sound else counted(len(report.problems), 'problem')}"
     )
     sys.exit(0 if sound else 1)
 
@@ -135,7 +139,7 @@ def gc(cache: str, dry_run: bool, as_json: bool) -> None:
         click.echo(f"{verb} {item.path} ({_size(item.bytes)}): {item.reason}")
     for item in report.young:
         click.echo(f"kept {item.path} ({_size(item.bytes)}): {item.reason}, a writer may still commit it")
-    click.echo(f"{verb} {len(report.removed):,} objects, {_size(report.bytes)}")
+    click.echo(f"{verb} {counted(len(report.removed), 'object')}, {_size(report.bytes)}")
 
 
 def _rate(rate: DumpRate) -> str:
@@ -144,7 +148,7 @@ def _rate(rate: DumpRate) -> str:
         return f"no worker seems to be at work: the last unit was committed {ago} ago"
     if rate.samples_per_second is None or rate.seconds_left is None:
         return f"not known yet; the last unit was committed {ago} ago"
-    workers = f"{rate.workers} worker{'s' if rate.workers > 1 else ''}"
+    workers = counted(rate.workers, "worker")
     return (
         f"{rate.samples_per_second:.3g} samples/s by about {workers}, ETA {timedelta(seconds=round(rate.seconds_left))}; the last "
         f"unit was committed {ago} ago"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from phase1_teacher.dump import DumpSummary
-from phase1_teacher.forward.fidelity import largest_k, mean_mass, report_lines
+from phase1_teacher.forward.fidelity import largest_k, mean_kl, mean_mass, mean_shape_kl, report_lines
 from phase1_teacher.forward.gradient import GradientReport, gradient_lines
 from storage.exact import open_any_cache
 from storage.format.base import EXACT
 from storage.maintenance.status import cache_status
 from storage.reader import Cache
+from storage.wording import counted
 
 _ENOUGH = 0.9
 """Mass of the stored entries from which on the shape of the rest matters little (docs/log.md, a real teacher)."""
@@ -38,13 +39,13 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
             "say so in their notes"
         )
     lines.append(
-        f"The cache: {status.samples:,} samples, {status.positions:,} positions, {status.bytes:,} bytes "
+        f"The cache: {counted(status.samples, 'sample')}, {counted(status.positions, 'position')}, {status.bytes:,} bytes "
         f"({status.bytes_per_position or 0:.1f} bytes per position), {status.targets}"
     )
     if status.head_bytes is not None:
         lines.append(f"           and its head once, {status.head_bytes:,} bytes")
     if status.pending:
-        lines.append(f"           {len(status.pending):,} of {status.units:,} units are not committed yet")
+        lines.append(f"           {len(status.pending):,} of {counted(status.units, 'unit')} not committed yet")
     sums = status.statistics
     lines.extend(_work_lines(sums))
     if isinstance(cache, Cache):
@@ -54,7 +55,8 @@ def summary_text(location: str, summary: DumpSummary, training: float | None = N
     if summary.gradient is not None:
         lines.extend(gradient_lines(summary.gradient, largest_k(sums)))
     if training is not None:
-        lines.extend(advice(sums, training, summary.gradient, exact=status.kind == EXACT))
+        tail_rank = cache.tail_rank if isinstance(cache, Cache) else 0
+        lines.extend(advice(sums, training, summary.gradient, exact=status.kind == EXACT, tail_rank=tail_rank))
     if status.skipped:
         lines += _skipped_lines(location, status.skipped, summary.skipped)
     return "\n".join(lines)
@@ -65,10 +67,15 @@ def _skipped_lines(location: str, skipped: Mapping[str, str], now: Sequence[str]
     reasons = list(dict.fromkeys([*now, *skipped.values()]))
     more = f"; fs-teacher status {location} lists all" if len(reasons) > _SHOWN else ""
     by = f", {len(now):,} of them by this dump" if 0 < len(now) < len(skipped) else ""
-    return [f"Skipped:   {len(skipped):,} samples{by}{more}", *(f"           {reason}" for reason in reasons[:_SHOWN])]
+    return [
+        f"Skipped:   {counted(len(skipped), 'sample')}{by}{more}",
+        *(f"           {reason}" for reason in reasons[:_SHOWN]),
+    ]
 
 
-def advice(sums: Mapping[str, float], training: float, gradient: GradientReport | None, *, exact: bool) -> list[str]:
+def advice(
+    sums: Mapping[str, float], training: float, gradient: GradientReport | None, *, exact: bool, tail_rank: int = 0
+) -> list[str]:
     """What follows from the report, in one sentence; none where nothing was measured.
 
     Args:
@@ -76,6 +83,7 @@ def advice(sums: Mapping[str, float], training: float, gradient: GradientReport 
         training: the recipe's temperature.
         gradient: of the recipe's student.
         exact: the cache holds whole distributions.
+        tail_rank: of the shape of the cache's tail; 0: it has none.
     """
     k = largest_k(sums)
     mass, sharp = mean_mass(sums, k, training), mean_mass(sums, k, 1.0)
@@ -83,21 +91,35 @@ def advice(sums: Mapping[str, float], training: float, gradient: GradientReport 
         return []
     held = f"at T = {training:g} the {k} largest entries hold {mass:.0%}"
     if gradient is not None and training in gradient.errors:
-        held += f" and their gradient is off by {gradient.errors[training]:.0%}"
+        bucket = " with a bucket" if tail_rank else ""
+        held += f" and their gradient{bucket} is off by {gradient.errors[training]:.0%}"
     if exact:
         return [f"Advice: {held}; this cache keeps the whole distribution, at any temperature"]
     if mass >= _ENOUGH:
         return [f"Advice: {held}: top_k serves this recipe"]
+    if tail_rank:
+        return [_shape_advice(sums, training, k, held, tail_rank)]
     if sharp >= _ENOUGH:
         return [f"Advice: {held}: train this cache at T = 1, where they hold {sharp:.0%}, or dump cache.targets: exact"]
     return [f"Advice: {held}, at T = 1 {sharp:.0%}: dump cache.targets: exact, or raise cache.top_k"]
+
+
+def _shape_advice(sums: Mapping[str, float], training: float, k: int, held: str, tail_rank: int) -> str:
+    """What a tail with a shape makes of the mass that is not stored."""
+    even, shaped = mean_kl(sums, k, training), mean_shape_kl(sums, training)
+    if even is None or shaped is None:
+        return f"Advice: {held}; this cache keeps the shape of the rest (tail_rank {tail_rank})"
+    kept = f"read back with the shape of the rest KL is {shaped:.4f} nats, {even:.4f} without"
+    if shaped < even:
+        return f"Advice: {held}; {kept}: train with it (loss.tail: shape, the default here)"
+    return f"Advice: {held}; {kept}: train with loss.tail: bucket, or dump with a larger cache.tail_rank, or cache.targets: exact"
 
 
 def _run_line(summary: DumpSummary) -> str:
     rate = summary.positions / summary.seconds
     peak = f", peak device memory {summary.peak_bytes / 2**30:.1f} GiB" if summary.peak_bytes is not None else ""
     return (
-        f"This run:  {summary.samples:,} samples, {summary.positions:,} positions in {summary.units} units, "
+        f"This run:  {counted(summary.samples, 'sample')}, {counted(summary.positions, 'position')} in {counted(summary.units, 'unit')}, "
         f"{summary.seconds:.1f} s ({rate:,.0f} positions/s, {summary.samples / summary.seconds:,.1f} samples/s), "
         f"device idle {summary.idle_share:.1%}{peak}"
     )
@@ -109,10 +131,11 @@ def _work_lines(sums: Mapping[str, float]) -> list[str]:
     padding = 1 - sums["tokens"] / sums["padded_tokens"]
     line = f"Forward passes over {sums['tokens']:,.0f} tokens, {padding:.1%} padding"
     if sums.get("images_used"):
-        line += f"; {sums['images_encoded']:,.0f} vision passes for {sums['images_used']:,.0f} images of questions"
+        passes = counted(sums["images_encoded"], "vision pass", "vision passes")
+        line += f"; {passes} for {counted(sums['images_used'], 'image')} of questions"
     lines = [line]
     if sums.get("answers_generated"):
-        lines.append(f"The teacher answered {sums['answers_generated']:,.0f} samples itself")
+        lines.append(f"The teacher answered {counted(sums['answers_generated'], 'sample')} itself")
     return lines
 
 
@@ -133,7 +156,7 @@ def _check_lines(sums: Mapping[str, float]) -> list[str]:
     """Agreement with the unquantised teacher, where that was asked for."""
     if count := sums.get("check_positions"):
         return [
-            f"Against the unquantised teacher, {count:,.0f} positions: KL {sums['check_kl'] / count:.5f} nats, "
+            f"Against the unquantised teacher, {counted(count, 'position')}: KL {sums['check_kl'] / count:.5f} nats, "
             f"same top token {sums['check_same_top'] / count:.1%}"
         ]
     return []

@@ -14,9 +14,10 @@ import click
 from firstsight.console import Commands, config_option, progress_option, set_option
 from firstsight.recipe import Recipe, check_training, load_recipe
 from phase2_student.report_commands import publish, report
+from storage.wording import counted
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, several=("train", "sweep"))
 @click.version_option(package_name="firstsight")
 def main() -> None:
     """Phase 2: train and evaluate the student on the cached soft targets.
@@ -55,7 +56,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     main_process = plan.arguments.process_index == 0
     if main_process:
         click.echo(
-            f"Student {recipe.student.model}, {len(plan.train):,} samples{plan.source.note and f', {plan.source.note}'}; "
+            f"Student {recipe.student.model}, {counted(len(plan.train), 'sample')}{plan.source.note and f', {plan.source.note}'}; "
             f"{plan.objective_text}; {plan.precision}" + (f"; {note}" if (note := validation_note(recipe)) else "")
         )
         if plan.skipped:
@@ -68,11 +69,11 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
         raise click.exceptions.Exit(128 + (result.signal or SIGTERM))
     if main_process and result.seconds == 0:
         click.echo(
-            f"{result.output_dir} is finished: {result.steps:,} steps; --overwrite begins anew ({result.best_text})"
+            f"{result.output_dir} is finished: {counted(result.steps, 'step')}; --overwrite begins anew ({result.best_text})"
         )
     elif main_process:
         click.echo(
-            f"{result.steps:,} steps in {result.seconds:.0f} s, {result.best_text}: {' and '.join(map(str, result.students))}"
+            f"{counted(result.steps, 'step')} in {result.seconds:.0f} s, {result.best_text}: {' and '.join(map(str, result.students))}"
         )
 
 
@@ -113,7 +114,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
             click.echo(f"[{number}/{len(runs)}] {outcome.run.name}: {outcome.text}", err=outcome.result is None)
 
     if main_process:
-        click.echo(f"{len(runs)} runs below {recipe.output_dir}")
+        click.echo(f"{counted(len(runs), 'run')} below {recipe.output_dir}")
     outcomes = run(runs, progress=progress, report=report)
     done = [outcome.run.recipe.output_dir for outcome in outcomes if outcome.result is not None]
     if main_process and done:

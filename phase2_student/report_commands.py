@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from firstsight.console import config_option, set_option
+from storage.wording import counted
 
 
 @click.command()
@@ -103,6 +104,10 @@ def publish(
     for name, size in folder.files:
         click.echo(f"  {size:>14,}  {name}")
     if dry_run:
-        click.echo(f"{len(folder.files)} files, {folder.bytes:,} bytes would go to {repo}; nothing was uploaded")
+        click.echo(
+            f"{counted(len(folder.files), 'file')}, {folder.bytes:,} bytes would go to {repo}; nothing was uploaded"
+        )
         return
-    click.echo(f"{len(folder.files)} files, {folder.bytes:,} bytes: {upload(folder.path, repo=repo, private=private)}")
+    click.echo(
+        f"{counted(len(folder.files), 'file')}, {folder.bytes:,} bytes: {upload(folder.path, repo=repo, private=private)}"
+    )

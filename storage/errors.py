@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from storage.wording import counted
+
 
 class CacheError(Exception):
     """Something is wrong with a cache or with what it was given; the message says what, where and what to do."""
@@ -71,8 +73,8 @@ class SpecMismatch(CacheError, ValueError):
             for path, cached, requested in self.differences
         ]
         super().__init__(
-            f"{location} holds a cache with another specification ({len(lines)} "
-            f"{'difference' if len(lines) == 1 else 'differences'}):\n"
+            f"{location} holds a cache with another specification ("
+            f"{counted(len(lines), 'difference')}):\n"
             + "\n".join(lines)
             + "\nuse another cache path, or change the request to match the cache"
         )

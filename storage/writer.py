@@ -45,6 +45,7 @@ from storage.units.manifest import (
     manifest_path,
     read_manifest,
 )
+from storage.wording import counted
 
 MAX_REASON = 500  # characters; keeps a manifest small when every sample is skipped
 
@@ -225,7 +226,7 @@ class UnitWriter:
         missing = [key for key in self._keys if key not in self._samples and key not in self._skipped]
         if missing:
             raise InvalidTargets(
-                f"unit {unit.name}: {len(missing)} of {len(self._keys)} samples were neither appended nor skipped, "
+                f"unit {unit.name}: {len(missing)} of {counted(len(self._keys), 'sample')} were neither appended nor skipped, "
                 f"the first is {missing[0]}; nothing was committed"
             )
         attempt, started = attempt_name(), time.time()
@@ -233,8 +234,8 @@ class UnitWriter:
         values = sum(len(sample.targets) for sample in samples) * version.values_per_position()
         if values > version.max_values or len(samples) > MAX_UNIT_SAMPLES:
             raise InvalidTargets(
-                f"unit {unit.name}: {values:,} stored entries of {len(samples):,} samples; a unit holds at most "
-                f"{version.max_values:,} of {MAX_UNIT_SAMPLES:,}; plan with fewer unit_positions"
+                f"unit {unit.name}: {counted(values, 'stored entry', 'stored entries')} of {counted(len(samples), 'sample')}; a unit holds "
+                f"at most {version.max_values:,} of {MAX_UNIT_SAMPLES:,}; plan with fewer unit_positions"
             )
         manifest, files = encode_files(
             samples,

@@ -90,7 +90,7 @@ def test_a_form_from_check_to_training(tmp_path, models, form):
     path.write_text(yaml.safe_dump(recipe))
     config = ("--config", path, "--no-progress")
     checked = run(firstsight, "data", "check", *config, code=1 if form is llava else 0)
-    assert ("1 faults" in checked) == (form is llava)
+    assert ("1 fault: what" in checked) == (form is llava)
     planned = run(teacher, "plan", *config)
     assert "1 of " in planned
     assert "repeat an earlier one" in planned
@@ -106,7 +106,7 @@ def test_a_form_from_check_to_training(tmp_path, models, form):
     else:
         assert reasons == []
         assert "holds all 13 samples" in run(teacher, "dump", *config)
-    assert ("1 samples cannot be used and are skipped" in run(student, "plan", *config)) == (form is llava)
+    assert ("1 sample cannot be used and is skipped" in run(student, "plan", *config)) == (form is llava)
     run(student, "train", *config)
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["train_samples"] + facts["validation_samples"] == 13  # the repeated row counts twice

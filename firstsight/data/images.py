@@ -71,6 +71,10 @@ class FetchedImage:
 
 
 ImageSource = Path | InlineImage | FetchedImage
+_SHOWN_PATH = 255
+"""Characters of a path that are shown; file systems take no longer name."""
+_LONGEST_PATH = 4095
+"""Nor a longer path."""
 
 
 def image_digest(image: ImageSource) -> str:
@@ -117,7 +121,7 @@ def image_path(file: Any, root: Path, place: str) -> Path:
     if not isinstance(file, str):
         raise DataError(f"{place}: an image must be a path relative to data.root, got {type(file).__name__}")
     if "\0" in file or any("\ud800" <= character <= "\udfff" for character in file):
-        raise DataError(f"{place}: image {file!r} is not a path; correct the row")
+        raise DataError(f"{place}: image {file!r:.{_SHOWN_PATH}} is not a path; correct the row")
     name = os.path.join(root, file)
     folder, _, last = name.rpartition(os.sep)
     try:
@@ -131,10 +135,20 @@ def image_path(file: Any, root: Path, place: str) -> Path:
         else os.path.realpath(name)
     )
     if not real.startswith(_real(str(root)).rstrip(os.sep) + os.sep):
-        raise DataError(f"{place}: image {file!r} is outside data.root ({root}); move it under data.root")
+        raise DataError(
+            f"{place}: image {file!r:.{_SHOWN_PATH}} is outside data.root ({root}); move it under data.root"
+        )
     path = root / file
-    if not stat.S_ISREG(mode) and not path.is_file():
-        raise DataError(f"{place}: image {path} not found; check data.root and the row's path")
+    if not stat.S_ISREG(mode) and not os.path.isfile(path):  # unlike Path's, it takes names of any length
+        if len(file) > _LONGEST_PATH or max(map(len, file.split("/"))) > _SHOWN_PATH:
+            raise DataError(
+                f"{place}: image {file[:40]!r}... has {len(file):,} characters, which is not a path; write base64 as a URL: "
+                "data:image/png;base64,..."
+            )
+        shown = path if file.isprintable() else repr(str(path))  # in one line
+        raise DataError(f"{place}: image {shown} not found; check data.root and the row's path")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{place}: image {path} cannot be read by this user; change its permissions")
     return path
 
 

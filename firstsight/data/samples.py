@@ -26,6 +26,7 @@ from firstsight.data.row import parse_row
 from firstsight.data.sample import Sample as Sample
 from firstsight.data.source import DataSource, file_names
 from firstsight.errors import DataError, PictureError
+from storage.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +103,9 @@ class SampleFiles:
                 broken += 1
         if not taken and (fault is None or not (rows or broken)):
             empty = DataError(
-                f"{self.source}: none of the {rows:,} rows can be used; the first: {self.left_out[0]}"
+                f"{self.source}: none of the {counted(rows, 'row')} can be used; the first: {self.left_out[0]}"
                 if self.left_out
-                else f"{self.source}: none of the {rows:,} rows falls into this split; change the share of data.validation"
+                else f"{self.source}: none of the {counted(rows, 'row')} falls into this split; change the share of data.validation"
                 if rows
                 else f"{self.source}: holds no rows; give a file with at least one"
             )

@@ -9,6 +9,7 @@ from typing import Any
 from firstsight.data.compact import NumberSet
 from firstsight.data.sample import Sample
 from firstsight.data.source import Turns
+from storage.wording import counted
 
 
 @dataclass(kw_only=True)
@@ -82,15 +83,21 @@ class DataSummary:
         for split, count in self.repeated.items():
             use = "trained on" if split == "train" else "measured"
             lines.append(
-                f"{count:,} of {self.rows[split]:,} {split} rows repeat an earlier one; each is {use}, and their targets are shared"
+                counted(
+                    count,
+                    f"of {self.rows[split]:,} {split} rows repeats",
+                    f"of {self.rows[split]:,} {split} rows repeat",
+                )
+                + f" an earlier one; each is {use}, and their targets are shared"
             )
         if self.leaked:
             lines.append(
-                f"{self.leaked:,} validation rows are also in the training data ({', '.join(self.first_leaks)}"
-                f"{', ...' if self.leaked > len(self.first_leaks) else ''}), so validation results are too good"
+                f"{counted(self.leaked, 'validation row is', 'validation rows are')} also in the training data "
+                f"({', '.join(self.first_leaks)}{', ...' if self.leaked > len(self.first_leaks) else ''}), "
+                "so validation results are too good"
             )
         if self.with_earlier_answers:
-            several = f"{self.with_earlier_answers:,} rows have several answers"
+            several = f"{counted(self.with_earlier_answers, 'row has', 'rows have')} several answers"
             lines.append(
                 f"{several}; all {self.answers:,} answers are learned"
                 if self.turns == "all"

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
 from firstsight.families import family_of, known_families
-from firstsight.models.quantization import Quantization, quantization_config, silence
+from firstsight.models.quantization import Quantization, keep_plain_where_packing_fails, quantization_config, silence
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
@@ -161,7 +161,7 @@ def _load(directory: Path, section: TeacherSection | StudentSection, **options: 
     load_class = family_of(load_config(directory, section), str(directory)).load_class()
     options.setdefault("dtype", getattr(torch, section.dtype))
     try:
-        return load_class.from_pretrained(
+        model = load_class.from_pretrained(
             directory,
             attn_implementation=section.attn_implementation,
             use_safetensors=True,
@@ -170,6 +170,8 @@ def _load(directory: Path, section: TeacherSection | StudentSection, **options: 
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{directory}: the weights cannot be loaded ({' '.join(str(error).split())[:240]})") from None
+    keep_plain_where_packing_fails(model)
+    return model
 
 
 def save_weights(model: Any, directory: Path, dtype: torch.dtype, weights: dict[str, Tensor] | None = None) -> None:

@@ -21,6 +21,8 @@ Quantization = Literal["int8", "nf4"]
 
 _NF4_BLOCK = 64
 """Weights that share a scale."""
+_PACKED_ROWS = 32
+"""Rows of a matrix that bitsandbytes packs together for a CPU."""
 _NF4_NESTED_BLOCK = 256
 """Scales that share a scale of their own."""
 _NF4_TABLES = 16 * 4 + 256 * 4 + 170
@@ -58,6 +60,22 @@ def stored_quantization(directory: Path) -> str | None:
     if stored.get("load_in_4bit"):
         return str(stored.get("bnb_4bit_quant_type", "nf4"))
     return str(stored.get("quant_method", "unknown"))
+
+
+def keep_plain_where_packing_fails(model: Any) -> None:
+    """Let NF4 matrices whose shape bitsandbytes cannot pack for CPUs with AVX512-BF16 stay as they are stored, which is slower.
+
+    It packs each at its first use, and fails where the inputs are no multiple of a block of weights or the outputs none of its tile.
+
+    Args:
+        model: loaded; left alone where nothing of it is NF4.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and hasattr(module, "support_avx512bf16_for_cpu"):
+            rows, columns = state.shape
+            if rows % _PACKED_ROWS or columns % state.blocksize:
+                module.support_avx512bf16_for_cpu = False
 
 
 def weight_bytes(config: Any, kind: Quantization | None, section: TeacherSection | StudentSection | None = None) -> int:

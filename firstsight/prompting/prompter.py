@@ -19,11 +19,12 @@ from torch import Tensor
 
 from firstsight.data.sample import PixelLimits, Sample
 from firstsight.data.source import Turns
-from firstsight.errors import DataError, ModelError, RecipeError
+from firstsight.errors import DataError, RecipeError
 from firstsight.families.base import Family, Pictures
 from firstsight.prompting.encoded import Encoded, collate_images
-from firstsight.prompting.template import ChatTemplate, Conversation, UnfitAnswer
+from firstsight.prompting.template import ChatTemplate, Conversation, UnfitAnswer, UnfitImages
 from firstsight.vocabulary import spelling
+from storage.wording import counted
 
 # texts are tokenised one by one, while the model needs the cores: the tokenizers' own threads would only take them away
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -141,15 +142,16 @@ class Prompter:
             texts = self._image_texts(sizes, sample.image_limits)
         contexts, answers = self._conversation(sample)
         total = image_tokens = 0
-        for number, expanded in enumerate(self._with_images(contexts, texts)):
-            short = expanded
-            if sample.images:
-                # a run of image tokens counts one token each: one of them is tokenised, the rest are added
-                token = self.family.image_token(self.processor)
-                short = re.sub(f"(?:{re.escape(token)})+", token, expanded)
-                image_tokens += expanded.count(token)
-                total += expanded.count(token) - short.count(token)
-            total += len(self._context_ids(number, short))
+        with self._rendering(sample):
+            for number, expanded in enumerate(self._with_images(contexts, texts)):
+                short = expanded
+                if sample.images:
+                    # a run of image tokens counts one token each: one of them is tokenised, the rest are added
+                    token = self.family.image_token(self.processor)
+                    short = re.sub(f"(?:{re.escape(token)})+", token, expanded)
+                    image_tokens += expanded.count(token)
+                    total += expanded.count(token) - short.count(token)
+                total += len(self._context_ids(number, short))
         return total, image_tokens, [len(self._answer_ids(text)) for text in answers]
 
     def pictures(self, images: Sequence[Image.Image], limits: Sequence[PixelLimits | None] = ()) -> Pictures:
@@ -169,6 +171,12 @@ class Prompter:
             collate_images([each.inputs for each in made]), tuple(text for each in made for text in each.texts)
         )
 
+    def opened_pictures(self, sample: Sample) -> Pictures:
+        """The images of a sample, opened and made model inputs; DataError where one cannot be read, or is refused."""
+        images = sample.open_images()
+        with _named(sample, [image.size for image in images]):
+            return self.pictures(images, sample.image_limits)
+
     def encode(
         self, sample: Sample, answers: Sequence[Sequence[int]] | None = None, *, pictures: Pictures | None = None
     ) -> Encoded:
@@ -186,15 +194,14 @@ class Prompter:
         self.check_text(sample)
         self._refuse_images(sample)
         if pictures is None and sample.images:
-            images = sample.open_images()
-            with _named(sample, [image.size for image in images]):
-                pictures = self.pictures(images, sample.image_limits)
+            pictures = self.opened_pictures(sample)
         if answers is not None and not answers:
-            encoded = self._encode([self.prompt_text(sample)], [], pictures)
+            contexts = [self.prompt_text(sample)]
         else:
             contexts, texts = self._conversation(sample)
             if answers is None:
                 answers = [self._answer_ids(text) for text in texts]
+        with self._rendering(sample):
             encoded = self._encode(contexts, answers, pictures)
         self.check_length(sample, len(encoded.input_ids))
         return encoded
@@ -259,7 +266,7 @@ class Prompter:
 
     @contextmanager
     def _rendering(self, sample: Sample) -> Iterator[None]:
-        """Turn what the template refuses into a DataError that names the sample."""
+        """Turn what the template refuses, or renders unusably, into a DataError that names the sample."""
         try:
             yield
         except TemplateError as error:
@@ -269,6 +276,8 @@ class Prompter:
         except UnfitAnswer as error:
             several = "; data.turns: last ignores the answers before the last" if sample.earlier_answers else ""
             raise DataError(f"{sample.place}: sample {sample.id!r}: {error}; change the row{several}") from None
+        except UnfitImages as error:
+            raise DataError(f"{sample.place}: sample {sample.id!r}: {error}; change the row") from None
 
     def _answer_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -281,9 +290,7 @@ class Prompter:
         end = self.end_of_turn_ids
         ids: list[int] = self.tokenizer(self.template.end_of_turn + text, add_special_tokens=False)["input_ids"]
         if ids[: len(end)] != end:
-            raise ModelError(
-                "the tokenizer joins the end of a turn with what follows; only data.turns: last is supported"
-            )
+            raise UnfitAnswer("the tokenizer joins the end of an answer with what follows")
         return ids[len(end) :]
 
     def _spelled_before(self, prefix: str) -> bytes:
@@ -317,8 +324,8 @@ class Prompter:
         place = self.family.placeholder(self.processor)
         count = sum(text.count(place) for text in contexts)
         if count != len(texts):
-            raise ModelError(
-                f"the chat template renders {count} of a prompt's {len(texts)} images; expected one place for each"
+            raise UnfitImages(
+                f"the chat template renders {count} of its {counted(len(texts), 'image')}, expected one place for each"
             )
         rest = iter(texts)
         made = []
@@ -357,7 +364,7 @@ class Prompter:
     def _refuse_images(self, sample: Sample) -> None:
         if sample.images and not self.family.has_vision:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has {len(sample.images)} images, but {self.family.name} sees none; "
+                f"{sample.place}: sample {sample.id!r} has {counted(len(sample.images), 'image')}, but {self.family.name} sees none; "
                 "use a vision-language model, or rows without images"
             )
 

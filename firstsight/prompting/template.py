@@ -45,6 +45,10 @@ class UnfitAnswer(ValueError):
     """The template does not render an answer unchanged and in its place."""
 
 
+class UnfitImages(ValueError):
+    """The template leaves images out, or places for them."""
+
+
 class ChatTemplate:
     """The chat template of a model.
 

@@ -23,6 +23,7 @@ from storage.format.layout import Layout
 from storage.format.v1.encoding import decode_targets, encode_targets
 from storage.targets import Targets
 from storage.temperature import at_temperature
+from storage.wording import counted
 
 # m measured positions, S shared ids, K stored entries, J node temperatures, t reported temperatures
 
@@ -176,7 +177,7 @@ def report_lines(sums: Mapping[str, float], training: float | None = None) -> li
     sizes, temperatures = (sorted(set(column)) for column in zip(*measured, strict=True))
     temperatures = [T for T in temperatures if T in REPORTED or training == T]
     lines = [
-        f"Fidelity on {sums['fidelity_positions']:,.0f} positions: KL(full teacher || read back) in nats, and the stored mass"
+        f"Fidelity on {counted(sums['fidelity_positions'], 'position')}: KL(full teacher || read back) in nats, and the stored mass"
     ]
     lines.append("  " + f"{'k':>6}" + "".join(f"{f'T = {T:g}: KL':>13}{'mass':>10}" for T in temperatures))
     for k in sizes:
@@ -200,8 +201,22 @@ def largest_k(sums: Mapping[str, float]) -> int:
 
 def mean_mass(sums: Mapping[str, float], k: int, temperature: float) -> float | None:
     """The mean mass of the k stored entries at a temperature; None where it was not measured."""
-    mass, count = sums.get(f"fidelity_mass_k{k}_T{temperature:g}"), _count(sums, temperature)
-    return mass / count if mass is not None and count else None
+    return _mean(sums, f"fidelity_mass_k{k}_T{temperature:g}", temperature)
+
+
+def mean_kl(sums: Mapping[str, float], k: int, temperature: float) -> float | None:
+    """The mean KL of the full teacher to what k stored entries and a tail spread evenly give back; None: not measured."""
+    return _mean(sums, f"fidelity_kl_k{k}_T{temperature:g}", temperature)
+
+
+def mean_shape_kl(sums: Mapping[str, float], temperature: float) -> float | None:
+    """Likewise with the tail's shape."""
+    return _mean(sums, f"{SHAPE_KL}{temperature:g}", temperature)
+
+
+def _mean(sums: Mapping[str, float], name: str, temperature: float) -> float | None:
+    total, count = sums.get(name), _count(sums, temperature)
+    return total / count if total is not None and count else None
 
 
 def _count_name(temperature: float) -> str:

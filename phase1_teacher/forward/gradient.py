@@ -24,6 +24,7 @@ from firstsight.models.loading import backbone_states, default_device, load_stud
 from firstsight.pair import Pair
 from firstsight.prompting import collate
 from firstsight.recipe import Recipe
+from storage.wording import counted
 
 # n positions, S shared ids, V rows of the teacher's head, K stored entries
 
@@ -120,7 +121,7 @@ def gradient_lines(report: GradientReport, top_k: int) -> list[str]:
     each = ", ".join(f"{error:.1%} at T = {T:g}" for T, error in report.errors.items())
     return [
         f"Gradient of the {top_k} entries and a bucket against the whole distribution's, for {report.student} as it is: off by "
-        f"{each} ({report.positions} positions, {report.seconds:.1f} s on {report.device})"
+        f"{each} ({counted(report.positions, 'position')}, {report.seconds:.1f} s on {report.device})"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -174,10 +175,17 @@ class TeacherForward:
         sample = min(samples, key=lambda each: (not each.images, len(each.encoded.input_ids)))
         columns = checked_columns(len(sample.encoded.input_ids))
         vision = VisionFeatures(self.model, self.job.pair.teacher)
-        states_nD = backbone_states(self.model, vision.inputs([sample]), torch.zeros_like(columns), columns)
-        inputs = collate([sample.encoded], self.vision.pad_id)
-        on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        self._checked = check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
+        try:
+            states_nD = backbone_states(self.model, vision.inputs([sample]), torch.zeros_like(columns), columns)
+            inputs = collate([sample.encoded], self.vision.pad_id)
+            on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+            self._checked = check_logits(self.model, on_device, columns, self.head.logits(states_nD), role="teacher")
+        except torch.OutOfMemoryError:  # what becomes of the sample its forward pass decides
+            self._forget()
+            print(
+                f"{sample.name}: too large for the self-check of the teacher, which waits for the next batch",
+                file=sys.stderr,
+            )
 
     def _refuse(self, sample: EncodedSample, error: FirstSightError, refused: dict[str, str]) -> None:
         """Skip a sample, or raise what is wrong with it."""
@@ -216,8 +224,7 @@ class TeacherForward:
         states_ND = self._states(samples, rows, columns)
         measured = measured_rows(self._soft_seen, len(rows), self.job.recipe.cache.unit_positions)
         block = self._block(states_ND, target_ids, measured)
-        if self.job.student is not None:
-            self._watch(samples, teacher_rows, states_ND, measured)
+        watched = self._to_watch(samples, teacher_rows, states_ND, measured) if self.job.student is not None else []
         budget = self.job.recipe.teacher.batch_tokens
         result = ForwardResult(
             samples=answered,
@@ -232,7 +239,8 @@ class TeacherForward:
             images_encoded=self.vision.encoded - encoded_before,
             ready=self.clock.event(),
         )
-        self._soft_seen += len(rows)
+        self._soft_seen += len(rows)  # from here on nothing runs out of memory: a pass that did is done again in parts
+        self.watched += watched
         return result
 
     @torch.inference_mode()
@@ -274,21 +282,22 @@ class TeacherForward:
             return exact_states(states_ND, target_ids_N, measured_m, self.head, layout)
         return self.head(states_ND, target_ids_N, measured_m)
 
-    def _watch(
+    def _to_watch(
         self,
         samples: Sequence[EncodedSample],
         teacher_rows: Sequence[NDArray[np.int64]],
         states_ND: Tensor,
         measured_m: Tensor,
-    ) -> None:
-        """Keep the logits of the first measured positions of the dump."""
+    ) -> list[WatchedPosition]:
+        """The first measured positions of the dump, with their logits, as far as there are too few yet."""
         owner_N = np.repeat(np.arange(len(samples)), [len(rows) for rows in teacher_rows])
         places_N = np.concatenate(teacher_rows)
+        found = []
         for row in measured_m.tolist()[: POSITIONS - len(self.watched)]:
             sample = samples[owner_N[row]]
             logits_V = self.head.logits(states_ND[row : row + 1])[0].cpu()
             if logits_V.isfinite().all():
-                self.watched.append(
+                found.append(
                     WatchedPosition(
                         sample=sample.sample,
                         teacher_ids=sample.encoded.turn_ids,
@@ -296,6 +305,7 @@ class TeacherForward:
                         logits_V=logits_V,
                     )
                 )
+        return found
 
     def _check(
         self, samples: Sequence[EncodedSample], rows: Tensor, columns: Tensor, states_ND: Tensor
@@ -337,13 +347,13 @@ class TeacherForward:
         """The sample's tokens in the student's vocabulary, and the teacher's answer position of each soft one."""
         pair = self.job.pair
         teacher = sample.encoded.turn_ids
-        student = pair.student_turns(sample.sample, teacher)
-        own = len(student) - (sample.sample.answer is None)
-        turns = tuple(Turn(len(ids), number < own) for number, ids in enumerate(student))
         try:
+            student = pair.student_turns(sample.sample, teacher)
             rows = pair.answer_rows(sample.sample, teacher, student)
         except AlignmentError as error:
             raise AlignmentError(f"{sample.name}: {error}") from None
+        own = len(student) - (sample.sample.answer is None)
+        turns = tuple(Turn(len(ids), number < own) for number, ids in enumerate(student))
         soft = rows >= 0
         student_ids = np.array([index for ids in student for index in ids], dtype=np.int64)
         answered = AnsweredSample(key=sample.key, name=sample.name, turns=turns, student_ids=student_ids, soft=soft)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from firstsight.data.samples import Sample, check_files
 from firstsight.errors import AlignmentError, DataError, ModelError
 from firstsight.families.parts import head_shape
+from firstsight.generation import stored_stop_ids
 from firstsight.identity import cache_spec, exact_spec, with_turns_of_cache
 from firstsight.models.loading import load_config
 from firstsight.pair import Pair, load_pair, load_teacher_pair
@@ -21,6 +22,7 @@ from firstsight.recipe import Recipe
 from phase1_teacher.planning.retry import plan_again
 from phase1_teacher.planning.sample_index import SampleIndex
 from storage.plan import PlannedUnit
+from storage.wording import counted
 from storage.writer import CacheWriter, create_cache
 
 
@@ -51,8 +53,8 @@ def check_adopted_turns(sample: Sample, location: str) -> None:
     """Raise DataError for a sample that has answers which an existing cache has no place for."""
     if sample.earlier_answers:
         raise DataError(
-            f"{sample.place}: sample {sample.id!r} has {len(sample.answers)} answers, and {location} holds only the last of each row "
-            "(format version 1, or data.turns: last); set data.turns: last to add to it, or give another cache.path to learn from "
+            f"{sample.place}: sample {sample.id!r} has {counted(len(sample.answers), 'answer')}, and {location} holds only the last of "
+            "each row (format version 1, or data.turns: last); set data.turns: last to add to it, or give another cache.path to learn from "
             "every answer"
         )
 
@@ -93,6 +95,17 @@ def dump_spec(recipe: Recipe, pair: Pair) -> dict[str, Any]:
     return cache_spec(
         recipe, teacher_directory=pair.directory, teacher=pair.teacher, student=pair.student, alignment=pair.alignment
     )
+
+
+def _generation(recipe: Recipe, pair: Pair) -> dict[str, Any]:
+    """What the teacher's own answers depend on, beside the teacher."""
+    _, *others = stored_stop_ids(pair.directory, load_config(pair.directory, recipe.teacher), pair.teacher)
+    return {
+        "max_tokens": recipe.cache.generate_max_tokens,
+        "temperature": recipe.cache.generate_temperature,
+        "seed": recipe.cache.generate_seed,
+        **({"stops": sorted(others)} if others else {}),
+    }
 
 
 def index_samples(
@@ -195,11 +208,7 @@ def prepare_dump(
     samples = index_samples(recipe, pair, total=rows, adopted=recipe is not stated, progress=progress)
     spec = dump_spec(recipe, pair)
     if recipe.cache.generate_missing:
-        spec["generation"] = {
-            "max_tokens": recipe.cache.generate_max_tokens,
-            "temperature": recipe.cache.generate_temperature,
-            "seed": recipe.cache.generate_seed,
-        }
+        spec["generation"] = _generation(recipe, pair)
     writer = create_cache(recipe.cache_location, spec)
     planned = writer.plan(samples.planned(), unit_positions=recipe.cache.unit_positions)
     again = plan_again(

@@ -26,6 +26,7 @@ from storage.exact import ExactCache, open_any_cache
 from storage.format.head_table import exact_sizes, tail_sizes
 from storage.maintenance.status import cache_status
 from storage.reader import Cache
+from storage.wording import counted
 
 SCALES = (1, 10, 1_000, 1_000_000)
 
@@ -211,10 +212,10 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     elif plan.head_bytes:
         targets = f"exact targets; {bytes_text(plan.head_bytes)} of it are the teacher's head, once"
     lines = [
-        f"Samples     {demand.samples:,}, {demand.images:,} image files; {demand.present:,} are in "
+        f"Samples     {demand.samples:,}, {counted(demand.images, 'image file')}; {counted(demand.present, 'is in', 'are in')} "
         f"{recipe.cache_location} already ({demand.present / max(1, demand.samples):.1%})",
-        f"Tokens      {demand.prompt_tokens:,} of text prompts, {demand.image_tokens:,} of images, {demand.positions:,} answer "
-        f"positions of {demand.answers:,} answers; longest sample {demand.longest:,}",
+        f"Tokens      {demand.prompt_tokens:,} of text prompts, {demand.image_tokens:,} of images, "
+        f"{counted(demand.positions, 'answer position')} of {counted(demand.answers, 'answer')}; longest sample {demand.longest:,}",
         f"Cache       {bytes_text(plan.bytes(1))} at {plan.bytes_per_position:.0f} bytes per position ({origin}), "
         f"{targets}",
         f"Teacher     {count_text(size.total)} parameters, {recipe.teacher.quantization}: about "
@@ -222,19 +223,21 @@ def plan_text(plan: DumpPlan, recipe: Recipe) -> str:
     ]
     if demand.missing_answers:
         lines.append(
-            f"            {demand.missing_answers:,} samples have no answer: the teacher's own are counted at their longest, "
-            f"{recipe.cache.generate_max_tokens} tokens, and the time to generate them is not"
+            f"            {counted(demand.missing_answers, 'sample has', 'samples have')} no answer: the teacher's own are counted "
+            f"at their longest, {recipe.cache.generate_max_tokens} tokens, and the time to generate them is not"
         )
     if demand.too_long:
         lines.append(
-            f"            {demand.too_long:,} samples are too long: the teacher takes {plan.longest_teacher:,} tokens"
+            f"            {counted(demand.too_long, 'sample is', 'samples are')} too long: the teacher takes "
+            f"{plan.longest_teacher:,} tokens"
             + ("" if recipe.cache.targets == "exact" else f", the student {plan.longest_student:,}")
             + f" (data.max_length, max_position_embeddings): {', '.join(demand.first_too_long)}"
             + (", ..." if demand.too_long > len(demand.first_too_long) else "")
         )
     if demand.unreadable:
         lines.append(
-            f"            {demand.unreadable:,} samples cannot be used and are skipped: firstsight data check names each"
+            f"            {counted(demand.unreadable, 'sample cannot be used and is', 'samples cannot be used and are')} skipped: "
+            "firstsight data check names each"
         )
     lines += [f"            {note}" for note in demand.notes]
     lines += [

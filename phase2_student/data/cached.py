@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from firstsight.data.samples import Sample
 from firstsight.errors import AlignmentError, DataError
@@ -24,12 +23,14 @@ from firstsight.prompting import Encoded, Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Batch, Collator, Item
 from phase2_student.data.contract import check_tail
+from phase2_student.data.usable import usable
 from phase2_student.loss.targets import CoordinateTargets, ShapedTargets, StoredTargets
 from storage.exact import ExactCache, open_any_cache
 from storage.reader import Cache, CommittedCache
 from storage.targets import SampleTargets, Targets, Turn
 from storage.targets import ShapedTargets as CachedShape
 from storage.temperature import at_temperature
+from storage.wording import counted
 
 
 def open_recipe_cache(recipe: Recipe) -> Cache | ExactCache:
@@ -45,6 +46,7 @@ class CacheSource:
         prompter: the student's.
         temperature: of the targets, within the cache's nodes.
         tail: of the recipe's loss; None: the shape of the tail where the cache has one.
+        skip: leave out samples that do not fit this student (`cache.on_error`).
         progress: show a bar while targets are compared.
     """
 
@@ -57,11 +59,13 @@ class CacheSource:
         *,
         temperature: float,
         tail: str | None = None,
+        skip: bool = False,
         progress: bool = False,
     ) -> None:
         self.cache = cache
         self.prompter = prompter
         self.temperature = temperature
+        self.skip = skip
         self.progress = progress
         self.entries: int | None = cache.spec["top_k"]
         self.tail_rank = cache.tail_rank if tail in (None, "shape") else 0
@@ -74,6 +78,7 @@ class CacheSource:
             self.prompter,
             temperature=recipe.loss.temperature,
             tail=recipe.loss.tail,
+            skip=self.skip,
             progress=self.progress,
         )
 
@@ -83,7 +88,9 @@ class CacheSource:
 
     def dataset(self, samples: Sequence[Sample]) -> CachedDataset:
         """Samples with their targets; raises what `CachedDataset` does."""
-        return CachedDataset(samples, self.prompter, self.cache, temperature=self.temperature, progress=self.progress)
+        return CachedDataset(
+            samples, self.prompter, self.cache, temperature=self.temperature, skip=self.skip, progress=self.progress
+        )
 
     def reused(self, dataset: CachedDataset) -> CachedDataset:
         """A dataset of this cache at this temperature, checked already; TemperatureOutOfRange."""
@@ -122,6 +129,10 @@ def join_stored(items: Sequence[Item[StoredTargets]]) -> StoredTargets:
     return type(parts[0]).joined(parts)
 
 
+NOT_BY_THE_DUMP = " (not skipped by the dump, but for this student: cache.on_error)"
+"""Behind the reason of a sample that the dump took."""
+
+
 def samples_with_targets(
     samples: Sequence[Sample], cache: CommittedCache[Any]
 ) -> tuple[list[tuple[str, Sample]], list[str]]:
@@ -136,15 +147,15 @@ def samples_with_targets(
     if missing:
         names = ", ".join(sample.place for sample in missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{len(missing)} of {len(rows)} samples have no targets in {cache.location} ({names}): new or edited since "
-            "the dump; run fs-teacher dump with this recipe"
+            f"{len(missing):,} of {counted(len(rows), 'sample')} {'has' if len(missing) == 1 else 'have'} no targets in "
+            f"{cache.location} ({names}): new or edited since the dump; run fs-teacher dump with this recipe"
         )
     found = [(key, sample) for key, sample in rows if key in cache]
     if rows and not found:  # a mean over nothing would be the best loss of any run
         key, sample = rows[0]
         raise DataError(
-            f"the dump skipped all {len(rows)} samples of {sample.place.rpartition(':')[0]} ({skipped[key]}); repair the data and dump "
-            "again"
+            f"the dump skipped {'the only sample' if len(rows) == 1 else f'all {len(rows):,} samples'} of "
+            f"{sample.place.rpartition(':')[0]} ({skipped[key]}); repair the data and dump again"
         )
     return found, [skipped[key] for key, _ in rows if key not in cache]
 
@@ -157,34 +168,44 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         prompter: the student's.
         cache: opened.
         temperature: within the cache's nodes.
+        skip: leave out, and name, samples of which the cache holds other tokens, or that are too long; else they are an error.
         progress: show a bar while the targets are compared.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run; none that the dump did not skip; one
-            that is too long.
+        DataError: samples that the cache does not hold: how many, which, and what to run; none that can be learned from; one that
+            is too long.
         AlignmentError: target ids that differ from the student's own tokens of the answer, with the position.
         TemperatureOutOfRange: the cache has no tail mass for this temperature.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], prompter: Prompter, cache: Cache, *, temperature: float, progress: bool = False
+        self,
+        samples: Sequence[Sample],
+        prompter: Prompter,
+        cache: Cache,
+        *,
+        temperature: float,
+        skip: bool = False,
+        progress: bool = False,
     ) -> None:
-        found, skipped = samples_with_targets(samples, cache)
-        self.samples = found
-        self.skipped: Sequence[str] = skipped
         self.prompter = prompter
         self.cache = cache
         self.temperature = temperature
-        self._lengths: list[int] = []
         # what stands in a hard-only row, whose stored ids are all zero: the loss takes distinct shared ids
         self._any_ids = cache.shared_mask().nonzero()[0][: cache.top_k].astype(np.int64)
-        for key, sample in tqdm(
-            self.samples, desc="checking targets", unit=" sample", disable=not progress, leave=False
-        ):
+
+        def judge(key: str, sample: Sample) -> int:
             targets = cache[key]
             self._check(sample, targets)
-            self._lengths.append(prompter.prompt_tokens(sample)[0] + len(targets.targets))
-            prompter.check_length(sample, self._lengths[-1])
+            length = prompter.prompt_tokens(sample)[0] + len(targets.targets)
+            prompter.check_length(sample, length)
+            return length
+
+        rows, skipped = samples_with_targets(samples, cache)
+        known = usable(rows, judge, skip=skip, progress=progress, note=NOT_BY_THE_DUMP)
+        self.samples = known.samples
+        self.skipped: Sequence[str] = [*skipped, *known.skipped]
+        self._lengths = known.lengths
         if self.samples:  # is the temperature within the nodes?
             self._at_temperature(cache[self.samples[0][0]].targets)
 
@@ -241,7 +262,7 @@ class CachedDataset(Dataset[Item[StoredTargets]]):
         turns = cached.all_turns()
         if len(turns) != self.prompter.turn_count(sample):
             raise AlignmentError(
-                f"{sample.place}: sample {sample.id!r}: it has {self.prompter.turn_count(sample)} answers, the cache holds "
+                f"{sample.place}: sample {sample.id!r}: it has {counted(self.prompter.turn_count(sample), 'answer')}, the cache holds "
                 f"{len(turns)}; the cache was made with another data.turns: dump again"
             )
         stored = _by_turn(cached.targets.target_ids, turns)

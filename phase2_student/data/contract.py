@@ -13,10 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 from firstsight.errors import RecipeError
-from firstsight.identity import student_identity
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
-from firstsight.stated import Compared, stated
+from firstsight.stated import Compared, stated, student_stated
 from storage.canonical import normalised
 from storage.errors import SpecMismatch
 from storage.exact import ExactCache
@@ -37,21 +36,23 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
         SpecMismatch: with every difference.
         RecipeError: a key of the loss that does not go with the kind of the cache.
     """
-    if isinstance(cache, ExactCache):  # of teacher and data alone
-        _refuse(cache, _stated(recipe, cache))
+    check_made_for(recipe, cache, prompter, rows)
+    if isinstance(cache, ExactCache):
         check_loss(recipe, f"{cache.location} holds")
-        return
-    spec = cache.spec
-    own: dict[str, Any] = {"vocabulary_size": rows}
-    own.update({f"student.{name}": value for name, value in student_identity(prompter).items()})
-    cached = {
-        "vocabulary_size": spec["vocabulary_size"],
-        **{f"student.{k}": v for k, v in spec.get("student", {}).items()},
-    }
-    absent = SpecMismatch.ABSENT
-    differences = [(name, cached.get(name, absent), own.get(name, absent)) for name in {**own, **cached}]
-    _refuse(cache, [*differences, *_stated(recipe, cache)])
-    check_tail(recipe, cache)
+    else:
+        check_tail(recipe, cache)
+
+
+def check_made_for(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> None:
+    """Compare a cache with what a recipe states of the dump, and with a student, the recipe's or another. SpecMismatch.
+
+    An exact cache is of teacher and data alone. The other arguments are those of `check_cache`.
+    """
+    compared = _stated(recipe, cache)
+    if not isinstance(cache, ExactCache):
+        size = ("vocabulary_size", cache.spec["vocabulary_size"], rows)
+        compared = [size, *student_stated(cache.spec, prompter), *compared]
+    _refuse(cache, compared)
 
 
 def check_tail(recipe: Recipe, cache: Cache) -> None:
@@ -77,11 +78,6 @@ def check_loss(recipe: Recipe, source: str) -> None:
         raise RecipeError(
             f"loss.tail: {source} whole distributions, in which no entry is left over; remove the key, which is for top_k caches"
         )
-
-
-def check_teacher(recipe: Recipe, cache: Cache | ExactCache) -> None:
-    """The part of `check_cache` that is not the student's; SpecMismatch."""
-    _refuse(cache, _stated(recipe, cache))
 
 
 def _refuse(cache: Cache | ExactCache, compared: list[Compared]) -> None:

@@ -20,21 +20,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from firstsight.answer_alignment import AnswerAlignment, TeacherTokens
 from firstsight.data.samples import Sample
-from firstsight.errors import AlignmentError, DataError, TargetError
+from firstsight.errors import AlignmentError, TargetError
 from firstsight.models.teacher_head import SharedHead, floats
 from firstsight.prompting import Encoded, Prompter
 from firstsight.recipe import Recipe
 from firstsight.vocabulary import VocabularyAlignment
 from phase2_student.data.batch import Batch, Collator, Item
-from phase2_student.data.cached import samples_with_targets
+from phase2_student.data.cached import NOT_BY_THE_DUMP, samples_with_targets
 from phase2_student.data.contract import check_loss
+from phase2_student.data.usable import usable
 from phase2_student.loss.targets import PositionTargets, TeacherTargets
 from storage.exact import ExactCache
 from storage.targets import Turn
+from storage.wording import counted
 
 # P answer positions of a sample, N of a batch, D hidden size of the teacher
 
@@ -199,8 +200,8 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         progress: show a bar while the answers are compared.
 
     Raises:
-        DataError: samples that the cache does not hold: how many, which, and what to run; none that the dump did not skip; one
-            that is too long.
+        DataError: samples that the cache does not hold: how many, which, and what to run; none that can be learned from; one that
+            is too long.
         AlignmentError: an answer that the stored tokens do not spell.
         TargetError: no answer position has a soft target.
     """
@@ -218,31 +219,26 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         self.prompter = prompter
         self.cache = cache
         self.answers = answers
-        self.samples: list[tuple[str, Sample]] = []
-        self._lengths: list[int] = []
         positions = soft = 0
-        known, skipped = samples_with_targets(samples, cache)
-        for key, sample in tqdm(known, desc="checking targets", unit=" sample", disable=not progress, leave=False):
-            try:
-                found = self._answer(key, sample)
-                length = prompter.prompt_tokens(sample)[0] + len(found.rows)
-                prompter.check_length(sample, length)
-            except (AlignmentError, DataError) as error:  # the dump knew no student
-                if not skip:
-                    raise
-                skipped.append(f"{error} (not skipped by the dump, but for this student: cache.on_error)")
-                continue
-            self.samples.append((key, sample))
+        rows, skipped = samples_with_targets(samples, cache)
+
+        def judge(key: str, sample: Sample) -> int:
+            nonlocal positions, soft
+            found = self._answer(key, sample)
+            length = prompter.prompt_tokens(sample)[0] + len(found.rows)
+            prompter.check_length(sample, length)
             positions += len(found.rows)
             soft += int((found.rows >= 0).sum())
-            self._lengths.append(length)
-        self.skipped: Sequence[str] = skipped
-        if known and not self.samples:
-            raise DataError(f"none of the {len(samples):,} samples can be learned from; the first: {skipped[0]}")
-        if known and not soft:
+            return length
+
+        known = usable(rows, judge, skip=skip, progress=progress, note=NOT_BY_THE_DUMP)
+        self.samples = known.samples
+        self.skipped: Sequence[str] = [*skipped, *known.skipped]
+        self._lengths = known.lengths
+        if rows and not soft:
             raise TargetError(
-                f"{cache.location}: none of the {positions:,} answer positions has a soft target for this student: the two "
-                "tokenizers never stand at the same byte, or its tokens are not the teacher's"
+                f"{cache.location}: no answer position of {positions:,} has a soft target for this student: the two tokenizers "
+                "never stand at the same byte, or its tokens are not the teacher's"
             )
 
     def __len__(self) -> int:
@@ -281,7 +277,8 @@ class ExactDataset(Dataset[Item[StateTargets]]):
         try:
             if len(turns) != count:
                 raise AlignmentError(
-                    f"it has {count} answers, the cache holds {len(turns)}; the cache was made with another data.turns: dump again"
+                    f"it has {counted(count, 'answer')}, the cache holds {len(turns)}; the cache was made with another data.turns: "
+                    "dump again"
                 )
             parts = []
             start = 0

@@ -11,6 +11,7 @@ on a cache; only the targets differ.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,9 @@ from firstsight.prompting import Encoded, answer_index, collate
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Batch, Collator, Item
 from phase2_student.data.contract import check_loss
+from phase2_student.data.usable import usable
 from phase2_student.loss.targets import PositionTargets, TeacherTargets
+from storage.wording import counted
 
 # P answer positions of a sample, N of a batch, M of them with soft targets, D hidden size of the teacher
 
@@ -65,21 +68,24 @@ class TeacherSource:
     Args:
         recipe: of the run.
         pair: of teacher and student.
+        progress: show a bar while samples are checked.
     """
 
     note = "the teacher in memory"
     entries: int | None = None
     tail_rank = 0
 
-    def __init__(self, recipe: Recipe, pair: Pair) -> None:
+    def __init__(self, recipe: Recipe, pair: Pair, *, progress: bool = False) -> None:
         self.recipe = recipe
         self.pair = pair
+        self.progress = progress
         self.prompter = pair.student
+        self.skip = recipe.cache.on_error == "skip"
 
     def at(self, recipe: Recipe) -> TeacherSource:
         """The same teacher for a recipe with another loss. RecipeError: a key of the loss that does not go with it."""
         check_loss(recipe, "the teacher in memory gives")
-        return TeacherSource(recipe, self.pair)
+        return TeacherSource(recipe, self.pair, progress=self.progress)
 
     def shared_mask(self) -> NDArray[np.bool_]:
         """Rows of the student's head that the teacher's vocabulary has, too: bool [V]."""
@@ -87,7 +93,7 @@ class TeacherSource:
 
     def dataset(self, samples: Sequence[Sample]) -> OnlineDataset:
         """Samples with the teacher's inputs; raises what `OnlineDataset` does."""
-        return OnlineDataset(samples, self.pair)
+        return OnlineDataset(samples, self.pair, skip=self.skip, progress=self.progress)
 
     def reused(self, dataset: OnlineDataset) -> OnlineDataset:
         """The dataset itself: it has no temperature."""
@@ -128,7 +134,7 @@ class TeacherSource:
         model = load_teacher(self.pair.directory, section)
         head = model.get_output_embeddings()
         teacher_head = TeacherHead(head.weight, getattr(head, "bias", None), self.pair.alignment)
-        teacher = OnlineTeacher(model, teacher_head, self.recipe.loss.temperature)
+        teacher = OnlineTeacher(model, teacher_head, self.recipe.loss.temperature, skip=self.skip)
         return lambda batch: teacher.complete(batch.to(device))
 
 
@@ -139,26 +145,53 @@ class OnlineTeacher:
         model: of transformers, with a head.
         head: its head on the shared ids.
         temperature: of the targets that it gives.
+        skip: a sample whose states are not finite gets no weight, and is named; else it is an error.
     """
 
-    def __init__(self, model: Any, head: TeacherHead, temperature: float) -> None:
+    def __init__(self, model: Any, head: TeacherHead, temperature: float, *, skip: bool = False) -> None:
         self.model = model
         self.head = head
         self.temperature = temperature
+        self.skip = skip
         self._checked = False
+        self._named: set[str] = set()
 
     def complete(self, batch: Batch[TeacherInputs]) -> Batch[TeacherTargets]:
-        """The batch with the teacher's states in the place of its inputs; TargetError where they are not finite."""
+        """The batch with the teacher's states in the place of its inputs.
+
+        Raises:
+            TargetError: states that are not finite, with the names of the samples, unless these are skipped.
+        """
         seen = batch.targets
+        states_ND = self.states(seen)
+        finite_N = states_ND.isfinite().all(dim=1)
+        soft_N, hard_N = seen.soft_N, seen.hard_N
+        if not finite_N.all():
+            rows_N = batch.answer_rows.to(finite_N.device)
+            rows = torch.unique(rows_N[~finite_N])
+            self._leave_out([batch.names[row] for row in rows.tolist()])
+            kept_N = ~torch.isin(rows_N, rows)
+            states_ND = states_ND.masked_fill(~kept_N[:, None], 0.0)
+            soft_N, hard_N = soft_N & kept_N.to(soft_N.device), hard_N & kept_N.to(hard_N.device)
         targets = TeacherTargets(
-            states_ND=self.states(seen),
+            states_ND=states_ND,
             head=self.head,
             temperature=self.temperature,
             target_ids_N=seen.target_ids_N,
-            soft_N=seen.soft_N,
-            hard_N=seen.hard_N,
+            soft_N=soft_N,
+            hard_N=hard_N,
         )
         return batch.with_targets(targets)
+
+    def _leave_out(self, names: Sequence[str]) -> None:
+        """Name samples that get no weight, each once; TargetError where none is skipped."""
+        said = "the teacher's hidden states are not finite"
+        if not self.skip:
+            raise TargetError(f"{said} on {', '.join(names)}; try teacher.dtype: bfloat16, or set cache.on_error: skip")
+        for name in names:
+            if name not in self._named:
+                self._named.add(name)
+                print(f"sample {name!r} is left out (cache.on_error: skip): {said}", file=sys.stderr, flush=True)
 
     @torch.no_grad()
     def states(self, seen: TeacherInputs) -> Tensor:
@@ -169,10 +202,8 @@ class OnlineTeacher:
             moved = {name: tensor.to(self.model.device) for name, tensor in seen.inputs.items()}
             if not self._checked:
                 self._self_check(moved)
-            found_MD = backbone_states(self.model, moved, seen.rows_M, seen.columns_M).to(states_ND)
-            if not found_MD.isfinite().all():
-                raise TargetError("the teacher's hidden states are not finite; try teacher.dtype: bfloat16")
-            states_ND[seen.soft_N.to(states_ND.device)] = found_MD
+            found_MD = backbone_states(self.model, moved, seen.rows_M, seen.columns_M)
+            states_ND[seen.soft_N.to(states_ND.device)] = found_MD.to(states_ND)
         return states_ND
 
     def _self_check(self, inputs: dict[str, Tensor]) -> None:
@@ -188,25 +219,33 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
     Args:
         samples: of one data file; each with an answer.
         pair: of teacher and student.
+        skip: leave out, and name, samples that one of the models cannot take; else they are an error.
+        progress: show a bar while they are checked: every picture is made an input once.
 
     Raises:
-        DataError: samples without an answer, or too long for one of the models.
+        DataError: samples without an answer; one that a model cannot take; none that can be taken.
     """
 
-    skipped: Sequence[str] = ()
-
-    def __init__(self, samples: Sequence[Sample], pair: Pair) -> None:
+    def __init__(self, samples: Sequence[Sample], pair: Pair, *, skip: bool = False, progress: bool = False) -> None:
         unanswered = [sample.place for sample in samples if sample.answer is None]
         if unanswered:
             raise DataError(
-                f"{len(unanswered)} samples have no answer ({', '.join(unanswered[:5])}): online training cannot let the teacher "
-                "answer; add answers, or dump with cache.generate_missing: true and train on the cache"
+                f"{counted(len(unanswered), 'sample has', 'samples have')} no answer ({', '.join(unanswered[:5])}): online training "
+                "cannot let the teacher answer; add answers, or dump with cache.generate_missing: true and train on the cache"
             )
-        self.samples = [(sample.key, sample) for sample in samples]
         self.pair = pair
-        for _, sample in self.samples:
+        self._seen: set[tuple[str, ...]] = set()
+
+        def judge(_key: str, sample: Sample) -> int:
             pair.check(sample)
-        self._lengths = [pair.student.sample_tokens(sample) for _, sample in self.samples]
+            self._check_pictures(sample)
+            return pair.student.sample_tokens(sample)
+
+        rows = [(sample.key, sample) for sample in samples]
+        found = usable(rows, judge, skip=skip, progress=progress, label="checking samples")
+        self.samples = found.samples
+        self.skipped: Sequence[str] = found.skipped
+        self._lengths = found.lengths
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -223,6 +262,14 @@ class OnlineDataset(Dataset[Item[TeacherView]]):
             raise AlignmentError(f"{sample.place}: sample {sample.id!r}: {error}") from None
         view = TeacherView(encoded=teacher, rows=torch.from_numpy(rows))
         return Item(name=sample.id, encoded=student, targets=view)
+
+    def _check_pictures(self, sample: Sample) -> None:
+        """Raise DataError for pictures that cannot be read, or that a model's processor refuses; equal ones are made once."""
+        marks = sample.image_marks
+        if marks and marks not in self._seen:
+            for prompter in (self.pair.student,) if self.pair.same_inputs else (self.pair.teacher, self.pair.student):
+                prompter.opened_pictures(sample)
+            self._seen.add(marks)
 
     def lengths(self) -> list[int]:
         """Tokens of every sample for the student, prompt, images and answer; no image is decoded."""

@@ -114,7 +114,7 @@ def open_source(recipe: Recipe, directory: Path, *, online: bool, progress: bool
     """
     if online:
         check_loss(recipe, "the teacher in memory gives")
-        return TeacherSource(recipe, load_pair(recipe))
+        return TeacherSource(recipe, load_pair(recipe), progress=progress)
     cache = open_recipe_cache(recipe)
     prompter = load_prompter(directory, recipe.student, recipe.data, turns=cached_turns(cache.spec))
     return source_of(recipe, cache, prompter, head_rows(load_config(directory, recipe.student)), progress=progress)
@@ -137,8 +137,42 @@ def source_of(
         CacheError: the cache of another teacher or student.
     """
     check_cache(recipe, cache, prompter, rows)
-    temperature = recipe.loss.temperature
+    return source_at(
+        cache,
+        prompter,
+        rows,
+        temperature=recipe.loss.temperature,
+        tail=recipe.loss.tail,
+        skip=recipe.cache.on_error == "skip",
+        progress=progress,
+    )
+
+
+def source_at(
+    cache: Cache | ExactCache,
+    prompter: Prompter,
+    rows: int,
+    *,
+    temperature: float,
+    tail: str | None = None,
+    skip: bool = False,
+    progress: bool = False,
+) -> TargetSource:
+    """The source of a cache of either kind, compared with nothing.
+
+    Args:
+        cache: opened.
+        prompter: the student's.
+        rows: of the student's head.
+        temperature: of the targets.
+        tail: of a recipe's loss, for a top_k cache.
+        skip: leave out samples that do not fit the student.
+        progress: show bars.
+
+    Raises:
+        AlignmentError: the teacher of an exact cache and the student share no token.
+        CacheError: the token table of an exact cache cannot be read.
+    """
     if isinstance(cache, ExactCache):
-        skip = recipe.cache.on_error == "skip"
         return ExactSource(cache, prompter, rows=rows, temperature=temperature, skip=skip, progress=progress)
-    return CacheSource(cache, prompter, temperature=temperature, tail=recipe.loss.tail, progress=progress)
+    return CacheSource(cache, prompter, temperature=temperature, tail=tail, skip=skip, progress=progress)

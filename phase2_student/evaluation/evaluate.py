@@ -37,7 +37,7 @@ from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.evaluation.measure.power import EnergyMeter
 from phase2_student.evaluation.measure.timing import Stopwatch, Timing, throughput
 from phase2_student.evaluation.metrics.answer_metrics import ANLS_THRESHOLD
-from phase2_student.evaluation.metrics.distance import add_distance, cache_digest, cache_kind
+from phase2_student.evaluation.metrics.distance import TeacherCache, add_distance
 from phase2_student.evaluation.metrics.scores import RESAMPLES, grouped_scores
 from phase2_student.evaluation.results import (
     AnswerRecord,
@@ -105,7 +105,8 @@ def evaluate(
     prompters = {(c.directory, c.section.max_pixels, c.data.system_prompt): c.prompter for c in candidates}
     samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
     asked = [each for sample in samples for each in (sample.asked() if recipe.data.turns == "all" else [sample])]
-    shared = _shared_identity(recipe, samples, settings)
+    cache = TeacherCache.of_recipe(recipe)
+    shared = _shared_identity(recipe, samples, settings, cache.digest)
     models = []
     for candidate in candidates:
         identity = digest_of({**shared, "model": candidate.identity()})
@@ -113,7 +114,7 @@ def evaluate(
         result = None if fresh else _kept(path, identity)
         if result is None:
             try:
-                result = _measure(recipe, candidate, samples, asked, settings, progress)
+                result = _measure(recipe, candidate, cache, samples, asked, settings, progress)
             except torch.OutOfMemoryError:
                 raise ModelError(
                     f"{candidate.name}: does not fit into the memory of {device_name()}; lower max_pixels in the recipe, or use a "
@@ -170,6 +171,7 @@ class _Answered:
 def _measure(
     recipe: Recipe,
     candidate: Candidate,
+    cache: TeacherCache,
     samples: list[Sample],
     asked: list[Sample],
     settings: Settings,
@@ -181,7 +183,7 @@ def _measure(
     reading the files from the disk.
     """
     prompter = candidate.prompter()
-    answered = _answers(recipe, candidate, prompter, samples, asked, settings, progress)
+    answered = _answers(recipe, candidate, cache, prompter, samples, asked, settings, progress)
     _release_memory()
     with PeakMemory() as memory:
         loaded = load(candidate)
@@ -209,7 +211,7 @@ def _measure(
             "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
-        distance_targets=None if candidate.role == "teacher" or answered.distance_unknown else cache_kind(recipe),
+        distance_targets=None if candidate.role == "teacher" or answered.distance_unknown else cache.kind,
         preprocessing=InputSettings(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,
@@ -225,6 +227,7 @@ def _measure(
 def _answers(
     recipe: Recipe,
     candidate: Candidate,
+    cache: TeacherCache,
     prompter: Prompter,
     samples: list[Sample],
     asked: list[Sample],
@@ -252,7 +255,7 @@ def _answers(
         )
         unknown = None
         if candidate.role == "student":
-            unknown = add_distance(recipe, model, prompter, samples, records, batch_size=settings.batch_size)
+            unknown = add_distance(recipe, cache, model, prompter, samples, records, batch_size=settings.batch_size)
     except torch.OutOfMemoryError:
         raise ModelError(
             f"{candidate.name}: out of memory on {device_name()} with {settings.batch_size} answers at once; give a smaller "
@@ -290,7 +293,9 @@ def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tok
     return [prompter.answer_text(each) for each in ids]
 
 
-def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settings) -> dict[str, object]:
+def _shared_identity(
+    recipe: Recipe, samples: Sequence[Sample], settings: Settings, cache: str | None
+) -> dict[str, object]:
     """What every result of this evaluation depends on besides the model."""
     return {
         "version": _VERSION,
@@ -298,7 +303,7 @@ def _shared_identity(recipe: Recipe, samples: Sequence[Sample], settings: Settin
         "data": [[s.key, s.id, s.category, s.environment, s.options, s.truths] for s in samples],
         "turns": recipe.data.turns,
         "max_length": recipe.data.max_length,
-        "cache": cache_digest(recipe),
+        "cache": cache,
         "device": device_name(),
         "versions": [version(package) for package in _PACKAGES],
     }

@@ -13,6 +13,7 @@ from firstsight.models.loading import default_device, load_quantized, load_stude
 from firstsight.models.quantization import stored_quantization
 from firstsight.recipe import StudentSection, TeacherSection
 from phase2_student.evaluation.candidates import Candidate
+from storage.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +55,8 @@ def load_for_answers(directory: Path, section: StudentSection) -> tuple[Any, str
 
 def device_name() -> str:
     """The GPU's name, or the number of threads of the CPU."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {counted(torch.get_num_threads(), 'thread')}"
+    )

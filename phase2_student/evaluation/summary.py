@@ -14,6 +14,7 @@ import numpy as np
 from phase2_student.evaluation.metrics.intervals import paired_bootstrap
 from phase2_student.evaluation.metrics.scores import agreement, kl_per_token
 from phase2_student.evaluation.results import Concurrency, Evaluation, InputSettings, ModelResult, Score
+from storage.wording import counted
 
 _METRICS = {
     "exact": "exact match",
@@ -171,7 +172,8 @@ def sample_lines(evaluation: Evaluation) -> list[str]:
     data, lines = evaluation.data, list[str]()
     if data.rows is not None and data.rows < data.samples:
         lines.append(
-            f"{data.samples:,} answers of {data.rows:,} rows: each is asked for by itself, given the true history before it."
+            f"{counted(data.samples, 'answer')} of {counted(data.rows, 'row')}: each is asked for by itself, given the true history "
+            "before it."
         )
     if data.answered == 0:
         lines.append(
@@ -179,17 +181,18 @@ def sample_lines(evaluation: Evaluation) -> list[str]:
             "latency."
         )
     elif data.answered is not None and data.answered < data.samples:
-        lines.append(f"Scores over the {data.answered:,} samples of {data.samples:,} that have a true answer.")
+        lines.append(f"Scores over {counted(data.answered, 'sample')} of {data.samples:,} with a true answer.")
     if data.skipped:
         lines.append(
-            f"{len(data.skipped):,} samples were skipped (cache.on_error: skip): {'; '.join(data.skipped[:_SHOWN])}"
+            f"{counted(len(data.skipped), 'sample was', 'samples were')} skipped (cache.on_error: skip): {'; '.join(data.skipped[:_SHOWN])}"
             f"{'; ...' if len(data.skipped) > _SHOWN else ''}"
         )
     for model in evaluation.models:
         known = sum(record.soft_positions is not None for record in model.samples)
         if 0 < known < len(model.samples):
             lines.append(
-                f"{model.name}: KL and agreement over {known:,} of {len(model.samples):,} samples; the cache has no targets of the others."
+                f"{model.name}: KL and agreement over {known:,} of {len(model.samples):,} samples; the cache has no targets of the "
+                "others, or none that fit."
             )
     return lines
 
@@ -313,13 +316,13 @@ def _notes(evaluation: Evaluation) -> list[str]:
     again = f", {settings.repetitions} times" if settings.repetitions > 1 else ""
     unknown = dict.fromkeys(model.distance_unknown for model in evaluation.models if model.distance_unknown)
     return [
-        f"{data.samples:,} samples of {data.file}, {settings.batch_size} answered at once, on {settings.device}; in brackets "
+        f"{counted(data.samples, 'sample')} of {data.file}, {settings.batch_size} answered at once, on {settings.device}; in brackets "
         "95 % intervals: Wilson's for shares, else by bootstrap.",
         *_counts_line(evaluation.models),
         *sample_lines(evaluation),
         *preprocessing_lines(evaluation.models),
-        f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {timed} answers{again} after {settings.warm_up} of "
-        "warm-up;",
+        f"Latency, memory, samples/s and tokens/s at batch 1, files to text, over {counted(timed, 'answer')}{again} after "
+        f"{settings.warm_up} of warm-up;",
         f"larger batches over {settings.requests} answers or more. Each user asks again once answered; waiting requests are answered as "
         "one batch.",
         f"Confidence: geometric mean of the tokens' probabilities. KL over the {_distance_text(evaluation)} at T = 1.",

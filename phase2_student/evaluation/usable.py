@@ -10,12 +10,13 @@ from firstsight.data.samples import Sample, load_samples
 from firstsight.errors import DataError
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
+from storage.wording import counted
 
 
 def usable_samples(
     recipe: Recipe, prompters: Sequence[Prompter], *, limit: int | None, progress: bool
 ) -> tuple[list[Sample], list[str]]:
-    """The validation samples that can be made inputs, and why each of the others cannot. Every image is decoded once.
+    """The validation samples that can be made inputs, and why each of the others cannot: every image is made one of each model.
 
     Args:
         recipe: of the evaluation.
@@ -35,9 +36,12 @@ def usable_samples(
         if len(taken) == limit:
             break
         try:
-            sample.open_images()
             for prompter in prompters:
                 prompter.check_length(sample, prompter.sample_tokens(sample))
+                if sample.images:
+                    prompter.opened_pictures(sample)
+                for asked in sample.asked() if recipe.data.turns == "all" else ():
+                    prompter.prompt_text(asked)
         except DataError as error:
             if recipe.cache.on_error == "stop":
                 raise DataError(f"{error}; or leave such samples out: cache.on_error: skip") from None
@@ -45,5 +49,5 @@ def usable_samples(
             continue
         taken.append(sample)
     if not taken:
-        raise DataError(f"{source}: none of its {len(skipped):,} samples can be used; the first: {skipped[0]}")
+        raise DataError(f"{source}: none of its {counted(len(skipped), 'sample')} can be used; the first: {skipped[0]}")
     return taken, skipped

@@ -24,8 +24,7 @@ from storage.format.base import EXACT
 from storage.format.head_table import BITS
 from storage.reader import read_root
 from storage.store import open_store
-
-_UNREADABLE = "{:,} samples cannot be used and are skipped: firstsight data check names each"
+from storage.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +202,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         notes=tuple(
             filter(
                 None,
-                [*summary.notes(), _UNREADABLE.format(unreadable) if unreadable else None, validation_note(recipe)],
+                [*summary.notes(), _unreadable(unreadable), validation_note(recipe)],
             )
         ),
         micro_batch=size,
@@ -213,6 +212,11 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         steps=steps,
         epochs=steps / max(1, steps_per_epoch),
     )
+
+
+def _unreadable(count: int) -> str | None:
+    said = counted(count, "sample cannot be used and is", "samples cannot be used and are")
+    return f"{said} skipped: firstsight data check names each" if count else None
 
 
 def padding_share(lengths: list[int], batches: GlobalBatches) -> float:
@@ -233,9 +237,9 @@ def plan_text(plan: TrainingPlan) -> str:
     lines = [
         f"Samples     {work.samples:,} to train on, {work.validation_samples:,} to validate",
         *(f"            {note}" for note in work.notes),
-        f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them positions of {work.answers:,} answers; "
+        f"Tokens      {work.tokens:,} per epoch, {work.positions:,} of them positions of {counted(work.answers, 'answer')}; "
         f"padding adds {work.padding:.1%}; longest sample {work.longest:,}"
-        + (f"; {work.too_long:,} are too long" if work.too_long else ""),
+        + (f"; {counted(work.too_long, 'is', 'are')} too long" if work.too_long else ""),
         f"Steps       {work.steps_per_epoch:,} per epoch, {work.steps:,} in {work.epochs:g} epochs, of {work.global_batch} "
         f"samples: micro-batches of {work.micro_batch}{on}",
         f"Student     {count_text(shape.trained + shape.frozen)} parameters, {count_text(shape.trained)} of them trained; "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from phase2_student.runs.lineage import CacheFacts
 from phase2_student.runs.records import Run
+from storage.wording import counted
 
 
 def is_online(run: Run) -> bool:
@@ -39,7 +40,7 @@ def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[CostRow]:
         size = f"{status.bytes / 1e6:,.1f} MB, {status.bytes_per_position or 0:.1f} bytes per position"
         if status.head_bytes:
             size += f", and {status.head_bytes / 1e6:,.1f} MB once for the head"
-        note = f"{status.samples:,} samples, {status.positions:,} answer positions; {size}"
+        note = f"{counted(status.samples, 'sample')}, {counted(status.positions, 'answer position')}; {size}"
         rows.append(CostRow(what="dump, once", seconds=cache.seconds, passes=status.samples, note=note))
     for run in runs:
         samples = run.facts.get("train_samples")
@@ -47,7 +48,7 @@ def cost_rows(runs: Sequence[Run], cache: CacheFacts | None) -> list[CostRow]:
         passes: int | None = 0
         if is_online(run):
             passes = None if samples is None or epochs is None else samples * epochs
-        steps = f"{run.history.last_step:,} steps" if run.history.epochs else "no epoch finished"
+        steps = counted(run.history.last_step, "step") if run.history.epochs else "no epoch finished"
         note = steps if epochs is None else f"{epochs} epochs, {steps}"
         what = f"{run.name}, teacher in memory" if is_online(run) else run.name
         rows.append(CostRow(what=what, seconds=run.history.seconds, passes=passes, note=note))
@@ -64,8 +65,9 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
     if cache is not None and passes and all(samples is not None for samples, _ in passes):
         instead = sum(samples * epochs for samples, epochs in passes)
         lines.append(
-            f"{_count_runs(len(soft)).capitalize()} learned from the cache, for which the teacher saw {cache.status.samples:,} samples "
-            f"once. With the teacher in memory the same epochs would have shown it {instead:,} training samples."
+            f"{_count_runs(len(soft)).capitalize()} learned from the cache, for which the teacher saw "
+            f"{counted(cache.status.samples, 'sample')} once. With the teacher in memory the same epochs would have shown it "
+            f"{counted(instead, 'training sample')}."
         )
     if cache is not None and cache.seconds is not None and cached and all(run.history.seconds for run in cached):
         total = sum(run.history.seconds or 0.0 for run in cached)

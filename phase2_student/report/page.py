@@ -21,6 +21,7 @@ from phase2_student.report import charts, figures, gallery
 from phase2_student.report.costs import cost_lines, cost_rows
 from phase2_student.runs.lineage import pair_names, read_cache
 from phase2_student.runs.records import Run, find_runs, read_runs
+from storage.wording import counted
 
 GALLERY = 90
 """Samples in the gallery by default."""
@@ -125,7 +126,8 @@ def _evaluated(
     groups = {"category": figures.by_group(models, "category"), "environment": figures.by_group(models, "environment")}
     cards, missing = gallery.cards(models, gallery.choose(student, shown), series, root)
     if missing:
-        notes.append(f"{missing:,} pictures of the gallery were not found under {root}; give their root with --data.")
+        pictures = counted(missing, "picture of the gallery was", "pictures of the gallery were")
+        notes.append(f"{pictures} not found under {root}; give their root with --data.")
     script = files("phase2_student.report").joinpath("templates/gallery.js").read_text(encoding="utf-8")
     return {
         "models": [
@@ -172,7 +174,7 @@ def _skipped(run: Run) -> str:
     if not count:
         return ""
     why = f": {'; '.join(map(str, first))}{'; ...' if count > len(first) else ''}" if first else ""
-    return f"{run.name}: {count:,} samples were left out (cache.on_error: skip){why}"
+    return f"{run.name}: {counted(count, 'sample was', 'samples were')} left out (cache.on_error: skip){why}"
 
 
 def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, object]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
+from firstsight.errors import FirstSightError
 from phase2_student.data.order import GlobalBatches
 from phase2_student.training.callbacks.signals import leave_interrupts_to_the_main_process
+from storage.errors import CacheError
 
 
 def train_batches(dataset: Any, args: Any) -> GlobalBatches:
@@ -43,12 +47,47 @@ def validation_batches(dataset: Any, args: Any) -> GlobalBatches:
     )
 
 
+class _Handed(Dataset[Any]):
+    """A dataset whose errors of data are items: a worker process would pass on their texts alone, each with a traceback.
+
+    Args:
+        dataset: a `source.SampleDataset`.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (FirstSightError, CacheError) as error:
+            return error
+
+
+def _joined(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+    """The batch of some items, or the first error among them."""
+    return next((item for item in items if isinstance(item, Exception)), None) or collate(items)
+
+
+def checked_batch(batch: Any) -> Any:
+    """A batch of `data_loader`; raises the FirstSightError or CacheError that came in its place."""
+    if isinstance(batch, Exception):
+        raise batch
+    return batch
+
+
 def data_loader(dataset: Any, batches: GlobalBatches, collate: Any, args: Any) -> DataLoader[Any]:
-    """A loader of this process; not prepared by accelerate, which would deal the micro-batches once more."""
+    """A loader of this process; not prepared by accelerate, which would deal the micro-batches once more.
+
+    What it gives goes through `checked_batch`.
+    """
     return DataLoader(
-        dataset,
+        _Handed(dataset),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=partial(_joined, collate),
         num_workers=args.dataloader_num_workers,
         worker_init_fn=leave_interrupts_to_the_main_process,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),

@@ -20,6 +20,7 @@ from phase2_student.loss.objective import Objective
 from phase2_student.runs.run_directory import check_run, run_identity
 from phase2_student.training.arguments import training_arguments, training_defaults
 from phase2_student.training.weights import check_weights, precision_text
+from storage.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,11 @@ class Plan:
             if "turns" not in self.recipe.data.model_fields_set
             else "data.turns: last"
         )
-        return f"{count:,} answers before the last of their rows are only read ({how})" if count else ""
+        return (
+            f"{counted(count, 'answer before the last of its row is', 'answers before the last of their rows are')} only read ({how})"
+            if count
+            else ""
+        )
 
     def identity(self) -> dict[str, Any]:
         """What the weights of the run depend on, by dotted names."""

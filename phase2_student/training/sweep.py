@@ -23,6 +23,7 @@ from phase2_student.runs.lock import RunInUse
 from phase2_student.training.arguments import training_arguments
 from phase2_student.training.prepare import Plan, is_finished, prepare
 from phase2_student.training.train import TrainResult, train
+from storage.wording import counted
 
 VARIED = ("loss", "training", "student")
 """Sections that a grid may vary: the others are what the cache and its samples depend on."""
@@ -57,7 +58,7 @@ class Outcome:
         if not self.result.finished:
             return self.result.stopped_text
         time = f"in {self.result.seconds:.0f} s" if self.result.seconds else "finished before"
-        return f"{self.result.steps:,} steps {time}, {self.result.best_text}"
+        return f"{counted(self.result.steps, 'step')} {time}, {self.result.best_text}"
 
 
 def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[SweepRun]:

@@ -24,7 +24,13 @@ from phase2_student.training.callbacks.history import HistoryCallback
 from phase2_student.training.callbacks.signals import StopOnSignal
 from phase2_student.training.checkpointing import SealingTrainer
 from phase2_student.training.finite import StepGuard
-from phase2_student.training.loaders import EpochOfBatches, data_loader, train_batches, validation_batches
+from phase2_student.training.loaders import (
+    EpochOfBatches,
+    checked_batch,
+    data_loader,
+    train_batches,
+    validation_batches,
+)
 from phase2_student.training.step_figures import StepFigures
 
 
@@ -95,7 +101,7 @@ class DistillationTrainer(SealingTrainer):
         """
         if not batch_samples:
             return None
-        positions = sum(batch.counted() for batch in batch_samples)
+        positions = sum(checked_batch(batch).counted() for batch in batch_samples)
         count = torch.full((), positions, dtype=torch.int64, device=device)  # a copy would wait for the step before
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
@@ -193,7 +199,7 @@ class DistillationTrainer(SealingTrainer):
         model.eval()
         sums = torch.zeros(len(LossTerms._fields), dtype=torch.float64, device=self.args.device)
         for batch in dataloader:
-            prepared = self._prepare_inputs(batch)
+            prepared = self._prepare_inputs(checked_batch(batch))
             with self.compute_loss_context_manager():
                 _, terms = model(batch=prepared, num_items=1)
             sums += torch.stack(list(terms))  # on the device: the host does not wait for each batch

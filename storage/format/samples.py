@@ -12,6 +12,7 @@ from storage.errors import InvalidTargets
 from storage.format.base import DecodeError, SampleRows
 from storage.keys import packed, unpacked
 from storage.targets import StoredSample
+from storage.wording import counted
 
 
 def one_turn(samples: Sequence[StoredSample]) -> None:
@@ -74,7 +75,9 @@ def decode_turns(arrays: Mapping[str, NDArray[Any]], positions: int) -> SampleRo
     offsets = _offsets(samples[:, 0], positions)
     turn_offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(samples[:, 1].astype(np.int64))])
     if turn_offsets[-1] != len(turns) or (samples[:, 1] == 0).any():
-        raise DecodeError("samples", f"its samples have {turn_offsets[-1]:,} turns, but the unit has {len(turns):,}")
+        raise DecodeError(
+            "samples", f"its samples have {counted(turn_offsets[-1], 'turn')}, but the unit has {len(turns):,}"
+        )
     if (turns[:, 1] > 1).any():
         raise DecodeError("turns", "a flag is neither 0 nor 1")
     ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(turns[:, 0].astype(np.int64))])
@@ -94,5 +97,7 @@ def _keys(samples: Sequence[StoredSample]) -> NDArray[np.uint8]:
 def _offsets(lengths: NDArray[np.uint32], positions: int) -> NDArray[np.int64]:
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths.astype(np.int64))])
     if offsets[-1] != positions:
-        raise DecodeError("samples", f"its samples have {offsets[-1]:,} positions, but the unit has {positions:,}")
+        raise DecodeError(
+            "samples", f"its samples have {counted(offsets[-1], 'position')}, but the unit has {positions:,}"
+        )
     return offsets

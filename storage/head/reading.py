@@ -123,12 +123,21 @@ class Head:
             raise self._corrupt(path, f"its size, {len(data):,} bytes, or its sha256 is not the one in head.json")
         return data
 
+    @property
+    def _advice(self) -> str:
+        """What to do without a copy: the teacher makes the head of an exact cache again, and no one the directions of a tail."""
+        if self._sizes.attempts:
+            return (
+                "train with loss.tail: bucket, which does without the tail's shape; for the shape dump to another cache path: "
+                "another head would not be that of the units that are here"
+            )
+        return "remove the directory head and run fs-teacher dump again"
+
     def _corrupt(self, path: str, problem: str) -> CorruptObject:
         where = f"{self._document.prefix}/{path}"
         array = path.split("/")[0] if "/" in path else None
         return CorruptObject(
-            f"{self._store.location}/{where}: {problem}; the head cannot be used: restore the object from a copy, or "
-            "remove the directory head and run fs-teacher dump again",
+            f"{self._store.location}/{where}: {problem}; the head cannot be used: restore the object from a copy, or {self._advice}",
             object=where,
             array=array,
         )

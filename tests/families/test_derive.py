@@ -9,8 +9,11 @@ from checkpoints import build
 from world import fs_teacher, make_world, passes, run
 
 from storage import open_cache
+from storage.exact import open_exact_cache
 from storage.format.v1.arrays import TAIL_STEP, VALUE_STEP
 from storage.maintenance.verify import verify_cache
+from storage.plan import PlannedSample
+from storage.writer import create_cache
 
 # the random teacher answers with line feeds alone; SmolVLM's template has a space before them, the teacher's has not
 GENERATED = {"generate_missing": True, "generate_max_tokens": 6, "on_error": "skip"}
@@ -123,3 +126,23 @@ def test_a_damaged_state_stops_it(world, tmp_path):
     )
     assert refused.exit_code == 2
     assert "state_low/c.0.0" in refused.output
+
+
+def test_units_of_other_samples_are_left_to_whoever_planned_them(world):
+    """A dump of other data into the same cache was interrupted: planned, not committed."""
+    sets = ("--set", "cache.path=shared-with-others.zarr", "--set", "student.model=same")
+    command = ("derive", world / "exact.zarr", "--config", world / "recipe.yaml", "--no-progress", *sets)
+    location = world / "shared-with-others.zarr"
+    writer = create_cache(location, open_cache(world / "dumped-same.zarr").spec)
+    others = [PlannedSample(key=f"{number:064x}", positions=3) for number in range(2)]
+    assert writer.plan(others, unit_positions=2) == 2
+    held = len(open_exact_cache(world / "exact.zarr"))
+    shown = passes(fs_teacher, *command)
+    assert f"has 2 planned units with samples that {world / 'exact.zarr'} does not hold (the first is 0000" in shown
+    assert "run that again" in shown
+    assert len(open_cache(location)) == held
+    assert [unit.name for unit in writer.pending()] == [unit.name for unit in writer.units()[:2]]
+    shown = passes(fs_teacher, *command)
+    assert (
+        f"Nothing to do: {location} holds what {world / 'exact.zarr'} has but for those units, {held} samples." in shown
+    )

@@ -64,7 +64,7 @@ def test_a_text_model_refuses_images_by_sample(tmp_path):
     build("qwen2", tmp_path / "text")
     result = run(fs_teacher, "dump", "--config", recipe, "--no-progress", "--set", "teacher.model=text")
     assert result.exit_code == 2
-    assert "train.jsonl:2: sample 's1' has 1 images, but Qwen2, Qwen2.5 (text) sees none" in result.output
+    assert "train.jsonl:2: sample 's1' has 1 image, but Qwen2, Qwen2.5 (text) sees none" in result.output
 
 
 def test_a_control_token_that_only_the_tokenizer_file_marks_is_refused(checkpoint, rows, tmp_path):

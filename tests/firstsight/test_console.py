@@ -23,6 +23,44 @@ def invoke(error):
     return CliRunner().invoke(main, ["fail"])
 
 
+@pytest.mark.parametrize(("rank", "runs"), [("0", True), ("1", False), (None, True)])
+def test_a_command_for_one_process_is_done_by_the_first(monkeypatch, rank, runs):
+    @click.group(cls=Commands, several=("shared",))
+    def main():
+        pass
+
+    for name in ("shared", "alone"):
+        main.command(name)(lambda name=name: click.echo(f"{name} ran"))
+
+    @main.group(cls=Commands)
+    def inner():
+        pass
+
+    inner.command("deep")(lambda: click.echo("deep ran"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert CliRunner().invoke(main, ["shared"]).output == "shared ran\n"
+    for arguments, name in ((["alone"], "alone"), (["inner", "deep"], "deep")):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0
+        said = f"process 1 of 2: {name} is the work of one process, and process 0 does it\n"
+        assert result.output == (f"{name} ran\n" if runs else said)
+
+
+def test_what_the_phases_share_among_processes():
+    from firstsight.cli import main as firstsight
+    from phase1_teacher.cli import main as fs_teacher
+    from phase2_student.cli import main as fs_student
+
+    assert fs_teacher.several == {"dump", "derive"}
+    assert fs_student.several == {"train", "sweep"}
+    assert firstsight.several == set()
+    for group in (fs_teacher, fs_student):
+        assert group.several <= group.commands.keys()
+
+
 def test_no_room_for_a_file_is_one_line():
     result = invoke(OSError(errno.ENOSPC, "No space left on device", "/tmp/a"))
     assert result.exit_code == 1

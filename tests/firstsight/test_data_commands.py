@@ -38,7 +38,7 @@ def test_check_of_a_file_without_faults(rows):
     assert "Rows        3 (3 train)" in result.output
     assert "Images      3, from 40 x 30 to 400 x 300 pixels" in result.output
     assert "3  c" in result.output
-    assert "1 of 3 train rows repeat an earlier one; each is trained on" in result.output
+    assert "1 of 3 train rows repeats an earlier one; each is trained on" in result.output
     assert result.output.endswith("No faults.\n")
 
 
@@ -101,7 +101,7 @@ def test_check_of_a_recipe_knows_both_models(rows, models, tmp_path):
         assert words in faults
     assert "sample 'rows.json: row 7': the model's image processor refuses its images of 1 x 5000 pixels" in faults
     assert faults.count("\n") == 4
-    assert "1 validation rows are also in the training data (v.json: row 1)" in result.output
+    assert "1 validation row is also in the training data (v.json: row 1)" in result.output
     assert run("data", "check", "--config", recipe, "--root", tmp_path).exit_code == 2
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from firstsight.data.samples import load_samples
-from firstsight.errors import DataError, ModelError
+from firstsight.errors import DataError
 from firstsight.families import family_of
 from firstsight.generation import generate_answers
 from firstsight.models.loading import backbone_states, load_config, load_processor, load_student
@@ -141,7 +141,7 @@ def test_inputs_are_those_of_the_models_own_processor(prompter, load):
 def test_a_template_that_leaves_an_image_out_is_refused(models, section, load):
     processor = load_processor(models / "student", section)
     processor.chat_template = processor.chat_template.replace("<|image_pad|>", "")
-    with pytest.raises(ModelError, match="renders 0 of a prompt's 1 images"):
+    with pytest.raises(DataError, match=r"sample .* renders 0 of its 1 image, expected a place for each"):
         Prompter(processor, family_of(load_config(models / "student", section)), max_length=200).encode(
             load(THREE[0])[0]
         )

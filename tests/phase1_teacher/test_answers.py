@@ -15,6 +15,7 @@ from phase1_teacher.cli import main
 from phase1_teacher.dump import dump, prepare_dump
 from storage.exact import ExactCache, open_any_cache
 from storage.reader import open_cache
+from storage.wording import counted
 
 GENERATE = {"generate_missing": True, "generate_max_tokens": 6}
 
@@ -130,9 +131,12 @@ def test_cut_and_missing_and_skipped_rows_are_counted(workshop):
     with (workshop.directory / "data" / "train.jsonl").open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in more)
     done = invoke("answers", recipe.cache_location, "--config", path)
-    assert "1 rows were skipped by the dump" in done.stderr
+    assert "1 row was skipped by the dump" in done.stderr
     assert "2 rows are not in the cache: new, edited or not dumped yet" in done.stderr
-    assert f"{cut:,} answers were cut at their longest length, without an end: --whole leaves them out" in done.stderr
+    assert (
+        f"{counted(cut, 'answer was', 'answers were')} cut at the longest length, without an end: --whole leaves such answers out"
+        in done.stderr
+    )
     out = workshop.directory / "whole.jsonl"
     done = invoke("answers", recipe.cache_location, "--config", path, "--out", out, "--whole", code=0 if whole else 2)
     assert (len(read(out)) if whole else 0) == whole

@@ -106,7 +106,7 @@ def test_what_only_the_teacher_can_judge_is_tried_again_when_asked(workshop, mon
     assert "--retry-skipped" in command(workshop.directory / "recipe.yaml")[1]
     code, output = command(workshop.directory / "recipe.yaml", "--retry-skipped")
     assert code == 0, output
-    assert "1 samples that an earlier dump skipped are tried again" in output
+    assert "1 sample that an earlier dump skipped is tried again" in output
     assert "Skipped:" not in output
     assert len(open_cache(recipe.cache_location)) == 6
     assert key in open_cache(recipe.cache_location)
@@ -176,7 +176,7 @@ def test_a_skipped_sample_is_dumped_by_the_next_dump_that_can(workshop):
     assert "train.jsonl:6: sample 's5' has" in output
     code, output = command(path, "--set", "data.max_length=2000", "--set", "cache.on_error=stop")
     assert code == 0, output
-    assert "1 samples that an earlier dump skipped are tried again" in output
+    assert "1 sample that an earlier dump skipped is tried again" in output
     cache = open_cache(str(workshop.directory / "cache.zarr"))
     assert len(cache) == 8
     assert cache.skipped() == {}
@@ -237,7 +237,7 @@ def test_a_derived_cache_skips_what_the_exact_one_skipped_and_follows_it(worksho
     assert len(derive()) == 7  # nothing has changed: nothing is planned
     assert cache_status(derived.location).units == units
     code, output = command(path, "--student", "none", "--set", "data.max_length=2000")
-    assert (code, "1 samples that an earlier dump skipped are tried again" in output) == (0, True), output
+    assert (code, "1 sample that an earlier dump skipped is tried again" in output) == (0, True), output
     derived = derive()
     assert (len(derived), derived.skipped()) == (8, {})
     assert verify_cache(str(workshop.directory / "top.zarr")).ok()
@@ -264,7 +264,7 @@ def test_a_row_whose_picture_is_not_there_is_left_out_and_named(workshop):
     assert "2 samples cannot be used and are skipped" in planned.output
     assert CliRunner().invoke(main, ["plan", "--config", str(path), "--no-progress"]).exit_code == 2
     Image.effect_noise((56, 56), 60).save(workshop.directory / "data" / "nowhere.png")
-    assert "1 samples are left out" in command(path, "--set", "cache.on_error=skip")[1]
+    assert "1 sample is left out" in command(path, "--set", "cache.on_error=skip")[1]
     assert len(open_cache(str(workshop.directory / "cache.zarr"))) == 7
 
 
@@ -282,4 +282,4 @@ def test_rows_of_which_none_has_its_picture_are_an_error(workshop):
         row["images"] = ["nowhere.png"]
     code, output = command(workshop.recipe(rows, cache={"on_error": "skip"}))
     assert code == 2
-    assert "none of the 4 rows can be used; the first: train.jsonl:1: image" in output
+    assert "none of 4 rows can be used; the first: train.jsonl:1: image" in output

@@ -96,7 +96,7 @@ def test_status(location):
 def test_verify_of_an_unfinished_cache(location):
     code, text = _run("verify", location)
     assert code == 1
-    assert "MISSING 1 planned units have no manifest: 000000-000002" in text
+    assert "MISSING 1 planned unit has no manifest: 000000-000002" in text
     code, text = _run("verify", location, "--partial")
     assert code == 0
     assert "2 units, 3 samples, 9 positions" in text

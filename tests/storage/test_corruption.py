@@ -214,3 +214,16 @@ def test_a_damaged_index_says_what_to_do(location):
         CorruptIndex, match=r"page 1 does not match its crc32c; delete the file, and it will be rebuilt"
     ):
         list(cache.keys())
+
+
+@pytest.mark.parametrize("kind", ["tail", "exact"])
+def test_what_is_advised_for_a_damaged_head(tmp_path, kind):
+    """The teacher writes the same head of an exact cache again; directions of a tail would be others than those of the units."""
+    location = tmp_path / "cache.zarr"
+    write_cache(location, [sample_of_kind(kind, 0, 5)], unit_positions=10, spec=spec_of_kind(kind))
+    chunk = next(path for path in sorted(location.glob("head/**/c.*")) if path.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    said = " ".join(problem.message for problem in verify_cache(location).problems)
+    assert "restore the object from a copy" in said
+    assert ("remove the directory head and run fs-teacher dump again" in said) == (kind == "exact")
+    assert ("train with loss.tail: bucket" in said) == (kind == "tail")

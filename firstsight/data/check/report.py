@@ -13,6 +13,7 @@ import numpy as np
 from firstsight.data.sample import Sample
 from firstsight.data.summary import DataSummary
 from firstsight.errors import DataError
+from storage.wording import counted
 
 MAX_FAULTS = 10_000
 """How many faults are kept as lines; the rest are counted."""
@@ -117,29 +118,42 @@ def report_text(report: DataReport, *, most: int = 20) -> str:
     least, most_pixels = min(sizes, key=_pixels, default=(0, 0)), max(sizes, key=_pixels, default=(0, 0))
     lines = [
         f"Rows        {rows:,} ({by_split})" if rows else "Rows        0",
-        f"Answers     {rows - summary.unanswered:,} rows {'end with' if summary.earlier_answers else 'have'} one, "
-        f"{summary.unanswered:,} do not" + _range(report.answer_characters, "characters"),
+        f"Answers     {counted(rows - summary.unanswered, *_with_answer(summary))}, "
+        f"{counted(summary.unanswered, 'does not', 'do not')}" + _range(report.answer_characters, "characters"),
         f"Images      {summary.images:,}"
         + (f", from {_size(least)} to {_size(most_pixels)} pixels" if sizes else "")
         + ("" if report.decoded or not sizes else "; only their headers were read"),
-        f"Lengths     {len(report.lengths):,} rows"
+        f"Lengths     {counted(len(report.lengths), 'row')}"
         + _range(report.lengths, "tokens" if report.tokens else "characters"),
     ]
     if len(report.answers) > 1:
-        several = ", ".join(f"{rows:,} rows with {count}" for count, rows in sorted(report.answers.items())[:8])
+        several = ", ".join(
+            f"{counted(rows, 'row')} with {count}" for count, rows in sorted(report.answers.items())[:8]
+        )
         lines.append(f"            answers per row: {several}{', ...' if len(report.answers) > 8 else ''}")
     lines += [f"Category    {count:>7,}  {name}" for name, count in summary.categories.most_common()]
     lines += [f"Note        {note}" for note in summary.notes()]
     if report.repeated_ids:
-        lines.append(f"Note        {report.repeated_ids:,} ids are repeated; the later rows are called #2, #3, ...")
+        lines.append(
+            f"Note        {counted(report.repeated_ids, 'id is', 'ids are')} repeated; later rows are called #2, #3, ..."
+        )
     if report.animations:
-        lines.append(f"Note        {report.animations:,} images are animations; their first frame is used")
+        lines.append(
+            f"Note        {counted(report.animations, 'image is an animation', 'images are animations')}; the first frame is used"
+        )
     lines += [f"Fault       {line}" for line in fault_lines(report, most)]
     skipped = ", or skipped with cache.on_error: skip" if report.fault_count > report.row_faults else ""
     lines.append(
-        f"{report.fault_count:,} faults; a row with a fault is refused{skipped}" if report.lost else "No faults."
+        f"{counted(report.fault_count, 'fault')}; a row with a fault is refused{skipped}"
+        if report.lost
+        else "No faults."
     )
     return "\n".join(lines)
+
+
+def _with_answer(summary: DataSummary) -> tuple[str, str]:
+    """What is said of rows that have an answer, of one and of several."""
+    return ("row ends with one", "rows end with one") if summary.earlier_answers else ("row has one", "rows have one")
 
 
 def fault_lines(report: DataReport, most: int) -> list[str]:

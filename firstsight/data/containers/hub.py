@@ -36,6 +36,8 @@ class HubDataset(Tables):
                 f"{self.name}: a hub dataset needs the package datasets; install it with: pip install 'firstsight[data]'"
             ) from None
         asked = self._split
+        if asked.revision is not None and self.path.is_dir():
+            raise DataError(f"{self.name}: is a directory, which has no revision {asked.revision!r}; remove the key")
         troubles = (
             OSError,
             ValueError,

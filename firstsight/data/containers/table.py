@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, cast
 from firstsight.data.containers.base import Row, Spooled
 from firstsight.data.containers.text import MAX_ROW_BYTES, decode, lines, parse_json, skip_mark
 from firstsight.errors import DataError
+from storage.wording import counted
 
 
 class Table(Spooled):
@@ -45,7 +46,7 @@ class Table(Spooled):
         place = self.place(number)
         if len(cells) != len(names):
             return DataError(
-                f"{place}: has {len(cells)} cells, but the header has {len(names)} columns; correct the line"
+                f"{place}: has {counted(len(cells), 'cell')}, but the header has {counted(len(names), 'column')}; correct the line"
             )
         try:
             return {name: _value(cell, place) for name, cell in zip(names, cells, strict=True) if cell}

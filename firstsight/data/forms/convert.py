@@ -14,6 +14,7 @@ from firstsight.data.forms.prompt_completion import PROMPT_COMPLETION
 from firstsight.data.source import DataSource
 from firstsight.data.strict import known_only
 from firstsight.errors import DataError
+from storage.wording import counted
 
 FORMS = (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, INSTRUCTION, QUERY, FLAT, TRL)
 
@@ -127,7 +128,8 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
             )
         literal = "; if the mark is meant as text, set data.format: trl" if marks else ""
         raise DataError(
-            f"{place}: the messages have places for {len(places)} images, but the row lists {len(listed)}; make the numbers equal{literal}"
+            f"{place}: the messages have places for {counted(len(places), 'image')}, but the row lists {len(listed)}; "
+            f"make the numbers equal{literal}"
         )
     rest = iter(listed)
     pictures = []

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -21,10 +22,9 @@ from firstsight.models.loading import backbone_states
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Item
-from phase2_student.data.cached import CacheSource, open_recipe_cache
-from phase2_student.data.contract import check_teacher
-from phase2_student.data.exact import ExactSource
-from phase2_student.data.source import SampleDataset, TargetSource
+from phase2_student.data.cached import open_recipe_cache
+from phase2_student.data.contract import check_made_for
+from phase2_student.data.source import SampleDataset, TargetSource, source_at
 from phase2_student.evaluation.results import AnswerRecord
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import Objective
@@ -36,28 +36,42 @@ _OBJECTIVE = Objective(temperature=1.0, alpha=1.0)
 """KL(teacher || student) alone."""
 
 
-def cache_digest(recipe: Recipe) -> str | None:
-    """Digest of the recipe's cache; None where there is none that can be read."""
-    try:
-        return open_recipe_cache(recipe).digest
-    except CacheError:
-        return None
+@dataclass(frozen=True)
+class TeacherCache:
+    """The recipe's cache, opened once for an evaluation."""
 
+    cache: Cache | ExactCache | None
+    """None: an evaluation needs no cache."""
+    problem: str = ""
+    """Why there is none."""
 
-def cache_kind(recipe: Recipe) -> Literal["top_k", "tail_rank", "exact"] | None:
-    """Which targets the recipe's cache holds; None where there is none that can be read."""
-    try:
-        cache = open_recipe_cache(recipe)
-    except CacheError:
-        return None
-    if isinstance(cache, ExactCache):
-        return "exact"
-    return "tail_rank" if cache.tail_rank else "top_k"
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Self:
+        """That of a recipe; what cannot be read is a problem and no error."""
+        try:
+            return cls(open_recipe_cache(recipe))
+        except CacheError as error:
+            return cls(None, _without_directory(recipe, error))
+
+    @property
+    def digest(self) -> str | None:
+        """Of what is committed in it."""
+        return None if self.cache is None else self.cache.digest
+
+    @property
+    def kind(self) -> Literal["top_k", "tail_rank", "exact"] | None:
+        """Which targets it holds."""
+        if self.cache is None:
+            return None
+        if isinstance(self.cache, ExactCache):
+            return "exact"
+        return "tail_rank" if self.cache.tail_rank else "top_k"
 
 
 @torch.inference_mode()
 def add_distance(
     recipe: Recipe,
+    teacher: TeacherCache,
     model: Any,
     prompter: Prompter,
     samples: Sequence[Sample],
@@ -68,7 +82,8 @@ def add_distance(
     """Set in each answer's record the sum of KL over its tokens, and at how many the most likely token agrees.
 
     Args:
-        recipe: says where the cache is.
+        recipe: of the evaluation.
+        teacher: its cache.
         model: of a student.
         prompter: for it.
         samples: rows of the data.
@@ -80,15 +95,16 @@ def add_distance(
     Returns:
         Why the distance is not known, or None.
     """
+    if teacher.cache is None:
+        return teacher.problem
     head = model.get_output_embeddings().weight
     try:
-        cache = open_recipe_cache(recipe)
-        source = _source(recipe, cache, prompter, len(head))
-        data = _joined(source, cache, samples)
+        check_made_for(recipe, teacher.cache, prompter, len(head))
+        source = source_at(teacher.cache, prompter, len(head), temperature=_OBJECTIVE.temperature, skip=True)
+        data = _joined(source, teacher.cache, samples)
         complete = source.completion(head.device)
     except (CacheError, DataError, AlignmentError, TargetError) as error:
-        # an evaluation needs no cache; what is written must not name a directory
-        return str(error).replace(recipe.cache_location, recipe.cache.path)
+        return _without_directory(recipe, error)
     by_key: dict[str, list[list[AnswerRecord]]] = {}  # of rows of equal content: the records of each
     rest = iter(records)
     for sample in samples:
@@ -127,16 +143,9 @@ def _turns(indices: Sequence[int], items: Sequence[Item[Any]]) -> Iterator[tuple
             yield index, number, count
 
 
-def _source(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> TargetSource:
-    """A cache for a student that need not be the recipe's."""
-    check_teacher(recipe, cache)
-    if isinstance(cache, ExactCache):
-        return ExactSource(cache, prompter, rows=rows, temperature=_OBJECTIVE.temperature, skip=True)
-    if cache.vocabulary_size != rows:
-        raise DataError(
-            f"{cache.location} is for a student with {cache.vocabulary_size} rows in its head, this one has {rows}"
-        )
-    return CacheSource(cache, prompter, temperature=_OBJECTIVE.temperature)
+def _without_directory(recipe: Recipe, error: Exception) -> str:
+    """A message as an evaluation keeps it: it names no directory of this machine."""
+    return str(error).replace(recipe.cache_location, recipe.cache.path)
 
 
 def _joined(source: TargetSource, cache: Cache | ExactCache, samples: Sequence[Sample]) -> SampleDataset:

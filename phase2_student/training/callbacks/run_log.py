@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from firstsight.console import HEARTBEAT, Heartbeat
 from firstsight.secrets import masked_text
 from phase2_student.runs.lock import RunLock
+from storage.wording import counted
 
 _SHOWN = ("loss", "kd", "ce", "agreement", "learning_rate", "grad_norm", "data_wait")
 
@@ -52,7 +53,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         """The first step, or the one that a checkpoint leads to."""
         done = state.global_step
         self.write(
-            f"{'continues after step ' + format(done, ',') if done else 'begins'}, {state.max_steps:,} steps in all"
+            f"{'continues after step ' + format(done, ',') if done else 'begins'}, {counted(state.max_steps, 'step')} in all"
         )
         self._beats = Heartbeat(state.max_steps, unit="step", done=done, seconds=HEARTBEAT) if self._main else None
 

@@ -89,7 +89,7 @@ def test_both_plans_name_all_faults_at_once(rows, tmp_path, models, command):
     assert "row 7: the row has the unknown key 'imagse'" in line
     (tmp_path / "rows.json").write_text(json.dumps([*rows, bad[1]]))
     skipping = write_recipe(tmp_path, models, on_error="skip")
-    assert "1 samples cannot be used and are skipped" in run(command, "plan", *skipping)
+    assert "1 sample cannot be used and is skipped" in run(command, "plan", *skipping)
     if command is student:  # what is skipped is not counted, in either split
         both = run(command, "plan", *skipping, "--set", "data.validation=rows.json")
         assert "6 to train on, 6 to validate" in both

@@ -127,7 +127,7 @@ def test_each_broken_file_is_one_line(tmp_path, name):
     ("text", "message"),
     [
         ("a,a\n1,2\n", r"the header has the column 'a' twice"),
-        ("question,answer\n1\n", r"t\.csv:2: has 1 cells, but the header has 2 columns"),
+        ("question,answer\n1\n", r"t\.csv:2: has 1 cell, but the header has 2 columns"),
         ('question\n"a', r"t\.csv:2: not CSV \("),
         ("question,answer\n", r"holds no rows"),
         ("question,other\n1,2\n", r"unknown key 'other'"),
@@ -184,7 +184,7 @@ def test_a_share_for_validation_is_stable_while_data_grow(tmp_path):
     assert 35 <= len(validation) <= 85
     path.write_text('{"question": "a"}')
     none = DataSource(files=(path,), root=tmp_path, share=1e-9, part="validation")
-    with pytest.raises(DataError, match=r"none of the 1 rows falls into this split"):
+    with pytest.raises(DataError, match=r"none of 1 row falls into this split"):
         load_samples(none)
 
 

@@ -234,7 +234,7 @@ def test_a_mark_that_is_meant_as_text(read):
     row = {"messages": [{"role": "user", "content": "What does <image> mean in HTML?"}]}
     (sample,) = read(row, format="trl")
     assert shown(sample) == "user: What does <image> mean in HTML? -> None"
-    with pytest.raises(DataError, match=r"places for 1 images, but the row lists 0; .* set data\.format: trl"):
+    with pytest.raises(DataError, match=r"places for 1 image, but the row lists 0; .* set data\.format: trl"):
         read(row)
 
 

@@ -88,10 +88,50 @@ def test_subset_split_and_slice_of_a_repository(repository, read, tmp_path, monk
         ({"subset": "Activity"}, r"has the splits train, test; name one: split: train"),
         ({"subset": "Activity", "split": "valid"}, r"datasets cannot load it \(.*valid"),
         ({"subset": "None"}, r"datasets cannot load it \(.*None"),
+        ({"subset": "Activity", "split": "train[100:200]"}, r"datasets cannot load it \(.*no data"),
+        ({"subset": "Activity", "split": "train[:x]"}, r"datasets cannot load it \(.*train\[:x\]"),
+        (
+            {"subset": "Activity", "split": "train", "revision": "v1"},
+            r"is a directory, which has no revision 'v1'; remove",
+        ),
     ):
         with pytest.raises(DataError, match=message) as error:
             read(repository, **settings)
         assert "\n" not in str(error.value)
+
+
+def test_repositories_of_other_layouts(tmp_path, read, monkeypatch):
+    """No card, shards; JSONL with a configuration that the card calls the default; CSV; pictures with a table beside them."""
+    datasets = optional_package("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
+    datasets.disable_progress_bars()
+    (tmp_path / "shards" / "data").mkdir(parents=True)
+    for number, part in enumerate("ab"):
+        pq.write_table(table(part, 5), tmp_path / "shards" / "data" / f"train-{number:05d}-of-00002.parquet")
+    assert [each.id for each in read(tmp_path / "shards", split="train[4:6]")] == ["a4", "b0"]
+    assert len(read(tmp_path / "shards")) == 10
+    text = {"question": "What?", "answer": "A cup."}
+    for name in ("en", "de"):
+        (tmp_path / "lines" / name).mkdir(parents=True)
+        for split in ("train", "validation"):
+            lines = [json.dumps({"id": f"{name}-{split}-{n}", **text}) for n in range(4)]
+            (tmp_path / "lines" / name / f"{split}.jsonl").write_text("\n".join(lines))
+    card = "---\nconfigs:\n- config_name: en\n  data_dir: en\n  default: true\n- config_name: de\n  data_dir: de\n---\n"
+    (tmp_path / "lines" / "README.md").write_text(card)
+    assert read(tmp_path / "lines", split="train")[0].id == "en-train-0"
+    assert [each.id for each in read(tmp_path / "lines", subset="de", split="validation[75%:]")] == ["de-validation-3"]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "test.csv").write_text("question,answer\nWhat?,A cup.\n")
+    assert read(tmp_path / "tables", split="test")[0].answer == "A cup."
+    (tmp_path / "pictures" / "train").mkdir(parents=True)
+    (tmp_path / "pictures" / "train" / "a.png").write_bytes(picture("blue"))
+    (tmp_path / "pictures" / "train" / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", **text}))
+    (sample,) = read(tmp_path / "pictures", split="train")
+    assert sample.open_images()[0].getpixel((0, 0)) == (0, 0, 255)
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "script.py").write_text("raise SystemExit(3)")
+    with pytest.raises(DataError, match=r"script train: datasets cannot load it \(.*script"):
+        read(tmp_path / "script", split="train")
 
 
 class Stub:

@@ -109,9 +109,19 @@ def test_key_follows_content_not_place(load, tmp_path):
             r"a message has a NUL character at character 1",
         ),
         (row(id="b", images=["three.png"]), r"train\.jsonl:2: image .*three\.png not found"),
+        (row(id="b", images=["three\n.png"]), r"image '.*three\\n\.png' not found"),
+        (
+            row(id="b", images=["iVBORw0KGgo" * 30]),
+            r"train\.jsonl:2: image 'iVBORw.*'\.\.\. has 330 characters, which is not a path",
+        ),
+        (
+            row(id="b", images=["iVBORw0/Ggo" * 900]),
+            r"has 9,900 characters, which is not a path; write base64 as a URL",
+        ),
+        (row(id="b", images=["../" + "x/" * 900]), r"image '\.\./x/x.* is outside data\.root"),
         (row(id="b", images=["../one.png"]), r"train\.jsonl:2: image '\.\./one\.png' is outside data\.root"),
         (row(id="b", images=["/etc/hostname"]), r"is outside data\.root"),
-        (row(id="b", images=[]), r"have places for 1 images, but the row lists 0"),
+        (row(id="b", images=[]), r"have places for 1 image, but the row lists 0"),
         (row(id="b", images="one.png"), r"'images' must be a list"),
         (row(id="b", messages=[]), r"'messages' must be a list"),
         (
@@ -128,6 +138,7 @@ def test_each_mistake_is_one_line(load, bad, message):
     with pytest.raises(DataError, match=message) as error:
         load(row(), bad)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
 
 
 def test_missing_file(tmp_path):

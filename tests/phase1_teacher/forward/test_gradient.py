@@ -61,6 +61,30 @@ def test_advice(mass, exact, said):
     assert advice({}, 2.0, None, exact=exact) == []
 
 
+@pytest.mark.parametrize(
+    ("mass", "even", "shaped", "said"),
+    [
+        (
+            0.37,
+            0.8,
+            0.1,
+            "with the shape of the rest KL is 0.1000 nats, 0.8000 without: train with it (loss.tail: shape",
+        ),
+        (0.37, 0.1, 0.3, "0.1000 without: train with loss.tail: bucket, or dump with a larger cache.tail_rank, or"),
+        (0.37, 0.8, None, "this cache keeps the shape of the rest (tail_rank 8)"),
+        (0.98, 0.8, 0.1, "top_k serves this recipe"),
+    ],
+)
+def test_advice_for_a_tail_with_a_shape(mass, even, shaped, said):
+    found = sums(T1=0.93, T2=mass) | {"fidelity_kl_k64_T2": 10 * even}
+    if shaped is not None:
+        found["fidelity_kl_shape_T2"] = 10 * shaped
+    report = GradientReport(student="s", positions=3, errors={2.0: 0.313}, seconds=1.0, device="cpu")
+    (line,) = advice(found, 2.0, report, exact=False, tail_rank=8)
+    assert said in line
+    assert "their gradient with a bucket is off by 31%" in line
+
+
 def test_what_was_not_measured_is_said():
     report = GradientReport(student="s", positions=0, errors={}, seconds=1.0, device="cpu", problem="no weights")
     assert gradient_lines(report, 64) == ["The bucket's gradient error for s was not measured: no weights"]

@@ -1,5 +1,6 @@
 """Images are prepared in worker processes, forked or spawned: the same batches, and the same weights in the end."""
 
+import shutil
 from dataclasses import is_dataclass
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from run_cases import assert_same_weights, run
 from torch.utils.data import DataLoader
 
+from firstsight.errors import DataError
 from firstsight.recipe import load_recipe
 from phase2_student.data import cached
 from phase2_student.data.order import GlobalBatches
+from phase2_student.training.loaders import checked_batch, data_loader, train_batches
 from phase2_student.training.prepare import prepare
 
 
@@ -47,6 +50,22 @@ def test_a_run_with_workers_ends_with_the_same_weights(world):
         result = run(*command, *more)
         assert result.exit_code == 0, result.output
     assert_same_weights(world / "runs" / "0" / "final", world / "runs" / "2" / "final")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_with_a_sample_in_the_middle_is_one_line(world, workers):
+    """A picture that was damaged after the checks; with workers its error comes from another process."""
+    data = (world / "data").resolve()
+    (world / "data").unlink()
+    shutil.copytree(data, world / "data")
+    plan = prepare(load_recipe(world / "recipe.yaml", [f"training.dataloader_num_workers={workers}"]), progress=False)
+    for file in (world / "data" / "images").iterdir():
+        file.write_bytes(file.read_bytes()[:300])
+    batches = train_batches(plan.train, plan.arguments)
+    loader = data_loader(plan.train, batches, plan.source.collator(), plan.arguments)
+    with pytest.raises(DataError, match=r"^train.jsonl:\d+: image .* cannot be decoded") as error:
+        list(map(checked_batch, loader))
+    assert "\n" not in str(error.value)
 
 
 def test_memory_and_scratch_of_the_recipe_are_those_of_the_cache_and_no_part_of_the_run(world, monkeypatch):

@@ -13,7 +13,7 @@ from firstsight.errors import AlignmentError
 from firstsight.pair import load_prompter
 from firstsight.recipe import load_recipe
 from phase2_student.data.cached import CachedDataset
-from phase2_student.data.contract import check_teacher
+from phase2_student.data.contract import check_made_for
 from phase2_student.training.prepare import prepare
 from storage.errors import SpecMismatch, TemperatureOutOfRange
 from storage.reader import open_cache
@@ -30,6 +30,13 @@ def refused(world, *more):
     assert result.exit_code == 2, (result.output, result.exception)
     assert not (world / "runs").exists()
     return result.stderr
+
+
+def compare(world, recipe, cache):
+    """A cache of the world's student with what a recipe states of the dump."""
+    check_made_for(
+        recipe, cache, load_prompter(world / "models" / "student", recipe.student, recipe.data), cache.vocabulary_size
+    )
 
 
 def own_data(world):
@@ -161,25 +168,25 @@ def test_the_teacher_need_not_be_there_under_its_name(world, model):
 def test_the_teachers_resolution_is_compared_without_it_too(world, pixels, fits):
     cache = open_cache(world / "cache.zarr")
     size = cache.spec["teacher"]["image_processor"]["size"]
-    check_teacher(stating(world, teacher__max_pixels=size["longest_edge"]), cache)  # by the processor itself
+    compare(world, stating(world, teacher__max_pixels=size["longest_edge"]), cache)  # by the processor itself
     size["longest_edge"] = 401408
     recipe = stating(world, teacher__model="/nowhere/teacher", teacher__max_pixels=pixels)
     if fits:
-        check_teacher(recipe, cache)
+        compare(world, recipe, cache)
     else:
         with pytest.raises(SpecMismatch, match="longest_edge: the cache has 401408, the request has 3136"):
-            check_teacher(recipe, cache)
+            compare(world, recipe, cache)
 
 
 def test_what_was_generated_is_compared_where_it_is_named(world):
     cache = open_cache(world / "cache.zarr")
     cache.spec["generation"] = {"max_tokens": 128, "temperature": 0.0, "seed": 0}
-    check_teacher(stating(world), cache)
-    check_teacher(stating(world, cache__generate_missing=True, cache__generate_seed=0), cache)
+    compare(world, stating(world), cache)
+    compare(world, stating(world, cache__generate_missing=True, cache__generate_seed=0), cache)
     with pytest.raises(SpecMismatch, match=r"generation.seed: the cache has 0, the request has 3"):
-        check_teacher(stating(world, cache__generate_seed=3), cache)
+        compare(world, stating(world, cache__generate_seed=3), cache)
     with pytest.raises(SpecMismatch, match=r"generation: the cache has true, the request has false"):
-        check_teacher(stating(world, cache__generate_missing=False, cache__generate_seed=0), cache)
+        compare(world, stating(world, cache__generate_missing=False, cache__generate_seed=0), cache)
 
 
 def test_a_temperature_between_no_nodes_is_refused(world):

@@ -24,7 +24,7 @@ from phase2_student.evaluation.evaluate import Settings, evaluate
 from phase2_student.evaluation.files import read_evaluation, write_evaluation
 from phase2_student.evaluation.loading import load_for_answers
 from phase2_student.evaluation.measure.timing import Stopwatch, Timing
-from phase2_student.evaluation.metrics.distance import add_distance
+from phase2_student.evaluation.metrics.distance import TeacherCache, add_distance
 from phase2_student.release.export import export
 from phase2_student.runs.exports import export_directory
 
@@ -252,7 +252,8 @@ def test_a_nan_is_counted_and_not_dropped(recipe, place, tmp_path):
     records = answer_records(model, prompter, samples, **options)
     assert [record.nonfinite for record in records] == [True, True]
     assert [record.confidence for record in records] == [None, None]
-    assert add_distance(recipe, model, prompter, samples, records, batch_size=2) is None
+    cache = TeacherCache.of_recipe(recipe)
+    assert add_distance(recipe, cache, model, prompter, samples, records, batch_size=2) is None
     assert [record.kl_sum for record in records] == [None, None]
     assert all(record.nonfinite for record in records)
     json.dumps([record.to_json() for record in records], allow_nan=False)
@@ -263,7 +264,9 @@ def test_without_a_cache_the_distance_is_unknown_and_no_directory_is_named(recip
     model, _ = load_for_answers(directory, recipe.student)
     prompter = load_prompter(directory, recipe.student, max_length=512)
     elsewhere = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"path": "none.zarr"})})
-    reason = add_distance(elsewhere, model, prompter, [], [], batch_size=2)
+    cache = TeacherCache.of_recipe(elsewhere)
+    assert (cache.digest, cache.kind) == (None, None)
+    reason = add_distance(elsewhere, cache, model, prompter, [], [], batch_size=2)
     assert "no cache at none.zarr" in reason
     assert str(recipe.directory) not in reason
 

@@ -120,7 +120,7 @@ def test_rows_with_and_without_answers_are_all_measured(made_world, tmp_path):
     assert (found.data.samples, found.data.answered) == (6, 5)
     assert [record.exact is None for record in found.models[0].samples] == [False, True, False, False, False, False]
     assert found.models[0].scores.overall.exact.n == 5
-    assert "Scores over the 5 samples of 6 that have a true answer." in summary_text(found)
+    assert "Scores over 5 samples of 6 with a true answer." in summary_text(found)
     assert measure(recipe, tmp_path / "measured", limit=2).data.samples == 2
 
 
@@ -152,7 +152,7 @@ def test_a_row_that_cannot_be_used_ends_it_or_is_left_out_and_named(made_world, 
     (reason,) = found.data.skipped
     assert reason.startswith("validation.jsonl:3: ")
     assert str(tmp_path) not in json.dumps(found.to_json())
-    assert f"1 samples were skipped (cache.on_error: skip): {reason}" in summary_text(found)
+    assert f"1 sample was skipped (cache.on_error: skip): {reason}" in summary_text(found)
     assert Evaluation.model_validate(found.to_json()) == found
 
 
@@ -210,7 +210,7 @@ def test_a_distance_over_part_of_the_samples_is_said():
         "models": [model.to_json()],
     }
     text = summary_text(Evaluation.model_validate(evaluation))
-    assert "m: KL and agreement over 1 of 3 samples; the cache has no targets of the others." in text
+    assert "m: KL and agreement over 1 of 3 samples; the cache has no targets of the others" in text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from click.testing import CliRunner
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
@@ -13,6 +15,8 @@ from firstsight.errors import ModelError
 from firstsight.models.quantization import stored_quantization, weight_bytes
 from firstsight.recipe import StudentSection
 from phase2_student.cli import main
+from phase2_student.evaluation.ask import LoadedStudent
+from phase2_student.evaluation.loading import load_for_answers
 from phase2_student.release.export import export, plan_export
 
 BF16 = StudentSection()
@@ -38,6 +42,26 @@ def test_plain_transformers_loads_it_and_it_answers_alike(exported, models, kind
     assert quantised.get_output_embeddings().weight is quantised.get_input_embeddings().weight
     expected, got = logits_of(whole), logits_of(quantised)
     assert (got - expected).norm() < error * expected.norm()
+
+
+def test_nf4_of_widths_that_bitsandbytes_does_not_pack_answers_on_a_cpu(models, tmp_path):
+    """A vision tower of width 96: 64 weights share a scale."""
+    directory = export(models / "teacher", tmp_path / "odd", BF16, "nf4").directory
+    Image.new("RGB", (112, 112), "red").save(tmp_path / "red.png")
+    answer = LoadedStudent(directory, StudentSection()).ask("What is it?", [tmp_path / "red.png"], max_new_tokens=4)
+    assert answer.tokens
+    assert answer.confidence is not None
+    model, _ = load_for_answers(directory, BF16)
+    states = {module: getattr(getattr(module, "weight", None), "quant_state", None) for module in model.modules()}
+    odd = [module for module, state in states.items() if state is not None and state.shape[1] % state.blocksize]
+    assert odd
+    for module in odd:  # each is its own stored matrix
+        matrix = dequantize_4bit(module.weight.data, states[module]).float()
+        given = torch.randn(3, matrix.shape[1])
+        with torch.inference_mode():
+            got = module(given) - (0 if module.bias is None else module.bias.float())
+        expected = given @ matrix.T
+        assert (got - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
