@@ -40,9 +40,10 @@ bench-gpu: $(VENV)/ready   ## both phases at full size on this GPU, in five minu
 gpu-carry:                 ## build/carry: what the same needs on a GPU box without a network, 64 MiB at most
 	$(PYTHON) -m benchmarks.gpu.carry make build/carry $(ARGS)
 
-docs: $(VENV)/ready        ## docs/cli.md from --help, docs/models.md from the families
+docs: $(VENV)/ready        ## docs/cli.md from --help, docs/recipe.md from the fields of the recipe, docs/models.md from the families
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_models.py
+	$(BIN)/python docs/make_recipe.py
 
 clean:
 	rm -rf $(VENV) build demo runs .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ def page() -> str:
     for root, group in GROUPS.items():
         for name, command in commands(root, group):
             context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
-            parts.append(f"## `{name}`\n\n```\n{command.get_help(context)}\n```\n")
+            parts.append(f"## `{name}`\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
 

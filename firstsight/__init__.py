@@ -23,6 +23,7 @@ _SOURCES = {
     "DataError": "firstsight.errors",
     "DumpJob": "phase1_teacher.planning.job",
     "DumpSummary": "phase1_teacher.dump",
+    "EvaluateSettings": "phase2_student.evaluation.evaluate:Settings",
     "ExactCache": "storage",
     "FirstSightError": "firstsight.errors",
     "MissingSample": "storage",
@@ -36,24 +37,35 @@ _SOURCES = {
     "TargetError": "firstsight.errors",
     "Targets": "storage",
     "TemperatureOutOfRange": "storage",
+    "Timing": "phase2_student.evaluation.measure.timing",
     "TrainResult": "phase2_student.training.train",
     "TrainingError": "firstsight.errors",
     "at_temperature": "storage",
+    "check_data": "firstsight.data.check",
     "derive": "phase1_teacher.derive",
     "dump": "phase1_teacher.dump",
+    "evaluate": "phase2_student.evaluation.evaluate",
+    "evaluation_text": "phase2_student.evaluation.summary:summary_text",
+    "find_sample": "phase1_teacher.show",
+    "grid_runs": "phase2_student.training.sweep",
     "load_recipe": "firstsight.recipe",
     "load_samples": "firstsight.data.samples",
     "open_cache": "storage",
     "open_exact_cache": "storage",
+    "parse_candidates": "phase2_student.evaluation.candidates",
     "prepare_derivation": "phase1_teacher.derive",
     "prepare_dump": "phase1_teacher.planning.job",
     "prepare_training": "phase2_student.training.prepare:prepare",
+    "sample_text": "phase1_teacher.show:terminal_text",
+    "sweep": "phase2_student.training.sweep",
     "train": "phase2_student.training.train",
+    "write_evaluation": "phase2_student.evaluation.files",
 }
 
 __all__ = ["__version__", *_SOURCES]
 
 if TYPE_CHECKING:  # the same names for type checkers; a test keeps both lists equal
+    from firstsight.data.check import check_data as check_data
     from firstsight.data.samples import Sample as Sample
     from firstsight.data.samples import load_samples as load_samples
     from firstsight.errors import AlignmentError as AlignmentError
@@ -71,7 +83,17 @@ if TYPE_CHECKING:  # the same names for type checkers; a test keeps both lists e
     from phase1_teacher.dump import dump as dump
     from phase1_teacher.planning.job import DumpJob as DumpJob
     from phase1_teacher.planning.job import prepare_dump as prepare_dump
+    from phase1_teacher.show import find_sample as find_sample
+    from phase1_teacher.show import terminal_text as _sample_text
+    from phase2_student.evaluation.candidates import parse_candidates as parse_candidates
+    from phase2_student.evaluation.evaluate import Settings as _EvaluateSettings
+    from phase2_student.evaluation.evaluate import evaluate as evaluate
+    from phase2_student.evaluation.files import write_evaluation as write_evaluation
+    from phase2_student.evaluation.measure.timing import Timing as Timing
+    from phase2_student.evaluation.summary import summary_text as _evaluation_text
     from phase2_student.training.prepare import prepare as _prepare_training
+    from phase2_student.training.sweep import grid_runs as grid_runs
+    from phase2_student.training.sweep import sweep as sweep
     from phase2_student.training.train import TrainResult as TrainResult
     from phase2_student.training.train import train as train
     from storage import Cache as Cache
@@ -87,7 +109,10 @@ if TYPE_CHECKING:  # the same names for type checkers; a test keeps both lists e
     from storage import open_cache as open_cache
     from storage import open_exact_cache as open_exact_cache
 
+    EvaluateSettings = _EvaluateSettings
+    evaluation_text = _evaluation_text
     prepare_training = _prepare_training
+    sample_text = _sample_text
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -17,6 +18,13 @@ class Section(BaseModel):
     """A section of a recipe: keyword-only, immutable, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a key's number counts or measures, for docs/recipe.md: `Annotated[int, Unit("tokens")]`; `none` where it has no unit."""
+
+    name: str
 
 
 class RecipeLoader(yaml.SafeLoader):

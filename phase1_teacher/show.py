@@ -80,7 +80,7 @@ class ShownSample:
 
 
 def find_sample(
-    recipe: Recipe, location: str, name: str | None, *, temperature: float, alternatives: int
+    recipe: Recipe, location: str, name: str | None = None, *, temperature: float = 1.0, alternatives: int = 5
 ) -> ShownSample:
     """Look a sample up in the recipe's data and the cache.
 

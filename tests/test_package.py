@@ -37,9 +37,10 @@ IMPORTED_BY_OTHERS = {
     "zarr": "whoever opens a cache without this project",
 }
 PUBLIC = """
-AlignmentError Cache CacheError DataError DumpJob DumpSummary ExactCache FirstSightError MissingSample ModelError Recipe
-RecipeError Sample SampleTargets SkippedSample SpecMismatch TargetError Targets TemperatureOutOfRange TrainResult TrainingError
-at_temperature derive dump load_recipe load_samples open_cache open_exact_cache prepare_derivation prepare_dump prepare_training train
+AlignmentError Cache CacheError DataError DumpJob DumpSummary EvaluateSettings ExactCache FirstSightError MissingSample ModelError Recipe
+RecipeError Sample SampleTargets SkippedSample SpecMismatch TargetError Targets TemperatureOutOfRange Timing TrainResult TrainingError
+at_temperature check_data derive dump evaluate evaluation_text find_sample grid_runs load_recipe load_samples open_cache
+open_exact_cache parse_candidates prepare_derivation prepare_dump prepare_training sample_text sweep train write_evaluation
 """
 
 

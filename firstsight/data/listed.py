@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from firstsight.data.containers.text import MAX_ROW_BYTES, decode, parse_json
-from firstsight.data.entries import Entry, HubSplit, ListedDataset
+from firstsight.data.entries import Entry, GivenRows, HubSplit, ListedDataset
 from firstsight.data.source import DataSource, Tags
 from firstsight.errors import DataError
 from firstsight.recipe_yaml import nearest
@@ -57,7 +57,7 @@ _REFUSED_COLUMNS = {
 _KEYS = ("file_name", "hf_hub_url", "formatting", "subset", "split", "columns", "tags")
 
 
-def sources_of(source: DataSource, entry: Entry) -> list[tuple[Path | HubSplit, DataSource]]:
+def sources_of(source: DataSource, entry: Entry) -> list[tuple[Path | HubSplit | GivenRows, DataSource]]:
     """The files, directories and hub datasets that an entry of a split names, and how to read their rows.
 
     Raises:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from firstsight.data.compact import NumberSet, text_mark
 from firstsight.data.containers import open_container
+from firstsight.data.entries import GivenRows, Rows
 from firstsight.data.listed import sources_of
 from firstsight.data.row import parse_row
 from firstsight.data.sample import Sample as Sample
@@ -140,19 +141,23 @@ def _next_id(name: str, seen: NumberSet, repeated: dict[str, int]) -> str:
     return f"{name}#{count}"
 
 
-def as_source(data: DataSource | Path, root: Path | None = None) -> DataSource:
-    """One file, or the files of a split, as a source; `root` of a file's images defaults to its directory."""
-    return data if isinstance(data, DataSource) else DataSource(files=(data,), root=root or data.parent)
+def as_source(data: DataSource | Path | str | Rows, root: Path | str | None = None) -> DataSource:
+    """A split, a file or rows as a source; see `load_samples`."""
+    if isinstance(data, DataSource):
+        return data
+    if isinstance(data, Path | str):
+        return DataSource(files=(Path(data),), root=Path(root or Path(data).parent))
+    return DataSource(files=(GivenRows.of(data, "rows"),), root=Path(root or Path.cwd()))
 
 
 def load_samples(
-    data: DataSource | Path, root: Path | None = None, *, left_out: list[str] | None = None
+    data: DataSource | Path | str | Rows, root: Path | str | None = None, *, left_out: list[str] | None = None
 ) -> list[Sample]:
     """Read and check the rows of a split, or of one file; image paths are relative to `root` and stay under it.
 
     Args:
-        data: the split, or the file.
-        root: of a file's images; None: its directory.
+        data: the split (`recipe.source("train")`), the file, or the rows: a list of dictionaries, or a `datasets.Dataset`.
+        root: of the images; None: the directory of the file, for rows the current directory.
         left_out: gets the error of each row that is left out (`DataSource.skip`).
 
     Raises:
@@ -162,7 +167,7 @@ def load_samples(
 
 
 def iter_samples(
-    data: DataSource | Path, root: Path | None = None, *, left_out: list[str] | None = None
+    data: DataSource | Path | str | Rows, root: Path | str | None = None, *, left_out: list[str] | None = None
 ) -> Iterator[Sample]:
     """`load_samples`, one sample at a time."""
     files = SampleFiles(as_source(data, root))

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from firstsight.data.entries import Entry, entry
 from firstsight.data.source import COLUMNS, FORMATS, Turns
-from firstsight.recipe_yaml import Section, nearest
+from firstsight.recipe_yaml import Section, Unit, nearest
 
 _SHARE = re.compile(r"\d+(\.\d+)?%")
 _Split = Entry | Annotated[tuple[Entry, ...], Field(min_length=1)]
@@ -40,7 +40,7 @@ class DataSection(Section):
     only read."""
     allow_urls: bool = False
     """Images may be http and https addresses: each is fetched once, from public addresses alone, and kept in the user's cache directory."""
-    max_length: Annotated[int, Field(gt=0)] = 4096
+    max_length: Annotated[int, Field(gt=0), Unit("tokens")] = 4096
     """Longest sequence in tokens, images and answer included; a longer sample is refused."""
     system_prompt: str | None = None
     """Put before the messages of samples that have no system message; null: the chat template's default."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from firstsight.recipe_yaml import Section
+from firstsight.recipe_yaml import Section, Unit
 
 _UNITS = {
     "": 1,
@@ -37,29 +37,34 @@ class CacheSection(Section):
     """What is stored of every answer position. `top_k`: the largest log-probabilities, for this student's vocabulary. `exact`:
     the hidden state that the teacher's head makes its logits of, for any student, temperature and divergence; about 1.4 bytes
     a number of the state, and the head once."""
-    top_k: Annotated[int, Field(ge=2, le=65_535)] = 64
+    top_k: Annotated[int, Field(ge=2, le=65_535), Unit("entries")] = 64
     """Stored entries per answer position, of `targets: top_k`. The answer's own token is one of them, the teacher's most likely
     one another."""
-    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 1.5, 2.0, 4.0)
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Unit("none")] = (
+        1.0,
+        1.5,
+        2.0,
+        4.0,
+    )
     """Node temperatures at which the mass of the tail is stored, of `targets: top_k`; training may use any temperature between
     them."""
-    tail_rank: Annotated[int | None, Field(ge=1, le=1024)] = None
+    tail_rank: Annotated[int | None, Field(ge=1, le=1024), Unit("numbers per answer position")] = None
     """Numbers per answer position that tell how the tail is spread over the entries that are not stored, of `targets: top_k`:
     the teacher's state on the directions that carry most of the logits' variance, with their image of the vocabulary once per
     cache. 64 takes about as many bytes. null: the mass of the tail alone."""
-    unit_positions: Annotated[int, Field(gt=0)] = 4096
+    unit_positions: Annotated[int, Field(gt=0), Unit("answer positions")] = 4096
     """Answer positions of one unit of work."""
     on_error: Literal["stop", "skip"] = "stop"
     """`skip`: a sample that cannot be used is left out by name, and dump, training and evaluation go on; later dumps try it again."""
     generate_missing: bool = False
     """The teacher answers the samples that have no answer; training applies no hard-label loss to them."""
-    generate_max_tokens: Annotated[int, Field(ge=1)] = 128
+    generate_max_tokens: Annotated[int, Field(ge=1), Unit("tokens")] = 128
     """Longest generated answer, end of turn included."""
-    generate_temperature: Annotated[float, Field(ge=0)] = 0.0
+    generate_temperature: Annotated[float, Field(ge=0), Unit("none")] = 0.0
     """0: greedy; else the answers are sampled at this temperature."""
-    generate_seed: Annotated[int, Field(ge=0)] = 0
+    generate_seed: Annotated[int, Field(ge=0), Unit("none")] = 0
     """Seed of sampled answers."""
-    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] = 256 * 2**20
+    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0), Unit("bytes")] = 256 * 2**20
     """Bytes of decoded units that a training or an evaluation keeps in memory, in each of its processes: a whole number, or a
     size such as `512 MiB`."""
     scratch: Path | None = None

@@ -9,18 +9,29 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from firstsight.data.entries import GivenRows, Rows
 from firstsight.errors import RecipeError
 from firstsight.recipe.whole import Recipe
 from firstsight.recipe_yaml import RecipeLoader, apply_override, nearest
 from firstsight.secrets import secret_places
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: Path | str, overrides: Sequence[str] = (), *, train: Rows | None = None, validation: Rows | None = None
+) -> Recipe:
     """Read a recipe, apply `section.key=value` overrides, check it.
+
+    Args:
+        path: the file.
+        overrides: as `--set` takes them.
+        train: rows in place of what `data.train` names: a list of dictionaries, or a `datasets.Dataset`.
+        validation: likewise.
 
     Raises:
         RecipeError: names the file and the key, what was expected and what was found.
+        DataError: rows of another kind.
     """
+    path = Path(path)
     if not path.is_file():
         raise RecipeError(f"recipe {path} not found; give the path of a YAML file, or write one with firstsight init")
     try:
@@ -32,7 +43,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: expected sections such as `teacher:`, got {type(content).__name__}")
     for override in overrides:
         apply_override(content, override)
+    for name, rows in (("train", train), ("validation", validation)):
+        if rows is not None:
+            _give(content, name, rows, overrides)
     return load_recipe_content(content, directory=path.resolve().parent, name=str(path))
+
+
+def _give(content: dict[str, Any], name: str, rows: Rows, overrides: Sequence[str]) -> None:
+    """Put rows in the place of a key of `data`."""
+    key = f"data.{name}"
+    if any(override.partition("=")[0].strip() == key for override in overrides):
+        raise RecipeError(f"{key}: is overridden, and rows are given for it as well; give one of them")
+    section = content["data"] = {} if content.get("data") is None else content["data"]
+    if isinstance(section, dict):  # anything else is refused with the rest of the recipe
+        section[name] = GivenRows.of(rows, name)
 
 
 def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) -> Recipe:

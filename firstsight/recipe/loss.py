@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from firstsight.recipe_yaml import Section
+from firstsight.recipe_yaml import Section, Unit
 
 _BETAS = {"skewed_kl": 0.1, "js": 0.5}
 """Divergences that have a `loss.beta`, and its default."""
@@ -15,17 +15,17 @@ _BETAS = {"skewed_kl": 0.1, "js": 0.5}
 class LossSection(Section):
     """The distillation loss: alpha * divergence at a temperature + (1 - alpha) * cross-entropy."""
 
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Within the range of cache.temperatures; any above 0 on a cache of exact targets."""
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    temperature: Annotated[float, Field(gt=0), Unit("none")] = 2.0
+    """Temperature of teacher and student in the divergence: within the range of `cache.temperatures`; any above 0 on exact targets."""
+    alpha: Annotated[float, Field(ge=0, le=1), Unit("none")] = 0.7
     """Weight of the divergence; 0: hard labels only."""
     divergence: Literal["forward_kl", "reverse_kl", "skewed_kl", "js", "tv"] = "forward_kl"
     """What is minimised between teacher p and student q. `forward_kl`: KL(p || q); `reverse_kl`: KL(q || p); `skewed_kl`:
     KL(p || beta p + (1 - beta) q); `js`: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; `tv`: half the
     sum of |p - q|. On a top_k cache without `cache.tail_rank` that of the stored entries and the rest as one outcome, a lower
     bound."""
-    beta: Annotated[float | None, Field(validate_default=True)] = None
-    """Between 0 and 1, of `skewed_kl` (default 0.1) and `js` (default 0.5); the others have none."""
+    beta: Annotated[float | None, Field(validate_default=True), Unit("none")] = None
+    """Parameter of `skewed_kl` (default 0.1) and `js` (default 0.5), above 0 and below 1; the other divergences have none."""
     tail: Literal["shape", "bucket", "renormalize", "none"] | None = None
     """What stands for the entries that are not stored, on a top_k cache. `shape`: the tail as it was spread, on a cache with
     `cache.tail_rank`, where the divergence is that of whole distributions; `bucket`: the rest as one outcome; `renormalize`:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from firstsight.recipe_yaml import Section
+from firstsight.recipe_yaml import Section, Unit
 
 
 class TeacherSection(Section):
@@ -17,27 +17,30 @@ class TeacherSection(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     quantization: Literal["int8", "nf4", "none"] = "int8"
-    """`int8` and `nf4` by bitsandbytes."""
+    """How the weights are loaded: `int8` and `nf4` by bitsandbytes, a byte and about half a byte per weight."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Compute type. float16 overflows are on record for the Qwen2-VL family."""
-    max_pixels: Annotated[int, Field(gt=0)] | None = None
-    """Images are scaled down to at most this many pixels; None: the processor's own limit."""
+    max_pixels: Annotated[int | None, Field(gt=0), Unit("pixels")] = None
+    """Images are scaled down to at most this many pixels; null: the processor's own limit."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Which attention transformers runs; `flash_attention_2` needs the package flash-attn."""
     device_map: str | None = None
-    """`auto`, `cpu`, `cuda:0`, ...; None: the first GPU where there is one."""
-    batch_tokens: Annotated[int, Field(gt=0)] = 16_384
+    """`auto`, `cpu`, `cuda:0`, ...; null: the first GPU where there is one."""
+    batch_tokens: Annotated[int, Field(gt=0), Unit("tokens")] = 16_384
     """Tokens of one forward pass, padding and images included. LLM.int8 results depend on it, so the cache is bound to it."""
     trust_remote_code: bool = False
+    """Run the Python code that a model's repository brings; only for repositories that you trust."""
 
 
 class LoraSection(Section):
     """Low-rank adapters, by peft: small matrices are trained beside frozen weights, and merged into them when it is saved."""
 
-    r: Annotated[int, Field(ge=1)] = 16
+    r: Annotated[int, Field(ge=1), Unit("none")] = 16
     """Rank of the adapters."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0), Unit("none")] = 32
     """The adapters' output is scaled by alpha / r."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), Unit("none")] = 0.0
+    """Share of the adapters' inputs that is set to 0 in training."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
@@ -61,10 +64,12 @@ class StudentSection(Section):
     head tied to it."""
     lora: LoraSection | None = None
     """Train adapters instead of the weights; null: train the weights."""
-    max_pixels: Annotated[int, Field(gt=0)] | None = None
-    """Images are scaled down to at most this many pixels; None: the processor's own limit."""
+    max_pixels: Annotated[int | None, Field(gt=0), Unit("pixels")] = None
+    """Images are scaled down to at most this many pixels; null: the processor's own limit."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Which attention transformers runs; `flash_attention_2` needs the package flash-attn."""
     padding_free: bool = False
     """Put the samples of a micro-batch into one row without padding; for `flash_attention_2`. Other attention gives the same
     result and pays for the whole row's square."""
     trust_remote_code: bool = False
+    """Run the Python code that a model's repository brings; only for repositories that you trust."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from firstsight.data.entries import Entry, HubSplit, ListedDataset
+from firstsight.data.entries import Entry, GivenRows, HubSplit, ListedDataset
 from firstsight.data.section import DataSection
 from firstsight.data.source import DataSource
 from firstsight.errors import ModelError, RecipeError
@@ -88,7 +88,7 @@ class Recipe(Section):
         if isinstance(entry, HubSplit):
             local = self.data_root / Path(entry.hub).expanduser()
             return entry.model_copy(update={"hub": str(local.resolve())}) if local.is_dir() else entry
-        return self.data_root / entry.expanduser()
+        return entry if isinstance(entry, GivenRows) else self.data_root / entry.expanduser()
 
     @property
     def data_root(self) -> Path:

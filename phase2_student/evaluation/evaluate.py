@@ -75,7 +75,7 @@ def evaluate(
     recipe: Recipe,
     candidates: Sequence[Candidate],
     *,
-    directory: Path,
+    directory: Path | str,
     limit: int | None = None,
     settings: Settings | None = None,
     fresh: bool = False,
@@ -100,6 +100,7 @@ def evaluate(
     Raises:
         FirstSightError: data or models that cannot be used, or that do not fit into the memory.
     """
+    directory = Path(directory)
     settings = settings or Settings()
     recipe = with_turns_of_cache(recipe)
     prompters = {(c.directory, c.section.max_pixels, c.data.system_prompt): c.prompter for c in candidates}

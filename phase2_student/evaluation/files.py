@@ -18,8 +18,9 @@ from phase2_student.runs.files import read_json, write_json
 from phase2_student.runs.records import NAMES, Run
 
 
-def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
+def write_evaluation(evaluation: Evaluation, directory: Path | str) -> Path:
     """Write `evaluation_<timestamp>.json` and `evaluation_summary.txt`; returns the JSON's path."""
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     stamp = evaluation.created[:19].replace("-", "").replace(":", "")
     path = directory / f"evaluation_{stamp}.json"

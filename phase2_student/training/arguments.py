@@ -14,7 +14,7 @@ from firstsight.errors import RecipeError
 from firstsight.recipe import Recipe, check_training
 from phase2_student.training.known_arguments import lacking, refusal
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 2,
@@ -66,7 +66,7 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         raise RecipeError(reason)
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
     values = {
-        **_DEFAULTS,
+        **DEFAULTS,
         "disable_tqdm": not progress,
         "report_to": report_to,
         **training,
@@ -145,7 +145,7 @@ def training_defaults() -> dict[str, Any]:
     """What applies where a recipe's `training` section says nothing, by name."""
     from transformers import TrainingArguments
 
-    return {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | _DEFAULTS
+    return {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
 
 
 def _check_trackers(names: list[str]) -> None:

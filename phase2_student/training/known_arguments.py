@@ -44,7 +44,7 @@ _LIGER = "its kernels would take the place of those that the first batch was che
 _COMMAND = "fs-student train trains and validates, fs-student eval measures answers"
 _DEAL = "batches are dealt out here, the same samples to a step for any number of processes"
 
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "label_smoothing_factor": ((0.0,), _LOSS),
     "optim_args": ((None,), "few optimisers read it, and those pass over keys that they do not know"),
     "optim_target_modules": ((None,), "optimisers that need it (GaLore, APOLLO) were not tried here"),
@@ -164,8 +164,8 @@ def refusal(name: str, value: Any) -> str | None:
         name: of a field of the installed `TrainingArguments`.
         value: of the field's type.
     """
-    if name in _REFUSED:
-        allowed, reason = _REFUSED[name]
+    if name in REFUSED:
+        allowed, reason = REFUSED[name]
         if any(type(value) is type(each) and value == each for each in allowed):
             return None
         return f"is not a setting of a training here ({reason}); remove the key"

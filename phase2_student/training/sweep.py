@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from firstsight.data.entries import Rows
 from firstsight.errors import RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.runs.lock import RunInUse
@@ -61,13 +62,22 @@ class Outcome:
         return f"{counted(self.result.steps, 'step')} {time}, {self.result.best_text}"
 
 
-def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[SweepRun]:
+def grid_runs(
+    config: Path | str,
+    overrides: Sequence[str],
+    grid: Sequence[str],
+    *,
+    train: Rows | None = None,
+    validation: Rows | None = None,
+) -> list[SweepRun]:
     """The runs of a grid, the last key varied fastest.
 
     Args:
         config: the recipe.
         overrides: `section.key=value` for all runs.
         grid: `key=value,value,...`, the key as in an override; those of the loss need no section.
+        train: rows in place of what the recipe names, as `load_recipe` takes them.
+        validation: likewise.
 
     Raises:
         RecipeError: a key or a value that no run could use, or two runs of one name.
@@ -77,7 +87,7 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise RecipeError(f"--grid {twice}: is given twice; list all its values in one")
-    root = load_recipe(config, overrides).output_dir
+    root = load_recipe(config, overrides, train=train, validation=validation).output_dir
     last = [key.rpartition(".")[2] for key in keys]
     labels = [key if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
     runs: dict[str, SweepRun] = {}
@@ -85,7 +95,7 @@ def grid_runs(config: Path, overrides: Sequence[str], grid: Sequence[str]) -> li
         settings = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
         name = ",".join(f"{label}={value.replace('/', '-')}" for label, value in zip(labels, values, strict=True))
         try:
-            recipe = load_recipe(config, [*overrides, *settings])
+            recipe = load_recipe(config, [*overrides, *settings], train=train, validation=validation)
         except RecipeError as error:
             raise RecipeError(f"{error} (in the run {name} of the grid)") from None
         if name in runs:

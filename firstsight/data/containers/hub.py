@@ -1,7 +1,8 @@
-"""Hub datasets, and directories that `datasets.load_dataset` reads (extra `[data]`)."""
+"""Hub datasets, directories that `datasets.load_dataset` reads, and a `datasets.Dataset` (extra `[data]`)."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,8 @@ from firstsight.data.entries import HubSplit
 from firstsight.errors import DataError
 
 
-class HubDataset(Tables):
-    """A split, downloaded or prepared by `datasets` in its own cache; images stay as they are stored."""
-
-    def __init__(self, split: HubSplit, name: str) -> None:
-        super().__init__(Path(split.hub), name)
-        self._split = split
+class DatasetRows(Tables):
+    """The rows of a `datasets.Dataset`; images stay as they are stored."""
 
     @property
     def count(self) -> int:
@@ -26,6 +23,19 @@ class HubDataset(Tables):
     def part(self, start: int, count: int) -> Any:
         """Rows from `start` on."""
         return self._rows[start : start + count]
+
+    @property
+    @abstractmethod
+    def _rows(self) -> Any:
+        """The dataset, in the format `arrow`."""
+
+
+class HubDataset(DatasetRows):
+    """A split, downloaded or prepared by `datasets` in its own cache."""
+
+    def __init__(self, split: HubSplit, name: str) -> None:
+        super().__init__(Path(split.hub), name)
+        self._split = split
 
     @cached_property
     def _rows(self) -> Any:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from firstsight.data.containers.arrow import ArrowDirectory, Parquet
 from firstsight.data.containers.base import Container
+from firstsight.data.containers.given import given_container
 from firstsight.data.containers.hub import HubDataset
 from firstsight.data.containers.json_array import JsonArray
 from firstsight.data.containers.jsonl import GzipLines, JsonLines
 from firstsight.data.containers.table import Table
-from firstsight.data.entries import HubSplit
+from firstsight.data.entries import GivenRows, HubSplit
 from firstsight.errors import DataError
 
 _HEAD = 4096
@@ -26,14 +27,16 @@ _REFUSED = {
 }
 
 
-def open_container(path: Path | HubSplit, name: str) -> Container:
-    """The rows of a file, a directory or a hub dataset; only a file's first bytes are read here.
+def open_container(path: Path | HubSplit | GivenRows, name: str) -> Container:
+    """The rows of a file, a directory, a hub dataset, or those that Python gave; only a file's first bytes are read here.
 
     Raises:
         DataError: it was not found, or is of a kind that is not supported; with what to do.
     """
     if isinstance(path, HubSplit):
         return HubDataset(path, name)
+    if isinstance(path, GivenRows):
+        return given_container(path, name)
     if path.is_dir():
         return _directory(path, name)
     if not path.is_file():

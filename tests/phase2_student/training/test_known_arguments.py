@@ -18,7 +18,7 @@ from firstsight.errors import RecipeError
 from firstsight.recipe import load_recipe
 from phase2_student.training import loaders
 from phase2_student.training.arguments import training_arguments
-from phase2_student.training.known_arguments import _REFUSED, ACTS, refusal
+from phase2_student.training.known_arguments import ACTS, REFUSED, refusal
 from phase2_student.training.prepare import prepare
 from phase2_student.training.train import train
 
@@ -232,9 +232,9 @@ def test_log_level_is_that_of_transformers(world):
 
 
 def test_every_field_of_the_installed_transformers_is_sorted():
-    unsorted = [name for name in FIELDS if name not in ACTS and name not in _REFUSED]
-    assert unsorted == [], "fields of this transformers: put each into ACTS, and show that it does, or into _REFUSED"
-    assert not ACTS & _REFUSED.keys()
+    unsorted = [name for name in FIELDS if name not in ACTS and name not in REFUSED]
+    assert unsorted == [], "fields of this transformers: put each into ACTS, and show that it does, or into REFUSED"
+    assert not ACTS & REFUSED.keys()
 
 
 def test_every_field_that_acts_is_shown_to():
@@ -267,9 +267,9 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(_REFUSED.keys() & FIELDS.keys() - {"parallelism_config"}))
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() & FIELDS.keys() - {"parallelism_config"}))
 def test_it_is_refused_with_the_reason_unless_it_says_what_is_so(world, name):
-    allowed, reason = _REFUSED[name]
+    allowed, reason = REFUSED[name]
     value = OTHER[name] if name in OTHER else not allowed[-1]
     with pytest.raises(RecipeError) as refused:
         arguments(world, **{name: value})
