@@ -59,7 +59,7 @@ def _download(source: str, revision: str | None, weights: bool, kind: str) -> Pa
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{kind}.model: {source!r} is not a directory and cannot be loaded from the hub ({reason})"
+            f"{kind}.model: {source!r} is neither a directory nor reachable on the hub ({reason})"
         ) from None
 
 
