@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from firstsight.console import Commands, progress_option
 from firstsight.data_commands import check, convert, init
+from firstsight.demo.run import DEFAULT_REGIME, KINDS, Regime, run_demo
 from storage.wording import counted
-
-if TYPE_CHECKING:
-    from firstsight.demo.run import Regime
 
 
 @click.group(cls=Commands)
@@ -48,8 +45,28 @@ def data() -> None:
     type=click.IntRange(min=1),
     help="Training samples that keep their answer, drawn at random and also written to OUT/labelled.jsonl; default: all.",
 )
+@click.option(
+    "--swapped",
+    default=0.0,
+    type=click.FloatRange(0, 1),
+    help="Share of the training samples that have another answer of their category, a wrong label; default: none.",
+)
+@click.option(
+    "--described",
+    is_flag=True,
+    help="Images to describe, with answers in many wordings; default: questions with one answer.",
+)
 @progress_option
-def synth(out: Path, train: int, validation: int, seed: int, labels: int | None, progress: bool) -> None:
+def synth(
+    out: Path,
+    train: int,
+    validation: int,
+    seed: int,
+    labels: int | None,
+    swapped: float,
+    described: bool,
+    progress: bool,
+) -> None:
     """Draw first-person scenes with questions whose answers can be read from the pixels.
 
     Seven categories of questions in five environments, as OUT/train.jsonl, OUT/validation.jsonl and OUT/images.
@@ -59,9 +76,19 @@ def synth(out: Path, train: int, validation: int, seed: int, labels: int | None,
     from firstsight.demo.synth.writing import write_dataset
     from firstsight.models.gpus import bytes_text
 
-    summary = write_dataset(out, train=train, validation=validation, seed=seed, labels=labels, progress=progress)
+    summary = write_dataset(
+        out,
+        train=train,
+        validation=validation,
+        seed=seed,
+        labels=labels,
+        swapped=swapped,
+        described=described,
+        progress=progress,
+    )
     counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
-    click.echo(f"{out}: {counts} samples, {counted(summary.images, 'image')}, {bytes_text(summary.bytes)}")
+    wrong = f", {counted(summary.swapped, 'training sample')} with another's answer" if swapped else ""
+    click.echo(f"{out}: {counts} samples, {counted(summary.images, 'image')}, {bytes_text(summary.bytes)}{wrong}")
 
 
 @main.command()
@@ -75,10 +102,10 @@ def synth(out: Path, train: int, validation: int, seed: int, labels: int | None,
 )
 @click.option(
     "--regime",
-    default="clean",
+    default=DEFAULT_REGIME,
     show_default=True,
-    type=click.Choice(["few-labels", "clean"]),
-    help="few-labels: one training sample in ten has its label, and the teacher answers the rest; clean: all have labels.",
+    type=click.Choice(list(KINDS)),
+    help="; ".join(f"{name}: {kind.help}" for name, kind in KINDS.items()) + ".",
 )
 def demo(directory: Path, regime: Regime) -> None:
     """Distil a small trained teacher into a smaller student, from data to the table of results, in minutes on a CPU.
@@ -87,8 +114,6 @@ def demo(directory: Path, regime: Regime) -> None:
 
     Example: firstsight demo --dir demo
     """
-    from firstsight.demo.run import run_demo
-
     run_demo(directory, regime)
 
 

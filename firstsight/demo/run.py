@@ -1,4 +1,4 @@
-"""The demo: the whole path on the miniature pair, by the commands that a user would type: data, dump, two trainings, evaluation.
+"""The demo: the whole path on the miniature pair, by the commands that a user would type: data, dump, trainings, evaluation.
 
 Leaves DIR/recipe.yaml, DIR/models, DIR/data, DIR/cache.zarr and DIR/runs, so that every command can be tried on them.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
@@ -19,10 +20,9 @@ import click
 
 from firstsight.errors import FirstSightError
 
-Regime = Literal["few-labels", "clean"]
+Regime = Literal["few-labels", "noisy", "ambiguous", "clean"]
+DEFAULT_REGIME: Regime = "clean"
 TRAIN_SAMPLES = 1_400
-LABELS = 140
-"""Training samples that have a label where labels are few."""
 VALIDATION_SAMPLES = 420
 BATCH = 16
 EPOCHS = 8
@@ -38,16 +38,19 @@ student:
   dtype: bfloat16          # of the saved weights
 data:
   root: data
+  train: {{rows}}
   max_length: 512
 cache:
   path: cache.zarr
   targets: top_k           # exact: whole distributions
-{{answers}}loss:
+  generate_missing: {{generate}}   # the teacher answers what has no label
+  generate_max_tokens: {{longest}}
+loss:
   temperature: 2.0
   alpha: 0.7
 training:
   output_dir: runs/distilled
-  num_train_epochs: {EPOCHS}
+  num_train_epochs: {{epochs}}
   per_device_train_batch_size: {BATCH}
   learning_rate: 1.0e-3
   weight_decay: 0.01
@@ -56,47 +59,95 @@ training:
   save_only_model: false
   seed: 0
 """
-_GENERATE = """\
-  generate_missing: true   # the teacher answers what has no label
-  generate_max_tokens: 16
-"""
 
 
-def run_demo(directory: Path, regime: Regime = "clean") -> None:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What differs from one regime to another."""
+
+    help: str
+    """What labels there are, for the command's help."""
+    reading: str
+    """What the columns of the table are."""
+    data: tuple[str, ...] = ()
+    """Options of `firstsight data synth`."""
+    epochs: int = EPOCHS
+    rows: str = "train.jsonl"
+    """The rows that the student is distilled on."""
+    labels: str = "train.jsonl"
+    """The rows that have a label; those of `labelled.jsonl` are among `rows`."""
+    questions: str | None = None
+    """The rows that the teacher answers; None: it answers none."""
+    longest: int = 32
+    """Tokens of an answer of the teacher; the longest one of the questions has 23."""
+
+
+_RIVALS = "Of each its best checkpoint by validation loss."
+KINDS: dict[Regime, Kind] = {
+    "few-labels": Kind(
+        help="one training sample in ten has its label, the teacher answers the rest",
+        reading=(
+            "base: the student before; hard: trained on the 140 labels alone; answers: on those and the teacher's answers to the rest, "
+            f"as labels; distilled: on the cache, the same answers with the teacher's soft targets. {_RIVALS}"
+        ),
+        data=("--labels", "140"),
+        labels="labelled.jsonl",
+        questions="train.jsonl",
+    ),
+    "noisy": Kind(
+        help="two training samples in five have the label of another one of their category",
+        reading=(
+            "base: the student before; hard: trained on the labels, two in five of them wrong; answers: on the teacher's own answers as "
+            f"labels; distilled: on a cache of these answers with the teacher's soft targets, no label. {_RIVALS}"
+        ),
+        data=("--swapped", "0.4"),
+        rows="questions.jsonl",
+        questions="questions.jsonl",
+    ),
+    "ambiguous": Kind(
+        help="pictures to be described, where each label is one of many valid wordings",
+        reading=(
+            "base: the student before; hard: trained on the labels, one wording of each picture; answers: on the teacher's likeliest "
+            "wordings as labels; distilled: on the cache, the labels with the teacher's soft targets. "
+            f"{_RIVALS} No model can know which of the valid wordings was drawn, so exact match means little: the NLL of the true answers "
+            "and the KL to the teacher tell how near a model is to the distribution that they were drawn from."
+        ),
+        data=("--described",),
+        questions="questions.jsonl",
+        longest=112,
+    ),
+    "clean": Kind(
+        help="all have their labels",
+        reading=(
+            "base: the student before; hard: trained on the labels alone (alpha = 0); distilled: trained on the cache. Same steps for "
+            f"both. {_RIVALS}"
+        ),
+    ),
+}
+
+
+def run_demo(directory: Path, regime: Regime = DEFAULT_REGIME) -> None:
     """Run the demo in `directory`; a second run continues where the first one ended.
 
     Args:
         directory: for data, models, cache, runs and report.
-        regime: `few-labels`: one training sample in ten has its label, and the teacher answers the rest; `clean`: all have theirs.
+        regime: which labels there are.
 
     Raises:
         FirstSightError: one of the commands failed, or the directory holds the demo of another regime.
     """
-    demo = Demo(directory, few=regime == "few-labels")
+    demo = Demo(directory, regime)
     demo.prepare()
     begin = time.perf_counter()
     demo.make_data()
-    demo.command("fs-teacher", "dump")
     trained = demo.train()
     demo.evaluate(trained)
     click.echo(
-        f"\n{_READING[regime]} {demo.page} shows it with charts and images.\n"
+        f"\n{KINDS[regime].reading} {demo.page} shows it with charts and images.\n"
         f"The demo took {time.perf_counter() - begin:.0f} s. Every command above can be tried on {directory}, for instance:"
     )
     for line in demo.suggestions():
         click.echo(f"  {line}")
-
-
-_READING: dict[Regime, str] = {
-    "few-labels": (
-        f"base: the student before; hard: trained on the {LABELS} labels alone; answers: on those and the teacher's answers to the "
-        "rest, as labels; distilled: on the cache, the same answers with the teacher's soft targets. "
-        f"{EPOCHS} epochs for each, and of each its best checkpoint."
-    ),
-    "clean": (
-        "base: the student before; hard: trained on the labels alone (alpha = 0); distilled: trained on the cache. Same steps for both."
-    ),
-}
 
 
 class Demo:
@@ -104,12 +155,13 @@ class Demo:
 
     Args:
         directory: of the demo.
-        few: few samples have labels.
+        regime: which labels there are.
     """
 
-    def __init__(self, directory: Path, *, few: bool) -> None:
+    def __init__(self, directory: Path, regime: Regime) -> None:
         self.directory = directory
-        self.few = few
+        self.regime = regime
+        self.kind = KINDS[regime]
         self.recipe = directory / "recipe.yaml"
         self.runs = directory / "runs"
         self.page = directory / "report.html"
@@ -117,15 +169,25 @@ class Demo:
     def prepare(self) -> None:
         """The directory with models and recipe."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        _copy_models(self.directory / "models")
-        data = self.directory / "data"
-        if data.exists() and (data / "labelled.jsonl").exists() != self.few:
+        mark = self.directory / "regime.txt"
+        found = mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+        if found is None and (self.directory / "data").exists():
             raise FirstSightError(
-                f"{self.directory} holds the demo of another regime ({'clean' if self.few else 'few-labels'}); give another --dir, or "
-                "state that --regime"
+                f"{self.directory} holds data that this demo did not make, or an older version of it; give another --dir"
             )
+        if found not in (None, self.regime):
+            raise FirstSightError(
+                f"{self.directory} holds the demo of another regime ({found}); give another --dir, or state --regime {found}"
+            )
+        mark.write_text(f"{self.regime}\n", encoding="utf-8")
+        _copy_models(self.directory / "models")
         if not self.recipe.exists():
-            self.recipe.write_text(RECIPE.format(answers=_GENERATE if self.few else ""), encoding="utf-8")
+            kind = self.kind
+            generate = str(kind.questions == kind.rows).lower()
+            self.recipe.write_text(
+                RECIPE.format(rows=kind.rows, generate=generate, longest=kind.longest, epochs=kind.epochs),
+                encoding="utf-8",
+            )
 
     def make_data(self) -> None:
         """Draw the scenes, unless that is done."""
@@ -133,21 +195,31 @@ class Demo:
         if (data / "validation.jsonl").exists():
             return
         samples = ["--train", str(TRAIN_SAMPLES), "--validation", str(VALIDATION_SAMPLES), "--seed", "0"]
-        _run("firstsight", "data", "synth", str(data), *samples, *(["--labels", str(LABELS)] if self.few else []))
+        _run("firstsight", "data", "synth", str(data), *samples, *self.kind.data)
 
     def train(self) -> list[str]:
-        """Train the students; their names."""
-        if not self.few:
-            self._train("hard", "loss.alpha=0")
+        """Dump and train; the names of the students. The recipe is that of the distilled one, the others say what differs."""
+        kind = self.kind
+        self.command("fs-teacher", "dump")
+        labels = [f"data.train={kind.labels}"] if kind.labels != kind.rows else []
+        if kind.labels not in (kind.rows, "labelled.jsonl"):  # rows that are not in the cache
+            labels += ["cache.path=labels.zarr", "cache.generate_missing=false"]
+            self.command("fs-teacher", "dump", *_set(labels))
+        self._train("hard", "loss.alpha=0", *labels)
+        if kind.questions is None:
             self._train("distilled")
             return ["hard", "distilled"]
-        # on a tenth of the rows more epochs only learn them by heart; of each run its best checkpoint is compared
-        self._train("hard", "loss.alpha=0", "data.train=labelled.jsonl")
+        own: list[str] = []
+        if kind.questions != kind.rows:  # the teacher's answers are not in the cache
+            own = [f"data.train={kind.questions}", "cache.path=own.zarr", "cache.generate_missing=true"]
+            self.command("fs-teacher", "dump", *_set(own))
         # the teacher's answers as labels: rows like any others
         answers = self.directory / "data" / "answers.jsonl"
         if not answers.exists():
-            self.command("fs-teacher", "answers", str(self.directory / "cache.zarr"), "--out", str(answers))
-        rows = ["data.train=[labelled.jsonl, answers.jsonl]", "cache.path=answers.zarr", "cache.generate_missing=false"]
+            source = self.directory / ("own.zarr" if own else "cache.zarr")
+            self.command("fs-teacher", "answers", str(source), "--out", str(answers), *_set(own))
+        train = "[labelled.jsonl, answers.jsonl]" if kind.labels == "labelled.jsonl" else "answers.jsonl"
+        rows = [f"data.train={train}", "cache.path=answers.zarr", "cache.generate_missing=false"]
         self.command("fs-teacher", "dump", *_set(rows))
         self._train("answers", "loss.alpha=0", *rows)
         self._train("distilled")
@@ -158,7 +230,10 @@ class Demo:
         candidates = ["teacher", "base", *(f"{name}={self.runs / name / 'best'}" for name in trained)]
         options = [option for candidate in candidates for option in ("--model", candidate)]
         evaluation = str(self.directory / "evaluation")
-        self.command("fs-student", "eval", *options, "--timed", "8", "--requests", "10", "--output", evaluation)
+        longest = ["--max-new-tokens", str(self.kind.longest)]
+        self.command(
+            "fs-student", "eval", *options, *longest, "--timed", "8", "--requests", "10", "--output", evaluation
+        )
         runs = [str(self.runs / name) for name in trained]
         _run("fs-student", "report", *runs, "--evaluation", evaluation, "--output", str(self.page))
 

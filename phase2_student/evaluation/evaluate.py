@@ -53,7 +53,7 @@ from phase2_student.evaluation.usable import usable_samples
 from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 
-_VERSION = 5
+_VERSION = 6
 """Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
 """Answers at batch 1 while the peak of the memory is measured."""

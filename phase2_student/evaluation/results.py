@@ -60,6 +60,10 @@ class AnswerRecord(_Part):
     """Answer positions at which the student's most likely token is the teacher's."""
     soft_positions: int | None = None
     """Answer positions with soft targets."""
+    nll_sum: float | None = None
+    """Negative log-likelihood of the true answer, nats; None where it is not known or not finite."""
+    hard_positions: int | None = None
+    """Answer positions with a label."""
     seconds: float | None = None
     """From the sample's files to the text, at batch 1; None where it was not timed."""
 
@@ -67,6 +71,8 @@ class AnswerRecord(_Part):
     def _distance(self) -> Self:
         if (self.kl_sum, self.agree) != (None, None) and None in (self.agree, self.soft_positions):
             raise ValueError("kl_sum, agree and soft_positions belong together")
+        if self.nll_sum is not None and self.hard_positions is None:
+            raise ValueError("nll_sum and hard_positions belong together")
         return self
 
 

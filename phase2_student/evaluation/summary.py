@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from phase2_student.evaluation.metrics.intervals import paired_bootstrap
-from phase2_student.evaluation.metrics.scores import agreement, kl_per_token
+from phase2_student.evaluation.metrics.scores import agreement, kl_per_token, nll_per_token
 from phase2_student.evaluation.results import Concurrency, Evaluation, InputSettings, ModelResult, Score
 from storage.wording import counted
 
@@ -50,6 +50,7 @@ class Figures:
     nonfinite: int
     cut: int
     undecided: int | None
+    nll: float | None
     kl: float | None
     agreement: float | None
 
@@ -81,6 +82,7 @@ def model_figures(model: ModelResult) -> Figures:
         undecided=sum(bool(record.undecided) for record in records)
         if any(record.undecided is not None for record in records)
         else None,
+        nll=nll_per_token(records),
         kl=kl_per_token(records),
         agreement=agreement(records),
     )
@@ -104,6 +106,7 @@ _ROWS = {
     "nonfinite": ("answers with NaN", "{:.0f}"),
     "cut": ("answers cut", "{:.0f}"),
     "undecided": ("choices undecided", "{:.0f}"),
+    "nll": ("NLL of the true answers, nats/token", "{:.4f}"),
     "kl": ("KL to the teacher, nats/token", "{:.4f}"),
     "agreement": ("agreement with the teacher", "{:.1%}"),
 }
@@ -122,7 +125,7 @@ def summary_table(evaluation: Evaluation) -> list[list[str]]:
     table = [["", *(f"{model.name} ({model.dtype})" for model in models)]]
     for name, (label, form) in _ROWS.items():
         values = [getattr(each, name) for each in figures]
-        if name not in ("joules", "undecided") or any(value is not None for value in values):
+        if name not in ("joules", "undecided", "nll") or any(value is not None for value in values):
             table.append([label, *("-" if value is None else form.format(value) for value in values)])
     table += _users_lines(models) + _goal_lines(evaluation)
     table += [_score_line(models, label, metric) for metric, label in _METRICS.items() if _has(models, metric)]
@@ -141,8 +144,8 @@ def details_text(evaluation: Evaluation) -> str:
 
 
 def difference_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Paired differences in exact match with their 95 % intervals: of each model to the one before it, then of the last to the
-    others; none without truths.
+    """Paired differences with their 95 % intervals: in exact match of each model to the one before it, then of the last to the
+    others; in the NLL of the true answers of the last to the others; none without truths.
     """
     lines = []
     pairs = [*itertools.pairwise(models), *((other, models[-1]) for other in reversed(models[:-2]))]
@@ -155,6 +158,14 @@ def difference_lines(models: Sequence[ModelResult]) -> list[str]:
             f"{model.name} - {before.name}: {100 * mean:+.1f} points exact match, 95 % interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] (paired bootstrap)"
         )
+    for other in reversed(models[:-1]):
+        difference = nll_difference(models[-1], other)
+        if difference is not None:
+            mean, low, high = difference
+            lines.append(
+                f"{models[-1].name} - {other.name}: {mean:+.4f} nats per token of the true answers, 95 % interval "
+                f"[{low:+.4f}, {high:+.4f}] (paired bootstrap)"
+            )
     return lines
 
 
@@ -164,6 +175,18 @@ def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, flo
     """
     pairs = [(mine.exact, theirs.exact) for mine, theirs in zip(model.samples, other.samples, strict=True)]
     known = [(float(mine), float(theirs)) for mine, theirs in pairs if mine is not None and theirs is not None]
+    return paired_bootstrap(*zip(*known, strict=True)) if known else None
+
+
+def nll_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
+    """By how much a model's NLL per token of the true answers is higher than another's, as the mean over the samples, and its 95 %
+    interval; None where no sample has it of both.
+    """
+    known = [
+        (mine.nll_sum / mine.hard_positions, theirs.nll_sum / mine.hard_positions)
+        for mine, theirs in zip(model.samples, other.samples, strict=True)
+        if mine.nll_sum is not None and theirs.nll_sum is not None and mine.hard_positions
+    ]
     return paired_bootstrap(*zip(*known, strict=True)) if known else None
 
 

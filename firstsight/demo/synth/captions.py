@@ -1,8 +1,12 @@
-"""Dense descriptions of a clip, for pre-training: everything in sight, worded differently every time.
+"""Dense descriptions of a clip: everything in sight, worded differently every time.
 
 A question of `questions` has one exact answer; a description can be worded in many ways, so that a model trained on them spreads
-its probability over many tokens.
+its probability over many tokens. How likely each wording is, is known: `wordings` lists them all.
 """
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +21,23 @@ _REQUESTS = (
 )
 _THERE_IS = ("there is", "I see", "you have")
 _JOINTS = (", then", ", and", ", next", ",")
+# how likely a description has each of these
+_WITH_POSITIONS, _HANDS_FIRST, _PLACE_FIRST, _COUNTED = 0.6, 0.25, 0.7, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wording:
+    """The choices of a description."""
+
+    there_is: str
+    joint: str
+    with_positions: bool
+    hands_first: bool
+    """The hands before what lies on the surface."""
+    place_first: bool
+    """The place at the beginning, else after surface and hands."""
+    counted: bool
+    """Closes with the number of things; a clip with events closes with these."""
 
 
 def caption(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
@@ -25,26 +46,60 @@ def caption(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
     def pick(options: tuple[str, ...]) -> str:
         return options[int(rng.integers(len(options)))]
 
+    # in this order: the shipped tokenizer and models were trained on what these draws gave
+    there_is, joint = pick(_THERE_IS), pick(_JOINTS)
+    with_positions, hands_first, place_first = (
+        bool(rng.random() < share) for share in (_WITH_POSITIONS, _HANDS_FIRST, _PLACE_FIRST)
+    )
+    wording = _Wording(
+        there_is=there_is,
+        joint=joint,
+        with_positions=with_positions,
+        hands_first=hands_first,
+        place_first=place_first,
+        counted=not clip.events and bool(rng.random() < _COUNTED),
+    )
+    return pick(_REQUESTS), _worded(clip, wording)
+
+
+def wordings(clip: Clip) -> dict[str, float]:
+    """Every description that `caption` may give of the clip, and how likely it is; whatever the request."""
+    found: dict[str, float] = {}
+    choices: list[list[tuple[Any, float]]] = [
+        [(option, 1 / len(_THERE_IS)) for option in _THERE_IS],
+        [(option, 1 / len(_JOINTS)) for option in _JOINTS],
+        *([(True, share), (False, 1 - share)] for share in (_WITH_POSITIONS, _HANDS_FIRST, _PLACE_FIRST)),
+        [(False, 1.0)] if clip.events else [(True, _COUNTED), (False, 1 - _COUNTED)],
+    ]
+    names = ("there_is", "joint", "with_positions", "hands_first", "place_first", "counted")
+    for chosen in itertools.product(*choices):
+        options, shares = zip(*chosen, strict=True)
+        text = _worded(clip, _Wording(**dict(zip(names, options, strict=True))))
+        found[text] = found.get(text, 0.0) + float(np.prod(shares))
+    return found
+
+
+def _worded(clip: Clip, wording: _Wording) -> str:
     scene = clip.frames[-1]
-    parts = [_surface(scene, pick(_THERE_IS), pick(_JOINTS), with_places=rng.random() < 0.6), _hands(scene)]
-    if rng.random() < 0.25:
+    parts = [_surface(scene, wording), _hands(scene)]
+    if wording.hands_first:
         parts.reverse()
-    parts.insert(0 if rng.random() < 0.7 else 2, _place(scene))
+    parts.insert(0 if wording.place_first else 2, _place(scene))
     if clip.events:
         parts.append(" ".join(happened(scene, event) for event in clip.events))
-    elif rng.random() < 0.5:
+    elif wording.counted:
         count = len(scene.placed)
         parts.append(
             f"There {'is' if count == 1 else 'are'} {NUMBERS[count]} {plural('thing', count)} on the {scene.surface}."
         )
-    return pick(_REQUESTS), " ".join(parts)
+    return " ".join(parts)
 
 
-def _surface(scene: Scene, there_is: str, joint: str, *, with_places: bool) -> str:
+def _surface(scene: Scene, wording: _Wording) -> str:
     if not scene.placed:
         return f"The {scene.surface} is empty."
-    things = [a(p.item) + (f" {position(p.row, p.column)}" if with_places else "") for p in scene.placed]
-    return f"On the {scene.surface} {there_is} {f'{joint} '.join(things)}."
+    things = [a(p.item) + (f" {position(p.row, p.column)}" if wording.with_positions else "") for p in scene.placed]
+    return f"On the {scene.surface} {wording.there_is} {f'{wording.joint} '.join(things)}."
 
 
 def _hands(scene: Scene) -> str:

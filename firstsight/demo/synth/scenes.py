@@ -162,9 +162,13 @@ def sample_clip(rng: np.random.Generator, environment: str, category: str) -> Cl
     if category == "counting":
         return _counting(rng, environment)
     if category == "environment" and rng.random() < 0.5:
-        scene = _scene(rng, environment, _distinct(rng, int(rng.integers(1, 4))))
-        return Clip((scene,), focus="describe")
+        return few_things(rng, environment)
     return Clip((_scene(rng, environment, _distinct(rng, int(rng.integers(2, 7)))),))
+
+
+def few_things(rng: np.random.Generator, environment: str) -> Clip:
+    """A clip of one frame that suits a description: one to three things lie on the surface."""
+    return Clip((_scene(rng, environment, _distinct(rng, int(rng.integers(1, 4)))),), focus="describe")
 
 
 def _pick(rng: np.random.Generator, options: tuple[T, ...] | list[T]) -> T:

@@ -1,6 +1,8 @@
 """A data set on disk: OUT/train.jsonl, OUT/validation.jsonl and OUT/images/, the same bytes for the same seed.
 
-Where few samples have labels, these alone are in OUT/labelled.jsonl as well.
+Where few samples have labels, these alone are in OUT/labelled.jsonl as well; where labels are swapped or one of many answers, the
+training samples without them are in OUT/questions.jsonl, for the teacher to answer. What is in the files is drawn by `questions`, whose
+questions have one answer, or by `descriptions`, whose answer is one of many.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +20,18 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from firstsight.demo.synth.captions import caption
 from firstsight.demo.synth.drawing import render
 from firstsight.demo.synth.questions import ask
-from firstsight.demo.synth.scenes import CATEGORIES, ENVIRONMENTS, Clip, Scene, sample_clip
+from firstsight.demo.synth.scenes import CATEGORIES, ENVIRONMENTS, Clip, Scene, few_things, sample_clip
 from firstsight.errors import DataError
 
 Split = Literal["train", "validation"]
 _SPLITS: tuple[Split, Split] = ("train", "validation")
 _SHARES = {"attributes": "object_recognition"}
 """A question of the first category is about the picture of the second in the same block."""
+DESCRIPTION = "description"
+"""Category of what `descriptions` draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class SynthSummary:
     """Number of samples by split."""
     images: int
     bytes: int
+    swapped: int = 0
+    """Training samples that were given another one's answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +86,38 @@ def questions(seed: int, split: Split, count: int) -> Iterator[Question]:
             )
 
 
+def descriptions(seed: int, split: Split, count: int) -> Iterator[Question]:
+    """The first `count` samples of a split of pictures to be described, in every environment in turn.
+
+    Each picture shows one to three things on the surface; its answer is one wording, drawn as likely as `captions.wordings` says.
+    """
+    for number in range(count):
+        rng = np.random.default_rng([seed, len(_SPLITS) + _SPLITS.index(split), number, 0])
+        environment = ENVIRONMENTS[number % len(ENVIRONMENTS)]
+        clip = few_things(rng, environment)
+        question, answer = caption(rng, clip)
+        name = f"{split}-{number:06d}"
+        yield Question(
+            name=name,
+            clip=clip,
+            pictures=name,
+            category=DESCRIPTION,
+            environment=environment,
+            question=question,
+            answer=answer,
+        )
+
+
 def write_dataset(
-    out: Path, *, train: int, validation: int, seed: int, labels: int | None = None, progress: bool = True
+    out: Path,
+    *,
+    train: int,
+    validation: int,
+    seed: int,
+    labels: int | None = None,
+    swapped: float = 0.0,
+    described: bool = False,
+    progress: bool = True,
 ) -> SynthSummary:
     """Draw and write both splits; `out` appears once everything is written.
 
@@ -90,10 +127,12 @@ def write_dataset(
         validation: validation samples; all have their answers.
         seed: of everything that is drawn.
         labels: training samples that keep their answer, drawn at random; they are in `labelled.jsonl` as well. None: all.
+        swapped: share of the training samples of each category, drawn at random, that have another answer of that category.
+        described: pictures to be described (`descriptions`) in place of questions with one answer.
         progress: show a bar.
 
     Raises:
-        DataError: `out` holds something already, or there are fewer samples than labels.
+        DataError: `out` holds something already, there are fewer samples than labels, or no other answer to swap one for.
     """
     if labels is not None and labels > train:
         raise DataError(
@@ -108,11 +147,14 @@ def write_dataset(
     seen: dict[str, Split] = {}
     total = images = 0
     labelled = _labelled(seed, train, labels)
+    draw = descriptions if described else questions
+    wrong = _swapped(seed, list(draw(seed, "train", train)), swapped) if swapped else {}
     few: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
     with tqdm(total=train + validation, desc="drawing", unit=" sample", disable=not progress, leave=False) as bar:
         for split, count in sizes.items():
             with (scratch / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-                for number, question in enumerate(questions(seed, split, count)):
+                for number, question in enumerate(draw(seed, split, count)):
                     names = [f"images/{question.pictures}-{i}.png" for i in range(len(question.clip.frames))]
                     for name, scene in zip(names, question.clip.frames, strict=True):
                         if question.pictures != question.name:
@@ -123,20 +165,24 @@ def write_dataset(
                         (scratch / name).write_bytes(data)
                         total += len(data)
                         images += 1
-                    row = _row(question, names)
-                    if split == "train" and labels is not None:
-                        if number in labelled:
+                    answer = wrong.get(number, question.answer) if split == "train" else question.answer
+                    row = _row(question, names, answer)
+                    if split == "train":
+                        asked.append(row | {"messages": row["messages"][:1]})
+                        if labels is not None and number in labelled:
                             few.append(row)
-                        else:
-                            row = row | {"messages": row["messages"][:1]}
+                        elif labels is not None:
+                            row = asked[-1]
                     lines.write(_line(row))
                     bar.update()
     if labels is not None:
         (scratch / "labelled.jsonl").write_text("".join(map(_line, few)), encoding="utf-8", newline="\n")
+    if swapped or described:
+        (scratch / "questions.jsonl").write_text("".join(map(_line, asked)), encoding="utf-8", newline="\n")
     if out.exists():
         out.rmdir()
     os.replace(scratch, out)
-    return SynthSummary(samples=sizes, images=images, bytes=total)
+    return SynthSummary(samples=sizes, images=images, bytes=total, swapped=len(wrong))
 
 
 def _labelled(seed: int, train: int, labels: int | None) -> frozenset[int]:
@@ -144,6 +190,27 @@ def _labelled(seed: int, train: int, labels: int | None) -> frozenset[int]:
     if labels is None:
         return frozenset(range(train))
     return frozenset(np.random.default_rng([seed, len(_SPLITS)]).permutation(train)[:labels].tolist())
+
+
+def _swapped(seed: int, drawn: Sequence[Question], share: float) -> dict[int, str]:
+    """Other answers of the same category, by the numbers of the samples that are given them.
+
+    Raises:
+        DataError: all answers of a category are the same.
+    """
+    rng = np.random.default_rng([seed, len(_SPLITS) + 1])
+    found: dict[int, str] = {}
+    for category in dict.fromkeys(question.category for question in drawn):
+        numbers = [number for number, question in enumerate(drawn) if question.category == category]
+        for number in rng.permutation(numbers)[: round(share * len(numbers))].tolist():
+            others = [drawn[other].answer for other in numbers if drawn[other].answer != drawn[number].answer]
+            if not others:
+                raise DataError(
+                    f"{len(numbers):,} training samples of category {category} have no two answers that could be swapped; draw more "
+                    "training samples"
+                )
+            found[number] = others[int(rng.integers(len(others)))]
+    return found
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -156,14 +223,14 @@ def _png(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
-def _row(question: Question, images: list[str]) -> dict[str, Any]:
+def _row(question: Question, images: list[str], answer: str) -> dict[str, Any]:
     """The `messages` + `images` form that TRL takes."""
     asked = [*({"type": "image"} for _ in images), {"type": "text", "text": question.question}]
     return {
         "id": question.name,
         "messages": [
             {"role": "user", "content": asked},
-            {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
         ],
         "images": images,
         "category": question.category,

@@ -1,4 +1,4 @@
-"""KL(teacher || student) at T = 1 from the cache: no teacher in memory.
+"""KL(teacher || student) at T = 1 from the cache, and the student's NLL of the true answers: no teacher in memory.
 
 A top_k cache knows the teacher's top-k and the mass of the rest, so this is a lower bound of the full-vocabulary KL; where it knows the
 tail's shape as well it is an estimate of the full one, and from exact targets it is that.
@@ -79,7 +79,8 @@ def add_distance(
     *,
     batch_size: int,
 ) -> str | None:
-    """Set in each answer's record the sum of KL over its tokens, and at how many the most likely token agrees.
+    """Set in each answer's record the sums of KL and of the true answer's NLL over its tokens, and at how many the most likely
+    token agrees.
 
     Args:
         recipe: of the evaluation.
@@ -90,7 +91,7 @@ def add_distance(
         records: of each of their answers (`Prompter.turn_count`), one sample after the other.
         batch_size: samples at once.
 
-    The fields are `kl_sum` (nats; None where it is not finite), `agree`, `soft_positions`.
+    The fields are `kl_sum` and `nll_sum` (nats; None where not finite), `agree`, `soft_positions`, `hard_positions`.
 
     Returns:
         Why the distance is not known, or None.
@@ -123,10 +124,12 @@ def add_distance(
             begin += count
             part = batch.targets.mapped(partial(_taken, mine))
             _, terms = distillation_loss(states[mine], head, part, _OBJECTIVE, unshared_ids=unshared, num_items=1)
-            kl = float(terms.kd)
+            kl, nll, hard = float(terms.kd), float(terms.ce), int(terms.hard)
             for record in (of_row[number] for of_row in by_key[data.samples[index][0]]):
                 record.kl_sum = kl if math.isfinite(kl) else None
                 record.agree, record.soft_positions = int(terms.agree), int(terms.soft)
+                if hard:
+                    record.nll_sum, record.hard_positions = (nll if math.isfinite(nll) else None), hard
                 record.nonfinite = record.nonfinite or not math.isfinite(kl)
         beats.beat(indices.stop)
     return None

@@ -48,6 +48,11 @@ def kl_per_token(records: Sequence[AnswerRecord]) -> float | None:
     return _per_position([(record.kl_sum, record.soft_positions) for record in records])
 
 
+def nll_per_token(records: Sequence[AnswerRecord]) -> float | None:
+    """Mean negative log-likelihood per token of the true answers in nats; None where no record has it."""
+    return _per_position([(record.nll_sum, record.hard_positions) for record in records])
+
+
 def agreement(records: Sequence[AnswerRecord]) -> float | None:
     """Share of answer positions at which the student's most likely token is the teacher's; None where no record has it."""
     return _per_position([(record.agree, record.soft_positions) for record in records])

@@ -12,10 +12,11 @@ from PIL import Image
 
 from firstsight.cli import main
 from firstsight.data.samples import load_samples
+from firstsight.demo.synth.captions import caption, wordings
 from firstsight.demo.synth.drawing import render
 from firstsight.demo.synth.questions import ask
 from firstsight.demo.synth.scenes import CATEGORIES, ENVIRONMENTS, sample_clip
-from firstsight.demo.synth.writing import questions, write_dataset
+from firstsight.demo.synth.writing import descriptions, questions, write_dataset
 
 SURFACES = {"kitchen": "counter", "office": "desk", "workshop": "workbench", "garden": "table", "bathroom": "shelf"}
 COLUMNS = {"on the far left": 0, "on the left": 1, "on the right": 2, "on the far right": 3}
@@ -263,3 +264,86 @@ def test_more_labels_than_samples_are_refused(tmp_path):
     assert found.exit_code == 2
     assert "8 training samples cannot keep their answers" in found.output
     assert not (tmp_path / "d").exists()
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def answer_of(row):
+    return row["messages"][1]["content"][0]["text"]
+
+
+@pytest.mark.parametrize("share", [0.4, 0.05, 1.0])
+def test_swapped_labels_are_other_answers_of_their_category_and_nothing_else_changes(tmp_path, share):
+    for name, swapped in (("clean", 0.0), ("noisy", share), ("again", share)):
+        write_dataset(tmp_path / name, train=280, validation=14, seed=3, swapped=swapped, progress=False)
+    assert folder_digest(tmp_path / "noisy") == folder_digest(tmp_path / "again")
+    assert (tmp_path / "noisy" / "validation.jsonl").read_bytes() == (
+        tmp_path / "clean" / "validation.jsonl"
+    ).read_bytes()
+    clean, noisy = (rows_of(tmp_path / name / "train.jsonl") for name in ("clean", "noisy"))
+    known = {category: {answer_of(row) for row in clean if row["category"] == category} for category in CATEGORIES}
+    wrong = Counter()
+    for before, after in zip(clean, noisy, strict=True):
+        assert after | {"messages": after["messages"][:1]} == before | {"messages": before["messages"][:1]}
+        assert answer_of(after) in known[after["category"]]
+        wrong[after["category"]] += answer_of(after) != answer_of(before)
+    assert set(wrong.values()) == {round(share * 40)}
+    asked = rows_of(tmp_path / "noisy" / "questions.jsonl")
+    assert asked == [row | {"messages": row["messages"][:1]} for row in clean]
+    assert not (tmp_path / "clean" / "questions.jsonl").exists()
+
+
+def test_labels_that_cannot_be_swapped_are_refused(tmp_path):
+    options = ["--train", "7", "--validation", "7", "--swapped", "1", "--no-progress"]
+    found = CliRunner().invoke(main, ["data", "synth", str(tmp_path / "d"), *options])
+    assert found.exit_code == 2
+    assert "1 training samples of category object_recognition have no two answers" in found.output
+    assert not (tmp_path / "d").exists()
+
+
+def test_few_and_swapped_labels_go_together(tmp_path):
+    write_dataset(tmp_path / "d", train=140, validation=7, seed=3, labels=70, swapped=0.5, progress=False)
+    write_dataset(tmp_path / "clean", train=140, validation=7, seed=3, labels=70, progress=False)
+    pairs = zip(rows_of(tmp_path / "d" / "labelled.jsonl"), rows_of(tmp_path / "clean" / "labelled.jsonl"), strict=True)
+    assert 15 < sum(answer_of(mine) != answer_of(other) for mine, other in pairs) < 55
+
+
+def test_descriptions_are_drawn_as_likely_as_the_wordings_say():
+    drawn = list(descriptions(5, "train", 60))
+    assert {question.environment for question in drawn} == set(ENVIRONMENTS)
+    for question in drawn:
+        known = wordings(question.clip)
+        assert question.answer in known
+        assert sum(known.values()) == pytest.approx(1)
+        assert 1 <= len(question.clip.frames[0].placed) <= 3
+        assert len(known) == (48 if len(question.clip.frames[0].placed) == 1 else 192)
+    clip = next(question.clip for question in drawn if len(question.clip.frames[0].placed) == 2)
+    counts = Counter(caption(np.random.default_rng([1, i]), clip)[1] for i in range(4000))
+    known = wordings(clip)
+    assert set(counts) <= set(known)
+    expected = np.array([known[text] * 4000 for text in known])
+    found = np.array([counts[text] for text in known])
+    assert ((found - expected) ** 2 / expected).sum() < len(known) + 4 * np.sqrt(2 * len(known)), "chi squared"
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_every_clip_has_wordings_and_what_happened_closes_them(category):
+    rng = np.random.default_rng(8)
+    for environment in ENVIRONMENTS:
+        clip = sample_clip(rng, environment, category)
+        request, text = caption(rng, clip)
+        assert text in wordings(clip)
+        assert request
+        assert all(("You " in each.split(". ")[-1]) for each in wordings(clip)) or category != "temporal"
+
+
+def test_described_pictures_are_written_with_their_questions_alone(tmp_path):
+    write_dataset(tmp_path / "d", train=12, validation=5, seed=1, described=True, progress=False)
+    train = rows_of(tmp_path / "d" / "train.jsonl")
+    assert [answer_of(row) for row in train] == [question.answer for question in descriptions(1, "train", 12)]
+    assert {row["category"] for row in train} == {"description"}
+    asked = rows_of(tmp_path / "d" / "questions.jsonl")
+    assert asked == [row | {"messages": row["messages"][:1]} for row in train]
+    assert len(load_samples(tmp_path / "d" / "validation.jsonl", tmp_path / "d")) == 5

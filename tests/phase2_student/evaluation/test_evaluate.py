@@ -240,6 +240,21 @@ def test_confidence_is_what_a_plain_forward_says(recipe):
     )
 
 
+def test_the_nll_is_that_of_the_true_answer_by_the_stock_forward(evaluation, recipe):
+    model, _ = load_for_answers(parse_candidates(recipe, ["base"])[0].directory, recipe.student)
+    prompter = load_prompter(parse_candidates(recipe, ["base"])[0].directory, recipe.student, max_length=512)
+    records = evaluation.models[1].samples
+    for sample, record in list(zip(load_samples(recipe.source("validation")), records, strict=True))[:3]:
+        whole = prompter.encode(sample)
+        inputs = {**whole.images, "mm_token_type_ids": whole.token_types["mm_token_type_ids"][None]}
+        with torch.inference_mode():
+            logits = model(input_ids=whole.input_ids[None], **inputs).logits[0, whole.answer_columns]
+        nll = torch.nn.functional.cross_entropy(logits.float(), whole.target_ids, reduction="sum")
+        assert record.nll_sum == pytest.approx(float(nll), rel=1e-3)
+        assert record.hard_positions == len(whole.target_ids)
+    assert all(record.nll_sum is None for record in evaluation.models[0].samples), "a teacher has no distance"
+
+
 def test_a_nan_is_counted_and_not_dropped(recipe, place, tmp_path):
     broken = shutil.copytree(place / "models" / "student", tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")

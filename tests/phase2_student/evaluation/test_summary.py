@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from report_cases import scores_of
 
 from phase2_student.evaluation.files import write_evaluation
@@ -245,6 +246,34 @@ def test_the_differences_between_neighbours_and_of_the_last_to_each(evaluation):
         generator = np.random.default_rng(5)
         drawn = [difference[generator.integers(0, 120, 120)].mean() for _ in range(3000)]
         assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=2)
+
+
+def test_the_nll_of_the_true_answers_and_its_differences_are_shown_where_they_are_known(evaluation):
+    assert "NLL of the true answers" not in summary_text(Evaluation.model_validate(evaluation))
+    known = json.loads(json.dumps(evaluation))
+    draw = random.Random(8)
+    for model in known["models"][1:]:
+        for number, sample in enumerate(model["samples"]):
+            if number % 5:  # not every sample has a label
+                sample |= {"nll_sum": draw.uniform(0, 9), "hard_positions": 1 + number % 7}
+    text = summary_text(Evaluation.model_validate(known))
+    base, student = ([s for s in model["samples"] if "nll_sum" in s] for model in known["models"][1:])
+    means = [sum(s["nll_sum"] for s in part) / sum(s["hard_positions"] for s in part) for part in (base, student)]
+    row = next(line.split() for line in text.splitlines() if line.startswith("NLL of the true answers, nats/token"))
+    assert row[-3:] == ["-", *(f"{mean:.4f}" for mean in means)]
+    (line,) = (line for line in text.splitlines() if "nats per token of the true answers" in line)
+    assert line.startswith("student - base: ")
+    differences = [
+        (mine["nll_sum"] - theirs["nll_sum"]) / mine["hard_positions"]
+        for mine, theirs in zip(student, base, strict=True)
+    ]
+    assert float(re.search(r"[+-][\d.]+", line)[0]) == pytest.approx(np.mean(differences), abs=5.1e-5)
+
+
+def test_an_nll_of_no_positions_is_refused(evaluation):
+    evaluation["models"][1]["samples"][0]["nll_sum"] = 1.0
+    with pytest.raises(ValidationError, match="nll_sum and hard_positions belong together"):
+        Evaluation.model_validate(evaluation)
 
 
 def test_what_was_measured_is_said(evaluation):

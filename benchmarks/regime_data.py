@@ -1,0 +1,160 @@
+"""The data and the caches of `benchmarks.regimes`: what labels there are is all that differs from one regime to another.
+
+A directory holds models, data/{train,validation,test}.jsonl, a recipe, and the caches: `exact` of all rows, `top_k` and
+`tail_64` derived from it, `own` of the teacher's own answers to questions without labels, `answers` of those answers as labels.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from firstsight.demo.synth.writing import write_dataset
+from firstsight.recipe import Recipe, load_recipe
+from phase1_teacher.answers import write_answers
+from phase1_teacher.derive import derive, prepare_derivation
+from phase1_teacher.dump import dump, prepare_dump
+
+SEED = 0
+"""Of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """Which labels a training has."""
+
+    title: str
+    data: dict[str, Any] = field(default_factory=dict)
+    """How `write_dataset` draws them, beside the sizes."""
+    longest: int = 32
+    """Tokens of an answer that the teacher or a student may give."""
+
+
+REGIMES = {
+    "A": Regime(title="10 % of the samples have labels", data={"labels": 0.1}),
+    "B": Regime(title="40 % of the labels are swapped", data={"swapped": 0.4}),
+    "C": Regime(title="many valid answers, one of them drawn", data={"described": True}, longest=112),
+    "D": Regime(title="all labels, all right"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much data there is, and how long a run takes."""
+
+    train: int = 1_400
+    validation: int = 140
+    """Samples by which learning rates and checkpoints are chosen."""
+    test: int = 560
+    steps: int = 250
+    batch: int = 16
+
+
+def place(directory: Path, name: str, sizes: Sizes) -> None:
+    """Models, data, recipe and caches of a regime; what is there is kept.
+
+    Args:
+        directory: of this regime.
+        name: of the regime.
+        sizes: of the data.
+    """
+    regime = REGIMES[name]
+    for model in ("teacher", "student"):
+        target = directory / "models" / model
+        if not target.exists():
+            with as_file(files("firstsight.demo.miniature") / model) as shipped:
+                shutil.copytree(shipped, target)
+    _place_data(directory / "data", regime, sizes)
+    _place_recipe(directory, regime, sizes)
+    few = (directory / "data" / "labelled.jsonl").exists()
+    held_out = "data.validation=[validation.jsonl, test.jsonl]"
+    exact = recipe_of(
+        directory, ["cache.path=exact.zarr", "cache.targets=exact", f"cache.generate_missing={few}", held_out]
+    )
+    _dump(exact)
+    for kind, extra in (("top_k", []), ("tail_64", ["cache.tail_rank=64"])):
+        derive(
+            prepare_derivation(
+                exact.cache_location, recipe_of(directory, [f"cache.path={kind}.zarr", held_out, *extra])
+            ),
+            progress=False,
+        )
+    answers = directory / "data" / "answers.jsonl"
+    source = exact
+    if not few:
+        source = recipe_of(
+            directory, ["cache.path=own.zarr", "cache.generate_missing=true", "data.train=unlabelled.jsonl"]
+        )
+        _dump(source)
+    if not answers.exists():
+        write_answers(source, source.cache_location, answers)
+    _dump(recipe_of(directory, ["cache.path=answers.zarr", f"data.train={answer_rows(directory)}"]))
+
+
+def answer_rows(directory: Path) -> str:
+    """The rows of a training on the teacher's answers as labels, as a recipe states them."""
+    few = (directory / "data" / "labelled.jsonl").exists()
+    return "[labelled.jsonl, answers.jsonl]" if few else "answers.jsonl"
+
+
+def label_rows(directory: Path) -> str:
+    """The rows of a training on labels alone."""
+    return "labelled.jsonl" if (directory / "data" / "labelled.jsonl").exists() else "train.jsonl"
+
+
+def recipe_of(directory: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a dump or a run of a regime."""
+    return load_recipe(directory / "recipe.yaml", overrides)
+
+
+def _dump(recipe: Recipe) -> None:
+    dump(prepare_dump(recipe, progress=False), progress=False)
+
+
+def _place_data(data: Path, regime: Regime, sizes: Sizes) -> None:
+    if data.exists():
+        return
+    options = dict(regime.data)
+    if "labels" in options:
+        options["labels"] = round(options["labels"] * sizes.train)
+    scratch = data.with_name(".data.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    held_out = sizes.validation + sizes.test
+    write_dataset(scratch, train=sizes.train, validation=held_out, seed=SEED, progress=False, **options)
+    lines = (scratch / "validation.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("validation", lines[: sizes.validation]), ("test", lines[sizes.validation :])):
+        (scratch / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    rows = [json.loads(line) for line in (scratch / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    asked = [json.dumps(row | {"messages": row["messages"][:1]}) + "\n" for row in rows]
+    (scratch / "unlabelled.jsonl").write_text("".join(asked), encoding="utf-8")
+    scratch.rename(data)
+
+
+def _place_recipe(directory: Path, regime: Regime, sizes: Sizes) -> None:
+    recipe = {
+        # float32 throughout: the students differ in nothing but what they were trained on
+        "teacher": {"model": "models/teacher", "quantization": "none", "dtype": "float32"},
+        "student": {"model": "models/student", "dtype": "float32"},
+        "data": {"root": "data", "max_length": 512},
+        "cache": {"path": "top_k.zarr", "generate_max_tokens": regime.longest},
+        "training": {
+            "max_steps": sizes.steps,
+            "per_device_train_batch_size": sizes.batch,
+            "per_device_eval_batch_size": 35,
+            "weight_decay": 0.01,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 20,
+            "save_strategy": "no",
+            "eval_strategy": "steps",
+            "eval_steps": max(1, sizes.steps // 5),
+            "report_to": "none",
+        },
+    }
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
