@@ -4,14 +4,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 ARGS   ?=
+JOBS   ?= 2
+# one thread for each of JOBS processes: more would compete for the same cores
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: demo test check format teacher faults families picture bench-gpu gpu-carry docs clean
 
 demo: $(VENV)/ready        ## distil the miniature teacher into the miniature student, end to end
 	$(BIN)/firstsight demo --dir demo
 
-test: $(VENV)/ready        ## every test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/ready        ## every test, in JOBS processes
+	$(PYTEST) $(ARGS)
 
 check: $(VENV)/ready       ## format, lint, types: what CI runs
 	$(BIN)/ruff format --check .
@@ -29,7 +32,7 @@ faults: $(VENV)/ready      ## hundreds of kills and bit flips; the suite runs a 
 	FIRSTSIGHT_FAULTS=long $(BIN)/python -m pytest -m faults --timeout=7200 $(ARGS)
 
 families: $(VENV)/ready    ## both phases for every model family and for mixed pairs; the suite runs two of them
-	FIRSTSIGHT_FAMILIES=all $(BIN)/python -m pytest tests/families $(ARGS)
+	FIRSTSIGHT_FAMILIES=all $(PYTEST) tests/families $(ARGS)
 
 picture: demo              ## docs/report.png: the demo's report, by Chromium
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2258 --screenshot=docs/report.png docs/picture.html

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from phase1_teacher.cli import main as teacher
 from storage.reader import open_cache
 
 RECIPE = {
@@ -83,8 +85,9 @@ def test_another_spec_is_refused_with_the_difference(place, override, difference
         weights = bytearray((other / "model.safetensors").read_bytes())
         weights[-1] ^= 1
         (other / "model.safetensors").write_bytes(weights)
-    result = run(place, "fs-teacher", "dump", "--config", "recipe.yaml", "--set", override)
-    assert result.returncode == 2
+    command = ["dump", "--config", str(place / "recipe.yaml"), "--set", override]
+    result = CliRunner().invoke(teacher, command)
+    assert result.exit_code == 2, (result.output, result.exception)
     assert difference in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -93,7 +96,10 @@ def test_training_and_evaluation_with_the_teacher_moved_away(place):
     (place / "models" / "teacher").rename(place / "away")
     try:
         done(place, "fs-student", "train", "--config", "recipe.yaml")
-        out = done(place, "fs-student", "eval", "--config", "recipe.yaml", "--model", "base", "--model", "student")
+        few = ("--max-new-tokens", "8", "--timed", "4", "--requests", "2")
+        out = done(
+            place, "fs-student", "eval", "--config", "recipe.yaml", "--model", "base", "--model", "student", *few
+        )
     finally:
         (place / "away").rename(place / "models" / "teacher")
     run_dir = place / "runs" / "a"

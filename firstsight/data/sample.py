@@ -135,7 +135,7 @@ class Sample:
                 continue
             raise DataError(
                 f"{self.place}: sample {self.id!r}: answer {number} of {len(self.answers)} {fault}; change the row; data.turns: last "
-                "trains on the last answer alone"
+                "trains only on the last answer"
             )
 
     def open_images(self) -> list[Image.Image]:

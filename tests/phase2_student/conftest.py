@@ -1,6 +1,7 @@
 """A random miniature pair, synthetic samples and a cache of them: what most tests of the training side start from."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,28 @@ def world(made_world: Path, tmp_path: Path) -> Path:
     for name in ("models", "data", "cache.zarr"):
         (tmp_path / name).symlink_to(made_world / name)
     return tmp_path
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    from run_cases import one_thread  # type: ignore[import-not-found]
+
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_run(made_world: Path) -> Path:
+    """The run of `made_world`'s recipe to its end, by one thread: to compare with and to copy, not to be changed."""
+    from run_cases import one_thread, run
+
+    directory = made_world / "runs" / "whole"
+    with one_thread():
+        done = run(
+            "train", "--config", made_world / "recipe.yaml", "--no-progress", "--set", "training.output_dir=runs/whole"
+        )
+    assert done.exit_code == 0, done.output
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,7 @@ from transformers import TrainerCallback
 from phase2_student.data import cached
 from phase2_student.runs.checkpoints import checkpoints, fault
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums over other numbers of threads differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("_one_thread")
 
 
 def train(world, output, *more):

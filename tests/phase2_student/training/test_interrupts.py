@@ -8,18 +8,29 @@ import sys
 import time
 
 import pytest
-from run_cases import assert_same_weights, run
+from run_cases import assert_same_weights, one_thread, run
 
 from phase2_student.training.callbacks import run_log
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SLOW = ["--set", "training.num_train_epochs=40", "--set", "training.logging_steps=1"]
+SLOW = ["--no-progress", "--set", "training.num_train_epochs=40", "--set", "training.logging_steps=1"]
+SIX_EPOCHS = ["--no-progress", "--set", "training.num_train_epochs=6"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made_world):
+    """The student of six epochs without an interruption."""
+    options = [*SIX_EPOCHS, "--set", "training.output_dir=runs/undisturbed"]
+    with one_thread():
+        done = run("train", "--config", made_world / "recipe.yaml", *options)
+    assert done.exit_code == 0, done.output
+    return made_world / "runs" / "undisturbed" / "final"
 
 
 def start(world, *more):
     """A training in a process group of its own, as a terminal would start it."""
     code = "from phase2_student.cli import main; main()"
-    command = [sys.executable, "-c", code, "train", "--config", str(world / "recipe.yaml"), "--no-progress", *more]
+    command = [sys.executable, "-c", code, "train", "--config", str(world / "recipe.yaml"), *more]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -34,11 +45,12 @@ def wait_for(path, text, process):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_same_command_ends_with_the_same_weights(world, number, workers):
+def test_a_signal_saves_and_the_same_command_ends_with_the_same_weights(world, undisturbed, number, workers):
     """Ctrl-C goes to the workers of the loader, too."""
-    options = ["--set", f"training.dataloader_num_workers={workers}", "--set", "training.num_train_epochs=6"]
+    options = [*SIX_EPOCHS, "--set", f"training.dataloader_num_workers={workers}"]
     process = start(world, *options)
     log = world / "runs" / "a" / "run.log"
     wait_for(log, "step 4:", process)
@@ -52,13 +64,9 @@ def test_a_signal_saves_and_the_same_command_ends_with_the_same_weights(world, n
     assert (world / "runs" / "a" / f"checkpoint-{stopped[1]}").is_dir()
     assert not (world / "runs" / "a" / "final").exists()
 
-    again = start(world, *options)
-    _, error = again.communicate(timeout=240)
-    assert again.returncode == 0, error
-    whole = start(world, *options, "--set", "training.output_dir=runs/whole")
-    _, error = whole.communicate(timeout=240)
-    assert whole.returncode == 0, error
-    assert_same_weights(world / "runs" / "a" / "final", world / "runs" / "whole" / "final")
+    again = run("train", "--config", world / "recipe.yaml", *options)
+    assert again.exit_code == 0, again.output
+    assert_same_weights(world / "runs" / "a" / "final", undisturbed)
     text = log.read_text(encoding="utf-8")
     assert f"stops after step {stopped[1]}" in text
     assert f"continues after step {stopped[1]}, 42 steps in all" in text

@@ -116,8 +116,11 @@ def test_it_changes_what_is_logged_validated_or_saved(world, monkeypatch, name):
 
     monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Listener])
     value, holds = LOGS[name]
-    recipe = load_recipe(world / "recipe.yaml")
-    settings = {**recipe.training, "learning_rate": 0.0, name: value}
+    rows = (world / "data" / "train.jsonl").read_text().splitlines(keepends=True)
+    (world / "seven.jsonl").write_text("".join(rows[:7]))
+    recipe = load_recipe(world / "recipe.yaml", [f"data.train={world / 'seven.jsonl'}"])
+    one_sample = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.0}
+    settings = {**recipe.training, **one_sample, name: value}
     if name == "logging_strategy":
         del settings["logging_steps"]
     if name == "logging_first_step":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_cases import run
+from run_cases import one_thread, run
 from safetensors.torch import load_file
 
 from firstsight.recipe import load_recipe
@@ -33,10 +33,8 @@ def place(made_world, tmp_path_factory) -> Path:
     for name in ("models", "data", "cache.zarr"):
         (directory / name).symlink_to(made_world / name)
     options = [part for text in [*OVERRIDES, "training.output_dir=runs/one"] for part in ("--set", text)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    one = run("train", "--config", directory / "recipe.yaml", "--no-progress", *options)
-    torch.set_num_threads(threads)
+    with one_thread():
+        one = run("train", "--config", directory / "recipe.yaml", "--no-progress", *options)
     assert one.exit_code == 0, one.output
     return directory
 

@@ -22,13 +22,7 @@ EPOCHS = 30 if LONG else 3
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes that are killed have: sums over other numbers of threads differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("_one_thread")
 
 
 def train(world, output, *more):
@@ -133,11 +127,8 @@ def test_files_have_the_modes_that_the_umask_leaves(world):
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
-def test_damaged_and_unfinished_checkpoints_are_passed_over_out_loud(world):
-    assert train(world, "runs/whole").exit_code == 0
-    directory = world / "runs" / "whole"
-    shutil.copytree(directory, world / "runs" / "hurt")
-    hurt = world / "runs" / "hurt"
+def test_damaged_and_unfinished_checkpoints_are_passed_over_out_loud(world, made_run):
+    hurt = shutil.copytree(made_run, world / "runs" / "hurt")
     for name in ("final", "best"):
         shutil.rmtree(hurt / name)
     newest, older = checkpoints(hurt)
@@ -153,7 +144,7 @@ def test_damaged_and_unfinished_checkpoints_are_passed_over_out_loud(world):
     error = again.stderr
     assert "checkpoint-99 is passed over: it was not finished" in error
     assert "checkpoint-14 is passed over: optimizer.pt was changed" in error
-    assert_same_weights(directory / "final", hurt / "final")
+    assert_same_weights(made_run / "final", hurt / "final")
 
 
 def test_each_damage_has_its_reason(tmp_path):
@@ -223,13 +214,9 @@ def test_a_full_disk_is_said_and_the_run_goes_on_after_space_is_freed(world):
     assert_same_weights(world / "survivor", world / "undisturbed" / "final")
 
 
-def interrupted(world, name):
-    """A copy of the finished run `whole` as it was when it was killed after step 12 of 14."""
-    source, copy = world / "runs" / "whole", world / "runs" / name
-    if not source.exists():
-        done = train(world, "runs/whole")
-        assert done.exit_code == 0, done.output
-    shutil.copytree(source, copy)
+def interrupted(world, made_run, name):
+    """A copy of the finished run as it was when it was killed after step 12 of 14."""
+    copy = shutil.copytree(made_run, world / "runs" / name)
     for part in ("final", "best", "checkpoint-14"):
         shutil.rmtree(copy / part)
     return copy
@@ -261,8 +248,8 @@ def assert_near_weights(one, two):
         ),
     ],
 )
-def test_a_checkpoint_that_is_not_enough_is_passed_over(world, removed, words):
-    hurt = interrupted(world, "hurt")
+def test_a_checkpoint_that_is_not_enough_is_passed_over(world, made_run, removed, words):
+    hurt = interrupted(world, made_run, "hurt")
     kept = hurt / "checkpoint-12"
     shutil.copytree(kept, hurt / "checkpoint-13")
     for name in removed:
@@ -271,10 +258,10 @@ def test_a_checkpoint_that_is_not_enough_is_passed_over(world, removed, words):
     again = train(world, "runs/hurt")
     assert again.exit_code == 0, again.output
     assert f"checkpoint-13 is passed over: it lacks {words}" in again.stderr
-    assert_same_weights(world / "runs" / "whole" / "final", hurt / "final")
+    assert_same_weights(made_run / "final", hurt / "final")
 
 
-def test_a_run_goes_on_though_others_add_samples_to_the_cache(world, made_world):
+def test_a_run_goes_on_though_others_add_samples_to_the_cache(world, made_run, made_world):
     """It is bound to the targets of its own samples; another target of one of them is another run."""
     from firstsight.demo.synth.writing import write_dataset
     from firstsight.recipe import load_recipe
@@ -282,15 +269,15 @@ def test_a_run_goes_on_though_others_add_samples_to_the_cache(world, made_world)
 
     (world / "cache.zarr").unlink()
     shutil.copytree(made_world / "cache.zarr", world / "cache.zarr")
-    run_directory = interrupted(world, "grown")
-    old = interrupted(world, "old")
+    run_directory = interrupted(world, made_run, "grown")
+    old = interrupted(world, made_run, "old")
     digest = json.loads((old / "run.json").read_text())["cache_digest"]
     write_dataset(world / "more", train=5, validation=2, seed=9, progress=False)
     dump(prepare_dump(load_recipe(world / "recipe.yaml", ["data.root=more"])), progress=False)
     again = train(world, "runs/grown")
     assert again.exit_code == 0, again.output
     assert json.loads((run_directory / "run.json").read_text())["cache_digest"] != digest
-    assert_same_weights(world / "runs" / "whole" / "final", run_directory / "final")
+    assert_same_weights(made_run / "final", run_directory / "final")
 
     def as_before(identity):
         del identity["targets digest"]
@@ -306,8 +293,8 @@ def test_a_run_goes_on_though_others_add_samples_to_the_cache(world, made_world)
     assert "targets digest: the run has '0000" in other.output
 
 
-def test_a_run_of_an_older_version_goes_on(world):
-    old = interrupted(world, "old")
+def test_a_run_of_an_older_version_goes_on(world, made_run):
+    old = interrupted(world, made_run, "old")
     digest = json.loads((old / "run.json").read_text())["cache_digest"]
 
     def as_before(identity):
@@ -317,7 +304,7 @@ def test_a_run_of_an_older_version_goes_on(world):
     rewrite_identity(old, as_before)
     again = train(world, "runs/old")
     assert again.exit_code == 0, again.output
-    assert_same_weights(world / "runs" / "whole" / "final", old / "final")
+    assert_same_weights(made_run / "final", old / "final")
 
 
 @pytest.mark.parametrize(
@@ -330,11 +317,11 @@ def test_a_run_of_an_older_version_goes_on(world):
         ["loss.divergence=forward_kl", "loss.beta=null"],
     ],
 )
-def test_what_says_the_same_may_change_at_resume(world, changed):
-    run_directory = interrupted(world, "changed")
+def test_what_says_the_same_may_change_at_resume(world, made_run, changed):
+    run_directory = interrupted(world, made_run, "changed")
     again = train(world, "runs/changed", *[part for text in changed for part in ("--set", text)])
     assert again.exit_code == 0, again.output
-    assert_same_weights(world / "runs" / "whole" / "final", run_directory / "final")
+    assert_same_weights(made_run / "final", run_directory / "final")
 
 
 @pytest.mark.parametrize(
@@ -345,16 +332,16 @@ def test_what_says_the_same_may_change_at_resume(world, changed):
         ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"],
     ],
 )
-def test_what_changes_the_order_of_sums_may_change_at_resume(world, changed):
-    run_directory = interrupted(world, "changed")
+def test_what_changes_the_order_of_sums_may_change_at_resume(world, made_run, changed):
+    run_directory = interrupted(world, made_run, "changed")
     again = train(world, "runs/changed", *[part for text in changed for part in ("--set", text)])
     assert again.exit_code == 0, again.output
-    assert_near_weights(world / "runs" / "whole", run_directory)
+    assert_near_weights(made_run, run_directory)
 
 
 @pytest.mark.parametrize("changed", ["training.weight_decay=0.1", "training.data_seed=7", "training.warmup_steps=3"])
-def test_what_changes_the_result_may_not(world, changed):
-    interrupted(world, "changed")
+def test_what_changes_the_result_may_not(world, made_run, changed):
+    interrupted(world, made_run, "changed")
     refused = train(world, "runs/changed", "--set", changed)
     assert refused.exit_code == 2
     assert f"  {changed.partition('=')[0]}: the run has" in refused.output
