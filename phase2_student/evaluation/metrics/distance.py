@@ -55,7 +55,7 @@ class TeacherCache:
 
     @property
     def digest(self) -> str | None:
-        """Of what is committed in it."""
+        """The identity of what is committed in it."""
         return None if self.cache is None else self.cache.digest
 
     @property
