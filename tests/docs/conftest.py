@@ -25,9 +25,8 @@ RECIPE = {
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory, models) -> Path:
+def start(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     """recipe.yaml, models, data, rows.json, and pictures; not to be changed."""
-    from firstsight.data.samples import load_samples
     from firstsight.demo.synth.writing import write_dataset
 
     directory = tmp_path_factory.mktemp("start")
@@ -36,7 +35,7 @@ def start(tmp_path_factory, models) -> Path:
     (directory / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     rows = [{"id": f"r{n}", "question": f"What is {n}?", "answer": "A number."} for n in range(60)]
     (directory / "rows.json").write_text(json.dumps(rows))
-    picture = next(iter(load_samples(directory / "data" / "train.jsonl")[0].images))
+    picture = next((directory / "data" / "images").iterdir())
     for name in ("a.jpg", "1.jpg", "2.jpg"):
         shutil.copy(picture, directory / name)
     return directory
