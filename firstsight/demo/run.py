@@ -101,6 +101,7 @@ KINDS: dict[Regime, Kind] = {
             f"labels; distilled: on a cache of these answers with the teacher's soft targets, no label. {_RIVALS}"
         ),
         data=("--swapped", "0.4"),
+        epochs=6,
         rows="questions.jsonl",
         questions="questions.jsonl",
     ),
@@ -113,6 +114,7 @@ KINDS: dict[Regime, Kind] = {
             "and the KL to the teacher tell how near a model is to the distribution that they were drawn from."
         ),
         data=("--described",),
+        epochs=4,
         questions="questions.jsonl",
         longest=112,
     ),
