@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# name -> module, or module:name where it has another name there; the one place here that names the phases
+# name -> module, or module:name if the name differs there; the only place in this package that names the phases
 _SOURCES = {
     "AlignmentError": "firstsight.errors",
     "Cache": "storage",
@@ -64,7 +64,7 @@ _SOURCES = {
 
 __all__ = ["__version__", *_SOURCES]
 
-if TYPE_CHECKING:  # the same names for type checkers; a test holds both lists equal
+if TYPE_CHECKING:  # the same names for type checkers; a test keeps both lists equal
     from firstsight.data.check import check_data as check_data
     from firstsight.data.samples import Sample as Sample
     from firstsight.data.samples import load_samples as load_samples

@@ -1,9 +1,9 @@
-"""Answers of a teacher in a student's tokens, by token tables alone: the teacher need not be there.
+"""A teacher's answers in a student's tokens, from the token tables alone: the teacher is not needed.
 
 teacher = TeacherTokens.of_cache(cache.spec, cache.head().tokens())       # of an exact cache
 answers = AnswerAlignment(teacher, student, student_rows=151_936)
 student_ids = answers.student_ids(teacher_ids)                            # of an answer that the teacher gave
-rows = answers.rows(teacher_ids, student_ids)                             # the teacher's position for each of the student's
+rows = answers.rows(teacher_ids, student_ids)                             # for each student position, the teacher's
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from firstsight.vocabulary import (
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTokens:
-    """What reading a teacher's answers takes."""
+    """What is needed to read a teacher's answers."""
 
     table: dict[int, Token]
     rows: int
@@ -39,13 +39,13 @@ class TeacherTokens:
     end_of_turn: tuple[int, ...]
     """Ids that end an answer."""
     prefix: str
-    """What the tokens spell before a closing answer: the chat template's, or a tokenizer's own space."""
+    """What the tokens spell before a closing answer: the chat template's prefix, or a tokenizer's own space."""
     earlier_prefix: str = ""
-    """Likewise before an answer that other messages follow."""
+    """The same before an answer that other messages follow."""
 
     @classmethod
     def of_prompter(cls, prompter: Prompter, rows: int) -> Self:
-        """Those of a teacher whose tokenizer is there."""
+        """The tokens of a teacher, from its tokenizer."""
         return cls(
             table=token_table(prompter.tokenizer),
             rows=rows,
@@ -56,7 +56,7 @@ class TeacherTokens:
 
     @classmethod
     def of_cache(cls, spec: Mapping[str, Any], stored: Mapping[int, tuple[bytes, int]]) -> Self:
-        """Those that a cache of exact targets has stored.
+        """The tokens of a teacher, as a cache of exact targets stores them.
 
         Args:
             spec: of the cache.
@@ -72,7 +72,7 @@ class TeacherTokens:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What the specification of an exact cache says of them, beside the digest of the table."""
+        """What the specification of an exact cache says about them, besides the digest of the table."""
         earlier = {} if self.earlier_prefix == self.prefix else {"earlier_prefix": self.earlier_prefix}
         return {"end_of_turn": list(self.end_of_turn), "answer_prefix": self.prefix, **earlier}
 
@@ -81,7 +81,7 @@ class TeacherTokens:
         return stored_tokens(self.table)
 
     def spelled_prefix(self, *, closing: bool) -> bytes:
-        """What stands before an answer in the spelling of its tokens."""
+        """What the tokens of an answer spell before it."""
         return (self.prefix if closing else self.earlier_prefix).encode()
 
     def ended(self, ids: Sequence[int]) -> bool:
@@ -89,7 +89,7 @@ class TeacherTokens:
         return tuple(ids[-len(self.end_of_turn) :]) == self.end_of_turn
 
     def text(self, ids: Sequence[int], *, closing: bool = True) -> str:
-        """The text of an answer, without end of turn and without what stands before it."""
+        """The text of an answer, without the end of turn and without the prefix."""
         own = ids[: -len(self.end_of_turn)] if self.ended(ids) else ids
         return _spelled(own, self.table).removeprefix(self.spelled_prefix(closing=closing)).decode("utf-8", "replace")
 
@@ -117,7 +117,7 @@ class AnswerAlignment:
     def rows(
         self, teacher_ids: NDArray[np.int64], student_ids: NDArray[np.int64], *, closing: bool = True
     ) -> NDArray[np.int64]:
-        """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
+        """For each answer position of the student, the teacher's that gives it soft targets; -1: none does.
 
         Args:
             teacher_ids: [P_t], the answer in the teacher's tokens, end of turn included.
@@ -148,10 +148,10 @@ class AnswerAlignment:
         return np.where(self.vocabulary.shared[student_ids], rows, -1)
 
     def readable(self, teacher_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The part of an answer that the teacher gave which a student can be taught.
+        """The part of a teacher's answer that a student can be taught.
 
-        All of it where each token is one of the student's; else the longest beginning that is text: an answer that was cut off may
-        end inside a character.
+        The whole answer if the student has each of its tokens; else the longest beginning that is text: an answer that was cut off
+        may end inside a character.
         """
         if (self.vocabulary.student_of_teacher[teacher_ids] >= 0).all():
             return teacher_ids
@@ -170,7 +170,7 @@ class AnswerAlignment:
     ) -> NDArray[np.int64]:
         """An answer in the student's tokens; its end of turn becomes the student's.
 
-        Where the student lacks a token of it, what is left is text: see `readable`.
+        Where the student lacks one of its tokens, only text is left: see `readable`.
 
         Args:
             teacher_ids: [P_t]; without an end of turn where it was cut off.
@@ -202,5 +202,5 @@ def _spelled(ids: Iterable[int], table: Mapping[int, Token]) -> bytes:
 
 
 def _offset(ids: NDArray[np.int64], table: Mapping[int, Token], prefix: bytes) -> int:
-    """Bytes before the answer in the spelling of its tokens: a model that answers may leave the template's prefix out."""
+    """Bytes before the answer in the spelling of its tokens: a model that answers may omit the template's prefix."""
     return len(prefix) if prefix and _spelled(ids.tolist(), table).startswith(prefix) else 0

@@ -34,12 +34,16 @@ def data() -> None:
 @click.option("--train", default=5000, show_default=True, type=click.IntRange(min=1), help="Training samples.")
 @click.option("--validation", default=1000, show_default=True, type=click.IntRange(min=1), help="Validation samples.")
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The same seed gives the same bytes."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Random seed; the same seed writes identical files.",
 )
 @click.option(
     "--labels",
     type=click.IntRange(min=1),
-    help="Training samples that keep their answer, drawn at random and written to OUT/labelled.jsonl as well; default: all.",
+    help="Training samples that keep their answer, drawn at random and also written to OUT/labelled.jsonl; default: all.",
 )
 @click.option(
     "--swapped",
@@ -50,7 +54,7 @@ def data() -> None:
 @click.option(
     "--described",
     is_flag=True,
-    help="Pictures to be described, whose answer is one of many wordings; default: questions with one answer.",
+    help="Images to describe, with answers in many wordings; default: questions with one answer.",
 )
 @progress_option
 def synth(
@@ -70,6 +74,7 @@ def synth(
     Example: firstsight data synth data --train 5000 --validation 1000 --seed 0
     """
     from firstsight.demo.synth.writing import write_dataset
+    from firstsight.models.gpus import bytes_text
 
     summary = write_dataset(
         out,
@@ -105,7 +110,7 @@ def synth(
 def demo(directory: Path, regime: Regime) -> None:
     """Distil a small trained teacher into a smaller student, from data to the table of results, in minutes on a CPU.
 
-    Runs the commands that a user would type and shows each; a second run continues where the first one ended.
+    Runs the commands that a user would type and shows each of them. A second run continues where the first one stopped.
 
     Example: firstsight demo --dir demo
     """

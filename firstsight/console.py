@@ -1,4 +1,4 @@
-"""What the commands have in common: errors become one line and exit code 2; options that several take; signs of life.
+"""What the commands share: errors as one line and exit code 2, common options, progress lines.
 
 beats = Heartbeat(len(samples), unit="sample", label="teacher")
 for batch in beats.waiting(batches):
@@ -54,7 +54,7 @@ class Commands(click.Group):
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; user errors exit 2, trouble with files exits 1."""
+        """Run a command; user errors exit with 2, file system errors with 1."""
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it reports missing optional kernels
         try:
             return super().invoke(ctx)
@@ -87,8 +87,7 @@ _FILE_TROUBLE = {
 
 
 def _fail(message: str, code: int) -> click.exceptions.Exit:
-    click.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    click.echo(masked_text(message), err=True)
+    click.echo(f"Error: {masked_text(message)}", err=True)  # as click shows its own
     return click.exceptions.Exit(code)
 
 
@@ -109,25 +108,25 @@ progress_option = click.option(
     "--progress/--no-progress",
     default=None,
     callback=lambda _context, _option, value: sys.stderr.isatty() if value is None else value,
-    help="Show progress bars; default: where there is a terminal.",
+    help="Show progress bars; default: only on a terminal.",
 )
 
 T = TypeVar("T")
 
 HEARTBEAT = 60.0
-"""Seconds between two signs of life."""
-_FOREVER = 10.0**9  # seconds; a longer one is not known
+"""Seconds between two progress lines."""
+_FOREVER = 10.0**9  # seconds; anything longer counts as unknown
 
 
 class Heartbeat:
-    """Signs of life of a long task: how far it is, how fast, when it will be done, and how long it waited for data.
+    """Progress lines of a long task: how far it is, how fast, when it will be done, and how long it waited for data.
 
     Args:
-        total: how much there is to do; None: it is not known.
+        total: how much there is to do; None: unknown.
         unit: what is counted, in the singular.
-        label: in front of the lines.
+        label: begins each line.
         done: how much was done before.
-        seconds: between two of them; None: `HEARTBEAT`.
+        seconds: between two lines; None: `HEARTBEAT`.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class Heartbeat:
         self._since, self._done = time.monotonic(), done
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; the time that each of them lets wait is counted."""
+        """The items; the time spent waiting for each is counted."""
         iterator = iter(items)
         while True:
             begin = time.monotonic()
@@ -152,11 +151,11 @@ class Heartbeat:
             yield item
 
     def waited(self, seconds: float) -> None:
-        """The task waited for data."""
+        """Count seconds in which the task waited for data."""
         self._waited += seconds
 
     def beat(self, done: int, figures: Mapping[str, float] | None = None) -> str | None:
-        """The next sign of life if it is time for one; printed where standard error is no terminal.
+        """The next progress line if it is due; printed where standard error is not a terminal.
 
         Args:
             done: how much is done now.
@@ -176,13 +175,13 @@ class Heartbeat:
 
 
 def heartbeat(done: int, total: int | None, rate: float, figures: Mapping[str, float], unit: str = "step") -> str:
-    """A sign of life in one line.
+    """A progress line.
 
     Args:
         done: how much is done.
-        total: how much there is in all; None: it is not known.
+        total: how much there is in all; None: unknown.
         rate: per second.
-        figures: `loss` and `data_wait`, the share of the time in which it waited for data, where they are known.
+        figures: `loss` and `data_wait`, the share of the time spent waiting for data, if known.
         unit: what is counted, in the singular.
     """
     parts = [f"{unit} {done:,}", f"{rate:.3g} {unit}s/s"]
@@ -197,17 +196,17 @@ def heartbeat(done: int, total: int | None, rate: float, figures: Mapping[str, f
 
 
 def time_left(count: float, rate: float) -> str:
-    """How long `count` more take at `rate` per second, as h:mm:ss or with days; `unknown` at no rate."""
+    """How long `count` more take at `rate` per second, as h:mm:ss or with days; `unknown` if the rate is 0."""
     seconds = count / rate if rate > 0 else _FOREVER
     return str(timedelta(seconds=round(seconds))) if seconds < _FOREVER else "unknown"
 
 
 NAMED = 5
-"""Samples left out that are named."""
+"""How many of the samples left out are named."""
 
 
 def left_out_text(reasons: Sequence[str]) -> str:
-    """How many samples `cache.on_error: skip` leaves out, and why the first of them."""
+    """How many samples `cache.on_error: skip` leaves out, and the reasons for the first of them."""
     named = [f"  {reason}" for reason in reasons[:NAMED]]
     more = ["  ..."] if len(reasons) > NAMED else []
     count = counted(len(reasons), "sample is", "samples are")

@@ -1,4 +1,4 @@
-"""`firstsight data check`, `firstsight data convert`, `firstsight init`: they parse, call and print."""
+"""The commands `firstsight data check`, `firstsight data convert` and `firstsight init`; they parse, call and print."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ _TEMPLATE = Path(__file__).parent / "templates" / "recipe.yaml"
 
 
 def _file_options(function: _F) -> _F:
-    """How the rows of a file are to be understood, where no recipe says it."""
+    """Options that say how to read the rows of a file, where there is no recipe."""
     options = (
         click.option(
             "--root",
             type=click.Path(path_type=Path, file_okay=False),
-            help="Directory of the image paths; default: the file's.",
+            help="Directory that image paths are relative to; default: the file's.",
         ),
+        click.option("--format", "form", type=click.Choice(FORMATS), help="Form of the rows; default: detected."),
         click.option(
-            "--format", "form", type=click.Choice(FORMATS), help="Form of the rows; default: found by looking."
+            "--column",
+            "columns",
+            multiple=True,
+            metavar="OURS=THEIRS",
+            help="Read our column OURS from the file's column THEIRS.",
         ),
-        click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="A column by another name."),
-        click.option("--ignore-column", "ignored", multiple=True, metavar="NAME", help="A column of no use."),
-        click.option("--allow-urls", is_flag=True, help="Images may be addresses on the web; they are fetched."),
-        click.option("--name", metavar="NAME", help="A dataset of a dataset_info.json."),
-        click.option("--subset", metavar="NAME", help="A configuration of a dataset of the hub."),
-        click.option("--split", metavar="SPLIT", help="A split of a dataset of the hub, such as train[:1%]."),
+        click.option("--ignore-column", "ignored", multiple=True, metavar="NAME", help="A column to ignore."),
+        click.option("--allow-urls", is_flag=True, help="Allow image addresses on the web, and fetch them."),
+        click.option("--name", metavar="NAME", help="Which dataset of a dataset_info.json."),
+        click.option("--subset", metavar="NAME", help="Which configuration of a hub dataset."),
+        click.option("--split", metavar="SPLIT", help="Which split of a hub dataset, such as train[:1%]."),
     )
     for option in reversed(options):
         function = option(function)
@@ -56,16 +60,16 @@ def _section(
     subset: str | None,
     split: str | None,
 ) -> dict[str, Any]:
-    """A recipe's data section for a file; RecipeError: options that do not go with it."""
+    """A recipe's data section for a file; RecipeError: options that do not apply to it."""
     pairs = [column.partition("=") for column in columns]
     if wrong := [column for column, (ours, _, theirs) in zip(columns, pairs, strict=True) if not (ours and theirs)]:
         raise RecipeError(f"--column {wrong[0]}: expected OURS=THEIRS, such as question=query")
     hub = file.removeprefix("hub:") if file.startswith("hub:") else None
     path = Path(hub or file).expanduser().absolute()
     if hub is None and (subset or split):
-        raise RecipeError(f"--{'subset' if subset else 'split'}: is for a dataset of the hub; give it as hub:{file}")
+        raise RecipeError(f"--{'subset' if subset else 'split'} is for a hub dataset; give that as hub:{file}")
     if hub is not None and name:
-        raise RecipeError("--name: is for a dataset_info.json, not for a dataset of the hub; use --subset")
+        raise RecipeError("--name is for a dataset_info.json, not for a hub dataset; use --subset")
     train: str | dict[str, str] = str(path)
     if hub is not None:
         asked = {"hub": str(path) if path.is_dir() else hub, "subset": subset, "split": split}
@@ -73,7 +77,7 @@ def _section(
     elif name:
         train = {"dataset_info": str(path), "name": name}
     elif path.name == "dataset_info.json" and path.is_file():
-        raise RecipeError(f"{file}: is a list of datasets; say which one with --name")
+        raise RecipeError(f"{file}: a list of datasets; choose one with --name")
     return {
         "root": str((root or path.parent).absolute()) if hub is None or path.is_dir() or root else str(Path.cwd()),
         "train": train,
@@ -97,11 +101,11 @@ def _source(data: dict[str, Any]) -> DataSource:
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A recipe: both splits, and what both models take.",
+    help="A recipe: check both splits against both models.",
 )
 @set_option
 @_file_options
-@click.option("--headers", is_flag=True, help="Read the headers of images, do not decode them.")
+@click.option("--headers", is_flag=True, help="Read only the headers of images, without decoding them.")
 @click.option("--all", "everything", is_flag=True, help="List every fault, not the first 20.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write histograms as a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -117,12 +121,12 @@ def check(
     progress: bool,
     **reading: Any,
 ) -> None:
-    """Find all that is wrong with a data file, or with the data of a recipe, in one pass.
+    """Find everything that is wrong with a data file, or with the data of a recipe, in one pass.
 
-    Counts rows, answers, images and categories; names every row that would be refused, with file and line, and what is
-    repeated or in both splits. With a recipe also what is too long for teacher or student, from their configuration and tokenizer;
-    no weights are read. FILE is a data file, a directory (save_to_disk, Parquet), a dataset of the hub as hub:ID, or a
-    dataset_info.json with --name. Exit code 1 where something would be lost.
+    Counts rows, answers, images and categories. Names every row that would be refused, with file and line, and reports rows that
+    are repeated or in both splits. With a recipe, also finds samples too long for teacher or student, from their configuration
+    and tokenizer, without reading weights. FILE is a data file, a directory (save_to_disk, Parquet), a hub dataset as hub:ID, or
+    a dataset_info.json with --name. The exit code is 1 if something would be lost.
 
     Example: firstsight data check rows.json
 
@@ -139,7 +143,7 @@ def check(
     if config is not None:
         if any(reading.values()):
             raise click.UsageError(
-                "--root, --format, --column and the like go with a FILE; with a recipe use --set data..."
+                "--root, --format, --column and the like need a FILE; with a recipe use --set data..."
             )
         from firstsight.recipe import load_recipe
 
@@ -148,7 +152,7 @@ def check(
         judge, turns = _judge(recipe), recipe.data.turns
     else:
         if overrides:
-            raise click.UsageError("--set goes with --config")
+            raise click.UsageError("--set needs --config")
         assert file is not None
         sources = [_source(_section(file, **reading))]
     report = check_data(sources, judge=judge, turns=turns, images=not headers, progress=progress and not as_json)
@@ -162,7 +166,7 @@ def check(
 
 
 def _judge(recipe: Any) -> Callable[[str, Any, bool], int]:
-    """What both models of a recipe say about a sample."""
+    """A check of a sample against both models of a recipe."""
     from firstsight.pair import load_pair
 
     pair = load_pair(recipe, weights=False)
@@ -187,7 +191,7 @@ def _judge(recipe: Any) -> Callable[[str, Any, bool], int]:
 def convert(file: str, out: Path, progress: bool, **reading: Any) -> None:
     """Write a data file of any form as JSONL with messages, and its images into a directory `images` beside it.
 
-    FILE is as for firstsight data check. The samples keep their keys: a cache of the old file serves the new one.
+    FILE is as for firstsight data check. The samples keep their keys, so a cache made from the old file serves the new one.
 
     Example: firstsight data convert train.parquet data/train.jsonl
 
@@ -198,7 +202,7 @@ def convert(file: str, out: Path, progress: bool, **reading: Any) -> None:
     done = run(_source(_section(file, **reading)), out, progress=progress)
     click.echo(f"{out}: {counted(done.rows, 'row')}, {counted(done.images, 'image')}")
     if done.literal_marks:
-        click.echo("texts have <image> as text: set data.format: trl in the recipe")
+        click.echo("some texts contain a literal <image>: set data.format: trl in the recipe")
 
 
 @click.command()
@@ -208,13 +212,13 @@ def convert(file: str, out: Path, progress: bool, **reading: Any) -> None:
     default=Path("recipe.yaml"),
     show_default=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The recipe.",
+    help="The recipe to write.",
 )
 @_file_options
 def init(file: str, out: Path, **reading: Any) -> None:
     """Write a commented recipe for a data file.
 
-    FILE is as for firstsight data check; what the options say of it is written into the recipe.
+    FILE is as for firstsight data check. The options that describe it are written into the recipe.
 
     Example: firstsight init data/train.jsonl
 
@@ -234,7 +238,7 @@ def init(file: str, out: Path, **reading: Any) -> None:
     report = check_data([_source(section)], judge=place, images=False)
     if report.lost:
         raise DataError(
-            f"{report.faults[0]} ({counted(report.fault_count, 'fault')}; firstsight data check {file} names them)"
+            f"{report.faults[0]} ({counted(report.fault_count, 'fault')}; firstsight data check {file} lists them)"
         )
     summary = report.summary
     generate = (
@@ -261,7 +265,7 @@ def init(file: str, out: Path, **reading: Any) -> None:
     click.echo(f"{out}: edit the models, then firstsight data check --config {out}")
     if not min(places) < 0.05 <= max(places):
         part = "none" if min(places) >= 0.05 else "all"
-        click.echo(f"{part} of the rows fall into the 5% for validation: change data.validation")
+        click.echo(f"{part} of the rows fall into the 5% for validation; change data.validation")
 
 
 def _portable(section: dict[str, Any], directory: Path) -> tuple[str, Any]:

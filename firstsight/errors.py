@@ -1,11 +1,11 @@
-"""What can be wrong with what a user gave: one clear line each, shown by the commands with exit code 2.
+"""Errors in what a user gave: one clear line each, shown by the commands with exit code 2.
 
 A message says what is wrong, where (key, file, line), what was expected, what was found, and what to do.
 """
 
 
 class FirstSightError(Exception):
-    """Root of the errors that a command reports in one line."""
+    """The root of the errors that a command reports in one line."""
 
 
 class RecipeError(FirstSightError, ValueError):
@@ -17,11 +17,11 @@ class DataError(FirstSightError, ValueError):
 
 
 class PictureError(DataError):
-    """A picture of a row that is not there or cannot be read: an error of that row alone, which then has no identity."""
+    """An image of a row that was not found or cannot be read: an error of that row alone, which then has no key."""
 
 
 class ModelError(FirstSightError, OSError):
-    """A model, tokenizer or processor that is not there or cannot be used."""
+    """A model, tokenizer or processor that was not found or cannot be used."""
 
 
 class AlignmentError(FirstSightError, ValueError):
@@ -33,4 +33,4 @@ class TargetError(FirstSightError, ValueError):
 
 
 class TrainingError(FirstSightError, ArithmeticError):
-    """A training that cannot go on: a loss or a gradient that is not finite."""
+    """A training that cannot continue: a loss or a gradient that is not finite."""

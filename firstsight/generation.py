@@ -1,4 +1,4 @@
-"""Answers of a model, greedy or sampled, batched: padded on the left, cut where the model ends them."""
+"""A model's answers, greedy or sampled, in batches: padded on the left, cut where the model ends them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from firstsight.prompting import Encoded, Prompter, collate
 
 
 class TokenWatch:
-    """Looks at the scores of every token of a greedy batch as it is chosen, and keeps two numbers of each.
+    """Reads the scores of every token of a greedy batch as it is chosen, and keeps two numbers of each. For `generate_answers`.
 
-    The logits of all steps would be gigabytes at a vocabulary of 152 thousand. Handed to `generate_answers`.
+    The logits of all steps would be gigabytes at a vocabulary of 152 thousand.
     """
 
     def __init__(self) -> None:
@@ -70,13 +70,13 @@ def generate_answers(
         max_new_tokens: longest answer, end of turn included.
         temperature: 0: greedy; else sampled from the whole vocabulary at this temperature.
         seed: of the sampling; the global random state is left as it was.
-        watch: a new one; is told the probability of every greedy token.
-        streamer: of transformers, for a single prompt: is handed each token as it is made.
-        text_only: never generate control tokens other than those that end an answer: what follows could not be read back. Any of
-            these becomes the end of turn, which is how the chat template ends an answer.
+        watch: a new one; gets the probability of every greedy token.
+        streamer: of transformers, for a single prompt; gets each token as it is made.
+        text_only: never generate control tokens other than those that end an answer, since what follows could not be read back. Any
+            of these becomes the end of turn, which is how the chat template ends an answer.
 
     Returns:
-        Token ids of each answer, the token of `stop_ids` included at which the model ended it.
+        Token ids of each answer, including the token of `stop_ids` that ended it.
     """
     end, stops = prompter.end_of_turn_ids[-1], stop_ids(model, prompter)
     inputs = {name: tensor.to(model.device) for name, tensor in collate(prompts, prompter.pad_id, left=True).items()}
@@ -86,7 +86,7 @@ def generate_answers(
         _told.add(model)
         if fields := left_out(model):
             named = ", ".join(f"{name} = {value}" for name, value in sorted(fields.items()))
-            _logger.warning("the model's own generation settings are left out: %s", named)
+            _logger.warning("the model's own generation settings are not used: %s", named)
     ours = GenerationConfig(
         max_new_tokens=max_new_tokens, num_beams=1, do_sample=False, eos_token_id=stops, pad_token_id=prompter.pad_id
     )
@@ -115,7 +115,7 @@ def generate_answers(
 
 
 def stop_ids(model: Any, prompter: Prompter) -> list[int]:
-    """The tokens that end an answer: the end of turn, and all that the model's own generation configuration names."""
+    """The tokens that end an answer: the end of turn, and those that the model's own generation configuration names."""
     return _stops(getattr(model, "generation_config", None), prompter)
 
 
@@ -124,7 +124,7 @@ def stored_stop_ids(directory: Path, config: Any, prompter: Prompter) -> list[in
 
     Args:
         directory: of the model.
-        config: its configuration, which says it where there is no generation configuration.
+        config: its configuration, used if there is no generation configuration.
         prompter: for it.
     """
     try:
@@ -146,11 +146,11 @@ def _cut(ids: list[int], stops: set[int]) -> list[int]:
 
 _logger = logging.getLogger(__name__)
 _told: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Models whose own settings were named, once for each."""
+"""Models whose own settings were reported; each is reported once."""
 
 
 def left_out(model: Any) -> dict[str, Any]:
-    """Fields of the model's own generation configuration that would change its answers, and that we leave out."""
+    """Fields of the model's own generation configuration that would change its answers and are not used."""
     found: dict[str, Any] = model.generation_config.to_diff_dict()
     return {name: value for name, value in found.items() if name not in _OURS and value is not None}
 
@@ -165,7 +165,7 @@ _OURS = {
 
 @contextmanager
 def _configured(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """`generate` fills what a configuration leaves open from the model's own: there is none meanwhile."""
+    """Hide the model's own configuration, from which `generate` would fill what `config` leaves open."""
     own, model.generation_config = model.generation_config, config
     try:
         yield

@@ -56,10 +56,10 @@ def cache_spec(
 def top_k_spec(
     recipe: Recipe, *, teacher: dict[str, Any], student: Prompter, alignment: VocabularyAlignment, hidden_size: int
 ) -> dict[str, Any]:
-    """The spec of a top_k cache whose teacher is known by what a spec says of it, and its states by their width.
+    """The spec of a top_k cache from what a spec says about its teacher, and the width of its states.
 
     Raises:
-        RecipeError: more directions of the tail than a state has numbers.
+        RecipeError: `cache.tail_rank` is larger than a state.
     """
     return {
         "top_k": recipe.cache.top_k,
@@ -74,19 +74,19 @@ def top_k_spec(
 
 
 def _tail_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
-    """What a spec says of `cache.tail_rank`: nothing where there is none."""
+    """The fields of a spec for `cache.tail_rank`; none if it is not set."""
     rank = recipe.cache.tail_rank
     if rank is None:
         return {}
     if rank > hidden_size:
         raise RecipeError(
-            f"cache.tail_rank: {rank} directions of states that have {hidden_size} numbers; set at most {hidden_size}"
+            f"cache.tail_rank: expected at most {hidden_size:,}, the numbers in a state of the teacher, got {rank:,}; lower it"
         )
     return {"tail_rank": rank, "hidden_size": hidden_size}
 
 
 def turns_field(recipe: Recipe) -> dict[str, Any]:
-    """What a spec says of `data.turns`: nothing at its meaning in format version 1, so that caches of that version are still found."""
+    """The field of a spec for `data.turns`; none if it means what format version 1 does, so that caches of that version still match."""
     return {"turns": "all"} if recipe.data.turns == "all" else {}
 
 
@@ -98,13 +98,13 @@ def cached_turns(spec: Mapping[str, Any]) -> Turns:
 def exact_spec(
     recipe: Recipe, *, teacher_directory: Path, teacher: Prompter, tokens: TeacherTokens, head: HeadShape
 ) -> dict[str, Any]:
-    """The spec of a cache of exact targets: of teacher and data alone.
+    """The spec of a cache of exact targets, which depends on teacher and data alone.
 
     Args:
         recipe: of the dump.
         teacher_directory: with its weights.
         teacher: its prompter.
-        tokens: its tokens, so that its answers can be read without it.
+        tokens: its tokens, stored so that its answers can be read without it.
         head: its shape.
     """
     return {
@@ -121,16 +121,16 @@ def exact_spec(
 
 
 _READING = ("end_of_turn", "answer_prefix", "earlier_prefix")
-"""What the spec of an exact cache says of its teacher beyond that of a top_k cache: what reading its answers takes."""
+"""What the spec of an exact cache says about its teacher beyond that of a top_k cache: what is needed to read its answers."""
 
 
 def teacher_of_exact(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What the spec of a top_k cache says of the teacher of an exact one."""
+    """What the spec of a top_k cache would say about the teacher of an exact one."""
     return {name: value for name, value in spec["teacher"].items() if name not in _READING}
 
 
 def teacher_identity(recipe: Recipe, *, directory: Path, teacher: Prompter) -> dict[str, Any]:
-    """The teacher and how it is run: what every spec says of it."""
+    """The teacher and how it is run, as every spec has it."""
     section = recipe.teacher
     return {
         "model": model_name(recipe, section),
@@ -148,7 +148,7 @@ def teacher_identity(recipe: Recipe, *, directory: Path, teacher: Prompter) -> d
 
 
 def with_turns_of_cache(recipe: Recipe) -> Recipe:
-    """The recipe with the `data.turns` of its cache where it states none itself: the same where no cache can be read."""
+    """The recipe with the `data.turns` of its cache if it states none itself; unchanged if no cache can be read."""
     if "turns" in recipe.data.model_fields_set:
         return recipe
     try:
@@ -168,12 +168,12 @@ def student_identity(student: Prompter) -> dict[str, Any]:
         "end_of_turn": student.end_of_turn_ids,
         "eos": tokenizer.eos_token_id,
     }
-    # left out where there is none, so that caches made before it was known are still found
+    # left out if there is none, so that caches made before it existed still match
     return {**identity, "answer_prefix": student.answer_prefix} if student.answer_prefix else identity
 
 
 def model_name(recipe: Recipe, section: TeacherSection | StudentSection) -> str:
-    """A hub id as it is; of a directory its last part, so that moving it changes nothing."""
+    """A hub id unchanged; for a directory its last part, so that moving it changes nothing."""
     source = recipe.model_source(section)
     return Path(source).name if Path(source).is_dir() else source
 

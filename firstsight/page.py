@@ -1,4 +1,4 @@
-"""Pages from templates: one frame and one style sheet for HTML, pictures inside the file.
+"""Pages from templates: one frame and one style sheet for HTML, images inside the file.
 
     text = render("phase1_teacher", "sample.html", name="train-000017", picture=picture(image, longest=640))
 
@@ -26,7 +26,7 @@ def render(package: str, template: str, **values: Any) -> str:
     Args:
         package: the package whose `templates/` holds the template.
         template: its file name.
-        values: what the template shows; a name that it uses and does not get is an error.
+        values: what the template shows; a missing name is an error.
     """
     return _environment(package).get_template(template).render(**values)
 
@@ -43,12 +43,12 @@ def _environment(package: str) -> Environment:
 
 
 def picture(image: Image.Image, *, longest: int, alt: str = "", lossy: bool = False) -> Markup:
-    """A picture as an `<img>` element that holds its own data.
+    """An image as an `<img>` element that holds its own data.
 
     Args:
-        image: larger pictures are scaled down; smaller ones are kept, and shown pixel by pixel where they are tiny.
+        image: scaled down if it is larger; kept if it is smaller, and shown pixel by pixel if it is tiny.
         longest: longest side in pixels.
-        alt: text in place of the picture for those who cannot see it.
+        alt: text in place of the image for those who cannot see it.
         lossy: JPEG where it is smaller than PNG, as it is for photographs.
     """
     small = image.convert("RGB")

@@ -1,7 +1,7 @@
 """Teacher and student without their weights: processors, tokenizers, and which of their tokens and positions correspond.
 
 pair = load_pair(recipe)
-rows = pair.answer_rows(sample, teacher_ids, student_ids)     # the teacher's position for each of the student's
+rows = pair.answer_rows(sample, teacher_ids, student_ids)     # for each student position, the teacher's
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Pair:
     def answer_rows(
         self, sample: Sample, teacher: Sequence[Sequence[int]], student: Sequence[Sequence[int]]
     ) -> NDArray[np.int64]:
-        """The teacher's answer position that gives soft targets to each of the student's; -1: none does.
+        """For each answer position of the student, the teacher's that gives it soft targets; -1: none does.
 
         Args:
-            sample: whose answers these are, all or the first of them.
+            sample: the answers are its own, all or the first of them.
             teacher: each answer in the teacher's tokens, end of turn included; P_t in all.
             student: the same in the student's; P in all.
 
@@ -70,10 +70,10 @@ class Pair:
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
     def student_turns(self, sample: Sample, teacher: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Each answer in the student's tokens: the sample's own, then the one that the teacher gave.
+        """Each answer in the student's tokens: the sample's own, then the teacher's.
 
         Args:
-            sample: whose answers these are.
+            sample: the answers are its own, and the one that the teacher gave.
             teacher: each answer in the teacher's tokens.
 
         Raises:
@@ -84,7 +84,7 @@ class Pair:
 
     @cached_property
     def same_inputs(self) -> bool:
-        """Both models get the same ids and pixels for a sample, so that it is encoded once for both."""
+        """Whether both models get the same ids and pixels for a sample, so that it can be encoded once."""
         teacher, student = self.teacher, self.student
         backends: list[Any] = [getattr(each.tokenizer, "backend_tokenizer", None) for each in (teacher, student)]
         return (
@@ -96,11 +96,11 @@ class Pair:
         )
 
     def check(self, sample: Sample, *, generated: int = 0) -> int:
-        """Tokens of a sample, those of the model that makes more of it; no image is decoded.
+        """Tokens of a sample, for the model that needs more; no image is decoded.
 
         Args:
             sample: of the data.
-            generated: tokens of the longest answer that the teacher may give where there is none.
+            generated: tokens of the longest answer that the teacher may give if there is none.
 
         Raises:
             DataError: it is too long for one of them, or has an answer that their templates spell differently.
@@ -127,10 +127,10 @@ def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
     """Processors, tokenizers and configurations of both models, and the alignment of their vocabularies.
 
     Args:
-        weights: the teacher's weights must be there too.
+        weights: require the teacher's weights too.
 
     Raises:
-        FirstSightError: a model that is not there, vocabularies that do not fit, a top_k that is too large.
+        FirstSightError: a model that was not found, vocabularies that do not fit, a top_k that is too large.
     """
     directory = resolve_directory(recipe, recipe.teacher, weights=weights)
     student_directory = resolve_directory(recipe, recipe.student, weights=False)
@@ -149,11 +149,11 @@ def load_teacher_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
     """The teacher as its own student: what exact targets are dumped for.
 
     Args:
-        recipe: its student need not be there.
-        weights: the teacher's weights must be there too.
+        recipe: its student is not needed.
+        weights: require the teacher's weights too.
 
     Raises:
-        FirstSightError: a teacher that is not there.
+        FirstSightError: the teacher was not found.
     """
     directory = resolve_directory(recipe, recipe.teacher, weights=weights)
     teacher = load_prompter(directory, recipe.teacher, recipe.data)
@@ -163,11 +163,11 @@ def load_teacher_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
 
 
 def check_top_k(recipe: Recipe, alignment: VocabularyAlignment) -> None:
-    """Raise DataError where a recipe stores more entries than the two vocabularies share."""
+    """Raise DataError if a recipe stores more entries than the two vocabularies share."""
     shared = int(alignment.shared.sum())
     if recipe.cache.targets == "top_k" and recipe.cache.top_k > shared:
         raise DataError(
-            f"cache.top_k: {recipe.cache.top_k} is more than the {shared} tokens that teacher and student share; lower it"
+            f"cache.top_k: expected at most {shared:,}, the tokens that teacher and student share, got {recipe.cache.top_k:,}; lower it"
         )
 
 
@@ -186,9 +186,9 @@ def load_prompter(
         directory: of the model.
         section: of the recipe.
         data: gives the longest sequence, the system prompt and which assistant messages are answers.
-        max_length: in place of that of `data`; None and no data: the model's own limit alone.
-        system_prompt: likewise.
-        turns: in place of that of `data`; None and no data: last.
+        max_length: overrides `data`; None and no data: only the model's own limit.
+        system_prompt: overrides `data`.
+        turns: overrides `data`; None and no data: last.
     """
     config = load_config(directory, section)
     positions = max_positions(config)

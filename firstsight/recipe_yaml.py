@@ -1,4 +1,4 @@
-"""What a recipe is read with: its YAML, the kind of its sections, `--set section.key=value`, the nearest known key."""
+"""How a recipe is read: its YAML, the class of its sections, `--set section.key=value`, the nearest known key."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Unit:
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML 1.2 floats (1e-5), and no key twice."""
+    """Reads YAML 1.2 floats (1e-5), and refuses a key that is given twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -64,6 +64,6 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What a message says of a name that is not known."""
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
     match = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {match[0]!r}?" if match else f"; known keys: {', '.join(sorted(known))}"

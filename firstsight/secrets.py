@@ -1,4 +1,4 @@
-"""Secrets: refused in a recipe, which is written into runs, reports and published folders, and masked wherever text is shown."""
+"""Secrets are refused in a recipe, which is written into runs, reports and published folders, and masked in text that is shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def masked(content: Any) -> Any:
 
 
 def secret_places(content: Any, place: str = "") -> Iterator[str]:
-    """The dotted names of what is a secret by its key or its shape."""
+    """The dotted names of values that are secrets by their key or their shape."""
     if isinstance(content, dict):
         for key, value in content.items():
             inner = f"{place}.{key}" if place else str(key)
@@ -58,7 +58,7 @@ def secret_places(content: Any, place: str = "") -> Iterator[str]:
 
 
 def _is_secret(key: Any, value: Any) -> bool:
-    """By the name of the key; a key without a value gives nothing away, and true or 3 is no secret."""
+    """Whether a value is a secret by the name of its key. A key without a value gives nothing away, and true or 3 is no secret."""
     if not isinstance(value, str) or not value:
         return False
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key)).lower().replace("-", "_").split("_")

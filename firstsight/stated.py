@@ -1,7 +1,7 @@
-"""What a recipe states about a dump that is done, compared with the specification of its cache: by trainings and by derivations.
+"""What a recipe states about a finished dump, compared with the specification of its cache before a training or a derivation.
 
-`data.system_prompt` and the name of the teacher are stated by every recipe, by their defaults if not by name; other settings are
-compared where the recipe or an override names them. The teacher need not be there.
+`data.system_prompt` and the name of the teacher are stated by every recipe, if only by their defaults; other settings are
+compared if the recipe or an override names them. The teacher is not needed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Compared = tuple[str, Any, Any]
 _IF_NAMED = ("revision", "quantization", "dtype", "attn_implementation", "batch_tokens")
 """Keys of `teacher` that a specification holds under the same name."""
 _GENERATION = {"max_tokens": "generate_max_tokens", "temperature": "generate_temperature", "seed": "generate_seed"}
-"""What a specification says of generated answers, and the keys of `cache`."""
+"""What a specification says about generated answers, and the keys of `cache`."""
 
 
 def stated(recipe: Recipe, spec: dict[str, Any]) -> list[Compared]:
-    """What a recipe states about the teacher, its answers and `data.turns`; equal values are among it.
+    """What a recipe states about the teacher, its answers and `data.turns`; equal values included.
 
     Args:
         recipe: of a training, or of a derivation.
@@ -69,7 +69,7 @@ def student_stated(spec: dict[str, Any], student: Prompter) -> list[Compared]:
 
 
 def _pixels(recipe: Recipe, cached: dict[str, Any]) -> list[Compared]:
-    """What `teacher.max_pixels` amounts to, compared as far as that can be told."""
+    """What `teacher.max_pixels` amounts to, compared as far as it can be known."""
     section = recipe.teacher
     directory = recipe.directory / Path(section.model).expanduser()
     if (directory / "config.json").is_file():
@@ -89,5 +89,5 @@ def _teacher_name(recipe: Recipe) -> str:
 
 
 def _same_model(name: str, cached: str) -> bool:
-    """Equal, or alike in their last part where one of them was a directory: what is not there may be a hub id or a path."""
+    """Equal, or equal in their last part if one may be a directory: a name that was not found may be a hub id or a path."""
     return name == cached or (Path(name).name == Path(cached).name and not ("/" in name and "/" in cached))

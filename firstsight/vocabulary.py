@@ -5,7 +5,7 @@
 
 Two tokens are the same when their bytes are and both are special or both are not. Head rows beyond the tokenizer (padding)
 are no tokens and never enter a distribution. Where the two tokenizers cut an answer differently, `align_answer` finds the
-positions at which both have just finished the same bytes: only there can the teacher's row speak for the student's.
+positions at which both have just finished the same bytes: only there can the teacher's row be used for the student's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from storage.format.head_table import BYTE_PIECE, CONTROL_TOKEN, TEXT_TOKEN
 
 
 class BytePiece(bytes):
-    """The byte of a byte-fallback piece such as `<0x41>`: equal to the piece `A`, but not what an encoder takes where it has both."""
+    """The byte of a byte-fallback piece such as `<0x41>`: equal to the piece `A`, but not the one an encoder uses if it has both."""
 
 
 Token = tuple[bytes, bool]
@@ -44,7 +44,7 @@ class VocabularyAlignment:
     teacher_tokens: NDArray[np.bool_]
     """[V_t]: rows that are tokens, not padding."""
     kind: str
-    """`identical`: equal ids; `permuted`: same tokens, other ids; `partial`: some tokens are on one side alone."""
+    """`identical`: equal ids; `permuted`: same tokens, other ids; `partial`: some tokens are only on one side."""
 
     @property
     def shared(self) -> NDArray[np.bool_]:
@@ -65,7 +65,7 @@ class VocabularyAlignment:
 def token_table(tokenizer: Any) -> dict[int, Token]:
     """Bytes of every token of a tokenizer, by id.
 
-    Byte-level BPE (GPT-2's byte alphabet) and SentencePiece pieces (`▁`, `<0x0A>`) are told apart by the backend's decoder.
+    Byte-level BPE (GPT-2's byte alphabet) and SentencePiece pieces (`▁`, `<0x0A>`) are distinguished by the backend's decoder.
     """
     added = tokenizer.added_tokens_decoder
     byte_level = _is_byte_level(tokenizer)
@@ -91,7 +91,7 @@ def stored_tokens(table: dict[int, Token]) -> dict[int, tuple[bytes, int]]:
 
 
 def restored_tokens(stored: Mapping[int, tuple[bytes, int]]) -> dict[int, Token]:
-    """The token table that `stored_tokens` was made of."""
+    """The token table that `stored_tokens` was made from."""
     return {
         index: (BytePiece(content) if kind == BYTE_PIECE else content, kind == CONTROL_TOKEN)
         for index, (content, kind) in stored.items()
@@ -115,7 +115,7 @@ def align_vocabularies(
     for name, table, rows in (("teacher", teacher, teacher_rows), ("student", student, student_rows)):
         if max(table, default=-1) >= rows:
             raise AlignmentError(
-                f"the {name}'s tokenizer has id {max(table)}, its head only {rows} rows; the files do not belong together"
+                f"the {name}'s tokenizer has id {max(table):,}, but its head has only {rows:,} rows; the files do not belong together"
             )
     # where a tokenizer holds the same bytes twice, the one that its encoder produces wins: never a byte-fallback piece, else
     # the lowest id
@@ -156,11 +156,11 @@ def align_answer(
     teacher_offset: int = 0,
     student_offset: int = 0,
 ) -> NDArray[np.int64]:
-    """The teacher's answer position that stands for each of the student's, or -1.
+    """For each answer position of the student, the teacher's that corresponds to it, or -1.
 
     Both sequences spell the same answer, end of turn included. Position i of the student predicts its token i from the
-    bytes before it; the teacher's row j speaks for it where the teacher's tokens before j spell exactly these bytes. The
-    closing control tokens, of whatever bytes, stand for each other.
+    bytes before it; the teacher's row j corresponds to it if the teacher's tokens before j spell exactly these bytes. The
+    closing control tokens correspond to each other, whatever their bytes.
 
     Args:
         teacher_ids: the answer in the teacher's tokens.
@@ -168,7 +168,7 @@ def align_answer(
         teacher: token table of the teacher's tokenizer.
         student: of the student's.
         teacher_offset: bytes that the teacher's tokens spell before the answer, such as a space (`Prompter.spelled_prefix`).
-        student_offset: likewise.
+        student_offset: the same for the student's.
 
     Returns:
         int64 [P].
@@ -223,7 +223,7 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes: printable bytes stand for themselves, the rest follow from U+0100."""
+    """GPT-2's printable characters for the 256 bytes: printable bytes are themselves, the rest follow from U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,7 +1,7 @@
 """Canonical JSON: one byte string per document, so that any changed byte is noticed.
 
 A sealed document carries the sha256 of itself. A reader parses it, writes it again and compares the bytes:
-a flipped bit is then either no JSON, another byte string, or another digest.
+a flipped bit then gives invalid JSON, different bytes or a different digest.
 """
 
 from __future__ import annotations

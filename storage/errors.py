@@ -69,14 +69,14 @@ class SpecMismatch(CacheError, ValueError):
         self.location = location
         self.differences = list(differences)
         lines = [
-            f"  {path}: the cache has {_shown(cached)}, requested is {_shown(requested)}"
+            f"  {path}: the cache has {_shown(cached)}, the request has {_shown(requested)}"
             for path, cached, requested in self.differences
         ]
         super().__init__(
             f"{location} holds a cache with another specification ("
             f"{counted(len(lines), 'difference')}):\n"
             + "\n".join(lines)
-            + "\nuse another cache path, or make the request equal to the cache"
+            + "\nuse another cache path, or change the request to match the cache"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

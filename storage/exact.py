@@ -56,7 +56,7 @@ def open_any_cache(
 
 @dataclass(frozen=True, kw_only=True)
 class ExactRows:
-    """What an exact cache says of a sample without its states."""
+    """What an exact cache holds for a sample, without its states."""
 
     hard: bool
     turns: tuple[Turn, ...]
@@ -94,14 +94,14 @@ class ExactCache(CommittedCache[ExactSample]):
         return self._exact_version.layout.head_dtype
 
     def __getitem__(self, key: str) -> ExactSample:
-        """The targets of a sample, in arrays of its own. MissingSample, SkippedSample."""
+        """The targets of a sample, as copies. MissingSample, SkippedSample."""
         entry = self._place(key)
         manifest, unit = self._unit(entry.unit)
         self._check_place(entry, key, unit)
         return self._sample(manifest, unit, entry.sample)
 
     def rows(self, key: str) -> ExactRows:
-        """What is known of a sample without its states; opens no object that holds states. MissingSample, SkippedSample."""
+        """What the cache holds for a sample, without its states; opens no object that holds states. MissingSample, SkippedSample."""
         entry = self._place(key)
         _, unit = self._unit(entry.unit)
         self._check_place(entry, key, unit)
@@ -116,7 +116,7 @@ class ExactCache(CommittedCache[ExactSample]):
         return self._unit(name)[1].keys
 
     def read_unit(self, name: str) -> list[ExactSample]:
-        """All samples of a unit in planned order, in arrays of their own."""
+        """All samples of a unit in planned order, as copies."""
         manifest, unit = self._unit(name)
         return [self._sample(manifest, unit, index) for index in range(len(unit.keys))]
 
@@ -142,7 +142,7 @@ class ExactCache(CommittedCache[ExactSample]):
         manifest = self._manifest(name)
         unit = load_exact_unit(self._store, manifest, self._exact_version)
         if len(unit.keys) != manifest.samples:
-            raise corrupt(self._store, manifest, "keys", "it has another number of samples than the manifest")
+            raise corrupt(self._store, manifest, "keys", "its number of samples is not the one in the manifest")
         return (manifest, unit), unit.nbytes() + 200 * len(manifest.objects)
 
     def _states(self, manifest: Manifest, chunk: int) -> NDArray[Any]:

@@ -63,7 +63,7 @@ class Header:
     skipped: int
 
     def settled(self) -> bool:
-        """Whether an equal `changed` number proves that no manifest came or went since."""
+        """Whether an equal `changed` number proves that no manifest was added or removed since."""
         return 0 < self.changed < self.built - _SETTLED_NS
 
 
@@ -73,7 +73,7 @@ def state_of(units: Iterable[str]) -> str:
 
 
 class IndexRows:
-    """Where each sample lies, to be written as an index; some 60 bytes for each."""
+    """Where each sample lies, to be written as an index; about 60 bytes each."""
 
     def __init__(self) -> None:
         self._packed = bytearray()
@@ -88,7 +88,7 @@ class IndexRows:
         self._packed += rows.tobytes()
 
     def by_key(self) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-        """All rows, and the order that sorts them by key; of rows with one key the order has the last that was added.
+        """All rows, and the order that sorts them by key. Of several rows with the same key, the order has the one added last.
 
         Computed once: no row is added afterwards.
         """
@@ -144,12 +144,12 @@ class Index:
         self._where = where
         self._checked: set[int] = set()
         if len(data) < PAGE:
-            raise self._corrupt(f"{len(data)} bytes are too few")
+            raise self._corrupt(f"{len(data):,} bytes are too few")
         self._count = self._rows(0)
         magic, spec, state, content, changed, built, samples, skipped = _HEADER.unpack_from(data, 0)
         pages = 1 + -(-self._count // _ROWS)
         if magic != _MAGIC or len(data) != pages * PAGE:
-            raise self._corrupt(f"its header says {pages} pages, the file has {len(data):,} bytes")
+            raise self._corrupt(f"its header says {pages:,} pages, the file has {len(data):,} bytes")
         self.header = Header(
             spec_digest=spec.hex(),
             state=state.hex(),
@@ -168,7 +168,9 @@ class Index:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CorruptIndex(f"{file}: {error.strerror}; delete it, it is rebuilt", object=str(file)) from None
+            raise CorruptIndex(
+                f"{file}: {error.strerror}; delete it, and it will be rebuilt", object=str(file)
+            ) from None
         try:
             if os.fstat(descriptor).st_size < PAGE:
                 return cls(b"", str(file))
@@ -224,7 +226,7 @@ class Index:
         return int(rows)
 
     def _corrupt(self, problem: str) -> CorruptIndex:
-        return CorruptIndex(f"{self._where}: {problem}; delete the file, it is rebuilt", object=self._where)
+        return CorruptIndex(f"{self._where}: {problem}; delete the file, and it will be rebuilt", object=self._where)
 
 
 def fresh_header(

@@ -25,7 +25,7 @@ def check_key(key: Any) -> str:
 
 
 def draw_key(key: str, draw: int) -> str:
-    """The key of an answer among several to one question: the sample's own for draw 0, another one for each further draw."""
+    """The key of one of several answers to a question: the sample's own for draw 0, a key of its own for each further draw."""
     check_key(key)
     if not 0 <= draw < 2**32:
         raise InvalidTargets(f"sample {key}: expected a draw from 0 to {2**32 - 1:,}, got {draw}")
@@ -50,7 +50,7 @@ def as_rows(data: bytes | bytearray) -> NDArray[np.bytes_]:
 
 
 def repeated(keys: NDArray[np.bytes_], order: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-    """[n] for each place in an order that sorts keys: whether its key equals that of the place before."""
+    """[n] for each place in a sorted order of the keys: whether its key equals the one before it."""
     found = np.zeros(len(order), dtype=np.bool_)
     for start in range(1, len(order), _PART):
         here, before = order[start : start + _PART], order[start - 1 : start - 1 + _PART]

@@ -36,7 +36,7 @@ class PlannedSample:
 
 @dataclass(frozen=True)
 class PlannedUnit:
-    """A unit of work; as long as it has samples. It holds no keys: they are read when they are asked for."""
+    """A unit of work; its length is its number of samples. It holds no keys: they are read when asked for."""
 
     name: str
     samples: int
@@ -46,7 +46,7 @@ class PlannedUnit:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The sample keys in order, 64 hex digits each; made anew at every call. CacheError if the plan was taken away."""
+        """The sample keys in order, 64 hex digits each; read again at every call. CacheError if the plan was removed."""
         return unpacked(self._plans.packed_keys(self.name))
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ def read_plans(store: Store, start: int = 0) -> Iterator[list[PlannedUnit]]:
     for number, name in enumerate(_plan_names(store)):
         if name != _plan_name(number):
             raise CorruptObject(
-                f"{store.location}/{PLANS}/{_plan_name(number)} is missing, but {name} is there; restore it",
+                f"{store.location}/{PLANS}/{_plan_name(number)} not found, although {name} exists; restore it",
                 object=f"{PLANS}/{_plan_name(number)}",
             )
         if number >= start:
@@ -91,7 +91,7 @@ class _Plans:
             raise CorruptObject(f"{path}: not a plan of this format; the file was changed", object=path)
         if (samples := sum(len(unit["keys"]) for unit in units)) > MAX_PLAN_SAMPLES:
             raise CorruptObject(
-                f"{path}: a plan of {samples:,} samples, the format allows {MAX_PLAN_SAMPLES:,}; another program wrote it",
+                f"{path}: the plan has {samples:,} samples, the format allows {MAX_PLAN_SAMPLES:,}; another program wrote it",
                 object=path,
             )
         return [(packed(unit["keys"]), unit["positions"]) for unit in units]
@@ -103,11 +103,11 @@ def add_plan(
     unit_positions: int,
     skipped_by: Callable[[PlannedUnit], Collection[str]] | None = None,
 ) -> int:
-    """Plan the samples that no plan has yet; how many this call added.
+    """Plan the samples that no plan has yet. Returns how many this call added.
 
     A unit closes when it has reached `unit_positions` positions. Of several planners one creates the next plan
-    object; the others read it and plan only what is still missing. `skipped_by` tells which keys of a unit it does not
-    count for: those that it skipped, where they are to be planned again.
+    object; the others read it and plan only what is still missing. `skipped_by` gives the keys of a unit that count as not
+    planned: those that it skipped, where they are to be planned again.
     """
     if unit_positions < 1:
         raise InvalidTargets(f"unit_positions: expected at least 1, got {unit_positions}")
@@ -128,7 +128,7 @@ def add_plan(
 
 
 class _Wanted:
-    """Samples that may have to be planned, in their order, each key once; some 50 bytes for each."""
+    """Samples that may have to be planned, in their order, each key once; about 50 bytes each."""
 
     def __init__(self, samples: Iterable[PlannedSample]) -> None:
         keys, positions = bytearray(), array("I")
@@ -143,7 +143,7 @@ class _Wanted:
         self._left[self._sorted[repeated(self._keys, self._sorted)]] = False
 
     def discard(self, unit: PlannedUnit, skipped: Collection[str]) -> None:
-        """The unit's samples are planned, but for some that it skipped."""
+        """Drop the samples of a planned unit, except some that it skipped."""
         if not len(self._keys):
             return
         planned = as_rows(packed(key for key in unit.keys if key not in skipped))

@@ -58,7 +58,7 @@ _Default = TypeVar("_Default")
 
 
 def open_cache(location: Location, *, memory_budget: int = 256 * 2**20, scratch: str | Path | None = None) -> Cache:
-    """Open a cache for reading, as it is now; units committed later are seen by the next opening.
+    """Open a cache for reading as it is now. Units committed later are seen when it is opened again.
 
     Args:
         location: a local path, an s3://, gs://, az:// address, or an open store.
@@ -87,7 +87,7 @@ def read_root(store: Store) -> FormatVersion:
 
 
 class CommittedCache(Mapping[str, SampleT]):
-    """What is committed in a cache, by sample key, in ascending order of the keys; whatever kind its targets are.
+    """The committed samples of a cache by key, in ascending order of the keys, for either kind of targets.
 
     Can be pickled, and used in forked and spawned worker processes. Two caches are equal only if they are one object:
     compare their `digest` for their content. `items` and `values` look samples up one by one, in the order of their
@@ -126,14 +126,14 @@ class CommittedCache(Mapping[str, SampleT]):
 
     @property
     def digest(self) -> str:
-        """The identity of specification and committed content: 64 hex digits, whoever committed it when."""
+        """The identity of specification and committed content, whoever committed it and when: 64 hex digits."""
         return self._index.header.content
 
     def digest_of_samples(self, keys: Iterable[str]) -> str:
-        """The identity of specification and of the units that hold some samples: units that others commit leave it as it is.
+        """The identity of the specification and of the units that hold the given samples; other units do not change it.
 
         Args:
-            keys: of samples in the cache; MissingSample for another one.
+            keys: of samples in the cache; MissingSample for any other.
         """
         units = {self._entry(key).unit for key in keys}
         for name in units - self._contents.keys():
@@ -156,7 +156,7 @@ class CommittedCache(Mapping[str, SampleT]):
         entry = self._index.find(key)
         if entry is None:
             raise MissingSample(
-                f"{self.location} has no targets of sample {key}: it was edited since, is not planned, or its unit is "
+                f"{self.location} has no targets for sample {key}: it was edited since, is not planned, or its unit is "
                 "not committed; run fs-teacher dump on these data"
             )
         return entry
@@ -173,8 +173,8 @@ class CommittedCache(Mapping[str, SampleT]):
         """CorruptIndex where the index leads to another sample."""
         if entry.sample >= len(unit.keys) or unit.keys[entry.sample] != key:
             raise CorruptIndex(
-                f"the index of {self.location} finds sample {key} at another place than unit {entry.unit} has it; "
-                f"delete its {INDEX}/{INDEX_NAME}, it is rebuilt",
+                f"the index of {self.location} does not find sample {key} where unit {entry.unit} has it; "
+                f"delete its {INDEX}/{INDEX_NAME}, and it will be rebuilt",
                 object=f"{INDEX}/{INDEX_NAME}",
             )
 
@@ -187,7 +187,7 @@ class CommittedCache(Mapping[str, SampleT]):
     def get(self, key: str, /, default: object = None) -> object:
         """The targets of a sample; `default` where the dump skipped it or the cache does not hold it.
 
-        Everything else is raised, such as CorruptObject, and UnknownUnit for a unit that was taken away.
+        Every other error is raised, such as CorruptObject, or UnknownUnit for a unit that was removed.
         """
         try:
             return self[key]
@@ -220,7 +220,7 @@ class CommittedCache(Mapping[str, SampleT]):
         return map(self._manifest, self.units())
 
     def head(self) -> Head:
-        """What makes logits of what is stored; nothing of it is read before, and only its document now.
+        """The head, which turns what is stored into logits. Only its document is read now, its arrays when they are asked for.
 
         Raises:
             WrongTargets: a cache of this kind has no head.
@@ -234,7 +234,7 @@ class CommittedCache(Mapping[str, SampleT]):
             named = head.digest if first is None else self._manifest(first).head
             if named != head.digest:
                 raise CorruptObject(
-                    f"{self.location}: its units were made with the head {named}, it has {head.digest}; restore it",
+                    f"{self.location}: its units were made with the head {named}, the cache has {head.digest}; restore the first",
                     object=HEAD_PATH,
                 )
             self._head = head
@@ -252,7 +252,7 @@ class CommittedCache(Mapping[str, SampleT]):
         return manifest
 
     def _open_index(self) -> Index:
-        """The index as it is, if it covers all committed units; else a new one, saved where that is possible."""
+        """The existing index if it covers all committed units, else a new one, saved if possible."""
         file = self._index_file()
         index = Index.open(file) if file else None
         changed = self._store.changed(MANIFESTS)
@@ -302,7 +302,7 @@ class Cache(CommittedCache[SampleTargets]):
 
     @property
     def tail_rank(self) -> int:
-        """Numbers per soft position that tell the shape of the tail; 0: none."""
+        """Numbers per soft position that give the shape of the tail; 0: none."""
         return self._layout.tail_rank
 
     @property
@@ -315,7 +315,7 @@ class Cache(CommittedCache[SampleTargets]):
         return self._layout.shared_mask()
 
     def __getitem__(self, key: str) -> SampleTargets:
-        """The targets of a sample, in arrays of its own. MissingSample, SkippedSample."""
+        """The targets of a sample, as copies. MissingSample, SkippedSample."""
         entry = self._place(key)
         unit = self._unit(entry.unit)
         self._check_place(entry, key, unit)
@@ -338,7 +338,7 @@ class Cache(CommittedCache[SampleTargets]):
         else:
             unit = map_unit(self._scratch, manifest, version.targets, lambda: load_unit(self._store, manifest, version))
         if len(unit.keys) != manifest.samples:
-            raise corrupt(self._store, manifest, "keys", "it has another number of samples than the manifest")
+            raise corrupt(self._store, manifest, "keys", "its number of samples is not the one in the manifest")
         for array in unit.targets.arrays().values():
             array.flags.writeable = False
         return unit, unit.nbytes()
@@ -360,7 +360,7 @@ def index_rows(store: Store, version: FormatVersion) -> tuple[Header, IndexRows]
             contents[name].append(manifest.head)
         if head not in (None, manifest.head):
             raise corrupt(
-                store, manifest, "zarr.json", f"it was made with the head {manifest.head}, others with {head}"
+                store, manifest, "zarr.json", f"it was made with the head {manifest.head}, other units with {head}"
             )
         head = manifest.head
     samples, skipped = rows.counts()
@@ -373,6 +373,6 @@ def _add_rows(rows: IndexRows, store: Store, manifest: Manifest, planned: Planne
     keys = planned.keys if planned else ()
     kept = [key not in manifest.skipped for key in keys]
     if planned is None or sum(kept) != manifest.samples or sum(kept) + len(manifest.skipped) != len(kept):
-        raise corrupt(store, manifest, "keys", "its manifest has other samples than its plan")
+        raise corrupt(store, manifest, "keys", "its manifest and its plan name different samples")
     numbers = itertools.count()
     rows.add(manifest.unit, keys, (next(numbers) if each else SKIPPED for each in kept))

@@ -1,4 +1,4 @@
-"""The specification of a cache: what its numbers depend on, compared whole, opaque but for what the format needs."""
+"""The specification of a cache: what its numbers depend on. Compared as a whole, opaque except for the fields that the format needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT = "firstsight-cache"
 ROOT_PATH = "zarr.json"
 ROOT_LIMIT = 8 * 2**20
 VERSION_2_FIELDS = ("targets", "tail_rank", "turns", "hidden_size", "state_dtype", "head")
-"""What a specification of version 1 would carry without effect."""
+"""Fields that have no effect in a specification of version 1."""
 
 
 def complete_spec(spec: Mapping[str, Any], number: int = WRITTEN) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def complete_spec(spec: Mapping[str, Any], number: int = WRITTEN) -> dict[str, A
         number: the format version where the specification does not state one.
     """
     if not isinstance(spec, Mapping):
-        raise InvalidSpec(f"a cache specification is a mapping, got {type(spec).__name__}")
+        raise InvalidSpec(f"a cache specification must be a mapping, got {type(spec).__name__}")
     complete = {"format_version": number, **normalised(dict(spec))}
     number = complete["format_version"]
     if type(number) is not int or number not in VERSIONS:
@@ -54,7 +54,7 @@ def parse_root(data: bytes, location: str) -> FormatVersion:
     document = parse_canonical(data, where)
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise UnsupportedFormat(f"{where}: a Zarr group, but no {FORMAT}; give the path of a cache")
+        raise UnsupportedFormat(f"{where}: a Zarr group, but not a {FORMAT}; give the path of a cache")
     spec = attributes.get("spec")
     if not isinstance(spec, dict) or root_document(spec) != data:
         raise CorruptObject(f"{where}: the specification does not match its digest; the file was changed", object=where)

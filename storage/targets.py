@@ -35,11 +35,11 @@ class Targets:
     logprobs: NDArray[np.float32] = field(metadata=per_position(np.float32, "entry", soft=True))
     """[P, K] natural-log probability at T = 1 over the shared ids, nats."""
     tail: NDArray[np.float32] = field(metadata=per_position(np.float32, "node", soft=True))
-    """[P, n] log of the sum over the ids not stored of exp(v_i / T), per node T, nats; -inf: nothing there."""
+    """[P, n] log of the sum over the ids not stored of exp(v_i / T), per node T, nats; -inf: no mass."""
     target_ids: NDArray[np.uint32] = field(metadata=per_position(np.uint32))
     """[P] the answer's own token as a student id; among `ids` wherever `soft`."""
     target_logprobs: NDArray[np.float32] = field(metadata=per_position(np.float32, soft=True))
-    """[P] the teacher's log-probability of that token, nats; may lie 30 and more down."""
+    """[P] the teacher's log-probability of that token, nats; may be -30 and less."""
     soft: NDArray[np.bool_] = field(metadata=per_position(np.bool_))
     """[P] False: no soft target at this position, only the hard label; its other fields are zero."""
 
@@ -62,12 +62,12 @@ class Targets:
 
     @classmethod
     def empty(cls, widths: Mapping[str, int]) -> Self:
-        """Targets of no position; `widths` as in `Layout.widths`."""
+        """Targets without positions; `widths` as in `Layout.widths`."""
         return cls(**{item.name: np.empty(_shape(item, 0, widths), item.metadata["dtype"]) for item in fields(cls)})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Targets], widths: Mapping[str, int]) -> Self:
-        """The targets of several parts one after the other; of no position where there are no parts."""
+        """The targets of several parts one after the other; without parts, targets without positions."""
         if not parts:
             return cls.empty(widths)
         columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(cls)}
@@ -82,7 +82,7 @@ class Targets:
         return type(self)(**{name: np.array(array) for name, array in vars(self).items()})
 
     def spread(self, soft: NDArray[np.bool_], target_ids: NDArray[np.uint32]) -> Self:
-        """The targets of all P positions of an answer; these here are those of its soft positions, in order.
+        """The targets of all P positions of an answer; `self` has those of its soft positions, in order.
 
         Args:
             soft: [P] which positions these are.
@@ -107,7 +107,7 @@ class Targets:
             where: begins the message of an error.
 
         Raises:
-            InvalidTargets: a field is no array of its dtype and shape.
+            InvalidTargets: a field is not an array of its dtype and shape.
         """
         count = len(self.target_ids)
         arrays: dict[str, NDArray[Any]] = {}
@@ -127,7 +127,7 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapedTargets(Targets):
-    """Targets of a cache with `tail_rank`: r coordinates per position tell how the tail's mass is spread."""
+    """Targets of a cache with `tail_rank`: r coordinates per position give how the tail's mass is spread."""
 
     tail_coefficients: NDArray[np.float32] = field(metadata=per_position(np.float32, "direction", soft=True))
     """[P, r] coordinates of the state on the directions of the cache's head, in units of the head's scale."""
@@ -150,14 +150,14 @@ class Turn(NamedTuple):
     """One of the answers of a conversation."""
 
     positions: int
-    """Its answer positions; those of a sample are those of its turns, one turn after the other."""
+    """Number of its answer positions. The positions of a sample are those of its turns, one turn after the other."""
     hard: bool
     """Whether its target ids are ground truth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSample:
-    """What caches of every kind hold of a sample."""
+    """What a cache of either kind holds for a sample."""
 
     key: str
     """64 lower-case hex digits: the sha256 of the sample's content."""
@@ -165,7 +165,7 @@ class StoredSample:
     """True: all target ids are ground truth, so the hard-label loss applies. False: some are the teacher's own answer."""
     targets: Targets | ExactTargets
     turns: tuple[Turn, ...] = ()
-    """The turns of its answer; empty: one turn of all positions."""
+    """Its turns; empty: one turn with all positions."""
 
     def all_turns(self) -> tuple[Turn, ...]:
         """Its turns, also where it has only one."""

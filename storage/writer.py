@@ -51,19 +51,19 @@ MAX_REASON = 500  # characters; keeps a manifest small when every sample is skip
 
 
 def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
-    """Create a cache, or open it for writing where it exists with the same specification.
+    """Create a cache, or open an existing one of the same specification for writing.
 
-    A new cache is of the newest version. One of an older version is added to in its own, where that holds what the
-    specification asks for: as long as this does not state a `format_version`, it follows the cache.
+    A new cache has the newest format version. An existing cache keeps its own, if that version can hold what the
+    specification asks for and the specification states no `format_version`.
 
     Args:
         location: a local path, an s3://, gs://, az:// address, or an open store.
-        spec: a JSON object; which fields storage needs in it, docs/FORMAT.md says.
+        spec: a JSON object; docs/FORMAT.md lists the fields that storage needs.
 
     Raises:
-        SpecMismatch: a cache is there with another specification; `.differences` lists them.
-        WrongTargets: a cache of the other kind is there.
-        UnsupportedFormat: a cache of version 1 is there, which has no place for what is to be stored.
+        SpecMismatch: a cache with another specification exists; `.differences` lists them.
+        WrongTargets: a cache of the other kind exists.
+        UnsupportedFormat: a cache of version 1 exists, which has no place for what is to be stored.
         InvalidSpec: a field that storage needs is missing or impossible.
     """
     complete = complete_spec(spec)
@@ -79,7 +79,7 @@ def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
     wanted = format_of(complete)
     if found.kind != wanted.kind:
         raise WrongTargets(
-            f"{store.location} holds {found.kind} targets ({found.describe()}), asked for are {wanted.kind} targets "
+            f"{store.location} holds {found.kind} targets ({found.describe()}), the request is for {wanted.kind} targets "
             f"({wanted.describe()}); use another cache path, or cache.targets: {found.kind}"
         )
     require_same(found.spec, complete, store.location)
@@ -89,7 +89,7 @@ def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
 def _in_version_of(
     found: FormatVersion, spec: Mapping[str, Any], complete: dict[str, Any], location: str
 ) -> dict[str, Any]:
-    """The complete specification in the format version of the cache that is there; UnsupportedFormat."""
+    """The complete specification in the format version of the existing cache; UnsupportedFormat."""
     if found.number >= complete["format_version"]:
         return complete
     newer = [name for name in VERSION_2_FIELDS if name in complete]
@@ -97,7 +97,7 @@ def _in_version_of(
         asked = f"{newer[0]} = {complete[newer[0]]!r}" if newer else f"format version {complete['format_version']}"
         raise UnsupportedFormat(
             f"{location} is a cache of format version {found.number}, which has no place for {asked}; use another cache "
-            f"path for it, or the settings that this cache was made with to add to it"
+            f"path, or the settings that this cache was made with"
         )
     return complete_spec(spec, found.number)
 
@@ -125,14 +125,14 @@ class CacheWriter:
         return layout
 
     def plan(self, samples: Iterable[PlannedSample], *, unit_positions: int = 4096, retry_skipped: bool = False) -> int:
-        """Plan the samples that no plan has yet, in the given order; how many this call added.
+        """Plan the samples that no plan has yet, in the given order. Returns how many this call added.
 
         Args:
             samples: keys and numbers of answer positions.
             unit_positions: a unit closes when it has reached this many positions.
-            retry_skipped: plan those again that every unit skipped which has them. Not in a cache of version 1.
+            retry_skipped: also plan samples again that every unit which has them skipped. Not in a cache of version 1.
 
-        Of several planners at the same time exactly one adds a sample.
+        If several planners run at once, exactly one of them adds a sample.
 
         Raises:
             UnsupportedFormat: `retry_skipped` in a cache whose version plans every key once.
@@ -154,13 +154,13 @@ class CacheWriter:
     def write_head(self, content: HeadContent, *, first: int = 0) -> str:
         """Write the head of a cache of kind exact, or of one with a tail rank, before any unit is committed.
 
-        Any number of workers may do so at a time. The digest of the cache's head; see `storage.head.writing.write_head`.
+        Any number of workers may do so at once. Returns the digest of the cache's head; see `storage.head.writing.write_head`.
         """
         self.head = write_head(self.store, self.version, content, first=first)
         return self.head
 
     def adopt_head(self) -> bool:
-        """Take the head that the cache has as this writer's; whether there is one. CorruptObject: its document is damaged."""
+        """Use the head that the cache has. Returns whether it has one. CorruptObject: its document is damaged."""
         try:
             self.head = read_head_document(self.store, self.version).digest
         except ObjectMissing:
@@ -177,7 +177,7 @@ class CacheWriter:
         return [unit for unit in self.units() if unit.name not in committed]
 
     def is_committed(self, unit_name: str) -> bool:
-        """Whether the unit is committed now; asks the store again, at the price of one look-up."""
+        """Whether the unit is committed now; asks the store again, which costs one look-up."""
         return self.store.size(manifest_path(unit_name)) is not None
 
     @contextmanager
@@ -185,7 +185,7 @@ class CacheWriter:
         """Collect the samples of a unit and commit them when the block ends; an exception commits nothing.
 
         Raises:
-            InvalidTargets: a sample breaks a rule, is not of the unit, or is missing at the end.
+            InvalidTargets: a sample breaks a rule, is not in the unit, or is missing at the end.
             StoreError: the store refused a write, as on a full disk; nothing is committed.
         """
         writer = UnitWriter(self, unit)
@@ -226,7 +226,7 @@ class UnitWriter:
         missing = [key for key in self._keys if key not in self._samples and key not in self._skipped]
         if missing:
             raise InvalidTargets(
-                f"unit {unit.name}: {len(missing)} of {counted(len(self._keys), 'sample')} neither appended nor skipped, "
+                f"unit {unit.name}: {len(missing)} of {counted(len(self._keys), 'sample')} were neither appended nor skipped, "
                 f"the first is {missing[0]}; nothing was committed"
             )
         attempt, started = attempt_name(), time.time()
@@ -234,8 +234,8 @@ class UnitWriter:
         values = sum(len(sample.targets) for sample in samples) * version.values_per_position()
         if values > version.max_values or len(samples) > MAX_UNIT_SAMPLES:
             raise InvalidTargets(
-                f"unit {unit.name}: {counted(values, 'stored entry', 'stored entries')} of {counted(len(samples), 'sample')}, at most "
-                f"{version.max_values:,} of {MAX_UNIT_SAMPLES:,} fit into one unit; plan with fewer unit_positions"
+                f"unit {unit.name}: {counted(values, 'stored entry', 'stored entries')} of {counted(len(samples), 'sample')}; a unit holds "
+                f"at most {version.max_values:,} of {MAX_UNIT_SAMPLES:,}; plan with fewer unit_positions"
             )
         manifest, files = encode_files(
             samples,
@@ -257,8 +257,8 @@ class UnitWriter:
             return
         if time.time() - started > ATTEMPT_SECONDS:
             raise StaleAttempt(
-                f"unit {unit.name}: writing took more than {ATTEMPT_SECONDS // 86400} days; it may have been taken "
-                "for garbage and is not committed; dump the unit again"
+                f"unit {unit.name}: writing took more than {ATTEMPT_SECONDS // 86400} days; gc may have removed "
+                "its data, so it is not committed; dump the unit again"
             )
         store.create(manifest_path(unit.name), manifest_bytes(manifest, version))
         failpoint("commit:created")
@@ -267,7 +267,7 @@ class UnitWriter:
             store.delete_tree(manifest.prefix)
 
     def _head(self) -> str | None:
-        """The digest of the cache's head, which is there before any unit is; InvalidTargets if it is not this writer's."""
+        """The digest of the cache's head, which is written before any unit; InvalidTargets if it is not this writer's."""
         cache = self._cache
         if cache.version.head is None:
             return None
@@ -282,7 +282,7 @@ class UnitWriter:
         return found
 
     def _committed_attempt(self) -> str:
-        """Read the manifest back: whose attempt it names is committed, whatever the request itself answered."""
+        """Read the manifest back: the attempt that it names is the committed one, whatever the request itself answered."""
         cache = self._cache
         return read_manifest(cache.store, self._unit.name, cache.version).attempt
 
@@ -290,7 +290,7 @@ class UnitWriter:
         if key not in self._expected:
             raise InvalidTargets(f"unit {self._unit.name} has no sample {key}; append the keys of the planned unit")
         if key in self._samples or key in self._skipped:
-            raise InvalidTargets(f"unit {self._unit.name}: sample {key} was appended or skipped before")
+            raise InvalidTargets(f"unit {self._unit.name}: sample {key} is already appended or skipped")
 
 
 def encode_files(

@@ -49,7 +49,7 @@ def _no_weights(monkeypatch):
 def refused(main, *arguments):
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 2, (result.output, result.exception)
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert "Traceback" not in result.stderr
     return line
 

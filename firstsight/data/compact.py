@@ -1,4 +1,4 @@
-"""A set of 64-bit numbers in some 10 bytes each: what rows were seen, for millions of them."""
+"""A set of 64-bit numbers in about 10 bytes each, to remember which of millions of rows were seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MOST = 64  # numbers of a bucket, on average
 
 
 class NumberSet:
-    """Numbers of 64 bits, spread evenly (digests, hashes). A look-up scans one short array; there are more of these as it grows."""
+    """A set of evenly spread 64-bit numbers (digests, hashes). A look-up scans one short array; there are more arrays as the set grows."""
 
     def __init__(self) -> None:
         self._buckets = [array("Q") for _ in range(64)]
@@ -18,7 +18,7 @@ class NumberSet:
         return number in self._buckets[number % len(self._buckets)]
 
     def add(self, number: int) -> bool:
-        """Add a number from 0 to 2^64 - 1; whether it is new."""
+        """Add a number from 0 to 2^64 - 1. Returns whether it is new."""
         bucket = self._buckets[number % len(self._buckets)]
         if number in bucket:
             return False
@@ -29,7 +29,7 @@ class NumberSet:
         return True
 
     def _split(self) -> None:
-        """Twice as many buckets: the numbers of each stay, or go into the new one that is as far behind."""
+        """Double the buckets: each number stays where it is, or moves to the new bucket at the same offset in the second half."""
         size = len(self._buckets)
         moved = []
         for place, bucket in enumerate(self._buckets):
@@ -39,5 +39,5 @@ class NumberSet:
 
 
 def text_mark(text: str) -> int:
-    """64 bits that stand for a text in this process."""
+    """64 bits that identify a text in this process."""
     return hash(text) % 2**64

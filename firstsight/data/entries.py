@@ -1,4 +1,4 @@
-"""What `data.train` and `data.validation` name besides files: datasets of the hub, entries of a `dataset_info.json`, rows from Python."""
+"""What `data.train` and `data.validation` can name besides files: hub datasets, entries of a `dataset_info.json`, rows from Python."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ListedDataset(Section):
 
 
 class GivenRows(Section):
-    """Rows that Python gave in place of a file. A recipe that is written names them, and does not hold them."""
+    """Rows that Python gave in place of a file. A recipe that is saved names them, but does not hold them."""
 
     rows: int
     """How many they were."""
@@ -52,7 +52,7 @@ class GivenRows(Section):
 
     @classmethod
     def of(cls, rows: Rows, name: str) -> Self:
-        """Rows as an entry; they are not looked at here.
+        """Rows as an entry; they are not read here.
 
         Args:
             rows: a list of dictionaries, or a `datasets.Dataset`.
@@ -72,7 +72,7 @@ class GivenRows(Section):
 
     @property
     def held(self) -> Any:
-        """A tuple of rows, or a `datasets.Dataset`. DataError: a recipe was read that only names them."""
+        """A tuple of rows, or a `datasets.Dataset`. DataError: the recipe was read from a file, which only names them."""
         if self._held is None:
             raise DataError(
                 f"{self.name}: {self.rows:,} rows that Python gave are in no file; give them again, load_recipe(..., {self.name}=rows), "
@@ -110,7 +110,7 @@ def _remedy(rows: object) -> str:
 
 
 Entry = Path | HubSplit | ListedDataset | GivenRows
-"""A file or directory, or what stands for one."""
+"""A file or directory, or an entry in place of one."""
 
 
 def entry(value: Any) -> Entry:

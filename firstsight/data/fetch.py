@@ -1,7 +1,7 @@
-"""Images of the web, for `data.allow_urls`: from public addresses alone, within limits, each fetched once and kept.
+"""Images from the web, for `data.allow_urls`: only from public addresses, within limits, each fetched once and kept.
 
 Every address that a name resolves to is checked, and the connection goes to a checked one, not to the name: a name that resolves
-differently a moment later changes nothing. A redirect is checked as its first address was. Proxies of the environment are not used.
+differently a moment later changes nothing. A redirect is checked like the first address. Proxies from the environment are not used.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _WAIT = 10.0  # seconds for a connection, and between two pieces of an answer
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _NOT_GLOBAL = [ipaddress.ip_network(each) for each in ("192.0.0.0/24", "fec0::/10", "3fff::/20", "5f00::/16")]
-"""What `ipaddress` calls global in some of its versions: IETF's own, site-local, documentation, segment routing."""
+"""Networks that some versions of `ipaddress` call global: IETF's own, site-local, documentation, segment routing."""
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the public internet: not private, loopback, link-local, reserved or multicast.
 
-    An IPv6 address that stands for an IPv4 address is public if both are.
+    An IPv6 address that holds an IPv4 address is public if both are.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped or ip in _NAT64:  # no address of its own: the last 32 bits are meant
+        if ip.ipv4_mapped or ip in _NAT64:  # not an address of its own: the last 32 bits are the real one
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         inner = [ip.sixtofour, *(ip.teredo or ())]
         if not all(is_public(str(each)) for each in inner if each is not None):
@@ -56,7 +56,7 @@ def is_public(address: str) -> bool:
 
 
 def fetched(url: str, place: str, *, public: Callable[[str], bool] | None = None) -> Path:
-    """The file of an image of the web, in the user's cache directory (`XDG_CACHE_HOME`, or `~/.cache`).
+    """The file of an image from the web, in the user's cache directory (`XDG_CACHE_HOME`, or `~/.cache`).
 
     Args:
         url: http or https.
@@ -64,7 +64,7 @@ def fetched(url: str, place: str, *, public: Callable[[str], bool] | None = None
         public: whether an IP address may be connected to; None: `is_public`.
 
     Raises:
-        DataError: an address that is not public, no image behind it, or one that is too large or too slow.
+        DataError: the address is not public, has no image, or the image is too large or too slow.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firstsight" / "images"
     path = cache / hashlib.sha256(url.encode()).hexdigest()
@@ -90,22 +90,22 @@ def _keep(path: Path, data: bytes, place: str) -> None:
         os.replace(file.name, path)
     except OSError as error:
         raise DataError(
-            f"{place}: an image of the web cannot be kept in {path.parent} ({error.strerror or error}); set XDG_CACHE_HOME to a directory "
+            f"{place}: an image from the web cannot be saved in {path.parent} ({error.strerror or error}); set XDG_CACHE_HOME to one "
             "that can be written"
         ) from None
 
 
 class _Refused(Exception):
-    """Why an address is not fetched, in words."""
+    """Why an address is not fetched."""
 
 
 def _check_image(data: bytes) -> None:
-    """Refuse what is no image, such as the page of a log-in: what is kept is not asked for again."""
-    with contextlib.suppress(Image.DecompressionBombError, SyntaxError):  # a picture, which is judged where it is used
+    """Refuse anything that is not an image, such as a log-in page, since what is kept is not fetched again."""
+    with contextlib.suppress(Image.DecompressionBombError, SyntaxError):  # an image, which is checked where it is used
         try:
             Image.open(io.BytesIO(data)).close()
         except UnidentifiedImageError:
-            raise _Refused("is no image; check in a browser what is there") from None
+            raise _Refused("is not an image; open the address in a browser to see what it is") from None
 
 
 def _get(url: str, public: Callable[[str], bool]) -> bytes:
@@ -119,7 +119,7 @@ def _get(url: str, public: Callable[[str], bool]) -> bytes:
 
 
 def _ask(url: Url, public: Callable[[str], bool], ends: float) -> bytes | str:
-    """The content, or where it is said to be."""
+    """The content, or the address of a redirect."""
     if url.scheme not in ("http", "https") or not url.host:
         raise _Refused(f"leads to {str(url)[:200]!r}; expected an http or https address")
     if url.auth:
@@ -128,7 +128,9 @@ def _ask(url: Url, public: Callable[[str], bool], ends: float) -> bytes | str:
     port = url.port or (443 if url.scheme == "https" else 80)
     addresses = list(dict.fromkeys(str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     if inner := [address for address in addresses if not public(address)]:
-        raise _Refused(f"{host} is {inner[0]}, no address of the public internet; download the image and give its path")
+        raise _Refused(
+            f"{host} is {inner[0]}, which is not an address of the public internet; download the image and give its path"
+        )
     with _connection(url, host, addresses, port, ends) as connection:
         headers = {"Host": url.netloc or host, "User-Agent": "firstsight", "Accept": "image/*"}
         connection.request("GET", url.request_uri, headers=headers, preload_content=False, decode_content=False)
@@ -147,7 +149,7 @@ def _ask(url: Url, public: Callable[[str], bool], ends: float) -> bytes | str:
 
 @contextlib.contextmanager
 def _connection(url: Url, host: str, addresses: list[str], port: int, ends: float) -> Iterator[HTTPConnection]:
-    """A connection to the first of some checked addresses that answers; cut when the time is over."""
+    """A connection to the first of the checked addresses that answers; cut when time is up."""
     late = threading.Event()
     for address in addresses:
         if url.scheme == "https":
@@ -161,7 +163,7 @@ def _connection(url: Url, host: str, addresses: list[str], port: int, ends: floa
             )
         else:
             connection = HTTPConnection(address, port, timeout=_WAIT)
-        held: list[socket.socket] = []  # an answer that closes its connection takes the socket from it
+        held: list[socket.socket] = []  # a response that closes its connection takes its socket
         timer = threading.Timer(max(0.0, ends - time.monotonic()), _cut, (connection, held, late))
         timer.daemon = True
         timer.start()
@@ -178,7 +180,7 @@ def _connection(url: Url, host: str, addresses: list[str], port: int, ends: floa
             if late.is_set():
                 raise _Refused(f"takes more than {SECONDS:g} s")
             return
-        except (urllib3.exceptions.HTTPError, OSError, ValueError):  # the last one: TLS that was cut
+        except (urllib3.exceptions.HTTPError, OSError, ValueError):  # ValueError: TLS that was cut
             if late.is_set():
                 raise _Refused(f"takes more than {SECONDS:g} s") from None
             raise

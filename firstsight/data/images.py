@@ -1,4 +1,4 @@
-"""Pictures of a row: files, or bytes inside the row; shown as an image viewer shows them, or refused by name."""
+"""Images of a row: files, or bytes inside the row. They are shown as an image viewer shows them, or refused by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from firstsight.errors import DataError
 MAX_IMAGE_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: a few KB of PNG can hold gigabytes of pixels."""
 
-# our own cap is lower; for the whole process, because filters for a block are not for threads
+# our own cap is lower; set for the whole process, because warning filters of a block are not safe with threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _HELD_BYTES = 2**25
@@ -39,12 +39,12 @@ SHOWN = {
     "I": "32 bits",
 }
 """How each of Pillow's modes is shown: `opaque` as it is; `transparent` on white; `sixteen bits` from black = 0 to white = 65,535;
-`32 bits` likewise where the file's own values have 16 (PGM, PNG). Other modes have no way to be shown and are refused."""
+`32 bits` the same if the file's own values have 16 (PGM, PNG). Other modes cannot be shown in one clear way and are refused."""
 
 
 @dataclass(frozen=True)
 class InlineImage:
-    """A picture whose file is inside the data; equal to another one of the same bytes."""
+    """An image whose file is inside the data; equal to another one with the same bytes."""
 
     name: str = field(compare=False)
     data: bytes = field(repr=False)
@@ -60,7 +60,7 @@ class InlineImage:
 
 @dataclass(frozen=True)
 class FetchedImage:
-    """A picture of the web, in the file that keeps it."""
+    """An image from the web, in the file that keeps it."""
 
     name: str = field(compare=False)
     """Its address."""
@@ -78,7 +78,7 @@ _LONGEST_PATH = 4095
 
 
 def image_digest(image: ImageSource) -> str:
-    """sha256 of a picture's file, 64 hex digits: the same whether it lies in a directory or inside the data."""
+    """sha256 of an image's file, 64 hex digits: the same whether it is in a directory or inside the data."""
     if isinstance(image, InlineImage):
         return image.digest
     return file_digest(image.path if isinstance(image, FetchedImage) else image)
@@ -98,7 +98,7 @@ def _file_digest(name: str, _size: int, _mtime_ns: int) -> str:
 
 
 def held(image: ImageSource, place: str) -> ImageSource:
-    """A picture of a file with the file's bytes, so that they are read once for digest and pixels; a large file stays where it is."""
+    """An image with the bytes of its file, so that they are read once for digest and pixels; a large file is not read."""
     if isinstance(image, InlineImage):
         return image
     name = os.fspath(image.path if isinstance(image, FetchedImage) else image)
@@ -112,41 +112,43 @@ def held(image: ImageSource, place: str) -> ImageSource:
 
 
 def image_name(image: ImageSource, root: Path) -> str:
-    """What records call a picture: its path below `root`, its name inside the data, or its address."""
+    """What records call an image: its path below `root`, its name inside the data, or its address."""
     return image.relative_to(root).as_posix() if isinstance(image, Path) else image.name
 
 
 def image_path(file: Any, root: Path, place: str) -> Path:
-    """A row's image under `root`. DataError: it is not there, or lies outside."""
+    """A row's image under `root`. DataError: it was not found, or is outside `root`."""
     if not isinstance(file, str):
         raise DataError(f"{place}: an image must be a path relative to data.root, got {type(file).__name__}")
     if "\0" in file or any("\ud800" <= character <= "\udfff" for character in file):
-        raise DataError(f"{place}: image {file!r:.{_SHOWN_PATH}} is no path; repair the row")
+        raise DataError(f"{place}: image {file!r:.{_SHOWN_PATH}} is not a path; correct the row")
     name = os.path.join(root, file)
     folder, _, last = name.rpartition(os.sep)
     try:
         mode = os.lstat(name).st_mode
     except OSError:
         mode = 0
-    # a plain file is where its directory is; for the rest every part of the path is looked at
+    # a plain file is where its directory is; otherwise every part of the path is checked
     real = (
         os.path.join(_real(folder or os.sep), last)
         if stat.S_ISREG(mode) and last not in ("", ".", "..")
         else os.path.realpath(name)
     )
     if not real.startswith(_real(str(root)).rstrip(os.sep) + os.sep):
-        raise DataError(f"{place}: image {file!r:.{_SHOWN_PATH}} lies outside data.root ({root}); move it under it")
+        raise DataError(
+            f"{place}: image {file!r:.{_SHOWN_PATH}} is outside data.root ({root}); move it under data.root"
+        )
     path = root / file
     if not stat.S_ISREG(mode) and not os.path.isfile(path):  # unlike Path's, it takes names of any length
         if len(file) > _LONGEST_PATH or max(map(len, file.split("/"))) > _SHOWN_PATH:
             raise DataError(
-                f"{place}: image {file[:40]!r}... has {len(file):,} characters, which is no path; base64 is written as a URL: "
+                f"{place}: image {file[:40]!r}... has {len(file):,} characters, which is not a path; write base64 as a URL: "
                 "data:image/png;base64,..."
             )
         shown = path if file.isprintable() else repr(str(path))  # in one line
-        raise DataError(f"{place}: image {shown} is not there; check data.root and the row's path")
+        raise DataError(f"{place}: image {shown} not found; check data.root and the row's path")
     if not os.access(path, os.R_OK):
-        raise DataError(f"{place}: image {path} must not be read by this user; change its permissions")
+        raise DataError(f"{place}: image {path} cannot be read by this user; change its permissions")
     return path
 
 
@@ -156,16 +158,16 @@ def _real(directory: str) -> str:
 
 
 def image_source(value: Any, source: DataSource, place: str, number: int) -> ImageSource:
-    """A picture as rows give it.
+    """An image as rows give it.
 
     Args:
         value: a path, a `data:` URL, a file's bytes, an address on the web, or a mapping of `bytes` and `path` as `datasets` writes it.
         source: where paths are, and whether addresses are fetched.
         place: of the row.
-        number: of the picture in the row, from 1.
+        number: of the image in the row, from 1.
 
     Raises:
-        DataError: none of these, a file that is not there, or an address where none is allowed.
+        DataError: none of these, a file that was not found, or an address that is not allowed.
     """
     if isinstance(value, dict):
         if unknown := set(value) - {"bytes", "path"}:
@@ -188,11 +190,11 @@ def image_source(value: Any, source: DataSource, place: str, number: int) -> Ima
             return image_path(value.partition("://")[2], source.root, place)
         if scheme not in ("http", "https"):
             raise DataError(
-                f"{place}: image {value[:200]!r} is an address of no kind that is read; give a path under data.root"
+                f"{place}: image {value[:200]!r} is an address of a kind that is not supported; give a path under data.root"
             )
         if not source.allow_urls:
             raise DataError(
-                f"{place}: image {value[:200]!r} is an address; nothing is fetched unless the recipe says data.allow_urls: true; or "
+                f"{place}: image {value[:200]!r} is an address; set data.allow_urls: true to fetch it, or "
                 "download it and give its path under data.root"
             )
         from firstsight.data.fetch import fetched
@@ -202,36 +204,36 @@ def image_source(value: Any, source: DataSource, place: str, number: int) -> Ima
 
 
 def from_base64(text: str, place: str, number: int) -> bytes:
-    """The bytes of a picture in base64; DataError."""
+    """The bytes of an image in base64; DataError."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{place}: image {number} is not base64 ({error}); repair the row") from None
+        raise DataError(f"{place}: image {number} is not base64 ({error}); correct the row") from None
 
 
 @contextmanager
 def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
-    """A picture whose pixels are not decoded yet.
+    """An image whose pixels are not decoded yet.
 
     Raises:
-        DataError: here or while it is used: not there, no image, damaged, of a mode that cannot be shown, or larger than
+        DataError: here or while it is used: not found, not an image, damaged, of a mode that cannot be shown, or larger than
             `MAX_IMAGE_PIXELS`.
     """
     try:
         with Image.open(_file_of(image)) as picture:
             if picture.width * picture.height > MAX_IMAGE_PIXELS:
                 raise DataError(
-                    f"{place}: image {image} has {picture.width} x {picture.height} pixels, more than "
+                    f"{place}: image {image} has {picture.width:,} x {picture.height:,} pixels, more than "
                     f"{MAX_IMAGE_PIXELS:,}; scale it down"
                 )
             if not _showable(picture):
                 raise DataError(
-                    f"{place}: image {image} has the mode {picture.mode} ({picture.format}), which has no one way to be shown; "
+                    f"{place}: image {image} has the mode {picture.mode} ({picture.format}), which cannot be shown in one clear way; "
                     "save it as 8-bit RGB"
                 )
             yield picture
     except FileNotFoundError:
-        raise DataError(f"{place}: image {image} is not there; check data.root and the row's path") from None
+        raise DataError(f"{place}: image {image} not found; check data.root and the row's path") from None
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -245,7 +247,7 @@ def _file_of(image: ImageSource) -> Path | io.BytesIO:
 
 
 def as_shown(picture: Image.Image) -> Image.Image:
-    """RGB, upright, as an image viewer shows it; of an animation the first frame."""
+    """The image in RGB, upright, as an image viewer shows it; the first frame of an animation."""
     way = SHOWN[picture.mode]
     picture = ImageOps.exif_transpose(picture)
     if way in ("sixteen bits", "32 bits"):
@@ -257,7 +259,7 @@ def as_shown(picture: Image.Image) -> Image.Image:
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height as it is shown, from the header."""
+    """Width and height of the image as shown, from its header."""
     turned = picture.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
     return (picture.height, picture.width) if turned else picture.size
 

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's `dataset_info.json`: where a dataset is, and what its columns and turns are called."""
+"""LLaMA-Factory's `dataset_info.json`: where a dataset is, and how its columns and turns are named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMNS = {
 """By `formatting`: what LLaMA-Factory calls a column -> our name of it."""
 _FORMATS = {"alpaca": "instruction", "sharegpt": "conversations", "openai": "conversations"}
 _DEFAULTS = {"alpaca": _ALPACA, "sharegpt": {"messages": "conversations"}, "openai": {"messages": "conversations"}}
-"""Columns where an entry states none."""
+"""Columns if an entry states none."""
 _TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -34,13 +34,13 @@ _TAGS = {
 }
 _ROLES = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
 _TOOLS = "tools are not supported"
-_PREFERENCE = "only one answer a question is trained on, no preferences"
+_PREFERENCE = "training uses one answer per question, not preferences"
 _ELSEWHERE = "download it and give its file as file_name"
 _REFUSED = {
     "ranking": _PREFERENCE,
-    "num_samples": "rows are not drawn by chance; take a slice of a split of the hub, such as train[:1000]",
+    "num_samples": "rows are not sampled at random; take a slice of a hub split, such as train[:1000]",
     "folder": "name a subset, or a directory with file_name",
-    "file_sha1": "it is not checked; remove it",
+    "file_sha1": "it is not checked; remove the key",
     "ms_hub_url": _ELSEWHERE,
     "om_hub_url": _ELSEWHERE,
     "script_url": "scripts are not run; " + _ELSEWHERE,
@@ -58,17 +58,17 @@ _KEYS = ("file_name", "hf_hub_url", "formatting", "subset", "split", "columns", 
 
 
 def sources_of(source: DataSource, entry: Entry) -> list[tuple[Path | HubSplit | GivenRows, DataSource]]:
-    """The files, directories and datasets of the hub that an entry of a split stands for, and how their rows are understood.
+    """The files, directories and hub datasets that an entry of a split names, and how to read their rows.
 
     Raises:
-        DataError: an entry of a `dataset_info.json` that is not there, or that asks for what is not done here.
+        DataError: an entry that was not found in its `dataset_info.json`, or asks for something that is not supported.
     """
     if not isinstance(entry, ListedDataset):
         return [(entry, source)]
     name = f"{entry.dataset_info.name}, {entry.name!r}"
     if source.format is not None or source.columns:
         key = "format" if source.format is not None else "columns"
-        raise DataError(f"{name}: form and columns are those of the entry, and data.{key} is set as well; remove it")
+        raise DataError(f"{name}: the entry decides form and columns, but data.{key} is also set; remove it")
     info = _entry(entry, name)
     formatting = info.get("formatting", "alpaca")
     if formatting not in _FORMATS:
@@ -81,14 +81,14 @@ def sources_of(source: DataSource, entry: Entry) -> list[tuple[Path | HubSplit |
         tags=None if formatting == "alpaca" else _tags(info.get("tags", {}), name),
     )
     if formatting == "alpaca" and "tags" in info:
-        raise DataError(f"{name}: 'tags' are for turns, and the rows of 'formatting': 'alpaca' have none; remove them")
+        raise DataError(f"{name}: 'tags' are for turns, but the rows of 'formatting': 'alpaca' have none; remove them")
     return [(each, settings) for each in _files(info, entry.dataset_info.parent, name)]
 
 
 def _entry(entry: ListedDataset, name: str) -> dict[str, Any]:
     path = entry.dataset_info
     if not path.is_file():
-        raise DataError(f"{path} is not there; check data.root and the name of the dataset_info.json")
+        raise DataError(f"{path} not found; check data.root and the name of the dataset_info.json")
     if path.stat().st_size > MAX_ROW_BYTES:
         raise DataError(f"{path.name}: has more than {MAX_ROW_BYTES // 2**20} MiB; expected a dataset_info.json")
     content = parse_json(decode(path.read_bytes(), path.name).removeprefix("\ufeff"), path.name)
@@ -146,16 +146,18 @@ def _texts(given: Any, key: str, name: str) -> dict[str, str]:
 def _files(info: dict[str, Any], directory: Path, name: str) -> list[Path | HubSplit]:
     asked = {key: info[key] for key in ("hf_hub_url", "file_name", "subset", "split") if key in info}
     if wrong := [key for key, value in asked.items() if not isinstance(value, str)]:
-        raise DataError(f"{name}: {wrong[0]!r} must be a text, got {info[wrong[0]]!r:.80}")
+        raise DataError(f"{name}: {wrong[0]!r} must be a string, got {info[wrong[0]]!r:.80}")
     if "hf_hub_url" in asked and "file_name" in asked:
-        raise DataError(f"{name}: 'hf_hub_url' and 'file_name' exclude each other; keep one of them")
+        raise DataError(f"{name}: expected 'hf_hub_url' or 'file_name', got both; keep one of them")
     if hub := asked.get("hf_hub_url"):
         return [HubSplit(hub=hub, subset=asked.get("subset"), split=asked.get("split", "train"))]
     if "file_name" not in asked:
-        raise DataError(f"{name}: has neither 'file_name' nor 'hf_hub_url': where is it?")
+        raise DataError(
+            f"{name}: expected 'file_name' or 'hf_hub_url', got neither; add the one that says where the data are"
+        )
     if "subset" in asked or asked.get("split", "train") != "train":
         key = "subset" if "subset" in asked else "split"
-        raise DataError(f"{name}: {key!r} is for a dataset of the hub; a file is read whole; remove it")
+        raise DataError(f"{name}: {key!r} is for a hub dataset, but a file is read whole; remove it")
     path = directory / asked["file_name"]
     if path.is_dir() and not any((path / each).is_file() for each in ("state.json", "dataset_dict.json")):
         files = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))

@@ -1,4 +1,4 @@
-"""The one row that all forms become, checked and made a sample."""
+"""Checks the one row that all forms become, and makes it a sample."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def parse_row(value: Any, place: str, source: DataSource) -> Sample:
 
     Args:
         value: the row, of any form.
-        place: what messages call it; the id of a row that has none.
-        source: how its columns are to be understood, and where its images are.
+        place: what messages call it, and the id of a row without one.
+        source: how to read its columns, and where its images are.
 
     Raises:
-        PictureError: what is wrong with a picture of it, and what to do.
+        PictureError: what is wrong with one of its images, and what to do.
         DataError: what else is wrong.
     """
     row = to_row(value, place, source)

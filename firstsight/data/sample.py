@@ -1,4 +1,4 @@
-"""One sample: what every form of row becomes, and its identity."""
+"""A sample, which every form of row becomes, and its key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from firstsight.errors import DataError
 
 
 class PixelLimits(NamedTuple):
-    """The limits that an image part brings: what an image is scaled to, in pixels."""
+    """The limits that an image part states, in pixels after scaling."""
 
     least: int | None
     most: int | None
@@ -25,26 +25,26 @@ class Sample:
     """One conversation, its images and its answers."""
 
     id: str
-    """A name for people: the row's own, with `#2`, `#3` where it is repeated; `file:line` where the row has none."""
+    """A name for people: the row's own, with `#2`, `#3` if it is repeated; `file:line` if the row has none."""
     messages: tuple[dict[str, Any], ...]
     """The conversation, each message `{"role", "content": [parts]}` with parts `{"type": "text", "text"}` or `{"type": "image"}`,
-    the latter with `min_pixels` and `max_pixels` where the row limits it; every assistant message is an answer. One that closes the
+    the latter with `min_pixels` and `max_pixels` if the row limits it. Every assistant message is an answer. One that closes the
     conversation has a single text part."""
     images: tuple[ImageSource, ...]
     times: tuple[float, ...] | None
-    """Seconds of the frames, where they are known."""
+    """Times of the frames in seconds, if known."""
     category: str | None
     environment: str | None
     place: str
     """`file:line`, for messages."""
     options: tuple[str, ...] = ()
-    """Texts of a multiple choice, A first; no part of the key: what the model sees is in the messages."""
+    """Texts of a multiple choice, A first; not part of the key, since what the model sees is in the messages."""
     truths: tuple[str, ...] = ()
-    """What several people answered, for VQA accuracy; likewise no part of the key."""
+    """What several people answered, for VQA accuracy; not part of the key either."""
 
     @property
     def prompt(self) -> tuple[dict[str, Any], ...]:
-        """The messages before the closing answer; all of them where the last one is no answer."""
+        """The messages before the closing answer; all of them if the last one is not an answer."""
         return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
 
     @property
@@ -63,7 +63,7 @@ class Sample:
         return sum(message["role"] == "assistant" for message in self.prompt)
 
     def asked(self) -> list[Sample]:
-        """The conversation up to each of its answers: what a model is asked that is to give it. Where the last message is no answer,
+        """The conversation up to each of its answers, which a model is asked to give. If the last message is not an answer,
         the sample itself comes last.
         """
         ends = [index for index, message in enumerate(self.messages, start=1) if message["role"] == "assistant"]
@@ -82,7 +82,7 @@ class Sample:
             messages=messages,
             images=self.images[:images],
             times=None if self.times is None else self.times[:images],
-            options=(),  # these are of the last question
+            options=(),  # they belong to the last question
             truths=(),
         )
 
@@ -97,7 +97,7 @@ class Sample:
     def key(self) -> str:
         """The identity of the content: 64 hex digits, sha256 over the canonical messages, the bytes of the images and their times.
 
-        Paths and token ids are not part of it: a moved file keeps its key, an edited sample gets another one.
+        Paths and token ids are not part of it: moving a file keeps the key, editing a sample changes it.
         """
         content = {
             "prompt": self.prompt,
@@ -110,7 +110,7 @@ class Sample:
 
     @property
     def image_limits(self) -> tuple[PixelLimits | None, ...]:
-        """The limits of each image; None: it has none."""
+        """The limits of each image; None: no limits."""
         parts = [part for message in self.messages for part in message["content"] if part["type"] == "image"]
         return tuple(
             PixelLimits(part.get("min_pixels"), part.get("max_pixels")) if len(part) > 1 else None for part in parts
@@ -118,14 +118,14 @@ class Sample:
 
     @property
     def image_marks(self) -> tuple[str, ...]:
-        """What stands for each image as a model sees it: equal marks, equal pixels."""
+        """A mark of each image as a model sees it: equal marks mean equal pixels."""
         return tuple(
             image_digest(image) if limits is None else f"{image_digest(image)} {limits.least} {limits.most}"
             for image, limits in zip(self.images, self.image_limits, strict=True)
         )
 
     def check_answers(self) -> None:
-        """Raise DataError for an answer before the closing one that cannot be trained on; the closing one was checked as a row."""
+        """Raise DataError for an answer before the closing one that cannot be trained on; the closing one is checked with its row."""
         for number, message in enumerate((m for m in self.prompt if m["role"] == "assistant"), start=1):
             if any(part["type"] == "image" for part in message["content"]):
                 fault = "holds an image"
@@ -135,14 +135,14 @@ class Sample:
                 continue
             raise DataError(
                 f"{self.place}: sample {self.id!r}: answer {number} of {len(self.answers)} {fault}; change the row; data.turns: last "
-                "trains on the last answer alone"
+                "trains only on the last answer"
             )
 
     def open_images(self) -> list[Image.Image]:
         """The images as RGB, upright, as an image viewer shows them.
 
         Raises:
-            DataError: a file that is missing, no image, damaged, of a mode that cannot be shown, or larger than
+            DataError: a file that was not found, is not an image, is damaged, has a mode that cannot be shown, or is larger than
                 `images.MAX_IMAGE_PIXELS`.
         """
         return [self.open_image(image) for image in self.images]

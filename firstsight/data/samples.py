@@ -4,10 +4,10 @@
                                {"role": "assistant", "content": [{"type": "text", "text": "..."}]}],
      "images": ["images/a.png"], "category": "...", "environment": "..."}
 
-`frames` (with optional `times`, in seconds) may stand in place of `images`: frames of a video, in order.
-`options` may list the texts of a multiple choice, in the order of their letters; they serve the evaluation alone,
-as do `answers`, what several people answered (VQA accuracy).
-A content may be a plain string; images without a place then stand before the first user message's text, as in TRL.
+`frames` (with optional `times`, in seconds) may replace `images`: frames of a video, in order.
+`options` may list the texts of a multiple choice, in the order of their letters; only the evaluation uses them,
+as it does `answers`, what several people answered (VQA accuracy).
+A content may be a plain string; images without a place then go before the first user message's text, as in TRL.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Located:
 
 
 class SampleFiles:
-    """The samples of one split, in order, and each of them again.
+    """The samples of one split, in order, and any of them again.
 
     Args:
         source: the files.
 
     Raises:
-        DataError: a file that is not there, or of a kind that is not read.
+        DataError: a file that was not found, or of a kind that is not supported.
     """
 
     def __init__(self, source: DataSource) -> None:
@@ -57,7 +57,7 @@ class SampleFiles:
         self._sources = [understood for _, understood in found]
         self.containers = [open_container(file, name) for file, name in zip(files, file_names(files), strict=True)]
         self.repeated_ids = 0
-        """Rows of the last pass whose id an earlier row has; theirs ends in `#2`, `#3`."""
+        """How many rows of the last pass have the id of an earlier row; their ids get `#2`, `#3`."""
         self.left_out: list[str] = []
         """What is wrong with each row that the last pass left out (`DataSource.skip`)."""
 
@@ -65,10 +65,10 @@ class SampleFiles:
         """Every sample of the split.
 
         Args:
-            fault: called with what is wrong with a row or a file, which is then left out; None: it is raised.
+            fault: called with the error of a row or a file, which is then left out; None: the error is raised.
 
         Raises:
-            DataError: names file and row, and what is wrong; no rows at all.
+            DataError: names file, row and what is wrong; also if there are no rows at all.
         """
         self.repeated_ids, self.left_out = 0, []
         rows = taken = broken = 0
@@ -104,9 +104,9 @@ class SampleFiles:
                 broken += 1
         if not taken and (fault is None or not (rows or broken)):
             empty = DataError(
-                f"{self.source}: none of {counted(rows, 'row')} can be used; the first: {self.left_out[0]}"
+                f"{self.source}: none of the {counted(rows, 'row')} can be used; the first: {self.left_out[0]}"
                 if self.left_out
-                else f"{self.source}: none of {counted(rows, 'row')} falls into this split; change the share of data.validation"
+                else f"{self.source}: none of the {counted(rows, 'row')} falls into this split; change the share of data.validation"
                 if rows
                 else f"{self.source}: holds no rows; give a file with at least one"
             )
@@ -115,7 +115,7 @@ class SampleFiles:
             fault(empty)
 
     def sample(self, file: int, locator: int, number: int) -> Sample:
-        """The sample of a row again, read from its file; its id is the row's own. Raises as `located`."""
+        """Read the sample of a row from its file again; its id is the row's own. Raises as `located`."""
         return self._parsed(file, self.containers[file].row(locator), self.place(file, number))
 
     def _parsed(self, file: int, value: Any, place: str) -> Sample:
@@ -124,7 +124,7 @@ class SampleFiles:
             return parse_row(value, place, source)
         except DataError as error:
             name = value.get(source.columns.get("id", "id")) if isinstance(value, dict) else None
-            if isinstance(name, str | int):  # so that a row is found again by its own name as well
+            if isinstance(name, str | int):  # so that a row can also be found by its own name
                 raise type(error)(f"{error} (the row's id is {name!r:.80})") from None
             raise
 
@@ -157,8 +157,8 @@ def load_samples(
 
     Args:
         data: the split (`recipe.source("train")`), the file, or the rows: a list of dictionaries, or a `datasets.Dataset`.
-        root: of the images; None: the directory of the file, of rows the current directory.
-        left_out: is given what is wrong with each row that is left out (`DataSource.skip`).
+        root: of the images; None: the directory of the file, for rows the current directory.
+        left_out: gets the error of each row that is left out (`DataSource.skip`).
 
     Raises:
         DataError: names file and row, and what is wrong with it; a missing image is found here, before any model is loaded.
@@ -178,6 +178,6 @@ def iter_samples(
 
 
 def check_files(sources: Iterable[DataSource], *, left_out: list[str] | None = None, progress: bool = False) -> int:
-    """Check every row of some splits and that its images are there; the number of rows. Raises as `load_samples`."""
+    """Check every row of some splits, and that its images exist. Returns the number of rows. Raises as `load_samples`."""
     rows = (sample for source in sources for sample in iter_samples(source, left_out=left_out))
     return sum(1 for _ in tqdm(rows, desc="checking samples", unit=" sample", disable=not progress, leave=False))

@@ -28,18 +28,18 @@ class DataSection(Section):
     """As `train`; or a share of the training rows such as `5%`, chosen by their content; or `none`: a training then has no
     validation loss and no best student."""
     image_root: Path | None = None
-    """Image paths of the rows are relative to it and stay under it; null: `root`."""
+    """Directory that the rows' image paths are relative to, and must stay under; null: `root`."""
     format: Literal[FORMATS] | None = None  # type: ignore[valid-type]
-    """The form of the rows (docs/data.md); null: found by looking at each row."""
+    """The form of the rows (docs/data.md); null: detected for each row."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name of a column -> its name in the files, such as `{question: query, answer: label}`."""
     ignore_columns: tuple[str, ...] = ()
-    """Columns of the rows that are of no use; any other column that nothing is done with is an error."""
+    """Columns of the rows to ignore; any other column that has no effect is an error."""
     turns: Turns = "all"
     """Which assistant messages are answers, trained on and measured: `all`, or `last`, the one that closes a row; the others are
-    only read."""
+    only context."""
     allow_urls: bool = False
-    """Images may be http and https addresses: each is fetched once, from public addresses alone, and kept in the user's cache directory."""
+    """Images may be http and https addresses: each is fetched once, only from public addresses, and kept in the user's cache directory."""
     max_length: Annotated[int, Field(gt=0), Unit("tokens")] = 4096
     """Longest sequence in tokens, images and answer included; a longer sample is refused."""
     system_prompt: str | None = None

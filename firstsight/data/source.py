@@ -1,4 +1,4 @@
-"""What a split is read from: files, and how their rows are to be understood. Light: no image library, no model."""
+"""What a split is read from: files, and how to read their rows. Light: no image library, no model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMATS = ("messages", "trl", "conversations", "prompt_completion", "instruction
 """Forms of rows by name; `firstsight.data.forms` has the module of each."""
 
 Turns = Literal["all", "last"]
-"""Which assistant messages are answers: each, or the one that closes a row; the others are only read."""
+"""Which assistant messages are answers: all, or the one that closes a row; the others are only context."""
 
 COLUMNS = frozenset([
     "id", "images", "image", "frames", "times", "category", "environment", "options", "answers", "messages",
@@ -25,7 +25,7 @@ COLUMNS = frozenset([
 
 @dataclass(frozen=True, kw_only=True)
 class Tags:
-    """How the turns of `conversations` are written, where it is not `from`, `value`, `human` and `gpt`."""
+    """How the turns of `conversations` are written, if not with `from`, `value`, `human` and `gpt`."""
 
     role: str
     """Key of a turn's role."""
@@ -40,31 +40,31 @@ class DataSource:
     """The files of one split."""
 
     files: tuple[Entry, ...]
-    """In their order; each of any container: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory; text also as gzip; or
+    """In their order; each in any container: JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory; text also as gzip; or
     a dataset of the hub, or an entry of a `dataset_info.json`."""
     root: Path
     """Paths of images are relative to it and stay under it."""
     format: str | None = None
-    """One of `FORMATS`; None: found by looking at each row."""
+    """One of `FORMATS`; None: detected for each row."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Our name of a column -> its name in the files."""
     ignore_columns: frozenset[str] = frozenset()
-    """Columns that are known to be of no use."""
+    """Columns to ignore."""
     mapped_only: bool = False
-    """Columns that are not in `columns` are refused, also those that the form takes."""
+    """Columns that are not in `columns` are refused, even those that the form takes."""
     tags: Tags | None = None
     """Keys and roles of turns, where they are stated."""
     allow_urls: bool = False
     """Images may be addresses on the web."""
     skip: bool = False
-    """Rows with a picture that is not there or cannot be read are left out, by name; else they are an error."""
+    """Rows with an image that was not found or cannot be read are left out by name; else they are an error."""
     share: float = 0.0
     """The part of the rows that is for validation, by key; 0: all rows are of this split."""
     part: Literal["train", "validation"] = "train"
     """Which side of `share` this split is."""
 
     def takes(self, key: str) -> bool:
-        """Whether a sample belongs to this split. It depends on its content alone: growing data move nobody."""
+        """Whether a sample belongs to this split. It depends only on the sample's content: adding data moves no sample."""
         if not self.share:
             return True
         below = int(key[:16], 16) < self.share * 2**64
@@ -76,7 +76,7 @@ class DataSource:
 
 
 def file_names(files: Sequence[Entry]) -> list[str]:
-    """Each file as messages call it: its name, with its directory where two files have the same."""
+    """Each file as messages call it: its name, with its directory if two files have the same name."""
     names = [file.name if isinstance(file, Path) else str(file) for file in files]
     return [
         f"{file.parent.name}/{file.name}" if isinstance(file, Path) and names.count(file.name) > 1 else name

@@ -1,4 +1,4 @@
-"""Nothing is ignored in silence: keys that nobody acts on are refused by name, with what to do."""
+"""Nothing is ignored in silence: keys that have no effect are refused by name, with what to do."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from firstsight.errors import DataError
 
-_VIDEO = "video files are not read: extract frames and list their pictures in 'frames' (docs/data.md)"
+_VIDEO = "video files are not read: extract frames and list their images in 'frames' (docs/data.md)"
 _LIMITS = (
-    "limits of a picture are min_pixels and max_pixels of an image part (Qwen-VL), or teacher.max_pixels and student.max_pixels of "
+    "limits of an image are min_pixels and max_pixels of an image part (Qwen-VL), or teacher.max_pixels and student.max_pixels of "
     "the recipe"
 )
 
-_PREFERENCE = "one answer a question is trained on, no preferences"
+_PREFERENCE = "training uses one answer per question, not preferences"
 
 REMEDIES = {
     "video": _VIDEO,
     "videos": _VIDEO,
     "fps": _VIDEO,
     "nframes": _VIDEO,
-    "audio": "sound is not read",
-    "audios": "sound is not read",
+    "audio": "audio is not supported",
+    "audios": "audio is not supported",
     "min_pixels": _LIMITS,
     "max_pixels": _LIMITS,
     "resized_height": _LIMITS,
@@ -36,14 +36,14 @@ REMEDIES = {
     "loss": "every answer has the weight 1",
     "train": "every answer has the weight 1",
 }
-"""What to do about keys that are well known elsewhere and have no effect here."""
+"""What to do about keys that other tools know and that have no effect here."""
 
 
 def known_only(given: Mapping[str, Any], known: Collection[str], place: str, owner: str) -> dict[str, Any]:
-    """The entries of a mapping that are not null (tables have null where a row has nothing).
+    """The entries of a mapping that are not null (tables have null for a missing value).
 
     Raises:
-        DataError: a key that is not known, with the nearest one or the remedy; a column can also be ignored by name.
+        DataError: an unknown key, with the nearest known one or the remedy; a column can also be ignored by name.
     """
     content = {key: value for key, value in given.items() if value is not None}
     for key in content:
@@ -58,7 +58,7 @@ def known_only(given: Mapping[str, Any], known: Collection[str], place: str, own
 
 
 def _ignore(owner: str, key: str) -> str:
-    return f"; if it is of no use, add it to data.ignore_columns: [{key}]" if owner == "the row" else ""
+    return f"; to ignore it, add it to data.ignore_columns: [{key}]" if owner == "the row" else ""
 
 
 _UNFIT = re.compile("[\0\ud800-\udfff]")

@@ -14,24 +14,24 @@ from storage.wording import counted
 
 @dataclass(kw_only=True)
 class DataSummary:
-    """Counts over the samples of both splits; some 10 bytes a sample are held."""
+    """Counts over the samples of both splits; it keeps about 10 bytes per sample."""
 
     rows: Counter[str] = field(default_factory=Counter)
     """By split."""
     categories: Counter[str] = field(default_factory=Counter)
-    """Rows by category, both splits; those without one are not in it."""
+    """Rows by category in both splits; rows without one are not counted."""
     images: int = 0
-    """Pictures of all rows."""
+    """Images of all rows."""
     turns: Turns = "all"
     """Which assistant messages are answers."""
     answers: int = 0
     """The number of answers in all rows."""
     unanswered: int = 0
-    """Rows whose last message is no answer."""
+    """Rows whose last message is not an answer."""
     earlier_answers: int = 0
     """Assistant messages before the closing one."""
     with_earlier_answers: int = 0
-    """Rows that have some, and with `turns` all another answer behind them."""
+    """Rows that have earlier answers and, with `turns: all`, a closing one."""
     repeated: Counter[str] = field(default_factory=Counter)
     """By split: rows whose content an earlier row of the split has."""
     leaked: int = 0
@@ -43,7 +43,7 @@ class DataSummary:
     )
 
     def add(self, split: str, sample: Sample) -> bool:
-        """Count a sample; whether no row before it has its content. Training rows come first.
+        """Count a sample. Returns whether no row before it has the same content. Training rows come first.
 
         Args:
             split: `train` or `validation`.
@@ -78,7 +78,7 @@ class DataSummary:
         }
 
     def notes(self) -> list[str]:
-        """What a user should know before a dump or a training, a line each."""
+        """What a user should know before a dump or a training, one line each."""
         lines = []
         for split, count in self.repeated.items():
             use = "trained on" if split == "train" else "measured"
@@ -88,18 +88,19 @@ class DataSummary:
                     f"of {self.rows[split]:,} {split} rows repeats",
                     f"of {self.rows[split]:,} {split} rows repeat",
                 )
-                + f" an earlier one: each is {use}, their targets are shared"
+                + f" an earlier one; each is {use}, and their targets are shared"
             )
         if self.leaked:
             lines.append(
-                f"{counted(self.leaked, 'validation row is', 'validation rows are')} in the training data as well "
-                f"({', '.join(self.first_leaks)}{', ...' if self.leaked > len(self.first_leaks) else ''}): the validation is too good"
+                f"{counted(self.leaked, 'validation row is', 'validation rows are')} also in the training data "
+                f"({', '.join(self.first_leaks)}{', ...' if self.leaked > len(self.first_leaks) else ''}), "
+                "so validation results are too good"
             )
         if self.with_earlier_answers:
             several = f"{counted(self.with_earlier_answers, 'row has', 'rows have')} several answers"
             lines.append(
-                f"{several}: every one is an answer to learn, {self.answers:,} in all"
+                f"{several}; all {self.answers:,} answers are learned"
                 if self.turns == "all"
-                else f"{several}: {self.earlier_answers:,} before the last are only read (data.turns: last)"
+                else f"{several}; the {self.earlier_answers:,} before the last are only context (data.turns: last)"
             )
         return lines

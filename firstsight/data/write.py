@@ -1,4 +1,4 @@
-"""Rows of any form written as JSONL in the form `messages`, with their pictures beside it."""
+"""Rows of any form written as JSONL in the form `messages`, with their images beside it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Converted:
 
     rows: int
     images: int
-    """Different pictures."""
+    """Different images."""
     literal_marks: bool
-    """A text has `<image>` or the like as text: the file must be read with `data.format: trl`."""
+    """Whether a text contains a literal `<image>` or similar, so that the file must be read with `data.format: trl`."""
 
 
 def convert(source: DataSource, file: Path, *, progress: bool = False) -> Converted:
-    """Write `file`, and its pictures into `images` beside it, each once and named by its content. Keys stay as they are.
+    """Write `file`, and its images into `images` beside it, each once and named by its content. The samples keep their keys.
 
     Raises:
         DataError: a row that cannot be read; `file` exists.

@@ -1,10 +1,10 @@
-"""What differs from one model family to another, and nothing else does.
+"""Everything that differs from one model family to another.
 
-    family = family_of(config)                     # refuses what is not known, with the list of what is
+    family = family_of(config)                     # refuses an unknown family, with the list of known ones
     inputs = family.image_inputs(processor, images)
 
-`base.Family` follows transformers' conventions; a family that keeps to them is one row of `FAMILIES`, one that does not is a
-small class in a module of its own, and its row.
+`base.Family` follows transformers' conventions. A family that keeps to them is one row of `FAMILIES`; one that does not is a
+small class in its own module, and a row.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def family_of(config: Any, where: str = "the model") -> Family:
 
     Args:
         config: of the model.
-        where: names it in the error.
+        where: names the model in the error.
 
     Raises:
         ModelError: a family that is not known.
@@ -47,8 +47,8 @@ def family_of(config: Any, where: str = "the model") -> Family:
         if config.model_type in family.model_types:
             return family
     raise ModelError(
-        f"{where}: model_type {config.model_type!r} is not supported; supported are {known_families()}. A new family is one row "
-        "of firstsight/families/__init__.py"
+        f"{where}: model_type {config.model_type!r} is not supported; supported are {known_families()}. To add a family, add a row "
+        "to firstsight/families/__init__.py"
     )
 
 

@@ -27,7 +27,7 @@ class Pictures(NamedTuple):
     """Inputs of the model by name. Those of several samples are concatenated along their first axis, shorter ones padded
     with zeros along the others."""
     texts: tuple[str, ...]
-    """What stands in the prompt in the place of each image."""
+    """The text of each image in the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ class Family:
     model_types: tuple[str, ...]
     """`config.model_type` of its models."""
     token_types: str | None = None
-    """The model's input that says of every token whether it belongs to an image (1) or to text (0); None: it has none."""
+    """The model's input that marks every token as image (1) or text (0); None: it has none."""
     one_feature_per_image: bool = False
-    """The vision tower gives one tensor per image and nothing else, and the backbone takes it in place of pixels: one pass
+    """The vision tower gives one tensor per image and nothing else, and the backbone takes it in place of pixels, so that one pass
     serves all questions about an image."""
     packs: bool = False
     """Positions can be made sample by sample (`get_rope_index`), so that several samples share a row without padding."""
     limit_text: str = "refused"
     """What `max_pixels` does, in a few words."""
     image_settings: tuple[str, ...] = ()
-    """Attributes of image processor and processor that decide what a model sees, beside those that all families have."""
+    """Attributes of image processor and processor that decide what a model sees, besides those that all families have."""
 
     processor_base: Any = None
-    """Mixed in front of the processor class where that takes a video processor and torchvision is missing."""
+    """Mixed in before the processor class if that takes a video processor and torchvision is missing."""
 
     has_vision = True
 
@@ -65,7 +65,7 @@ class Family:
         return AutoModelForImageTextToText
 
     def load_processor(self, directory: Path, config: Any, *, trust_remote_code: bool) -> Any:
-        """The model's own processor. Raises OSError, ValueError or ImportError where there is none."""
+        """The model's own processor. Raises OSError, ValueError or ImportError if there is none."""
         from firstsight.families.processors import stills_class
 
         loader = stills_class(config, self.processor_base)
@@ -80,28 +80,28 @@ class Family:
             key: of the recipe, for the error.
 
         Raises:
-            ModelError: the family's images have sizes that cannot be changed, and they are larger.
+            ModelError: the family's image sizes cannot be changed, and they are larger.
         """
         raise ModelError(f"{key}: the image size of {self.name} cannot be changed; remove the key")
 
     def limited(self, processor: Any, limits: PixelLimits) -> Any:
-        """A processor for an image that brings limits of its own, beside those of the model.
+        """A processor for an image that has limits of its own, besides those of the model.
 
         Args:
             processor: left as it is.
             limits: of the image.
 
         Raises:
-            ValueError: they contradict the model's, or the family's images have sizes that cannot be changed.
+            ValueError: they contradict the model's, or the family's image sizes cannot be changed.
         """
         raise ValueError(f"min_pixels and max_pixels of an image have no effect on {self.name}")
 
     def patches_per_token(self, processor: Any) -> int:
-        """Patches of the vision tower that one image token stands for, about; for estimates of time and memory."""
+        """About how many patches of the vision tower become one image token; for estimates of time and memory."""
         return 1
 
     def image_options(self, processor: Any) -> dict[str, Any]:
-        """What the image processor is called with, beside the images."""
+        """What the image processor is called with, besides the images."""
         return {}
 
     def image_inputs(self, processor: Any, images: Sequence[Image.Image]) -> Pictures:
@@ -118,7 +118,7 @@ class Family:
         return made
 
     def image_texts(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        """What stands in a prompt in the place of images of these sizes (width, height); no image is opened."""
+        """The texts in a prompt of images of these sizes (width, height); no image is opened."""
         counts = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
         return tuple(self.image_token(processor) * int(count) for count in counts.num_image_tokens)
 
@@ -128,7 +128,7 @@ class Family:
         return token
 
     def image_token(self, processor: Any) -> str:
-        """The token that an image's features take the place of."""
+        """The token that an image's features replace."""
         return self.placeholder(processor)
 
     def image_token_id(self, processor: Any) -> int:

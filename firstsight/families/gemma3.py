@@ -15,7 +15,7 @@ from firstsight.families.base import Family
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma3(Family):
-    """The template's mark of an image becomes a begin mark, the image tokens and an end mark."""
+    """The template's image mark becomes a begin mark, the image tokens and an end mark."""
 
     token_types: str | None = "token_type_ids"
     limit_text: str = "refused below the fixed size"
@@ -52,6 +52,6 @@ class Gemma3(Family):
         return tuple(processor.replace_image_token({"num_crops": [0]}, 0) for _ in sizes)
 
     def image_token(self, processor: Any) -> str:
-        """Another one than the template's mark."""
+        """Not the template's mark."""
         token: str = processor.tokenizer.image_token
         return token

@@ -14,7 +14,7 @@ from firstsight.families.base import Family
 
 
 class _WithoutVideo:
-    """SmolVLM's own method asks the video processor for its defaults, also where there are only images."""
+    """SmolVLM's own method asks the video processor for its defaults even if there are only images."""
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
         from transformers import ProcessorMixin
@@ -30,7 +30,7 @@ class Idefics3(Family):
     limit_text: str = "longest edge, in whole tiles"
     processor_base: Any = _WithoutVideo
     shuffle: int = 4
-    """Patches along each side that one token stands for (`scale_factor`)."""
+    """Patches along each side that become one token (`scale_factor`)."""
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
         """The longest edge, in whole tiles."""
@@ -39,7 +39,7 @@ class Idefics3(Family):
         largest = math.isqrt(max_pixels) // tile * tile
         if largest < tile:
             raise ModelError(
-                f"{key}: {self.name} sees an image in tiles of {tile} x {tile} pixels; expected at least {tile**2:,}"
+                f"{key}: {self.name} sees an image in tiles of {tile} x {tile} pixels; expected at least {tile**2:,}, got {max_pixels:,}"
             )
         images.size = type(images.size)(**{**dict(images.size), "longest_edge": min(edge, largest)})
 

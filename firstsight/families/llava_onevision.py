@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: a single image in tiles of the best of many resolutions; of several images each once, without tiles."""
+"""LLaVA-OneVision: a single image in tiles of the best of many resolutions; several images once each, without tiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from firstsight.families.base import Family
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaOnevision(Family):
-    """The resolutions stand in the model's configuration as well, so they are not changed."""
+    """The resolutions are also in the model's configuration, so they are not changed."""
 
     limit_text: str = "refused below the largest resolution"
     image_settings: tuple[str, ...] = (
@@ -28,7 +28,7 @@ class LlavaOnevision(Family):
             )
 
     def image_texts(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        """One image alone is counted by its tiles."""
+        """A single image is counted by its tiles."""
         if len(sizes) == 1:
             return super().image_texts(processor, sizes)
         made = {"batch_num_images": [len(sizes)]}

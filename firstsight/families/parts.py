@@ -1,4 +1,4 @@
-"""The parts of a model, told apart by the names of its parameters."""
+"""The parts of a model, distinguished by the names of its parameters."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def named_parts(model: Any) -> list[tuple[str, Part, Parameter]]:
 
 
 def language_modules(model: Any, ending: str) -> list[str]:
-    """Names of the modules of the language model that are called `ending` or end in it; those of the vision tower and the
-    projector, which may be called alike, are left out.
+    """Names of the language model's modules that are `ending` or end in it, without those of the vision tower and the
+    projector, which may have the same names.
     """
     family = family_of(model.config)
     return [

@@ -1,4 +1,4 @@
-"""Processors on machines without torchvision: the stock class, less its video processor."""
+"""Processors on machines without torchvision: the stock class without its video processor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def stills_class(config: Any, base: Any = None) -> Any:
-    """The processor class of a model, without the video processor where that cannot be made (torchvision is missing).
+    """The processor class of a model, without the video processor if torchvision is missing.
 
     Args:
         config: of the model.
-        base: a class mixed in front of it then.
+        base: a class to mix in before it in that case.
     """
     from transformers import AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -55,7 +55,7 @@ def _stills_of(stock: Any, base: Any) -> Any:
             return _stills, (stock, base, *parts, self.options())
 
         def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-            # part by part, as the files of the stock class: where torchvision is, that one loads them
+            # part by part, as the files of the stock class, which loads them where torchvision is installed
             self.tokenizer.save_pretrained(save_directory)
             self.image_processor.save_pretrained(save_directory)
             if options:

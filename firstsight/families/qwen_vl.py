@@ -20,14 +20,14 @@ class QwenVL(Family):
     limit_text: str = "pixels after scaling"
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
-        """The longer limit of the processor's `size`, which is in pixels."""
+        """Set the upper limit of the processor's `size`, which is in pixels."""
         images = processor.image_processor
         largest = min(max_pixels, images.size["longest_edge"])
         least = min(images.size["shortest_edge"], largest)
         images.size = type(images.size)(**{**dict(images.size), "longest_edge": largest, "shortest_edge": least})
 
     def limited(self, processor: Any, limits: PixelLimits) -> Any:
-        """The smaller of the largest limits, and the image's own least."""
+        """With the smaller of both upper limits, and the image's own lower limit."""
         size = processor.image_processor.size
         most = size["longest_edge"] if limits.most is None else min(limits.most, size["longest_edge"])
         if limits.least is not None and limits.least > most:
@@ -35,14 +35,14 @@ class QwenVL(Family):
                 f"min_pixels = {limits.least:,} of an image is more than the model's max_pixels = {most:,}"
             )
         least = min(size["shortest_edge"] if limits.least is None else limits.least, most)
-        made = object.__new__(type(processor))  # copy.copy would make a new processor out of its files' values
+        made = object.__new__(type(processor))  # copy.copy would make a new processor from the values of its files
         made.__dict__.update(processor.__dict__)
         made.image_processor = copy.copy(processor.image_processor)
         made.image_processor.size = type(size)(**{**dict(size), "longest_edge": most, "shortest_edge": least})
         return made
 
     def patches_per_token(self, processor: Any) -> int:
-        """Patches that are merged to one."""
+        """Patches that are merged into one token."""
         return int(processor.image_processor.merge_size) ** 2
 
     def image_texts(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
     check_logits(model, inputs, columns, ours, role="teacher")
 
-We call the backbone and project the answer positions ourselves. A model that does more (another norm, a bias, scaling or
-soft-capping of its logits) would be distilled from, or into, something that it is not; this finds it, whatever its name.
+We call the backbone and project the answer positions ourselves. If a model does more (another norm, a bias, scaling or
+soft-capping of its logits), our logits would be wrong; this check finds that in any family.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from firstsight.errors import ModelError
 
 POSITIONS = 8
 """Positions that are compared."""
-_PROBE = 50.0  # logits of this size show a soft-cap that those of a small or untrained model do not reach
+_PROBE = 50.0  # logits of this size reveal a soft-cap that those of a small or untrained model do not reach
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 """Allowed difference, as a share of the largest logit: a head in 16 bits rounds what ours, in float32, does not."""
 
@@ -34,7 +34,7 @@ def checked_columns(length: int) -> Tensor:
 
 @torch.inference_mode()
 def check_logits(model: Any, inputs: dict[str, Tensor], columns: Tensor, ours_nV: Tensor, *, role: str) -> bool:
-    """Compare, and refuse a model whose logits we do not make; False where nothing could be compared: logits not finite.
+    """Compare, and refuse a model if our logits differ from its own. False: nothing could be compared, the logits are not finite.
 
     Args:
         model: with its head, in evaluation mode.
@@ -50,22 +50,22 @@ def check_logits(model: Any, inputs: dict[str, Tensor], columns: Tensor, ours_nV
     rounding = _ROUNDING.get(stock_nV.dtype, 1e-4)
     stock_nV, ours_nV = stock_nV.float(), ours_nV.to(stock_nV.device)
     if not (stock_nV.isfinite().all() and ours_nV.isfinite().all()):
-        return False  # named with its sample by whoever trains or dumps it
+        return False  # the training or the dump reports it with its sample
     largest = float(stock_nV.abs().max())
     apart = float((stock_nV - ours_nV).abs().max())
     if apart > rounding * largest:
         raise ModelError(
             f"{role}: our logits differ from the model's own by {apart:.3g} (its largest is {largest:.3g}): its head does more "
-            f"than we know of, so model_type {model.config.model_type!r} is not supported as it is configured here"
+            f"than we compute, so model_type {model.config.model_type!r} is not supported as it is configured here"
         )
     with _probed_head(model) as probe_V:
         probed_nV = _stock_logits(model, inputs, columns).float()
     expected_V = probe_V[0].float().to(probed_nV.device)
     apart = float((probed_nV - expected_V).abs().max())
-    if apart > 1e-3:  # a stock model hands it through
+    if apart > 1e-3:  # a stock model leaves it unchanged
         raise ModelError(
             f"{role}: the model changes its logits after the head (a logit of {_PROBE:g} becomes {float(probed_nV[0, -1]):.4g}): "
-            f"scaling or soft-capping, which is not supported; model_type {model.config.model_type!r} as it is configured here"
+            f"scaling or soft-capping, which is not supported for model_type {model.config.model_type!r} as it is configured here"
         )
     return True
 

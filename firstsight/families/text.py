@@ -32,23 +32,23 @@ class Text(Family):
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
     def limit_pixels(self, processor: Any, max_pixels: int, key: str) -> None:
-        """There is nothing to limit."""
+        """Refused: there is nothing to limit."""
         raise ModelError(f"{key}: {self.name} sees no images; remove the key")
 
     def image_inputs(self, processor: Any, images: Sequence[Image.Image]) -> Pictures:
-        """Empty: there is no image, or it is refused."""
+        """Empty; images are refused."""
         if images:
-            raise ModelError(f"{self.name} sees no images, the sample has {len(images)}")
+            raise ModelError(f"{self.name} sees no images, but the sample has {len(images)}")
         return Pictures({}, ())
 
     def image_texts(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        """Empty: there is no image, or it is refused."""
+        """Empty; images are refused."""
         if sizes:
-            raise ModelError(f"{self.name} sees no images, the sample has {len(sizes)}")
+            raise ModelError(f"{self.name} sees no images, but the sample has {len(sizes)}")
         return ()
 
     def messages(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Each content as one string: templates of language models know no parts."""
+        """Each content as one string, since templates of language models have no parts."""
         return [
             {**message, "content": "".join(part["text"] for part in message["content"] if part["type"] == "text")}
             for message in messages

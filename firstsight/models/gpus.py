@@ -1,4 +1,4 @@
-"""Named GPUs and the size of a model, from its configuration alone: what the plans of both phases estimate with."""
+"""Named GPUs and the size of a model from its configuration alone, for the estimates of both phases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelSize:
     """Parameters of the vision tower, projector included."""
     embedding: int
     head: int
-    """0 where it is tied to the embedding."""
+    """0 if it is tied to the embedding."""
     layers: int
     hidden: int
     intermediate: int
@@ -73,9 +73,9 @@ def count_text(number: int) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """A number of bytes for people, in decimal units: `17.7 GB`."""
+    """A number of bytes for people, in decimal units: `17.7 GB`. Everything that prints bytes uses it."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
+        if count < 999.5:  # what rounds to 1,000 is one of the next unit
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:,.1f} PB"

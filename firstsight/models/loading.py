@@ -25,15 +25,15 @@ _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 
 def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, *, weights: bool = True) -> Path:
-    """The model's directory; a hub id is downloaded (or found in the local cache) first.
+    """The model's directory; a hub id is downloaded first, or found in the local cache.
 
     Args:
         recipe: relative directories are relative to it.
         section: `recipe.teacher` or `recipe.student`.
-        weights: False leaves the weights out: configuration and tokenizer only.
+        weights: False: only configuration and tokenizer are needed.
 
     Raises:
-        ModelError: no such directory, an unreachable hub, or no safetensors.
+        ModelError: the directory was not found, the hub cannot be reached, or there are no safetensors.
     """
     source = recipe.model_source(section)
     kind = kind_of(section)
@@ -45,7 +45,7 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
             f"{kind}.model: {directory} has no config.json; give the directory of a transformers checkpoint"
         )
     if weights and not any(directory.glob("*.safetensors")):
-        raise ModelError(f"{kind}.model: {directory} has no .safetensors; weights are read from safetensors only")
+        raise ModelError(f"{kind}.model: {directory} has no .safetensors file; weights are read from safetensors only")
     return directory
 
 
@@ -74,7 +74,9 @@ def load_processor(directory: Path, section: TeacherSection | StudentSection) ->
     try:
         processor = family.load_processor(directory, config, trust_remote_code=section.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{directory}: no usable processor ({' '.join(str(error).split())[:200]})") from None
+        raise ModelError(
+            f"{directory}: the processor cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from None
     if section.max_pixels is not None:
         family.limit_pixels(processor, section.max_pixels, f"{kind_of(section)}.max_pixels")
     return processor
@@ -104,13 +106,13 @@ def head_rows(config: Any) -> int:
 
 
 def max_positions(config: Any) -> int | None:
-    """The longest sequence that the model was made for, in tokens; None where the configuration does not say."""
+    """The longest sequence that the model was made for, in tokens; None if the configuration does not say."""
     found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found
 
 
 def default_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
@@ -138,14 +140,14 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
 
 def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype) -> Any:
     """The student with weights of `dtype`, on the CPU: the trainer places it."""
-    hide_bars()  # it loads and saves in seconds, and its bars would tear the training's
+    hide_bars()  # it loads and saves in seconds, and its bars would break the training's
     return _load(directory, section, dtype=dtype)
 
 
 def load_quantized(directory: Path, section: StudentSection) -> Any:
     """A student whose weights are quantised in its directory (`fs-student export`), on the default device."""
     silence()
-    # the type of what is not quantised is the directory's: scales and norms of two types do not go together
+    # what is not quantised keeps the type it has in the directory: scales and norms of two types do not work together
     return _load(directory, section, dtype="auto", device_map=str(default_device()))
 
 
@@ -175,7 +177,7 @@ def _load(directory: Path, section: TeacherSection | StudentSection, **options: 
 def save_weights(model: Any, directory: Path, dtype: torch.dtype, weights: dict[str, Tensor] | None = None) -> None:
     """Write weights rounded to `dtype` and the configuration; weights that are tied are written once.
 
-    Of a model that is sharded over processes all of them take part: the first by this, the others by `gather_weights`.
+    If a model is sharded over processes, all of them take part: the first calls this, the others call `gather_weights`.
 
     Args:
         model: of transformers.
@@ -196,7 +198,7 @@ def save_weights(model: Any, directory: Path, dtype: torch.dtype, weights: dict[
 
 
 def gather_weights(model: Any) -> None:
-    """The part of the other processes in `save_weights`."""
+    """What the other processes call while the first is in `save_weights`."""
     for tensor in model.state_dict().values():
         _whole(tensor.detach())
 
@@ -214,7 +216,7 @@ def weights_digest(directory: Path) -> str:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; a GPU gets it through pinned memory, so that the host does not wait for what it is working on."""
+    """The tensor on the device; a GPU gets it through pinned memory, so that the host does not wait for the GPU's current work."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

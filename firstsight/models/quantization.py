@@ -1,4 +1,4 @@
-"""bitsandbytes checkpoints: how a model is quantised, what a directory holds already, and what it weighs on paper.
+"""bitsandbytes checkpoints: how a model is quantised, how a directory's weights already are, and how large the weights become.
 
     weight_bytes(config, "int8")     # from a configuration alone, no weights
 
@@ -50,7 +50,7 @@ def silence() -> None:
 
 
 def stored_quantization(directory: Path) -> str | None:
-    """`int8`, `nf4` or another method's name where the directory's weights are quantised already; else None."""
+    """`int8`, `nf4` or another method's name if the directory's weights are already quantised; else None."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     stored = config.get("quantization_config")
     if not stored:
@@ -79,7 +79,7 @@ def keep_plain_where_packing_fails(model: Any) -> None:
 
 
 def weight_bytes(config: Any, kind: Quantization | None, section: TeacherSection | StudentSection | None = None) -> int:
-    """Bytes of the weights of a checkpoint on paper: the model is laid out without memory.
+    """Bytes of the weights of a checkpoint, computed without loading it: the model is laid out without memory.
 
     Args:
         config: of transformers.

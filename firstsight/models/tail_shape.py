@@ -1,4 +1,4 @@
-"""The shape of the tail in a top_k cache with `cache.tail_rank`: how the mass of the ids that are not stored is spread over them.
+"""The shape of the tail in a top_k cache with `cache.tail_rank`: how the mass of the ids not stored is spread over them.
 
     shape = TailShape.of_cache(cache.head(), cache.shared_mask(), device)
     logits_nS = shape.logits(coefficients_nr)
@@ -22,9 +22,9 @@ from storage.head.reading import Head
 
 @dataclass(frozen=True, kw_only=True)
 class TailShape:
-    """What turns the coordinates of positions into logits of all shared ids.
+    """Turns the coordinates of positions into logits of all shared ids.
 
-    A plain object, no module: nothing shards it, no checkpoint holds it.
+    A plain object, not a module: nothing shards it, no checkpoint holds it.
     """
 
     image_Sr: Tensor
@@ -43,7 +43,7 @@ class TailShape:
         Args:
             head: of the cache.
             shared: [V] the student ids that both vocabularies have.
-            device: for it.
+            device: to keep it on.
 
         Raises:
             CorruptObject, ObjectMissing: of the head.

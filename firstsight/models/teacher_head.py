@@ -1,4 +1,4 @@
-"""The teacher's head in fp32: all of its rows beside a teacher, or the rows of the shared ids alone from an exact cache."""
+"""The teacher's head in fp32: all of its rows if the teacher is loaded, or only the rows of the shared ids from an exact cache."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from storage.exact import ExactCache
 # n answer positions, D hidden size, V rows of the teacher's head, S shared ids in the order of the student's ids
 
 _CAST_NUMBERS = 2**24
-"""Numbers of a 16-bit head that are made float32 at a time where the matrix product does not take 16 bits: 64 MiB."""
+"""How many numbers of a 16-bit head become float32 at a time where the matrix product does not take 16 bits: 64 MiB."""
 
 
 class SoftHead(Protocol):
-    """What makes distributions over the shared ids of hidden states; a few hundred positions at a time."""
+    """Turns hidden states into distributions over the shared ids, a few hundred positions at a time."""
 
     student_ids_S: Tensor
     """int64, ascending: the student ids of the columns."""
@@ -46,7 +46,7 @@ class TeacherHead:
         student_ids = torch.from_numpy(alignment.shared.nonzero()[0])
         teacher_ids = torch.from_numpy(alignment.teacher_of_student[alignment.shared])
         self.student_ids_S = student_ids.to(self.device)
-        # equal ids in front: a view instead of a gather over the vocabulary
+        # equal ids at the start: a view instead of a gather over the vocabulary
         prefix = bool((teacher_ids == torch.arange(len(teacher_ids))).all())
         self._teacher_ids_S: Tensor | slice = slice(0, len(teacher_ids)) if prefix else teacher_ids.to(self.device)
 
@@ -55,11 +55,11 @@ class TeacherHead:
         return torch.nn.functional.linear(states_nD.to(self.device).float(), self.head_VD, self.bias_V)
 
     def shared(self, logits_nV: Tensor) -> Tensor:
-        """[n, S]: the columns of the shared ids, a view where that is possible; all other mass is dropped."""
+        """[n, S]: the columns of the shared ids, a view if possible; all other mass is dropped."""
         return logits_nV[:, self._teacher_ids_S]
 
     def shared_weight(self, rows: int) -> Iterator[Tensor]:
-        """The weight's rows of the shared ids, in the student's order, so many at a time."""
+        """The weight's rows of the shared ids, in the student's order, `rows` at a time."""
         for start in range(0, len(self.student_ids_S), rows):
             part = slice(start, min(start + rows, len(self.student_ids_S)))
             ids = self._teacher_ids_S
@@ -75,9 +75,9 @@ class TeacherHead:
 
 
 class SharedHead:
-    """The rows of the shared ids alone, in the student's order and in the type that they were stored in.
+    """The rows of the shared ids only, in the student's order and in the type that they were stored in.
 
-    A plain object, no module: nothing shards it, no checkpoint holds it.
+    A plain object, not a module: nothing shards it, no checkpoint holds it.
 
     Args:
         weight_SD: bfloat16, float16 or float32.
@@ -105,15 +105,15 @@ class SharedHead:
 
     @classmethod
     def of_cache(cls, cache: ExactCache, alignment: VocabularyAlignment, device: torch.device) -> SharedHead:
-        """The head of a cache, read 64 MiB at a time: what is not shared is never in memory as a whole.
+        """The head of a cache, read 64 MiB at a time: the rows that are not shared are never all in memory.
 
         Args:
-            cache: whose head is read.
+            cache: its head is read.
             alignment: teacher ids to student ids.
             device: for the rows.
 
         Raises:
-            CorruptObject: an object of the head was changed. ObjectMissing: it is not there.
+            CorruptObject: an object of the head was changed. ObjectMissing: it was not found.
         """
         head, dtype = cache.head(), getattr(torch, cache.head_dtype)
         ids_S = alignment.teacher_of_student[alignment.shared]
@@ -163,5 +163,5 @@ class SharedHead:
 
 
 def floats(bits: NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """Numbers by their bits, as `storage` hands them out; shares the array's memory."""
+    """Numbers from their bits, as `storage` returns them; shares the array's memory."""
     return torch.from_numpy(bits).view(dtype)

@@ -64,12 +64,12 @@ def collate(
     Args:
         batch: B samples.
         pad_id: of the tokenizer.
-        blank: of `Prompter.blank`: becomes a row more where no sample has an image.
+        blank: of `Prompter.blank`: becomes an extra row if no sample has an image.
         left: pad on the left, for generation; else on the right.
 
     Returns:
         input_ids, attention_mask and the family's token types: int64 [B, L]; the inputs made of images, over all images in
-        order, where there are any.
+        order, if there are any.
     """
     if blank is not None and not any(sample.images for sample in batch):
         batch = [*batch, blank]

@@ -1,6 +1,6 @@
 """Turns samples into inputs of one model.
 
-An answer is tokenised apart from what stands before it, because a model that generates gets its prompt alone: a merge across
+An answer is tokenised separately from the prompt before it, because a model that generates gets only its prompt: a merge across
 the border would be a token that it never sees there.
 """
 
@@ -26,7 +26,7 @@ from firstsight.prompting.template import ChatTemplate, Conversation, UnfitAnswe
 from firstsight.vocabulary import spelling
 from storage.wording import counted
 
-# texts are tokenised one by one, beside a model that wants the cores: the tokenizers' own threads only take them away
+# texts are tokenised one by one, while the model needs the cores: the tokenizers' own threads would only take them away
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _OR_SMALLER = ", or lower max_pixels"
@@ -44,7 +44,7 @@ class Prompter:
         turns: `all`: every assistant message is an answer; `last`: only one that closes the conversation.
 
     Raises:
-        ModelError: no chat template, or one that renders an answer elsewhere than after its generation prompt.
+        ModelError: no chat template, or one that does not render an answer after its generation prompt.
         RecipeError: a control token in the system prompt.
     """
 
@@ -81,23 +81,23 @@ class Prompter:
         """Fills the shorter rows of a batch."""
 
     def prompt_text(self, sample: Sample) -> str:
-        """What a model is given that is to say the closing answer: the rendered messages before it.
+        """The prompt of the closing answer: the rendered messages before it.
 
         Raises:
-            DataError: the template does not take the sample's messages.
+            DataError: the template refuses the sample's messages.
         """
         with self._rendering(sample):
             return self.template.render(self._messages(sample.prompt), add_generation_prompt=True)
 
     def turn_count(self, sample: Sample) -> int:
-        """How many answers a sample has, one that the teacher is to give included."""
+        """How many answers a sample has, including one that the teacher is to give."""
         return 1 if self.turns == "last" else len(sample.answers) + (sample.answer is None)
 
     def turn_ids(self, sample: Sample) -> list[list[int]]:
         """Token ids of each of the sample's own answers, as the chat template renders it, end of turn included.
 
         Raises:
-            DataError: the template does not take the sample's messages, or does not render an answer as it is.
+            DataError: the template refuses the sample's messages, or changes an answer.
         """
         return [self._answer_ids(text) for text in self._conversation(sample).answers]
 
@@ -111,16 +111,16 @@ class Prompter:
         return self._answer_ids(self.template.answer_text(answer, closing=closing))
 
     def spelled_prefix(self, *, closing: bool) -> bytes:
-        """What stands before an answer in the spelling of its tokens: the template's prefix, or a tokenizer's own space."""
+        """What the tokens of an answer spell before it: the template's prefix, or a tokenizer's own space."""
         return self._spelled[closing]
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """The text of a generated answer, without end of turn and without what the template puts in front of it."""
+        """The text of a generated answer, without the end of turn and without what the template puts before it."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.removeprefix(self.answer_prefix)
 
     def prompt_tokens(self, sample: Sample) -> tuple[int, int]:
-        """Tokens of all that is no answer, and how many of them are image tokens, without decoding an image.
+        """Tokens outside the answers, and how many of them are image tokens, without decoding an image.
 
         Raises:
             DataError: a control token in the text, images where the model sees none, or as `turn_ids`.
@@ -129,12 +129,12 @@ class Prompter:
         return total, image_tokens
 
     def sample_tokens(self, sample: Sample) -> int:
-        """Tokens of the whole sample, without decoding an image; an answer that the teacher is to give is not in it."""
+        """Tokens of the whole sample, without decoding an image and without an answer that the teacher is to give."""
         total, _, answers = self.count_tokens(sample)
         return total + sum(answers)
 
     def count_tokens(self, sample: Sample) -> tuple[int, int, list[int]]:
-        """Tokens of all that is no answer, the image tokens among them, and tokens of each answer; raises as `prompt_tokens`."""
+        """Tokens outside the answers, how many of them are image tokens, and tokens of each answer; raises as `prompt_tokens`."""
         self.check_text(sample)
         self._refuse_images(sample)
         sizes = sample.image_sizes()
@@ -146,7 +146,7 @@ class Prompter:
             for number, expanded in enumerate(self._with_images(contexts, texts)):
                 short = expanded
                 if sample.images:
-                    # a run of image tokens counts as many tokens as it is long: one of them is tokenised, the rest are added
+                    # a run of image tokens counts one token each: one of them is tokenised, the rest are added
                     token = self.family.image_token(self.processor)
                     short = re.sub(f"(?:{re.escape(token)})+", token, expanded)
                     image_tokens += expanded.count(token)
@@ -157,10 +157,10 @@ class Prompter:
     def pictures(self, images: Sequence[Image.Image], limits: Sequence[PixelLimits | None] = ()) -> Pictures:
         """All images of a sample, RGB, as model inputs; `limits` are `Sample.image_limits`.
 
-        Threads may call this at the same time, unlike everything with a tokenizer in it.
+        Threads may call this at the same time, unlike everything that uses a tokenizer.
 
         Raises:
-            ValueError: the processor refuses an image; `encode` says whose it is.
+            ValueError: the processor refuses an image; `encode` names its sample.
         """
         if not any(limits):
             return self.family.image_inputs(self.processor, images)
@@ -183,10 +183,10 @@ class Prompter:
         """Model inputs of a sample.
 
         Args:
-            sample: one of the data.
+            sample: of the data.
             answers: tokens of every answer, end of turn included; `[]`: the prompt of the closing answer alone; None: the
                 sample's own answers.
-            pictures: of the sample's images; None: they are opened and made here.
+            pictures: the sample's images as inputs; None: they are opened and processed here.
 
         Raises:
             DataError: an image that cannot be read, special tokens in the text, more than `max_length` tokens, or as `turn_ids`.
@@ -215,24 +215,24 @@ class Prompter:
         """Raise DataError for a sample of more tokens than the recipe or the model allows."""
         if length > self.max_length:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has {length} tokens, more than data.max_length = {self.max_length}; "
+                f"{sample.place}: sample {sample.id!r} has {length:,} tokens, more than data.max_length = {self.max_length}; "
                 f"raise it{_OR_SMALLER if sample.images else ' or shorten it'}"
             )
         if self.max_positions is not None and length > self.max_positions:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has {length} tokens, more than the {self.max_positions} positions of "
+                f"{sample.place}: sample {sample.id!r} has {length:,} tokens, more than the {self.max_positions:,} positions of "
                 f"{self.family.name} (max_position_embeddings); shorten it{_OR_SMALLER if sample.images else ''}"
             )
 
     def blank(self) -> Encoded | None:
-        """A blank image without a question: what `collate` adds to a batch that must have an image; None for text models."""
+        """A blank image without a question, which `collate` adds to a batch that must have an image; None for text models."""
         if not self.family.has_vision:
             return None
         pictures = self.pictures([Image.new("RGB", (56, 56))])
         return self._encode([self.family.placeholder(self.processor)], [], pictures)
 
     def _image_texts(self, sizes: Sequence[tuple[int, int]], limits: Sequence[PixelLimits | None]) -> Sequence[str]:
-        """What stands in a prompt in the place of each image."""
+        """The text of each image in a prompt."""
         if not sizes:
             return ()
         if not any(limits):
@@ -252,7 +252,7 @@ class Prompter:
             return self.template.conversation(self._messages(sample.messages))
 
     def _messages(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Messages for the template: with the system prompt, image parts bare."""
+        """Messages for the template: with the system prompt, and image parts without their images."""
         made = [
             {
                 "role": message["role"],
@@ -266,7 +266,7 @@ class Prompter:
 
     @contextmanager
     def _rendering(self, sample: Sample) -> Iterator[None]:
-        """What the template refuses, or renders so that it cannot be used, as a DataError that names the sample."""
+        """Turn what the template refuses, or renders unusably, into a DataError that names the sample."""
         try:
             yield
         except TemplateError as error:
@@ -274,7 +274,7 @@ class Prompter:
                 f"{sample.place}: sample {sample.id!r}: the model's chat template refuses its messages ({error})"
             ) from None
         except UnfitAnswer as error:
-            several = "; data.turns: last leaves the answers before the last alone" if sample.earlier_answers else ""
+            several = "; data.turns: last ignores the answers before the last" if sample.earlier_answers else ""
             raise DataError(f"{sample.place}: sample {sample.id!r}: {error}; change the row{several}") from None
         except UnfitImages as error:
             raise DataError(f"{sample.place}: sample {sample.id!r}: {error}; change the row") from None
@@ -284,7 +284,7 @@ class Prompter:
         return ids + self.end_of_turn_ids
 
     def _context_ids(self, number: int, text: str) -> list[int]:
-        """Ids of a context; one after an answer is tokenised behind the end of turn, as in the whole conversation."""
+        """Ids of a context; after an answer it is tokenised following the end of turn, as in the whole conversation."""
         if number == 0:
             return self.family.tokenize_prompt(self.processor, text)
         end = self.end_of_turn_ids
@@ -325,7 +325,7 @@ class Prompter:
         count = sum(text.count(place) for text in contexts)
         if count != len(texts):
             raise UnfitImages(
-                f"the chat template renders {count} of its {counted(len(texts), 'image')}, expected a place for each"
+                f"the chat template renders {count} of its {counted(len(texts), 'image')}, expected one place for each"
             )
         rest = iter(texts)
         made = []
@@ -350,8 +350,8 @@ class Prompter:
         return None
 
     def check_text(self, sample: Sample) -> None:
-        """Raise DataError for what cannot be an answer, and for a control token in a text: it would be read as structure, or as an
-        image that is not there.
+        """Raise DataError for an answer that cannot be one, and for a control token in a text, which would be read as structure or as
+        an image.
         """
         if self.turns == "all":
             sample.check_answers()
@@ -364,14 +364,14 @@ class Prompter:
     def _refuse_images(self, sample: Sample) -> None:
         if sample.images and not self.family.has_vision:
             raise DataError(
-                f"{sample.place}: sample {sample.id!r} has {counted(len(sample.images), 'image')}, and {self.family.name} sees none; "
-                "use a vision-language model, or rows of text"
+                f"{sample.place}: sample {sample.id!r} has {counted(len(sample.images), 'image')}, but {self.family.name} sees none; "
+                "use a vision-language model, or rows without images"
             )
 
 
 @contextmanager
 def _named(sample: Sample, sizes: Sequence[tuple[int, int]]) -> Iterator[None]:
-    """What a processor refuses about a sample's images, such as an aspect ratio, as a DataError that names the sample."""
+    """Turn what a processor refuses in a sample's images, such as an aspect ratio, into a DataError that names the sample."""
     try:
         yield
     except DataError:

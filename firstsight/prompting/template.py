@@ -3,8 +3,8 @@
     template = ChatTemplate(processor, family)
     contexts, answers = template.conversation(messages)
 
-A template is a program: nothing is assumed of what it renders. An answer that is replaced by a mark shows what stands around
-it, and the real rendering must be these pieces with the answers in between; where it is not, the conversation is refused.
+A template is a program: nothing is assumed about what it renders. Replacing each answer by a mark shows what surrounds it.
+The real rendering must be these pieces with the answers in between; otherwise the conversation is refused.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Frame(NamedTuple):
     """What a template renders between a question and its answer."""
 
     prompt: str
-    """What stands where a generation has the generation prompt; the same but for white space."""
+    """What is in the place of the generation prompt; the same except for white space."""
     prefix: str
-    """What follows it and is rendered with an answer only, such as a space: the model has to say it."""
+    """What follows it, and is rendered only with an answer, such as a space: the model must generate it."""
 
 
 class Conversation(NamedTuple):
     """The rendered pieces of a conversation, in turn: context, answer, context, answer, ..."""
 
     contexts: list[str]
-    """What the model is given before each answer, up to its generation prompt; those after the first begin behind the end of turn.
-    One more than the answers where the last message is not an answer."""
+    """What the model is given before each answer, up to its generation prompt. Those after the first begin after the end of turn.
+    There is one more context than answers if the last message is not an answer."""
     answers: list[str]
-    """What is rendered between generation prompt and end of turn."""
+    """What is rendered between the generation prompt and the end of turn."""
 
 
 class UnfitAnswer(ValueError):
-    """The template does not render an answer as an answer of its own."""
+    """The template does not render an answer unchanged and in its place."""
 
 
 class UnfitImages(ValueError):
@@ -57,7 +57,7 @@ class ChatTemplate:
         family: of the model.
 
     Raises:
-        ModelError: no template, or one that renders an answer elsewhere than after its generation prompt.
+        ModelError: no template, or one that does not render an answer after its generation prompt.
     """
 
     def __init__(self, processor: Any, family: Family) -> None:
@@ -74,11 +74,11 @@ class ChatTemplate:
             raise ModelError(f"the chat template cannot render a question with an answer ({error})") from None
         before = commonprefix([one, other])  # noqa: RUF071 characters are meant, not parts of a path
         # LLaVA-OneVision renders "assistant \n" where its generation prompt has "assistant\n": a model that answers sees the
-        # generation prompt, so that one is trained on
+        # generation prompt, so training uses that
         alike = before.split() == prompt.split()
         if one[len(before) : len(before) + 1] != "a" or not (alike or before.startswith(prompt)):
             raise ModelError(
-                "the chat template renders an answer elsewhere than after its generation prompt; such templates are not supported"
+                "the chat template does not render an answer after its generation prompt; such templates are not supported"
             )
         self.answer_prefix = before[len(prompt) :] if before.startswith(prompt) else ""
         """What the template puts between its generation prompt and a closing answer, such as a space."""
@@ -89,7 +89,7 @@ class ChatTemplate:
         end = next((index for index, token in enumerate(tail) if token in control), None)
         self.end_of_turn_ids: list[int] = [tokenizer.eos_token_id] if end is None else tail[: end + 1]
         self.end_of_turn = "" if end is None else _up_to(self._after, tokenizer.convert_ids_to_tokens(tail[end]))
-        """The text of `end_of_turn_ids`; empty where the template marks no end."""
+        """The text of `end_of_turn_ids`; empty if the template marks no end."""
         self._generation = prompt[len(asked) :] if prompt.startswith(asked) else None
         closing = self._frame(before, asked)
         self._closing = closing if closing is not None and closing.prefix == self.answer_prefix else None
@@ -97,7 +97,7 @@ class ChatTemplate:
 
     @property
     def earlier_prefix(self) -> str:
-        """As `answer_prefix`, of an answer that is not the last message."""
+        """The same as `answer_prefix`, for an answer that is not the last message."""
         return "" if self._earlier is None else self._earlier.prefix
 
     def answer_text(self, answer: str, *, closing: bool = True) -> str:
@@ -105,7 +105,7 @@ class ChatTemplate:
         return (self.answer_prefix if closing else self.earlier_prefix) + (answer.strip() if self._strips else answer)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The conversation as text; TemplateError where the template refuses it."""
+        """The conversation as text; TemplateError if the template refuses it."""
         return self._family.render(self._processor, messages, add_generation_prompt=add_generation_prompt)
 
     def conversation(self, messages: Sequence[Message]) -> Conversation:
@@ -113,14 +113,14 @@ class ChatTemplate:
 
         Raises:
             TemplateError: the template refuses the conversation.
-            UnfitAnswer: an answer that is not rendered as one; says which.
+            UnfitAnswer: an answer that is not rendered unchanged; says which.
         """
         places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         closed = messages[-1]["role"] == "assistant"
         if not places:
             return Conversation([self.render(messages, add_generation_prompt=True)], [])
         if len(places) == 1 and closed and (self._closing is None or self._generation is None):
-            # a template whose generation prompt cannot be told from the question: nothing to compare with
+            # the generation prompt cannot be told from the question: nothing to compare with
             prompt = self.render(messages[:-1], add_generation_prompt=True)
             return Conversation([prompt], [self.answer_text(message_text(messages[-1]))])
         return self._split(messages, places, closed)
@@ -156,7 +156,7 @@ class ChatTemplate:
         frames: Sequence[Frame | None],
         heads: Sequence[str],
     ) -> list[str]:
-        """What the template makes of each answer: what lies between the heads in the real rendering; UnfitAnswer."""
+        """Each answer as rendered: what is between the heads in the real rendering; UnfitAnswer."""
         count = len(places)
         whole = self.render(messages, add_generation_prompt=not closed)
         if not whole.startswith(heads[0]) or not whole.endswith(heads[-1]):
@@ -175,7 +175,7 @@ class ChatTemplate:
         return answers
 
     def _around(self, messages: Sequence[Message], places: Sequence[int], closed: bool) -> list[str]:
-        """What stands before, between and after the answers, from a rendering with marks in their places."""
+        """What is before, between and after the answers, from a rendering with marks in their places."""
         texts = "".join(message_text(message) for message in messages)
         mark = "\ue000"  # of the private use area
         while mark in texts:
@@ -195,7 +195,7 @@ class ChatTemplate:
         return [*around, rest]
 
     def _frame(self, before: str, asked: str) -> Frame | None:
-        """What `before`, the rendering up to an answer, has after the question; None: it cannot be told."""
+        """What `before`, the rendering up to an answer, has after the question; None: unknown."""
         if self._generation is None or not before.startswith(asked):
             return None
         shown = before[len(asked) :]
@@ -204,10 +204,10 @@ class ChatTemplate:
         return Frame(shown, "") if shown.split() == self._generation.split() else None
 
     def _probe_earlier(self, question: Message, asked: str) -> Frame | None:
-        """The frame of an answer with another question behind it."""
+        """The frame of an answer with another question after it."""
         try:
             two = self.render([question, _text("assistant", "\ue000"), question, _text("assistant", "b")])
-        except TemplateError:  # such a conversation is refused when one comes
+        except TemplateError:  # such a conversation is refused when there is one
             return None
         before, mark, _ = two.partition("\ue000")
         return self._frame(before, asked) if mark else None
@@ -218,7 +218,7 @@ def _text(role: str, text: str) -> Message:
 
 
 def _bare(text: str) -> str:
-    """Without white space: templates trim it, and put it between parts."""
+    """The text without white space, which templates trim and put between parts."""
     return "".join(text.split())
 
 
@@ -227,4 +227,4 @@ def _up_to(text: str, token: str) -> str:
 
 
 def _unfit(number: int, count: int) -> str:
-    return f"the chat template renders answer {number + 1} of {count} otherwise than it is in the row"
+    return f"the chat template changes answer {number + 1} of {count} of the row"

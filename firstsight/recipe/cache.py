@@ -35,7 +35,7 @@ class CacheSection(Section):
     """Directory, or s3:// gs:// az:// prefix."""
     targets: Literal["top_k", "exact"] = "top_k"
     """What is stored of every answer position. `top_k`: the largest log-probabilities, for this student's vocabulary. `exact`:
-    the hidden state that the teacher's head makes its logits of, for any student, temperature and divergence; about 1.4 bytes
+    the hidden state from which the teacher's head computes its logits, for any student, temperature and divergence; about 1.4 bytes
     a number of the state, and the head once."""
     top_k: Annotated[int, Field(ge=2, le=65_535), Unit("entries")] = 64
     """Stored entries per answer position, of `targets: top_k`. The answer's own token is one of them, the teacher's most likely
@@ -49,13 +49,13 @@ class CacheSection(Section):
     """Node temperatures at which the mass of the tail is stored, of `targets: top_k`; training may use any temperature between
     them."""
     tail_rank: Annotated[int | None, Field(ge=1, le=1024), Unit("numbers per answer position")] = None
-    """Numbers per answer position that tell how the tail is spread over the entries that are not stored, of `targets: top_k`:
+    """Numbers per answer position that describe how the tail is spread over the entries that are not stored, of `targets: top_k`:
     the teacher's state on the directions that carry most of the logits' variance, with their image of the vocabulary once per
     cache. 64 takes about as many bytes. null: the mass of the tail alone."""
     unit_positions: Annotated[int, Field(gt=0), Unit("answer positions")] = 4096
     """Answer positions of one unit of work."""
     on_error: Literal["stop", "skip"] = "stop"
-    """`skip`: a sample that cannot be used is left out by name, and dump, training and evaluation go on; later dumps try it again."""
+    """`skip`: a sample that cannot be used is left out by name, and dump, training and evaluation continue; later dumps try it again."""
     generate_missing: bool = False
     """The teacher answers the samples that have no answer; training applies no hard-label loss to them."""
     generate_max_tokens: Annotated[int, Field(ge=1), Unit("tokens")] = 128
@@ -74,15 +74,15 @@ class CacheSection(Section):
     @field_validator("top_k", "temperatures", "tail_rank", mode="before")
     @classmethod
     def _of_top_k_alone(cls, value: Any, info: ValidationInfo) -> Any:
-        """A key that exact targets have no use for is refused where it is stated."""
+        """Refuse a key that exact targets do not use."""
         if info.data.get("targets") == "exact":
             raise ValueError(
-                "does nothing beside cache.targets: exact, which stores whole distributions; remove the key"
+                "has no effect with cache.targets: exact, which stores whole distributions; remove the key"
             )
         return value
 
     def effective(self) -> dict[str, Any]:
-        """The section as plain YAML types, without the keys that `targets` has no use for."""
+        """The section as plain YAML types, without the keys that `targets` does not use."""
         return self.model_dump(
             mode="json", exclude={"top_k", "temperatures", "tail_rank"} if self.targets == "exact" else None
         )

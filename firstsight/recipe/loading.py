@@ -1,4 +1,4 @@
-"""Reading a recipe: the file, `--set` overrides, and one line for whatever is wrong with it."""
+"""Reading a recipe: the file, `--set` overrides, and one line for anything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_recipe(
     """
     path = Path(path)
     if not path.is_file():
-        raise RecipeError(f"recipe {path} is not there")
+        raise RecipeError(f"recipe {path} not found; give the path of a YAML file, or write one with firstsight init")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -60,7 +60,7 @@ def _give(content: dict[str, Any], name: str, rows: Rows, overrides: Sequence[st
 
 
 def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) -> Recipe:
-    """Check a recipe that is no file.
+    """Check a recipe that is not in a file.
 
     Args:
         content: sections by name.
@@ -73,8 +73,8 @@ def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) 
     content = {key: value for key, value in content.items() if key != "directory"}
     if secret := next(secret_places(content), None):
         raise RecipeError(
-            f"{name}: {secret}: looks like a secret, and a recipe is written into runs, reports and published folders; remove it, and "
-            "give it to the program that needs it by the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...)"
+            f"{name}: {secret}: looks like a secret, but a recipe is written into runs, reports and published folders; remove it, and "
+            "set it in the environment of the program that needs it (HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...)"
         )
     try:
         return Recipe.model_validate({**content, "directory": directory})
@@ -115,5 +115,5 @@ def _first_error(error: ValidationError) -> str:
 
 
 def _section(annotation: Any) -> Any:
-    """The section class of a field that holds one, or one or nothing."""
+    """The section class of a field that holds a section, or a section or None."""
     return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)

@@ -22,14 +22,14 @@ class LossSection(Section):
     divergence: Literal["forward_kl", "reverse_kl", "skewed_kl", "js", "tv"] = "forward_kl"
     """What is minimised between teacher p and student q. `forward_kl`: KL(p || q); `reverse_kl`: KL(q || p); `skewed_kl`:
     KL(p || beta p + (1 - beta) q); `js`: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; `tv`: half the
-    sum of |p - q|. On a top_k cache without `cache.tail_rank` that of the stored entries and the rest as one outcome, a lower
+    sum of |p - q|. On a top_k cache without `cache.tail_rank` it counts the stored entries, and the rest as one outcome: a lower
     bound."""
     beta: Annotated[float | None, Field(validate_default=True), Unit("none")] = None
     """Parameter of `skewed_kl` (default 0.1) and `js` (default 0.5), above 0 and below 1; the other divergences have none."""
     tail: Literal["shape", "bucket", "renormalize", "none"] | None = None
-    """What stands for the entries that are not stored, on a top_k cache. `shape`: the tail as it was spread, on a cache with
-    `cache.tail_rank`, where the divergence is that of whole distributions; `bucket`: the rest as one outcome; `renormalize`:
-    teacher and student conditioned on the stored entries; `none`: the sum over the stored entries alone. null: `shape` where the
+    """What replaces the entries that are not stored, on a top_k cache. `shape`: the tail as it was spread, on a cache with
+    `cache.tail_rank`, so that the divergence is that of whole distributions; `bucket`: the rest as one outcome; `renormalize`:
+    teacher and student conditioned on the stored entries; `none`: the sum over the stored entries alone. null: `shape` if the
     cache has it, else `bucket`."""
 
     @property
@@ -46,8 +46,13 @@ class LossSection(Section):
         if value is None or divergence is None:  # a divergence that does not exist is reported by its own field
             return _BETAS.get(str(divergence))
         if divergence not in _BETAS:
-            raise ValueError(f"{divergence} has no beta; remove the key, or take one that has it: {', '.join(_BETAS)}")
+            raise ValueError(
+                f"{divergence} has no beta; remove the key, or choose a divergence that has one: {', '.join(_BETAS)}"
+            )
         if not 0 < value < 1:
-            ends = {"skewed_kl": "forward_kl is its limit at 0", "js": "forward_kl and reverse_kl stand for 0 and 1"}
+            ends = {
+                "skewed_kl": "forward_kl is its limit at 0",
+                "js": "forward_kl and reverse_kl are its limits at 0 and 1",
+            }
             raise ValueError(f"must lie between 0 and 1, both excluded ({ends[divergence]})")
         return value

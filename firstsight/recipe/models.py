@@ -33,7 +33,7 @@ class TeacherSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters, by peft: small matrices are trained beside frozen weights, and merged into them when it is saved."""
+    """Low-rank adapters, by peft: small matrices are trained beside frozen weights, and merged into them when the student is saved."""
 
     r: Annotated[int, Field(ge=1), Unit("none")] = 16
     """Rank of the adapters."""

@@ -1,4 +1,4 @@
-"""A recipe as a whole: its sections, what they demand of each other, and the paths that they state."""
+"""A whole recipe: its sections, the rules between them, and the paths that they state."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ class Recipe(Section):
         if self.cache.targets == "exact" and "tail" in self.loss.model_fields_set:
             raise PydanticCustomError(
                 "tail",
-                "loss.tail: cache.targets: exact gives whole distributions, in which no entry is left over; remove the key",
+                "loss.tail: has no effect with cache.targets: exact, which gives whole distributions; remove the key",
             )
         return self
 
     def source(self, split: Literal["train", "validation"]) -> DataSource:
-        """The files of a split and how their rows are to be understood.
+        """The files of a split, and how to read their rows.
 
         Raises:
-            RecipeError: validation, and the recipe has none.
+            RecipeError: the recipe has no validation data.
         """
         data = self.data
         given = data.train if split == "train" or data.share else data.validation
         if given is None:
             raise RecipeError(
-                "data.validation: none: there are no rows to measure on; name a file, or a share such as 5%"
+                "data.validation: expected rows to measure on, got none; give a file, or a share such as 5%"
             )
         return DataSource(
             files=tuple(self._entry(each) for each in (given if isinstance(given, tuple) else (given,))),
@@ -78,7 +78,7 @@ class Recipe(Section):
         )
 
     def sources(self) -> list[DataSource]:
-        """The splits, training first; without validation data the training rows alone."""
+        """The splits, training first; only the training rows if there is no validation data."""
         return [self.source("train"), *([] if self.data.validation is None else [self.source("validation")])]
 
     def _entry(self, entry: Entry) -> Entry:
@@ -101,7 +101,7 @@ class Recipe(Section):
         return self.data_root if self.data.image_root is None else self._path(self.data.image_root)
 
     def without_roots(self, text: str) -> str:
-        """A message without this machine's directory of the images: it is kept where others read it."""
+        """A message without this machine's image directory, for files that others read."""
         return text.replace(f"{self.image_root}/", "")
 
     def _path(self, path: Path) -> Path:
@@ -140,14 +140,14 @@ class Recipe(Section):
         """A directory as a path, else the hub id.
 
         Raises:
-            ModelError: the name can only be a directory, and the directory is not there.
+            ModelError: the name can only be a directory, and that was not found.
         """
         local = (self.directory / Path(section.model).expanduser()).resolve()
         if local.is_dir():
             return str(local)
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", section.model) or section.model.startswith((".", "~")):
             kind = "teacher" if isinstance(section, TeacherSection) else "student"
-            raise ModelError(f"{kind}.model: directory {local} is not there; give a directory or a hub id")
+            raise ModelError(f"{kind}.model: directory {local} not found; give a directory or a hub id")
         return section.model
 
     def dump(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class FormatVersion(ABC):
     kind: ClassVar[str]
     """Which targets a cache holds: TOP_K or EXACT."""
     max_values: ClassVar[int] = MAX_UNIT_VALUES
-    """A unit has at most so many numbers in its widest array."""
+    """A unit has at most this many numbers in its widest array."""
     replans_skipped: ClassVar[bool] = False
     """Whether a key that every unit skipped may be planned again."""
     table: Table[Any]
@@ -181,7 +181,7 @@ class FormatVersion(ABC):
 
 
 class TopKVersion(FormatVersion):
-    """A version, or kind of a version, whose targets are the k largest entries of each position and a tail."""
+    """A version, or a kind of one, that stores the k largest entries of each position and a tail."""
 
     kind = TOP_K
     targets: type[Targets] = Targets

@@ -88,7 +88,7 @@ def encode_chunk(array: NDArray[Any]) -> bytes:
 
 
 def decode_chunk(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array of known dtype and shape in a chunk's bytes; ChunkError before anything is allocated for a lie."""
+    """The array of known dtype and shape in a chunk's bytes; ChunkError before anything is allocated for a false length."""
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     packed = data[:-4]
     if len(packed) < 16 or google_crc32c.value(packed) != struct.unpack("<I", data[-4:])[0]:

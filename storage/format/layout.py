@@ -31,7 +31,7 @@ class Layout:
     shared_ids: tuple[tuple[int, int], ...]
     """Ascending half-open ranges of the student ids that both vocabularies have."""
     tail_rank: int = 0
-    """r, numbers per soft position that tell the shape of the tail; 0: none."""
+    """r, numbers per soft position that give the shape of the tail; 0: none."""
     hidden_size: int = 0
     """D, numbers in a hidden state of the teacher; 0 where there is no tail rank."""
 
@@ -65,7 +65,7 @@ def layout_of(spec: Mapping[str, Any]) -> Layout:
         raise InvalidSpec(f"spec.shared_ids: expected ascending, disjoint ranges within [0, {vocabulary_size})")
     shared = sum(stop - start for start, stop in ranges)
     if shared < top_k:
-        raise InvalidSpec(f"spec.top_k: {top_k} entries cannot be stored of {shared} shared ids; lower top_k")
+        raise InvalidSpec(f"spec.top_k: {top_k} entries cannot be stored: there are {shared} shared ids; lower top_k")
     return Layout(
         top_k=top_k,
         temperatures=tuple(float(node) for node in nodes),

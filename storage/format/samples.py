@@ -20,7 +20,7 @@ def one_turn(samples: Sequence[StoredSample]) -> None:
     for sample in samples:
         if len(sample.turns) > 1:
             raise InvalidTargets(
-                f"sample {sample.key}: it has {len(sample.turns)} turns, format version 1 stores one answer of a sample"
+                f"sample {sample.key}: it has {len(sample.turns)} turns, but format version 1 stores one answer per sample"
             )
 
 
@@ -76,13 +76,13 @@ def decode_turns(arrays: Mapping[str, NDArray[Any]], positions: int) -> SampleRo
     turn_offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(samples[:, 1].astype(np.int64))])
     if turn_offsets[-1] != len(turns) or (samples[:, 1] == 0).any():
         raise DecodeError(
-            "samples", f"its samples have {counted(turn_offsets[-1], 'turn')}, the unit has {len(turns):,}"
+            "samples", f"its samples have {counted(turn_offsets[-1], 'turn')}, but the unit has {len(turns):,}"
         )
     if (turns[:, 1] > 1).any():
         raise DecodeError("turns", "a flag is neither 0 nor 1")
     ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(turns[:, 0].astype(np.int64))])
     if (ends[turn_offsets] != offsets).any():
-        raise DecodeError("turns", "the turns of a sample have another number of positions than the sample")
+        raise DecodeError("turns", "the positions of a sample's turns do not add up to those of the sample")
     first = np.zeros(len(turns), dtype=np.bool_)
     first[turn_offsets[:-1]] = True
     if (turns[~first, 0] == 0).any():
@@ -97,5 +97,7 @@ def _keys(samples: Sequence[StoredSample]) -> NDArray[np.uint8]:
 def _offsets(lengths: NDArray[np.uint32], positions: int) -> NDArray[np.int64]:
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths.astype(np.int64))])
     if offsets[-1] != positions:
-        raise DecodeError("samples", f"its samples have {counted(offsets[-1], 'position')}, the unit has {positions:,}")
+        raise DecodeError(
+            "samples", f"its samples have {counted(offsets[-1], 'position')}, but the unit has {positions:,}"
+        )
     return offsets

@@ -32,9 +32,9 @@ class Axis(Generic[LayoutT]):
     name: str
     """The dimension name in the Zarr metadata."""
     symbol: str
-    """As docs/FORMAT.md writes its length; empty where it has no name for it."""
+    """Its length in the notation of docs/FORMAT.md; empty where that has no name for it."""
     length: Callable[[Counts, LayoutT], int]
-    """The length; for an axis of the unit's own the largest that is possible."""
+    """The length; for an axis whose length is the unit's own, the largest possible."""
     own: bool = False
     """The length is the unit's own; always so where there is no symbol."""
 
@@ -54,7 +54,7 @@ class Array(Generic[LayoutT]):
     meaning: str
     """As in the table of docs/FORMAT.md."""
     chunk: int | None = None
-    """The first axis is cut into chunks of so many; None: one chunk holds the whole array."""
+    """The first axis is cut into chunks of this length; None: one chunk holds the whole array."""
 
     def chunk_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a chunk of an array of this shape, at least 1 everywhere."""
@@ -64,7 +64,7 @@ class Array(Generic[LayoutT]):
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number in the attributes of a unit's group, which decoding needs."""
+    """A number that decoding needs, in the attributes of a unit's group."""
 
     name: str
     low: float

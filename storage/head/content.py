@@ -18,10 +18,10 @@ TokenTable = Mapping[int, tuple[bytes, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadContent:
-    """A head to be written: logits = cap(scale * (weight h + bias)), cap(x) = softcap * tanh(x / softcap)."""
+    """A head to write: logits = cap(scale * (weight h + bias)), cap(x) = softcap * tanh(x / softcap)."""
 
     arrays: Mapping[str, NDArray[Any]]
-    """Those of the table in docs/FORMAT.md, by name; views will do, they are copied 64 MiB at a time."""
+    """Those of the table in docs/FORMAT.md, by name; views are fine: they are copied 64 MiB at a time."""
     scale: float = 1.0
     softcap: float | None = None
     """None: no cap."""
@@ -69,7 +69,7 @@ def number_problem(name: str, array: NDArray[Any]) -> str | None:
 
 
 def pack_tokens(tokens: TokenTable, rows: int) -> dict[str, NDArray[Any]]:
-    """The arrays of a token table for a head of so many rows; InvalidTargets for an id that is no row."""
+    """The arrays of a token table for a head of `rows` rows; InvalidTargets for an id that is not a row."""
     if tokens and not 0 <= min(tokens) <= max(tokens) < rows:
         raise InvalidTargets(f"head: a token has an id that is not among the head's {rows:,} rows")
     length = np.full(rows, NO_TOKEN, dtype=np.uint32)

@@ -17,7 +17,7 @@ from storage.store.base import Store
 HEAD = "head"
 HEAD_PATH = f"{HEAD}/head.json"
 FIXED = f"{HEAD}/arrays"
-"""Below which the arrays of a head lie that needs no attempts."""
+"""The prefix of the arrays of a head that needs no attempts."""
 HEAD_LIMIT = 8 * 2**20
 ATTEMPT = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,7 +30,7 @@ class HeadDocument:
     """What `head.json` says."""
 
     prefix: str
-    """Below which the arrays lie."""
+    """The prefix of the arrays."""
     scale: float
     softcap: float | None
     shapes: Mapping[str, tuple[int, ...]]

@@ -54,7 +54,7 @@ class Head:
         return self._document.shapes[name]
 
     def chunks(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
-        """An array 64 MiB at a time: number of the first row, rows. For what must not be in memory twice."""
+        """An array 64 MiB at a time: number of the first row, rows. For arrays that must not be in memory twice."""
         shape = self.shape(name)
         self._check_metadata(f"{name}/zarr.json", self._sizes.document(name, shape))
         for path, part in self._sizes.chunks(name, shape).items():
@@ -78,7 +78,7 @@ class Head:
         return unpack_tokens(arrays)
 
     def verify(self) -> Iterator[CorruptObject]:
-        """Read every object; what is wrong, object by object."""
+        """Read every object and report each that is wrong."""
         good = True
         for path in self._document.objects:
             name = path.rpartition("/")[0]
@@ -97,7 +97,7 @@ class Head:
                 yield error
 
     def unlisted(self) -> set[str]:
-        """The paths of objects below the head's prefix that its document does not list, but for unfinished creations."""
+        """The paths of objects below the head's prefix that its document does not list, except unfinished creations."""
         prefix = self._document.prefix
         found = {f"{prefix}/{path}" for path in self._store.tree(prefix).keys() - self._document.objects.keys()}
         return found - self._store.temporaries().keys()
@@ -123,7 +123,7 @@ class Head:
         except (ObjectMissing, UnsafeObject) as error:
             raise self._corrupt(path, f"unreadable ({error})") from None
         if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
-            raise self._corrupt(path, f"it has {len(data):,} bytes, or another sha256 than head.json says")
+            raise self._corrupt(path, f"its size, {len(data):,} bytes, or its sha256 is not the one in head.json")
         return data
 
     @property

@@ -1,4 +1,4 @@
-"""Writing a head: any number of workers at a time, and killed at any point, it is there whole or not at all."""
+"""Writing a head: any number of workers at once. Killed at any point, they leave it whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from storage.units.attempts import SECONDS, attempt_name
 
 
 def write_head(store: Store, version: FormatVersion, content: HeadContent, *, first: int = 0) -> str:
-    """Write the head of a cache, or what is missing of it; the digest of the head that the cache has then.
+    """Write the head of a cache, or the missing part of it. Returns the digest of the head that the cache then has.
 
     Args:
         store: of the cache.
         version: its format.
-        content: the own head. Of kind exact it must be the one that is there already; of a tail the first one wins.
-        first: the number of the chunk to begin with, so that workers share the work: the number of the worker.
+        content: this worker's head. In a cache of kind exact it must equal the existing one; of a tail the first one wins.
+        first: the chunk to begin with. Give the worker's number, so that workers share the work.
 
     Raises:
         InvalidTargets: the content is not what the specification demands, or the cache has the head of another teacher.
-        CorruptObject: an object of the head that was there is damaged.
+        CorruptObject: an existing object of the head is damaged.
     """
     sizes = sizes_of(version)
     content.checked(sizes)
@@ -58,7 +58,7 @@ def write_head(store: Store, version: FormatVersion, content: HeadContent, *, fi
 
 
 def _objects(sizes: HeadSizes, content: HeadContent, first: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Every object of a head below its prefix, and its bytes; the chunks begin with number `first` and go round."""
+    """Every object of a head below its prefix, and its bytes; the chunks begin with number `first` and wrap around."""
     yield "zarr.json", GROUP
     chunks = []
     for name, array in content.arrays.items():
@@ -79,13 +79,13 @@ def _require_same(store: Store, path: str, own: tuple[int, str]) -> None:
         raise CorruptObject(f"{where} was removed while it was written; start again", object=path) from None
     if (len(data), hashlib.sha256(data).hexdigest()) != own:
         raise InvalidTargets(
-            f"{where} is not what this teacher's head has there: another teacher wrote it, though its specification is "
+            f"{where} differs from this teacher's head: another teacher wrote it, though its specification is "
             "the same, or it is damaged; use another cache path, or remove the directory head and start again"
         )
 
 
 def _write_attempt(store: Store, version: FormatVersion, content: HeadContent) -> str:
-    """The head of a tail: whoever creates the document first has decided."""
+    """The head of a tail: the first writer to create the document decides."""
     try:
         return read_head_document(store, version).digest
     except ObjectMissing:

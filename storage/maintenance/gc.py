@@ -19,7 +19,7 @@ ORPHAN_SECONDS = SECONDS + 24 * 3600  # a day for clocks that differ
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing that can go."""
+    """One thing that can be removed."""
 
     path: str
     bytes: int
@@ -38,18 +38,18 @@ class GcReport:
 
     @property
     def bytes(self) -> int:
-        """Bytes freed, or that would be."""
+        """Bytes that were freed, or would be."""
         return sum(item.bytes for item in self.removed)
 
 
 def collect_garbage(location: Location, *, dry_run: bool = False, now: float | None = None) -> GcReport:
     """Remove attempts that lost to another, and attempts and temporary files older than seven days.
 
-    A writer refuses to commit an attempt older than six days, so nothing that goes can be committed later.
+    A writer refuses to commit an attempt older than six days, so nothing that is removed can be committed later.
 
     Args:
         location: a local path, an s3://, gs://, az:// address, or an open store.
-        dry_run: only tell.
+        dry_run: only report.
         now: seconds since the epoch, instead of the clock.
 
     Raises:

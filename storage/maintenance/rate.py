@@ -1,4 +1,4 @@
-"""How fast a dump is right now, from what its manifests tell: when units were committed, and how long a worker took for each.
+"""How fast a dump is right now, from its manifests: when units were committed, and how long a worker took for each.
 
 Nothing is written for it: a manifest names the attempt that committed its unit, and an attempt's name begins with the time.
 """
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _SILENT = 600.0
-"""Seconds without a commit after which no worker is taken to be at work, unless units take longer."""
+"""Seconds without a commit after which no worker counts as active, unless units take longer."""
 _UNITS = 3.0
-"""So many times what a unit takes a worker."""
+"""The same limit in units: this many times what a worker takes for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class DumpRate:
     """What the living workers do together."""
 
     samples_per_second: float | None
-    """None: no worker has committed for too long, or there is nothing to reckon it from."""
+    """None: no worker has committed for too long, or there is nothing to estimate it from."""
     workers: int
-    """About how many there are, by the time that they say they worked; 0: none seems to be at work."""
+    """About how many there are, from the time that they report; 0: none seems to be active."""
     seconds_left: float | None
     """For the samples that are missing, at this rate."""
     since_commit: float
@@ -60,7 +60,7 @@ def dump_rate(commits: Sequence[Commit], missing: int, *, now: float) -> DumpRat
     recent = sorted((commit for commit in commits if commit.time > newest - reach), key=lambda commit: commit.time)
     if all(commit.seconds for commit in recent):
         begin, counted = min(commit.time - (commit.seconds or 0.0) for commit in recent), recent
-    else:  # the first one ends where the time begins
+    else:  # the time begins when the first one ends
         begin, counted = recent[0].time, recent[1:]
     span = newest - begin + max(0.0, silent - unit)  # a unit that is overdue slows it down
     samples = sum(commit.samples for commit in counted)

@@ -50,9 +50,9 @@ class CacheStatus:
     targets: str
     """The same in a few words, with the numbers that belong to it."""
     head_bytes: int | None
-    """Bytes of the head object, written once, as far as they are there; None: such a cache has none."""
+    """Bytes of the head object, as far as it is written; None: such a cache has none."""
     rate: DumpRate | None
-    """How fast the workers at work are, while units are missing; None: there is no unit yet, or none is missing."""
+    """How fast the active workers are, while units are missing; None: no unit is committed yet, or none is missing."""
 
 
 def cache_status(location: Location) -> CacheStatus:

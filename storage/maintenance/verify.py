@@ -133,7 +133,7 @@ def _check_head(store: Store, version: FormatVersion, report: VerifyReport) -> N
                 Problem(None, None, path, f"{store.location}/{path}: not an object of this format; remove it")
             )
     for name in committed_units(store):
-        with contextlib.suppress(CacheError):  # named already
+        with contextlib.suppress(CacheError):  # reported already
             manifest = read_manifest(store, name, version)
             if manifest.head != head.digest:
                 message = (
@@ -184,12 +184,12 @@ def _check_unit(
         arrays = decode_arrays(store, manifest, version, objects)
         unit = version.decode(manifest.attributes, arrays)
         if content_digest(arrays) != manifest.content_digest:
-            raise corrupt(store, manifest, "zarr.json", "the content is not the one whose digest the manifest has")
+            raise corrupt(store, manifest, "zarr.json", "the digest of its content is not the one in the manifest")
         if planned is not None:
             plan = planned.get(manifest.unit)
             expected = tuple(key for key in plan.keys if key not in manifest.skipped) if plan else None
             if plan is None or unit.keys != expected or not manifest.skipped.keys() <= set(plan.keys):
-                raise corrupt(store, manifest, "keys/c.0.0", "it holds other samples than its plan")
+                raise corrupt(store, manifest, "keys/c.0.0", "its samples are not those of its plan")
     except DecodeError as error:
         _add(report, manifest, error.array, corrupt(store, manifest, error.array, str(error)))
     except CorruptObject as error:
@@ -202,7 +202,7 @@ def _add(report: VerifyReport, manifest: Manifest, path: str, error: Exception) 
 
 
 def _check_index(store: Store, version: FormatVersion, report: VerifyReport) -> None:
-    """An index that a reader would believe, or that is of this content, must find every sample where it lies."""
+    """An index that a reader would trust, or that was built of this content, must find every sample where it is."""
     path = f"{INDEX}/{INDEX_NAME}"
     file = store.local_file(path)
     if file is None:
@@ -216,6 +216,6 @@ def _check_index(store: Store, version: FormatVersion, report: VerifyReport) -> 
         same_content = index.header.content == expected.header.content
         believed = index.header.settled() and index.header.changed == store.changed(MANIFESTS)
         if (believed and not same_content) or (same_content and found != list(expected.entries())):
-            raise CorruptIndex(f"{file}: it does not match the cache; delete it, it is rebuilt", object=path)
+            raise CorruptIndex(f"{file}: it does not match the cache; delete it, and it will be rebuilt", object=path)
     except CacheError as error:
         report.problems.append(Problem(None, None, path, str(error)))

@@ -25,7 +25,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, path: str, *, limit: int) -> bytes:
-        """The bytes of an object. ObjectMissing; UnsafeObject if it is larger than `limit` bytes or no plain file."""
+        """The bytes of an object. ObjectMissing; UnsafeObject if it is larger than `limit` bytes or not a plain file."""
 
     @abstractmethod
     def read_many(self, limits: Mapping[str, int]) -> dict[str, bytes]:
@@ -37,10 +37,10 @@ class Store(ABC):
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Create an object exclusively and durably; whether it was created.
+        """Create an object exclusively and durably. Returns whether it was created.
 
-        False: it exists already. A store whose requests may be repeated also answers True where the object exists with
-        these very bytes: its first request may have succeeded and the answer been lost.
+        False: it exists already. A store that repeats requests also returns True if the object exists with exactly
+        these bytes: its first request may have succeeded and the response been lost.
         """
 
     @abstractmethod
@@ -65,11 +65,11 @@ class Store(ABC):
 
     @abstractmethod
     def delete_tree(self, prefix: str) -> int:
-        """Remove what is there of the objects under a prefix, or the one object of that path; the bytes freed."""
+        """Remove the objects under a prefix, or the one object of that path, if there are any. Returns the bytes freed."""
 
     @abstractmethod
     def local_file(self, path: str) -> Path | None:
-        """The file that holds the object of a path, to be mapped or replaced; None where objects are no local files."""
+        """The file that holds the object of a path, to be mapped or replaced; None where objects are not local files."""
 
 
 Location = str | Path | Store
@@ -77,7 +77,7 @@ Location = str | Path | Store
 
 
 def checked_path(path: str) -> list[str]:
-    """The parts of a relative path; UnsafeObject if one of them could leave the cache or is no plain name."""
+    """The parts of a relative path; UnsafeObject if one of them could leave the cache or is not a plain name."""
     parts = path.split("/")
     for part in parts:
         if not _PART.fullmatch(part):

@@ -38,7 +38,7 @@ class LocalStore(Store):
                     raise UnsafeObject(
                         f"{self.root / path} has {status.st_size:,} bytes, expected at most {limit:,}; refused"
                     )
-                wanted = status.st_size + 1  # not `limit`: as many bytes are set aside as are asked for
+                wanted = status.st_size + 1  # not `limit`: a read allocates as many bytes as it is asked for
                 data = file.read(wanted)
                 while 0 < len(data) < status.st_size and (more := file.read(wanted - len(data))):
                     data += more
@@ -197,10 +197,12 @@ class LocalStore(Store):
         except OSError as error:
             where = Path(os.fsdecode(error.filename)) if error.filename else where
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise UnsafeObject(f"{self.root / path}: a symbolic link or no directory on the way; refused") from None
+                raise UnsafeObject(
+                    f"{self.root / path}: a part of the path is a symbolic link, or not a directory; refused"
+                ) from None
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(
-                    f"no space left while writing {where}; free some and start again: committed units are kept",
+                    f"no space left while writing {where}; free some and start again; committed units are kept",
                 ) from None
             raise StoreError(f"{where}: {error.strerror}") from None
 

@@ -40,7 +40,7 @@ class ObjectStore(Store):
         """The client; StoreError in a forked process, where its runtime has no threads and every request would hang."""
         if os.getpid() != self._process:
             raise StoreError(
-                f"{self.location} was opened before this process was forked, which its client does not survive; "
+                f"{self.location} was opened before this process was forked, which its client does not support; "
                 "start workers with the spawn method (multiprocessing_context='spawn'), or copy the cache to a "
                 "local directory"
             )
@@ -79,7 +79,7 @@ class ObjectStore(Store):
             try:
                 self._obstore().put(self._store, path, data, mode="create", use_multipart=False)
             except self._failures.AlreadyExistsError:
-                # A retried request says "exists" after its first try succeeded and the answer was lost.
+                # A retried request says "exists" after its first try succeeded and the response was lost.
                 return self.read(path, limit=2**31) == data
         return True
 
@@ -115,7 +115,7 @@ class ObjectStore(Store):
         return {}
 
     def changed(self, prefix: str) -> int | None:
-        """None: no listing tells; see `Store.changed`."""
+        """None: a listing does not show it; see `Store.changed`."""
         checked_path(prefix)
         return None
 
@@ -134,7 +134,7 @@ class ObjectStore(Store):
 
     @contextlib.contextmanager
     def _translated(self, path: str, done: str) -> Iterator[None]:
-        """Turn what the client raises into one line with the store."""
+        """Turn what the client raises into one line that names the store."""
         where = f"{self.location}/{path}"
         try:
             yield

@@ -18,7 +18,7 @@ class Held:
         self.bytes = 0
 
     def get(self, name: Hashable, load: Callable[[], tuple[_Part, int]]) -> _Part:
-        """The part of a name; where it is not held, what `load` returns with its bytes."""
+        """The part of this name; if it is not held, `load` makes it and gives its bytes."""
         found: tuple[_Part, int] | None = self.parts.pop(name, None)
         if found is None:
             found = load()

@@ -1,4 +1,4 @@
-"""From the objects of a committed unit to decoded samples, believing nothing before it is checked."""
+"""From the objects of a committed unit to decoded samples, trusting nothing before it is checked."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def object_problem(manifest: Manifest, version: FormatVersion, path: str, data: 
     """What is wrong with the bytes of one object of a unit, or None."""
     size, digest = manifest.objects[path]
     if len(data) != size:
-        return f"it has {len(data):,} bytes, the manifest says {size:,}"
+        return f"it has {len(data):,} bytes, but the manifest says {size:,}"
     if hashlib.sha256(data).hexdigest() != digest:
         return "its sha256 is not the one in the manifest"
     array, _, name = path.rpartition("/")

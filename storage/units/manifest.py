@@ -138,7 +138,7 @@ def _problem(document: dict[str, Any], unit: str, version: FormatVersion) -> str
         return f"its attempt name is {document['attempt']!r}"
     for name in ("skipped", "statistics", "notes", "attributes", "arrays", "objects"):
         if not isinstance(document[name], dict):
-            return f"its field {name} is no JSON object"
+            return f"its field {name} is not a JSON object"
     counts = Counts(**{item.name: document[item.name] for item in fields(Counts)})
     shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in document["arrays"].items()}
     if problem := version.problem(document["attributes"], shapes, counts):
@@ -152,5 +152,5 @@ def _problem(document: dict[str, Any], unit: str, version: FormatVersion) -> str
     if (version.head is None) != (head is None) or (head is not None and not _DIGEST.fullmatch(head)):
         return f"the head that it names is {head!r}"
     if any(type(value) not in (int, float) for value in document["statistics"].values()):
-        return "a statistic is no number"
+        return "a statistic is not a number"
     return None

@@ -58,12 +58,12 @@ def keep_states(
     with _translated(scratch):
         data = file.read_bytes()
     if len(data) < 4 or google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-        raise CorruptIndex(f"{file}: its crc32c does not match; delete it, it is made again", object=str(file))
+        raise CorruptIndex(f"{file}: its crc32c does not match; delete it, and it will be made again", object=str(file))
     return np.frombuffer(data[:-4], dtype=dtype).reshape(-1, width)
 
 
 def make_scratch(scratch: Path) -> None:
-    """Create the directory if there is none. StoreError."""
+    """Create the directory if it does not exist. StoreError."""
     with _translated(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
 
@@ -75,7 +75,9 @@ def _translated(scratch: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"no space left in the scratch directory {scratch}; free some or choose another") from None
+            raise StoreError(
+                f"no space left in the scratch directory {scratch}; free some, or choose another"
+            ) from None
         raise StoreError(f"scratch directory {scratch}: {error.strerror or error}; choose another") from None
 
 
@@ -115,10 +117,10 @@ def _open(file: Path, kind: type[Targets]) -> DecodedUnit:
             raise ValueError("its crc32c does not match")
         head = json.loads(data[12 : 12 + length])
     except (ValueError, struct.error) as error:
-        raise CorruptIndex(f"{file}: {error}; delete it, it is made again", object=str(file)) from None
+        raise CorruptIndex(f"{file}: {error}; delete it, and it will be made again", object=str(file)) from None
     if {*SAMPLE_ARRAYS, *kind.names()} != set(head["arrays"]):
         raise CorruptIndex(
-            f"{file}: another version of this program made it; delete it, it is made again", object=str(file)
+            f"{file}: another version of this program made it; delete it, and it will be made again", object=str(file)
         )
     start = 12 + length
     raw: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")

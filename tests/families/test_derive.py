@@ -86,13 +86,13 @@ def test_a_derivation_is_shared_and_continued(world):
     ("sets", "message"),
     [
         (["cache.path=exact.zarr"], "exact.zarr holds exact targets"),
-        (["teacher.dtype=bfloat16"], 'teacher.dtype: the cache has "float32", requested is "bfloat16"'),
-        (["teacher.model=another"], 'teacher.model: the cache has "teacher", requested is "another"'),
+        (["teacher.dtype=bfloat16"], 'teacher.dtype: the cache has "float32", the request has "bfloat16"'),
+        (["teacher.model=another"], 'teacher.model: the cache has "teacher", the request has "another"'),
         (["data.system_prompt=Be brief."], "teacher.system_prompt"),
         (["teacher.max_pixels=6000"], "teacher.image_processor.size.longest_edge"),
-        (["cache.generate_max_tokens=7"], "generation.max_tokens: the cache has 6, requested is 7"),
+        (["cache.generate_max_tokens=7"], "generation.max_tokens: the cache has 6, the request has 7"),
         (["student.model=nowhere"], "student.model"),
-        (["cache.top_k=60000"], "cache.top_k: 60000 is more than"),
+        (["cache.top_k=60000"], "cache.top_k: expected at most "),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(world, sets, message):

@@ -64,7 +64,7 @@ def test_a_text_model_refuses_images_by_sample(tmp_path):
     build("qwen2", tmp_path / "text")
     result = run(fs_teacher, "dump", "--config", recipe, "--no-progress", "--set", "teacher.model=text")
     assert result.exit_code == 2
-    assert "train.jsonl:2: sample 's1' has 1 image, and Qwen2, Qwen2.5 (text) sees none" in result.output
+    assert "train.jsonl:2: sample 's1' has 1 image, but Qwen2, Qwen2.5 (text) sees none" in result.output
 
 
 def test_a_control_token_that_only_the_tokenizer_file_marks_is_refused(checkpoint, rows, tmp_path):
@@ -108,7 +108,7 @@ def test_greedy_is_greedy_whatever_the_generation_configuration(checkpoint, rows
     assert generate_answers(model, prompter, prompts, max_new_tokens=12) == plain
     (line,) = caplog.messages
     assert (
-        line == "the model's own generation settings are left out: no_repeat_ngram_size = 1, repetition_penalty = 3.0"
+        line == "the model's own generation settings are not used: no_repeat_ngram_size = 1, repetition_penalty = 3.0"
     )
     assert model.generation_config.repetition_penalty == 3.0
 

@@ -150,9 +150,7 @@ def test_thoughts_that_the_template_drops_are_refused_by_name(checkpoint, talk):
     asked = [("user", ["What is it?"]), thinking]
     assert prompter.tokenizer.decode(prompter.encode(talk(*asked)).turn_ids[0]) == thinking[1][0] + "<|im_end|>"
     for turns in ([*asked, ("user", ["Sure?"])], [*asked, ("user", ["Sure?"]), ("assistant", ["Yes."])]):
-        with pytest.raises(
-            DataError, match=r"talk\.jsonl:1: sample 't': the chat template renders answer 1 of \d otherwise"
-        ):
+        with pytest.raises(DataError, match=r"talk\.jsonl:1: sample 't': the chat template changes answer 1 of \d"):
             prompter.encode(talk(*turns))
 
 

@@ -197,7 +197,7 @@ def test_a_cache_of_last_answers(tmp_path, monkeypatch):
     assert "answers before the last one of a row are not trained on (the cache holds each row's last answer)" in trained
     said = run(fs_student, "train", *config, "--set", "data.turns=all", "--set", "training.output_dir=other")
     assert said.exit_code == 2
-    assert 'turns: the cache has "last", requested is "all"' in said.output
+    assert 'turns: the cache has "last", the request has "all"' in said.output
     plan = prepare(load_recipe(recipe_file), progress=False)
     assert plan.source.prompter.turns == "last"
     assert [len(plan.train[index].encoded.turns) for index in range(len(plan.train))] == [1] * len(plan.train)
@@ -247,4 +247,4 @@ def test_exact_targets_of_every_answer_and_what_is_derived_of_them(tmp_path):
     passes(fs_student, "train", "--config", tmp_path / "exact.yaml", "--no-progress")
     other = run(fs_teacher, "derive", tmp_path / "exact.zarr", "--config", top_k, "--set", "data.turns=last")
     assert other.exit_code == 2
-    assert 'turns: the cache has "all", requested is "last"' in other.output
+    assert 'turns: the cache has "all", the request has "last"' in other.output

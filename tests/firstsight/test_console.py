@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from firstsight.console import Commands, Heartbeat, heartbeat, progress_option
+from firstsight.models.gpus import bytes_text
 
 
 def invoke(error):
@@ -63,7 +64,7 @@ def test_what_the_phases_share_among_processes():
 def test_no_room_for_a_file_is_one_line():
     result = invoke(OSError(errno.ENOSPC, "No space left on device", "/tmp/a"))
     assert result.exit_code == 1
-    assert result.output == "error: /tmp/a: No space left on device\n"
+    assert result.output == "Error: /tmp/a: No space left on device\n"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), ZeroDivisionError()])
@@ -112,3 +113,18 @@ def test_bars_are_for_terminals_unless_asked_for(given, shown):
         click.echo(progress)
 
     assert CliRunner().invoke(command, given).output == f"{shown}\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.5, "1 kB"),
+        (17_712_345_678, "17.7 GB"),
+        (999_700_000, "1 GB"),
+        (2e18, "2,000.0 PB"),
+    ],
+)
+def test_bytes_are_printed_in_decimal_units(count, text):
+    assert bytes_text(count) == text

@@ -38,7 +38,7 @@ def test_check_of_a_file_without_faults(rows):
     assert "Rows        3 (3 train)" in result.output
     assert "Images      3, from 40 x 30 to 400 x 300 pixels" in result.output
     assert "3  c" in result.output
-    assert "1 of 3 train rows repeats an earlier one: each is trained on" in result.output
+    assert "1 of 3 train rows repeats an earlier one; each is trained on" in result.output
     assert result.output.endswith("No faults.\n")
 
 
@@ -56,7 +56,7 @@ def test_all_faults_at_once(rows, tmp_path):
     assert result.exit_code == 1
     faults = [line for line in result.output.splitlines() if line.startswith("Fault")]
     assert [line.split()[1].strip(":") for line in faults] == [f"rows.json:{n}" for n in (2, 3, 4, 5, 6)]
-    assert "5 faults: what has one is refused" in result.output
+    assert "5 faults; a row with a fault is refused" in result.output
     report = json.loads(run("data", "check", rows, "--json").output)
     assert (report["lost"], report["fault_count"], len(report["faults"])) == (True, 5, 5)
     assert run("data", "check", rows, "--ignore-column", "extra", "--json").output.count("unknown key") == 0
@@ -65,7 +65,7 @@ def test_all_faults_at_once(rows, tmp_path):
 def test_of_files_that_are_no_data(tmp_path):
     result = run("data", "check", tmp_path / "none.json", "--no-progress")
     assert result.exit_code == 1
-    assert "none.json is not there" in result.output
+    assert "none.json not found" in result.output
     (tmp_path / "empty.jsonl").write_text("")
     assert "holds no rows" in run("data", "check", tmp_path / "empty.jsonl", "--no-progress").output
     assert run("data", "check").exit_code == 2
@@ -101,7 +101,7 @@ def test_check_of_a_recipe_knows_both_models(rows, models, tmp_path):
         assert words in faults
     assert "sample 'rows.json: row 7': the model's image processor refuses its images of 1 x 5000 pixels" in faults
     assert faults.count("\n") == 4
-    assert "1 validation row is in the training data as well (v.json: row 1)" in result.output
+    assert "1 validation row is also in the training data (v.json: row 1)" in result.output
     assert run("data", "check", "--config", recipe, "--root", tmp_path).exit_code == 2
 
 
@@ -134,4 +134,4 @@ def test_init_writes_a_recipe_that_is_read(rows, tmp_path):
     assert run("init", rows, "--out", out).exit_code == 0
     assert load_recipe(out).cache.generate_missing
     rows.write_text('[{"question": "x", "y": 1}]')
-    assert "names them" in run("init", rows, "--out", tmp_path / "b.yaml").output
+    assert "lists them" in run("init", rows, "--out", tmp_path / "b.yaml").output

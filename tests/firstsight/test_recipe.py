@@ -70,7 +70,7 @@ def test_urls_stay_urls(write):
         (
             "{}",
             ["loss.beta=0.3"],
-            r"loss\.beta: forward_kl has no beta; remove the key, or take .* skewed_kl, js, got 0\.3",
+            r"loss\.beta: forward_kl has no beta; remove the key, or choose .* skewed_kl, js, got 0\.3",
         ),
         ("loss: {divergence: tv, beta: 0.3}", [], r"loss\.beta: tv has no beta"),
         ("loss: {beta: 0.3, divergence: reverse_kl}", [], r"loss\.beta: reverse_kl has no beta"),
@@ -91,7 +91,7 @@ def test_urls_stay_urls(write):
         ("loss: 3", ["loss.alpha=1"], r"'loss' is not a section"),
         ("- 1", [], r"expected sections such as `teacher:`, got list"),
         ("loss: [", [], r"not YAML"),
-        ("loss: {alpha: 0.1, alpha: 0.2}", [], r"key 'alpha' stands twice"),
+        ("loss: {alpha: 0.1, alpha: 0.2}", [], r"key 'alpha' is given twice"),
         (
             "teacher: {quantization: int4}",
             [],
@@ -131,7 +131,7 @@ def test_scratch_is_relative_to_the_recipe(write, tmp_path):
 
 
 def test_missing_recipe(tmp_path):
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml is not there"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml not found"):
         load_recipe(tmp_path / "nowhere.yaml")
 
 
@@ -150,7 +150,7 @@ def test_models_are_directories_or_hub_ids(tmp_path):
     assert recipe.model_source(recipe.student) == "Qwen/Qwen2-VL-2B-Instruct"
     for name in ("./b", "/nowhere/b", "x/y/z"):
         lost = Recipe.model_validate({"student": {"model": name}, "directory": tmp_path})
-        with pytest.raises(ModelError, match=r"student\.model: directory .* is not there"):
+        with pytest.raises(ModelError, match=r"student\.model: directory .* not found"):
             lost.model_source(lost.student)
 
 
@@ -192,10 +192,10 @@ def test_home_is_expanded_in_every_path(write, monkeypatch):
 def test_what_does_nothing_beside_exact_targets_is_refused_by_name(write, key):
     name = key.partition(":")[0]
     with pytest.raises(
-        RecipeError, match=rf"cache\.{name}: does nothing beside cache.targets: exact.*; remove the key, got"
+        RecipeError, match=rf"cache\.{name}: has no effect with cache.targets: exact.*; remove the key, got"
     ):
         load_recipe(write(f"cache: {{targets: exact, {key}}}"))
-    with pytest.raises(RecipeError, match=rf"cache\.{name}: does nothing beside"):
+    with pytest.raises(RecipeError, match=rf"cache\.{name}: has no effect with"):
         load_recipe(write("cache: {targets: exact}"), [f"cache.{key.replace(': ', '=')}"])
 
 

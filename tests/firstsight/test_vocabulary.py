@@ -67,7 +67,7 @@ def test_the_map_is_one_to_one(left, right, n, m):
 
 
 def test_a_tokenizer_larger_than_its_head_is_refused():
-    with pytest.raises(AlignmentError, match="the student's tokenizer has id 5, its head only 4 rows"):
+    with pytest.raises(AlignmentError, match="the student's tokenizer has id 5, but its head has only 4 rows"):
         align_vocabularies(table(WORDS), table(WORDS), teacher_rows=8, student_rows=4)
 
 

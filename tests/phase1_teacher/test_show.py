@@ -93,7 +93,7 @@ def test_a_small_probability_keeps_its_order_of_magnitude():
     [
         (["--sample", "nobody"], "none of the 6 samples of this recipe has the id 'nobody'"),
         (["--sample", "s1", "--temperature", "9"], "temperature 9 lies outside the cache's nodes"),
-        (["--sample", "s1", "--config", "no.yaml"], "recipe no.yaml is not there"),
+        (["--sample", "s1", "--config", "no.yaml"], "recipe no.yaml not found"),
     ],
 )
 def test_what_cannot_be_shown(workshop, arguments, message):

@@ -120,7 +120,7 @@ class StoreSuite:
         assert verify_cache(store).ok()
         assert cache_status(store).committed == 2
         assert collect_garbage(store).removed == []
-        with pytest.raises(SpecMismatch, match=r"teacher: the cache has .*, requested is 4"):
+        with pytest.raises(SpecMismatch, match=r"teacher: the cache has .*, the request has 4"):
             create_cache(store, {**spec, "teacher": 4})
 
     @pytest.mark.parametrize("kind", ["exact", "tail"])
@@ -146,7 +146,7 @@ class StoreSuite:
         spec = spec_of_kind("exact")
         create_cache(store, spec).write_head(head_of(spec))
         store.delete_tree("head/head.json")
-        with pytest.raises(InvalidTargets, match="not what this teacher's head has there: another teacher wrote it"):
+        with pytest.raises(InvalidTargets, match="differs from this teacher's head: another teacher wrote it"):
             create_cache(store, spec).write_head(head_of(spec, seed=1))
         assert create_cache(store, spec).write_head(head_of(spec))
 

@@ -34,7 +34,7 @@ from storage.writer import create_cache
         ({"top_k": 0}, "spec.top_k: expected a whole number from 1"),
         ({"top_k": 2.5}, "spec.top_k"),
         ({"top_k": None}, "spec.top_k"),
-        ({"top_k": 501}, "501 entries cannot be stored of 500 shared ids"),
+        ({"top_k": 501}, "501 entries cannot be stored: there are 500 shared ids"),
         ({"vocabulary_size": -1}, "spec.vocabulary_size"),
         ({"temperatures": []}, "spec.temperatures"),
         ({"temperatures": [2, 1]}, "ascending"),
@@ -61,7 +61,7 @@ def test_impossible_spec(tmp_path, change, message):
 
 
 def test_spec_that_is_no_mapping(tmp_path):
-    with pytest.raises(InvalidSpec, match="is a mapping, got list"):
+    with pytest.raises(InvalidSpec, match="must be a mapping, got list"):
         create_cache(tmp_path / "cache", [])
 
 
@@ -75,7 +75,7 @@ def test_spec_mismatch_lists_every_difference(tmp_path):
         ("student.roles.pad", SpecMismatch.ABSENT, 1),
         ("top_k", 8, 4),
     ]
-    assert "student.roles.eos: the cache has 3, requested is 4\n" in str(caught.value)
+    assert "student.roles.eos: the cache has 3, the request has 4\n" in str(caught.value)
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
 
@@ -152,10 +152,10 @@ def test_keys_of_a_unit(tmp_path):
     (unit,) = writer.pending()
     with pytest.raises(InvalidTargets, match="has no sample"), writer.unit(unit) as out:
         out.skip(key_of(2), "why")
-    with pytest.raises(InvalidTargets, match="appended or skipped before"), writer.unit(unit) as out:  # noqa: PT012
+    with pytest.raises(InvalidTargets, match="already appended or skipped"), writer.unit(unit) as out:  # noqa: PT012
         out.append(sample_of(0))
         out.skip(key_of(0), "why")
-    with pytest.raises(InvalidTargets, match="1 of 2 samples neither"), writer.unit(unit) as out:
+    with pytest.raises(InvalidTargets, match="1 of 2 samples were neither"), writer.unit(unit) as out:
         out.append(sample_of(0))
     with pytest.raises(InvalidTargets, match="statistic mass"), writer.unit(unit) as out:  # noqa: PT012
         out.append(sample_of(0))
@@ -189,7 +189,7 @@ def test_locations_without_a_cache(tmp_path):
 
 def test_another_zarr_group_is_no_cache(tmp_path):
     (tmp_path / "zarr.json").write_text('{"attributes":{},"node_type":"group","zarr_format":3}\n')
-    with pytest.raises(UnsupportedFormat, match="no firstsight-cache"):
+    with pytest.raises(UnsupportedFormat, match="not a firstsight-cache"):
         open_cache(tmp_path)
     (tmp_path / "zarr.json").write_text("[" * 100_000)
     with pytest.raises(CorruptObject, match=r"zarr\.json"):
@@ -218,7 +218,7 @@ def test_a_plan_of_more_samples_than_the_format_allows(tmp_path, monkeypatch):
     writer = create_cache(tmp_path / "cache", spec_of())
     writer.plan([PlannedSample(key_of(number), 10) for number in range(4)])
     monkeypatch.setattr("storage.plan.MAX_PLAN_SAMPLES", 3)
-    with pytest.raises(CorruptObject, match=r"plans/000000\.json: a plan of 4 samples, the format allows 3"):
+    with pytest.raises(CorruptObject, match=r"plans/000000\.json: the plan has 4 samples, the format allows 3"):
         writer.units()
 
 

@@ -210,7 +210,9 @@ def test_a_damaged_index_says_what_to_do(location):
     data[5000] ^= 1
     _put(file, bytes(data))
     cache = open_kind(location)
-    with pytest.raises(CorruptIndex, match=r"page 1 does not match its crc32c; delete the file, it is rebuilt"):
+    with pytest.raises(
+        CorruptIndex, match=r"page 1 does not match its crc32c; delete the file, and it will be rebuilt"
+    ):
         list(cache.keys())
 
 

@@ -118,7 +118,7 @@ def test_a_full_disk(tmp_path):
     assert 0 < units < 6
     assert second == "6 0 0"
     assert "StoreError: no space left while writing" in done.stderr
-    assert "free some and start again: committed units are kept" in done.stderr
+    assert "free some and start again; committed units are kept" in done.stderr
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 20])

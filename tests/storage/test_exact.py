@@ -150,7 +150,7 @@ def test_scratch_decodes_each_chunk_once_and_is_checked(tmp_path, monkeypatch):
     assert_holds(again, samples)
     for file in (tmp_path / "scratch").glob("*.states"):
         file.write_bytes(b"\1" + file.read_bytes()[1:] if file.read_bytes()[0] != 1 else b"\2" + file.read_bytes()[1:])
-    with pytest.raises(CorruptIndex, match="crc32c does not match; delete it, it is made again"):
+    with pytest.raises(CorruptIndex, match="crc32c does not match; delete it, and it will be made again"):
         again[key_of(0)]
 
 

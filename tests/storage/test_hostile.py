@@ -215,10 +215,10 @@ def test_arrays_that_contradict_each_other(location):
     shapes = {name: (np.dtype(dtype), shape) for name, (dtype, shape) in manifest["arrays"].items()}
     for array, problem in (
         ("id_dictionary", "id is not below"),
-        ("id_token", "past the dictionary|another length"),
-        ("target", "another number of soft positions|not below"),
+        ("id_token", "past the dictionary|length does not match"),
+        ("target", "number of soft positions|not below"),
         ("samples", "have .* positions|neither 0 nor 1"),
-        ("gap", "another length"),
+        ("gap", "length does not match"),
         ("tail", "content"),
         ("keys", "plan|content"),
     ):
@@ -356,8 +356,8 @@ def test_exact_arrays_that_contradict_each_other(tmp_path):
     whole_manifest = file.read_bytes()
     for array, value, problem in (
         ("target", 40, "a target id is not below 40"),
-        ("samples", 200, "positions, the unit has"),
-        ("turns", 200, "a flag is neither|number of positions"),
+        ("samples", 200, "positions, but the unit has"),
+        ("turns", 200, "a flag is neither|do not add up"),
         ("state_high", 255, "not finite"),
         ("state_low", 9, "content"),
         ("keys", 9, "plan|content"),

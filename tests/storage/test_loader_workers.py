@@ -112,7 +112,7 @@ def test_a_scratch_directory_without_room(tmp_path, location, monkeypatch):
 
     cache = open_cache(location, scratch=tmp_path / "scratch")
     monkeypatch.setattr("pathlib.Path.write_bytes", write_bytes)
-    with pytest.raises(StoreError, match=r"no space left in the scratch directory .*scratch; free some or choose"):
+    with pytest.raises(StoreError, match=r"no space left in the scratch directory .*scratch; free some, or choose"):
         cache[key_of(0)]
     monkeypatch.undo()
     assert_stored(sample_of(0), cache[key_of(0)])
@@ -121,7 +121,9 @@ def test_a_scratch_directory_without_room(tmp_path, location, monkeypatch):
 def test_a_unit_in_scratch_of_a_program_with_other_fields(tmp_path, location, monkeypatch):
     cache = open_cache(location, scratch=tmp_path / "scratch")
     monkeypatch.setattr(DecodedUnit, "arrays", lambda unit: {"offsets": unit.offsets, "turns": unit.turns})
-    with pytest.raises(CorruptIndex, match="another version of this program made it; delete it, it is made again"):
+    with pytest.raises(
+        CorruptIndex, match="another version of this program made it; delete it, and it will be made again"
+    ):
         cache[key_of(0)]
 
 

@@ -215,7 +215,7 @@ def test_any_turns(kind, turns, unit_positions):
 
 def test_version_1_has_one_turn(tmp_path):
     sample = replace(sample_of(0, 4), turns=(Turn(2, True), Turn(2, True)))
-    with pytest.raises(InvalidTargets, match="it has 2 turns, format version 1 stores one answer of a sample"):
+    with pytest.raises(InvalidTargets, match="it has 2 turns, but format version 1 stores one answer per sample"):
         write_cache(tmp_path / "cache", [sample], spec=spec_of_kind("v1"))
 
 

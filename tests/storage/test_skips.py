@@ -124,7 +124,7 @@ def test_what_version_1_has_no_place_for_is_refused(tmp_path, spec, asked):
     with pytest.raises(UnsupportedFormat) as caught:
         create_cache(tmp_path / "cache", spec)
     assert f"is a cache of format version 1, which has no place for {asked}" in str(caught.value)
-    assert "use another cache path for it, or the settings that this cache was made with" in str(caught.value)
+    assert "use another cache path, or the settings that this cache was made with" in str(caught.value)
 
 
 @pytest.mark.parametrize("complete", [True, False])

@@ -1,4 +1,4 @@
-"""All that is wrong with data, in one pass: no row is left out in silence, and no weights are needed.
+"""Everything that is wrong with data, in one pass: no row is left out in silence, and no weights are needed.
 
 report = check_data([DataSource(files=(path,), root=path.parent)])
 report.faults, report.summary.rows, report.lost

@@ -11,7 +11,7 @@ import numpy as np
 from firstsight.data.check.report import DataReport
 
 _BINS = 40
-_MANY = 12  # bars of their own; above, the numbers are gathered
+_MANY = 12  # bars, one per number; more are grouped
 
 
 def draw(report: DataReport, path: Path) -> None:
@@ -43,12 +43,12 @@ def _histogram(axis: Any, title: str, unit: str, what: str, values: Sequence[int
         return
     numbers = np.asarray(values)
     low, high = max(1, int(numbers.min())), int(numbers.max())
-    if high > 50 * low and high > 1000:  # lengths of very different sizes: bins that grow
+    if high > 50 * low and high > 1000:  # lengths of very different sizes: growing bins
         edges = np.unique(np.geomspace(low, high + 1, _BINS + 1).round())
         axis.set_xscale("log")
         numbers = numbers.clip(low)
     else:
-        step = max(1, -(-(high - low + 1) // _BINS))  # whole numbers: every bin holds as many of them
+        step = max(1, -(-(high - low + 1) // _BINS))  # whole numbers: the same number of them in every bin
         edges = np.arange(low - 0.5, high + step, step)
         numbers = numbers.clip(low)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -1,4 +1,4 @@
-"""The pass over the rows."""
+"""The pass over the rows of a check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from firstsight.data.summary import DataSummary
 from firstsight.errors import DataError, PictureError
 
 Judge = Callable[[str, Sample, bool], int]
-"""(split, sample, whether no row before it has its content) -> tokens of the sample; DataError where a model does not take it."""
+"""(split, sample, whether no row before it has its content) -> tokens of the sample; DataError if a model refuses it."""
 
 
 def check_data(
@@ -29,13 +29,13 @@ def check_data(
     images: bool = True,
     progress: bool = False,
 ) -> DataReport:
-    """Read every row and decode every picture once.
+    """Read every row and decode every image once.
 
     Args:
         sources: the splits, training first.
-        judge: what the models say of a sample; called where the row and its pictures are right.
+        judge: checks a sample against the models; called if the row and its images are good.
         turns: which assistant messages are answers.
-        images: decode the pictures; else their headers are read.
+        images: decode the images; else only their headers are read.
         progress: show a bar.
     """
     report = DataReport(summary=DataSummary(turns=turns), tokens=judge is not None, decoded=images)
@@ -68,7 +68,7 @@ def check_data(
 
 
 def _fault_of_row(report: DataReport, source: DataSource, error: DataError) -> None:
-    """A row that is left out like a sample, or one that nothing can be done with."""
+    """Record a row that can be left out like a sample, or one that cannot be used at all."""
     if source.skip and isinstance(error, PictureError):
         report.fault(error)
     else:
@@ -90,7 +90,7 @@ def _check_images(
                 several = getattr(picture, "n_frames", 1) > 1
                 size = picture.size
                 if decode:
-                    # of a JPEG every byte is read and decoded, an eighth of the rows and columns is made
+                    # of a JPEG every byte is read and decoded, but only an eighth of the rows and columns is produced
                     picture.draft(picture.mode, (1, 1))
                     picture.load()
         except DataError as error:

@@ -1,4 +1,4 @@
-"""What a check found, and how it is told."""
+"""What a check found, and the report about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from firstsight.errors import DataError
 from storage.wording import counted
 
 MAX_FAULTS = 10_000
-"""Faults that are kept as lines; more are counted."""
+"""How many faults are kept as lines; the rest are counted."""
 
 
 @dataclass(kw_only=True)
@@ -28,36 +28,36 @@ class DataReport:
     """A line for each row, image or file that cannot be used; the first `MAX_FAULTS`."""
     fault_count: int = 0
     row_faults: int = 0
-    """Those of them that are of rows and files: what has one is no sample, and cannot be skipped."""
+    """How many of them are faults of rows and files, which are not samples and cannot be skipped."""
     repeated_ids: int = 0
     tokens: bool = False
-    """`lengths` are tokens of prompt and answers, images included; else characters of the texts."""
+    """Whether `lengths` are tokens of prompt and answers, images included; else they are characters of the texts."""
     decoded: bool = True
-    """Every picture was decoded; else its header was read."""
+    """Whether every image was decoded; else only its header was read."""
     lengths: array[int] = field(default_factory=lambda: array("I"), repr=False)
-    """One number a sample that has no fault."""
+    """One number per sample without a fault."""
     answer_characters: array[int] = field(default_factory=lambda: array("I"), repr=False)
-    """One number an answer."""
+    """One number per answer."""
     answers: Counter[int] = field(default_factory=Counter)
     """Rows by the number of their answers."""
     animations: int = 0
-    """Pictures of several frames: the first one is used."""
+    """Images with several frames, of which the first is used."""
     widths: array[int] = field(default_factory=lambda: array("I"), repr=False)
-    """One number a picture, each content once."""
+    """One number per image, each content once."""
     heights: array[int] = field(default_factory=lambda: array("I"), repr=False)
 
     @property
     def lost(self) -> bool:
-        """Something would be refused, or left out with `cache.on_error: skip`."""
+        """Whether anything would be refused, or left out with `cache.on_error: skip`."""
         return self.fault_count > 0
 
     def row_fault(self, error: DataError) -> None:
-        """Keep what is wrong with a row or a file."""
+        """Keep the fault of a row or a file."""
         self.row_faults += 1
         self.fault(error)
 
     def fault(self, error: DataError) -> None:
-        """Keep what is wrong with a sample."""
+        """Keep the fault of a sample."""
         self.fault_count += 1
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(str(error))
@@ -74,7 +74,7 @@ class DataReport:
             self.lengths.append(sum(map(len, texts)))
 
     def add_picture(self, size: tuple[int, int], *, several: bool) -> None:
-        """Count a picture: width and height, and whether it has several frames."""
+        """Count an image: width and height, and whether it has several frames."""
         self.widths.append(size[0])
         self.heights.append(size[1])
         self.animations += several
@@ -99,7 +99,7 @@ class DataReport:
 
 
 def spread(values: Sequence[int]) -> dict[str, float] | None:
-    """Least, quantiles, most and mean; None: there are no values."""
+    """Least, quantiles, most and mean; None if there are no values."""
     if not len(values):
         return None
     found = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).round(1).tolist()
@@ -110,7 +110,7 @@ def spread(values: Sequence[int]) -> dict[str, float] | None:
 
 
 def report_text(report: DataReport, *, most: int = 20) -> str:
-    """The report as lines for the terminal; of the faults the first `most`."""
+    """The report as lines for the terminal, with at most the first `most` faults."""
     summary = report.summary
     rows = sum(summary.rows.values())
     by_split = ", ".join(f"{count:,} {split}" for split, count in summary.rows.items())
@@ -122,7 +122,7 @@ def report_text(report: DataReport, *, most: int = 20) -> str:
         f"{counted(summary.unanswered, 'does not', 'do not')}" + _range(report.answer_characters, "characters"),
         f"Images      {summary.images:,}"
         + (f", from {_size(least)} to {_size(most_pixels)} pixels" if sizes else "")
-        + ("" if report.decoded or not sizes else "; their headers were read, nothing was decoded"),
+        + ("" if report.decoded or not sizes else "; only their headers were read"),
         f"Lengths     {counted(len(report.lengths), 'row')}"
         + _range(report.lengths, "tokens" if report.tokens else "characters"),
     ]
@@ -135,16 +135,18 @@ def report_text(report: DataReport, *, most: int = 20) -> str:
     lines += [f"Note        {note}" for note in summary.notes()]
     if report.repeated_ids:
         lines.append(
-            f"Note        {counted(report.repeated_ids, 'id is', 'ids are')} repeated: later rows are called #2, #3, ..."
+            f"Note        {counted(report.repeated_ids, 'id is', 'ids are')} repeated; later rows are called #2, #3, ..."
         )
     if report.animations:
         lines.append(
-            f"Note        {counted(report.animations, 'image is an animation', 'images are animations')}: the first frame is used"
+            f"Note        {counted(report.animations, 'image is an animation', 'images are animations')}; the first frame is used"
         )
     lines += [f"Fault       {line}" for line in fault_lines(report, most)]
     skipped = ", or skipped with cache.on_error: skip" if report.fault_count > report.row_faults else ""
     lines.append(
-        f"{counted(report.fault_count, 'fault')}: what has one is refused{skipped}" if report.lost else "No faults."
+        f"{counted(report.fault_count, 'fault')}; a row with a fault is refused{skipped}"
+        if report.lost
+        else "No faults."
     )
     return "\n".join(lines)
 
@@ -162,7 +164,7 @@ def fault_lines(report: DataReport, most: int) -> list[str]:
 
 
 def refusal(report: DataReport, *, most: int = 20) -> DataError:
-    """All faults as one error; of many the first `most`."""
+    """All faults as one error; at most the first `most`."""
     if report.fault_count == 1:
         return DataError(report.faults[0])
     return DataError("\n  ".join([f"the data have {report.fault_count:,} faults:", *fault_lines(report, most)]))

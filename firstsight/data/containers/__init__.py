@@ -1,4 +1,4 @@
-"""Files that hold rows, whatever the rows mean: one module each behind one interface, found by looking at the file.
+"""Files that hold rows, whatever the rows mean: one module per kind behind one interface; the kind is detected from the file.
 
 container = open_container(Path("train.json.gz"), "train.json.gz")
 for locator, number, value in container.rows(): ...     # value: a row, or the DataError that says what is wrong with it

@@ -28,7 +28,7 @@ def _arrow(name: str) -> Any:
 
 
 class Parquet(Container):
-    """Parquet files, one after the other; a locator counts rows. One row group is kept for rows that are read again."""
+    """Parquet files, one after the other; a locator counts rows. One row group is kept in memory for rows that are read again."""
 
     def __init__(self, path: Path, name: str, parts: Sequence[Path] = ()) -> None:
         super().__init__(path, name)
@@ -81,7 +81,7 @@ class Parquet(Container):
 
 
 class Tables(Container):
-    """Rows that an Arrow table holds, mostly mapped into memory; a locator counts rows."""
+    """Rows of an Arrow table, mostly mapped into memory; a locator counts rows."""
 
     def rows(self) -> Iterator[Row]:
         """Every row."""
@@ -125,7 +125,7 @@ class ArrowDirectory(Tables):
             files = [self.path / entry["filename"] for entry in state["_data_files"]]
             if state.get("_indices_data_files"):
                 raise DataError(
-                    f"{self.name}: has an index of chosen rows; call flatten_indices() and save_to_disk again"
+                    f"{self.name}: is a selection of rows with an index; call flatten_indices() and save_to_disk again"
                 )
             tables = [arrow.ipc.open_stream(arrow.memory_map(str(file))).read_all() for file in files]
             table = arrow.concat_tables(tables)
@@ -136,13 +136,13 @@ class ArrowDirectory(Tables):
 
 
 def values(table: Any, container: Container, first: int) -> list[Any]:
-    """The rows of a small table as plain values; where one cannot be made so, a DataError in its place."""
+    """The rows of a small table as plain values, or a DataError in the place of a row that cannot be read."""
     labels = _labels(table.schema)
     try:
         return [_named(row, labels) for row in table.to_pylist()]
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, times out of range: row by row
         if table.num_rows == 1:
-            return [DataError(f"{container.place(first + 1)}: cannot be read ({error}); repair the row")]
+            return [DataError(f"{container.place(first + 1)}: cannot be read ({error}); correct the row")]
         return [value for n in range(table.num_rows) for value in values(table.slice(n, 1), container, first + n)]
 
 
@@ -155,13 +155,13 @@ def one_value(table: Any, container: Container, locator: int) -> Any:
 
 
 def check_names(schema: Any, name: str) -> None:
-    """Raise DataError for a column that is there twice."""
+    """Raise DataError if two columns have the same name."""
     if twice := [column for column in schema.names if schema.names.count(column) > 1]:
         raise DataError(f"{name}: has the column {twice[0]!r} twice; rename one")
 
 
 def _labels(schema: Any) -> dict[str, list[str]]:
-    """Columns of `ClassLabel`s, which hold numbers, and the names of these."""
+    """Columns of `ClassLabel`s, which hold numbers, and the name of each number."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
@@ -189,4 +189,4 @@ def _guarded(items: Iterator[Any], name: str) -> Iterator[Any]:
 
 
 def _damaged(name: str, error: Exception) -> DataError:
-    return DataError(f"{name}: cannot be read ({' '.join(str(error).split())}); make it again")
+    return DataError(f"{name}: cannot be read ({' '.join(str(error).split())}); create the file again")

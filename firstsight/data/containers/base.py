@@ -16,14 +16,14 @@ from typing import Any
 from firstsight.errors import DataError
 
 Row = tuple[int, int, Any]
-"""Where a row is found again; its number from 1, for messages; the row, or a DataError that says what is wrong with it."""
+"""A locator to read the row again; its number from 1, for messages; the row, or a DataError that says what is wrong with it."""
 
 
 class Container(ABC):
     """A file, or a directory, of rows.
 
     Args:
-        path: of it.
+        path: of the file.
         name: what messages call it.
     """
 
@@ -36,12 +36,12 @@ class Container(ABC):
         """Every row in order.
 
         Raises:
-            DataError: the file cannot be read on from here.
+            DataError: the rest of the file cannot be read.
         """
 
     @abstractmethod
     def row(self, locator: int) -> Any:
-        """One row again. Threads may call this at the same time."""
+        """Read one row again. Threads may call this at the same time."""
 
     def place(self, number: int) -> str:
         """What messages call a row."""
@@ -49,7 +49,7 @@ class Container(ABC):
 
 
 class Spooled(Container):
-    """A file that can only be read from its beginning: rows that are wanted again come from a temporary copy of all of them."""
+    """A file that can only be read from its beginning: a row that is read again comes from a temporary copy of all rows."""
 
     def __init__(self, path: Path, name: str) -> None:
         super().__init__(path, name)

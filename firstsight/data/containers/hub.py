@@ -1,4 +1,4 @@
-"""Datasets of the hub, directories that `datasets.load_dataset` takes, and a `datasets.Dataset` (extra `[data]`)."""
+"""Hub datasets, directories that `datasets.load_dataset` reads, and a `datasets.Dataset` (extra `[data]`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from firstsight.errors import DataError
 
 
 class DatasetRows(Tables):
-    """The rows of a `datasets.Dataset`; pictures stay as they are stored."""
+    """The rows of a `datasets.Dataset`; images stay as they are stored."""
 
     @property
     def count(self) -> int:
@@ -43,7 +43,7 @@ class HubDataset(DatasetRows):
             import datasets
         except ImportError:
             raise DataError(
-                f"{self.name}: a dataset of the hub needs datasets: pip install 'firstsight[data]'"
+                f"{self.name}: a hub dataset needs the package datasets; install it with: pip install 'firstsight[data]'"
             ) from None
         asked = self._split
         if asked.revision is not None and self.path.is_dir():

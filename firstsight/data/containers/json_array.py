@@ -1,4 +1,4 @@
-"""A JSON array of rows, plain or in gzip: read element by element, never whole."""
+"""A JSON array of rows, plain or gzip; read element by element, never whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class JsonArray(Spooled):
 
 
 class _Elements:
-    """The elements of an array, with what was read of the file and is not yet parsed."""
+    """The elements of an array, and the part of the file that is read but not yet parsed."""
 
     def __init__(self, file: BinaryIO, owner: JsonArray) -> None:
         self._file = file
@@ -42,7 +42,7 @@ class _Elements:
 
     def rows(self) -> Iterator[Row]:
         if self._next() != "[":
-            raise DataError(f"{self._owner.name}: expected a JSON array of rows, which begins with '['")
+            raise DataError(f"{self._owner.name}: expected a JSON array of rows that begins with '['")
         self._at += 1
         if self._next() == "]":
             return
@@ -57,7 +57,7 @@ class _Elements:
             if mark != ",":
                 found = repr(mark) if mark else "the end of the file"
                 raise DataError(
-                    f"{self._owner.place(number)}: expected ',' or ']' after it, got {found}; repair the file"
+                    f"{self._owner.place(number)}: expected ',' or ']' after it, got {found}; correct the file"
                 )
             if self._next() == "]":
                 raise DataError(f"{self._owner.place(number)}: a ',' after the last row; remove it")
@@ -67,11 +67,11 @@ class _Elements:
     def _element(self, number: int) -> object:
         place = self._owner.place(number)
         if not self._next():
-            raise DataError(f"{place}: the file ends inside the array; make it again")
+            raise DataError(f"{place}: the file ends inside the array; create it again")
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
-                # a number could go on in what is not read yet
+                # a number could continue in the part not read yet
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value
@@ -84,7 +84,7 @@ class _Elements:
                 self._more(max(_CHUNK, len(self._text) - self._at))
 
     def _next(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next character that is not a space; empty at the end."""
         while True:
             self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
@@ -100,7 +100,7 @@ class _Elements:
             text = self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError:
             raise DataError(
-                f"{self._owner.name}: is not UTF-8; if the file is Latin-1 convert it: iconv -f LATIN1 -t UTF-8"
+                f"{self._owner.name}: is not UTF-8; if the file is Latin-1, convert it: iconv -f LATIN1 -t UTF-8"
             ) from None
         if "\0" in text:
             raise DataError(f"{self._owner.name}: has a NUL byte; expected JSON in UTF-8")

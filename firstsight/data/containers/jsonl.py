@@ -1,4 +1,4 @@
-"""JSONL: one row per line; plain files are read again by offset, gzip files from a copy."""
+"""JSONL, one row per line. Plain files are read again by offset, gzip files from a copy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class JsonLines(Container):
 
 
 class GzipLines(Spooled):
-    """A JSONL file in gzip; a locator counts rows."""
+    """A gzip JSONL file; a locator counts rows."""
 
     def rows(self) -> Iterator[Row]:
         """Every line that is not blank."""

@@ -1,4 +1,4 @@
-"""Which container a file is, by its first bytes; its name decides only where they leave it open."""
+"""Which container a file is, by its first bytes; its name decides only if they do not."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _REFUSED = {
 
 
 def open_container(path: Path | HubSplit | GivenRows, name: str) -> Container:
-    """The rows of a file, a directory, a dataset of the hub, or those that Python gave; nothing but a file's first bytes is read here.
+    """The rows of a file, a directory, a hub dataset, or those that Python gave; only a file's first bytes are read here.
 
     Raises:
-        DataError: it is not there, or of a kind that is not read, with what to do.
+        DataError: it was not found, or is of a kind that is not supported; with what to do.
     """
     if isinstance(path, HubSplit):
         return HubDataset(path, name)
@@ -40,7 +40,7 @@ def open_container(path: Path | HubSplit | GivenRows, name: str) -> Container:
     if path.is_dir():
         return _directory(path, name)
     if not path.is_file():
-        raise DataError(f"data file {path} is not there; check data.root and the file's name in the recipe")
+        raise DataError(f"data file {path} not found; check data.root and the file's name in the recipe")
     with path.open("rb") as file:
         head = file.read(_HEAD)
     packed = head.startswith(b"\x1f\x8b")
@@ -53,7 +53,7 @@ def open_container(path: Path | HubSplit | GivenRows, name: str) -> Container:
         raise DataError(f"{name}: is a tar archive; unpack it and give a JSONL file with the paths of its images")
     if head.startswith(b"PAR1"):
         if packed:
-            raise DataError(f"{name}: is Parquet in gzip; unpack it")
+            raise DataError(f"{name}: is a gzip of a Parquet file; unpack it")
         return Parquet(path, name)
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first == b"[":
@@ -69,23 +69,23 @@ def _directory(path: Path, name: str) -> Container:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
         if not splits:
-            raise DataError(f"{name}: has a dataset_dict.json and no split beside it; save it again")
+            raise DataError(f"{name}: has a dataset_dict.json, but no split beside it; save it again")
         raise DataError(f"{name}: holds the splits {', '.join(splits)}; name one of them, such as {name}/{splits[0]}")
     if parts := sorted(path.glob("*.parquet")):
         kinds = {re.sub(r"[-_.]?\d+", "", part.stem) for part in parts}
         if len(kinds) > 1:
             raise DataError(
-                f"{name}: holds Parquet files of different names ({', '.join(part.name for part in parts[:3])}, ...): splits, perhaps; "
-                f"list the files that are meant, or give {{hub: {name}, split: train}}"
+                f"{name}: holds Parquet files of different names ({', '.join(part.name for part in parts[:3])}, ...), perhaps splits; "
+                f"list the files to read, or give {{hub: {name}, split: train}}"
             )
         return Parquet(path, name, parts)
     if next(path.rglob("*.parquet"), None):
         raise DataError(
-            f"{name}: its Parquet files lie in directories of it; give the one that is meant, or {{hub: {name}, split: train}}"
+            f"{name}: its Parquet files are in subdirectories; give one of these, or {{hub: {name}, split: train}}"
         )
     raise DataError(
         f"{name}: is a directory, but not one of save_to_disk (no state.json) or of Parquet files; give a file, or "
-        f"{{hub: {name}, split: train}} for what datasets.load_dataset takes"
+        f"{{hub: {name}, split: train}} for a directory that datasets.load_dataset reads"
     )
 
 
@@ -94,4 +94,4 @@ def _unpacked(path: Path, name: str) -> bytes:
         with gzip.open(path, "rb") as file:
             return file.read(_HEAD)
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{name}: is a damaged gzip file ({error}); make it again") from None
+        raise DataError(f"{name}: is a damaged gzip file ({error}); create it again") from None

@@ -1,4 +1,4 @@
-"""CSV and TSV with a header line: a row is a mapping of column names to texts; an empty cell is no value."""
+"""CSV and TSV with a header line: a row maps column names to texts; an empty cell is a missing value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.wording import counted
 
 
 class Table(Spooled):
-    """A CSV file; a locator counts rows, a number is the last line of a row."""
+    """A CSV file; a locator counts rows, and a number is the last line of a row."""
 
     def rows(self) -> Iterator[Row]:
         """Every record below the header."""
@@ -36,7 +36,7 @@ class Table(Spooled):
                     number = reader.line_num + 1
                     yield count, number, self._row(names, cells, number)
             except csv.Error as error:
-                raise DataError(f"{self.place(reader.line_num + 1)}: not CSV ({error}); repair the line") from None
+                raise DataError(f"{self.place(reader.line_num + 1)}: not CSV ({error}); correct the line") from None
 
     def place(self, number: int) -> str:
         """`file:line`."""
@@ -46,7 +46,7 @@ class Table(Spooled):
         place = self.place(number)
         if len(cells) != len(names):
             return DataError(
-                f"{place}: has {counted(len(cells), 'cell')}, the header has {counted(len(names), 'column')}; repair the line"
+                f"{place}: has {counted(len(cells), 'cell')}, but the header has {counted(len(names), 'column')}; correct the line"
             )
         try:
             return {name: _value(cell, place) for name, cell in zip(names, cells, strict=True) if cell}
@@ -60,5 +60,5 @@ class Table(Spooled):
 
 
 def _value(cell: str, place: str) -> Any:
-    """A list or a mapping that was written as JSON; else the text."""
+    """A list or a mapping if the cell holds one as JSON; else the text."""
     return parse_json(cell, place) if cell.startswith(("[{", '["', "{")) and cell.endswith(("]", "}")) else cell

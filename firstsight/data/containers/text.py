@@ -1,6 +1,6 @@
 r"""Text files as bytes, lines and JSON: one way to split, decode and parse, with memory bounded for any content.
 
-Lines end with `\n`, `\r\n` or `\r`, also mixed in one file. The encoding is UTF-8, with or without a byte order mark.
+Lines end with `\n`, `\r\n` or `\r`, even mixed in one file. The encoding is UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def read_chunk(file: BinaryIO, size: int, place: str) -> bytes:
     try:
         return file.read(size)
     except (EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{place}: cannot be read ({error}); make the file again") from None
+        raise DataError(f"{place}: cannot be read ({error}); create the file again") from None
 
 
 def skip_mark(file: BinaryIO, name: str) -> int:
-    """Move behind a byte order mark; the offset of what follows. DataError: a mark of an encoding other than UTF-8."""
+    """Skip a byte order mark. Returns the offset after it. DataError: a mark of an encoding other than UTF-8."""
     head = read_chunk(file, 4, name)
     for mark, encoding in _WIDE.items():
         if head.startswith(mark):
@@ -43,7 +43,7 @@ def skip_mark(file: BinaryIO, name: str) -> int:
 
 
 def lines(file: BinaryIO, offset: int, name: str, *, chunk: int = _CHUNK) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of each line, its end included; blank ones, too.
+    """Offset and bytes of each line, including its end; also of blank lines.
 
     Args:
         file: at `offset`.
@@ -82,12 +82,14 @@ def lines(file: BinaryIO, offset: int, name: str, *, chunk: int = _CHUNK) -> Ite
 def decode(data: bytes, place: str) -> str:
     """UTF-8 text; DataError: another encoding, or a NUL byte."""
     if b"\0" in data:
-        raise DataError(f"{place}: has a NUL byte: no text, UTF-16 without a mark, or a damaged file; expected UTF-8")
+        raise DataError(
+            f"{place}: expected UTF-8, got a NUL byte: not text, UTF-16 without a byte order mark, or a damaged file"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{place}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; if the file is Latin-1 convert it: "
+            f"{place}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; if the file is Latin-1, convert it: "
             "iconv -f LATIN1 -t UTF-8"
         ) from None
 
@@ -101,9 +103,9 @@ def parse_json(text: str, place: str) -> Any:
 
 
 def json_error(error: Exception, place: str) -> DataError:
-    """What `DECODER` refused, as one line."""
+    """The error of `DECODER` in one line."""
     reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return DataError(f"{place}: not a JSON object ({reason}); repair the line")
+    return DataError(f"{place}: not a JSON object ({reason}); correct the line")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Forms of rows: what a row's columns mean, one module each; all become the row that `firstsight.data.row` takes.
+"""Forms of rows: what a row's columns mean, one module per form. All become the row that `firstsight.data.row` takes.
 
 row = to_row({"conversations": [...], "image": "a.jpg"}, "train.json: row 1", source)
 """

@@ -1,4 +1,4 @@
-"""What the forms have in common: columns beside the messages, and how pictures are listed."""
+"""What the forms share: columns besides the messages, and how images are listed."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Form:
     messages: Callable[[dict[str, Any], str], Messages]
     """(row without nulls, place) -> messages with `role` and `content`. DataError: what is wrong."""
     marks: bool = True
-    """`<image>` in a text is the place of a picture."""
+    """Whether `<image>` in a text is the place of an image."""
     pictures: tuple[str, ...] = ()
-    """More names of columns that hold pictures."""
+    """More names of columns that hold images."""
 
 
 def listed_images(row: dict[str, Any], form: Form, place: str) -> list[Any]:
-    """The pictures that a row lists outside its messages.
+    """The images that a row lists outside its messages.
 
     Raises:
-        DataError: several columns of them, or one of the wrong type.
+        DataError: several such columns, or one of the wrong type.
     """
     given = [name for name in ("images", "frames", "image", *form.pictures) if name in row]
     if len(given) > 1:
@@ -48,16 +48,16 @@ def listed_images(row: dict[str, Any], form: Form, place: str) -> list[Any]:
         return value
     if given[0] in ("images", "frames"):
         raise DataError(
-            f"{place}: {given[0]!r} must be a list of paths, got {type(value).__name__}; a single one may stand in a column 'image'"
+            f"{place}: {given[0]!r} must be a list of paths, got {type(value).__name__}; for a single image use a column 'image'"
         )
     return [value] if value != "" else []
 
 
 def text_of(row: dict[str, Any], column: str, place: str) -> str:
-    """A column that must be a text."""
+    """A column that must be a string."""
     value = row.get(column)
     if not isinstance(value, str):
-        raise DataError(f"{place}: {column!r} must be a text, got {value!r:.80}")
+        raise DataError(f"{place}: {column!r} must be a string, got {value!r:.80}")
     return value
 
 
@@ -74,7 +74,7 @@ def turns_of(history: Any, place: str) -> Messages:
 def question_and_answer(
     question: str, answer: str | None, *, system: str | None = None, before: Messages | None = None
 ) -> Messages:
-    """Messages of one question, with what stands before it."""
+    """The messages of one question, with those before it."""
     messages: Messages = [{"role": "system", "content": system}] if system else []
     messages += before or []
     messages.append({"role": "user", "content": question})

@@ -41,7 +41,7 @@ def _message(turn: Any, place: str) -> dict[str, Any]:
 
 
 def _pairs(pairs: Any, place: str) -> Messages:
-    """Turns as ms-swift writes them: `{"human", "assistant"}` each, the last one perhaps without an answer."""
+    """Turns as ms-swift writes them: `{"human", "assistant"}` each; the last one may have no answer."""
     if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, dict) for pair in pairs):
         raise DataError(f"{place}: 'conversation' must list objects with 'human' and 'assistant', got {pairs!r:.80}")
     messages: Messages = []
@@ -54,7 +54,7 @@ def _pairs(pairs: Any, place: str) -> Messages:
 
 
 def tagged(turns: Any, tags: Tags, place: str) -> Messages:
-    """Turns of stated keys and roles as messages with `role` and `content`. DataError."""
+    """Turns with given keys and roles as messages with `role` and `content`. DataError."""
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{place}: the turns must be a list, got {turns!r:.80}")
     messages: Messages = []

@@ -1,4 +1,4 @@
-"""A row of any form as `messages` of parts, with its pictures at their places."""
+"""A row of any form as `messages` of parts, with its images in their places."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMS = (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, INSTRUCTION, QUERY, FLAT, T
 
 ROLES = ("system", "user", "assistant")
 
-_BESIDE = {"id", "category", "environment", "options"}  # names and notes: no part of what is trained on
+_BESIDE = {"id", "category", "environment", "options"}  # names and notes: not part of what is trained on
 
 
 def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     Args:
         value: a row as its file holds it.
         place: of the row, for messages.
-        source: form and columns, where they are stated.
+        source: form and columns, if stated.
 
     Raises:
         DataError: an unknown or contradictory column, mark or part, by name and with what to do.
@@ -41,11 +41,11 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     row = known_only(value, COMMON | form.columns, place, "the row")
     if source.mapped_only and (other := set(row) - set(source.columns) - _BESIDE):
         raise DataError(
-            f"{place}: the column {min(other)!r} is not among the columns of the dataset_info.json; map it there, or add it to "
+            f"{place}: the column {min(other)!r} is not in the columns of the dataset_info.json; map it there, or to ignore it add it to "
             f"data.ignore_columns: [{min(other)}]"
         )
     if source.mapped_only and isinstance(row.get("images"), str | dict):
-        row["images"] = [row["images"]]  # LLaMA-Factory takes a single one as well
+        row["images"] = [row["images"]]  # LLaMA-Factory also takes a single one
     if source.tags is not None:
         row["conversations"] = tagged(row.get("conversations"), source.tags, place)
     listed = listed_images(row, form, place)
@@ -70,7 +70,7 @@ def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, A
             continue  # a column that a row lacks is like one that is null
         if ours in made:
             raise DataError(
-                f"{place}: data.columns takes {ours!r} from {theirs!r}, and the row has a column {ours!r} as well; add it to "
+                f"{place}: data.columns takes {ours!r} from {theirs!r}, but the row also has a column {ours!r}; to ignore it add it to "
                 f"data.ignore_columns: [{ours}]"
             )
         made[ours] = row[theirs]
@@ -86,7 +86,7 @@ def _form(row: dict[str, Any], place: str, source: DataSource) -> Form:
     if fitting:
         signs = [next(sign for sign in form.signs if row.get(sign) is not None) for form in fitting]
         raise DataError(
-            f"{place}: the row has {' and '.join(map(repr, signs))}: which of them is meant? Set data.format to "
+            f"{place}: the row has {' and '.join(map(repr, signs))}, which belong to different forms; set data.format to "
             f"{' or '.join(form.name for form in fitting)} and add the other to data.ignore_columns"
         )
     if "messages" in row:
@@ -107,7 +107,7 @@ def _message(message: Any, place: str, marks: bool) -> dict[str, Any]:
 
 
 def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> list[Any]:
-    """The pictures in the order of their places; `messages` are left with bare image parts."""
+    """The images in the order of their places; `messages` keep image parts without images."""
     places = [part for message in messages for part in message["content"] if part["type"] == "image"]
     marks = sum("mark" in part for part in places)
     if 0 < marks < len(places):
@@ -123,12 +123,13 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
     if len(places) - own != len(listed):
         if own:
             raise DataError(
-                f"{place}: {own} image parts bring their own picture, {len(places) - own} do not, and the row lists {len(listed)}; "
-                "give each picture once"
+                f"{place}: {own} image parts bring their own image, {len(places) - own} do not, and the row lists {len(listed)}; "
+                "give each image once"
             )
-        literal = "; if the mark is meant as text set data.format: trl" if marks else ""
+        literal = "; if the mark is meant as text, set data.format: trl" if marks else ""
         raise DataError(
-            f"{place}: the messages have places for {counted(len(places), 'image')}, the row lists {len(listed)}; make them equal{literal}"
+            f"{place}: the messages have places for {counted(len(places), 'image')}, but the row lists {len(listed)}; "
+            f"make the numbers equal{literal}"
         )
     rest = iter(listed)
     pictures = []

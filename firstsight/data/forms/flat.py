@@ -1,4 +1,4 @@
-"""One question in columns of texts: `question`, `answer`, pictures; EgoThink's files are of this form."""
+"""One question in text columns: `question`, `answer`, images. EgoThink's files have this form."""
 
 from __future__ import annotations
 

@@ -22,4 +22,4 @@ def _messages(row: dict[str, Any], place: str) -> Messages:
 MESSAGES = Form(name="messages", signs=("messages",), columns=frozenset({"messages", "system"}), messages=_messages)
 TRL = Form(
     name="trl", signs=(), columns=frozenset({"messages", "system"}), messages=_messages, marks=False
-)  # by name alone: `<image>` in a text is text
+)  # only by name: `<image>` in a text is text

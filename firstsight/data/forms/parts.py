@@ -9,19 +9,19 @@ from firstsight.data.images import from_base64
 from firstsight.data.strict import clean_text, known_only
 from firstsight.errors import DataError
 
-_PICTURES = ("image", "path", "url", "base64")  # keys of an image part that hold its picture
-_LIMITS = ("min_pixels", "max_pixels")  # of an image part, as Qwen-VL has them: how large its picture is made
+_PICTURES = ("image", "path", "url", "base64")  # keys of an image part that hold its image
+_LIMITS = ("min_pixels", "max_pixels")  # of an image part, as in Qwen-VL: its size after scaling
 MARK = re.compile(r"<(image|video|audio)>")
-"""The place of a picture in a text, and of what is not read."""
+"""Marks in a text: the place of an image, and of media that are not supported."""
 
 
 def content_parts(content: Any, place: str, *, marks: bool) -> list[dict[str, Any]]:
-    """Parts `{"type": "text", "text"}` and `{"type": "image"}`; the latter with `image` where it brings its own, and with its limits.
+    """Parts `{"type": "text", "text"}` and `{"type": "image"}`; the latter with `image` if it brings its own, and with its limits.
 
     Args:
         content: of a message.
         place: of the row.
-        marks: `<image>` in a text is a picture's place.
+        marks: `<image>` in a text is an image's place.
 
     Raises:
         DataError: what is wrong with it.
@@ -59,11 +59,13 @@ def _part(part: Any, place: str) -> dict[str, Any]:
         picture = part[given[0]]
         if given[0] == "base64":
             if not isinstance(picture, str):
-                raise DataError(f"{place}: an image part's 'base64' must be a text, got {picture!r:.80}")
+                raise DataError(f"{place}: an image part's 'base64' must be a string, got {picture!r:.80}")
             picture = from_base64(picture, place, 1)
         return {"type": "image", "image": picture, **limits}
     if kind in ("video", "audio", "input_audio", "video_url"):
-        raise DataError(f"{place}: a part is of type {kind!r}: only text and images are read; list frames as images")
+        raise DataError(
+            f"{place}: a part has type {kind!r}, but only text and images are supported; list frames as images"
+        )
     raise DataError(
         f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r:.120}"
     )
@@ -96,7 +98,7 @@ def _at_marks(parts: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
         for mark in MARK.finditer(text):
             if mark[1] != "image":
                 raise DataError(
-                    f"{place}: a text has the mark {mark[0]}, which nothing is read for; list frames as images, "
+                    f"{place}: a text has the mark {mark[0]}, which is not supported; list frames as images, "
                     "or set data.format: trl if it is meant as text"
                 )
             if before := text[end : mark.start()]:

@@ -19,9 +19,9 @@ def _side(row: dict[str, Any], column: str, role: str, place: str) -> Messages:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: {column!r} must be a text or a list of messages, got {value!r:.80}")
+        raise DataError(f"{place}: {column!r} must be a string or a list of messages, got {value!r:.80}")
     if column == "completion" and any(isinstance(m, dict) and m.get("role") != "assistant" for m in value):
-        raise DataError(f"{place}: 'completion' must hold assistant messages alone")
+        raise DataError(f"{place}: 'completion' must hold only assistant messages")
     return value
 
 

@@ -49,7 +49,7 @@ def decode_targets(attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[A
     stored = arrays["target"]
     soft = stored < layout.top_k
     if np.count_nonzero(soft) != arrays["gap"].shape[1]:
-        raise DecodeError("target", "it marks another number of soft positions than the unit has")
+        raise DecodeError("target", "its number of soft positions is not the one of the unit")
     ids = decode_ids(arrays, int(attributes["direct"]), layout.vocabulary_size)
     logprobs = decode_values(arrays["gap"], arrays["gap_escape"], attributes["value_step"], layout.top_k)
     tail = decode_tail(arrays["tail"], attributes["tail_origin"], attributes["tail_step"])

@@ -44,7 +44,7 @@ def decode_ids(arrays: Mapping[str, NDArray[Any]], direct: int, vocabulary_size:
     if dictionary.size and int(dictionary.max()) >= vocabulary_size:
         raise DecodeError("id_dictionary", f"an id is not below {vocabulary_size:,}")
     if np.count_nonzero(token >= direct) != len(extra):
-        raise DecodeError("id_extra", "it has another length than the tokens ask for")
+        raise DecodeError("id_extra", "its length does not match the tokens")
     if token.size and min(int(token.max()), direct - 1) >= len(dictionary):
         raise DecodeError("id_token", "it points past the dictionary")
     near = np.zeros(256, dtype=np.uint32)

@@ -13,14 +13,14 @@ from storage.format.v1.arrays import TAIL_ORIGIN, TAIL_STEP, VALUE_STEP
 from storage.format.v1.ranks import LINES, transposed
 
 TAIL_EMPTY = 65535
-ESCAPE = 15  # a gap of 15 steps and more stands in `gap_escape`
+ESCAPE = 15  # a gap of 15 steps or more is stored in `gap_escape`
 MAX_STEPS = 2**31 - 1
 
 
 def encode_values(logprobs: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     """Differences of the rounded cumulative values: rounding errors do not add up along a row.
 
-    Two ranks share a byte: neighbouring gaps tell of each other, and small ones need less than a bit each.
+    Two ranks share a byte: neighbouring gaps are alike, and small ones need less than a bit each.
     """
     steps_KQ = np.rint(transposed(logprobs) / np.float32(-VALUE_STEP)).astype(np.int32)
     gaps_KQ = np.maximum(steps_KQ, 0)  # a log-probability may exceed 0 by its rounding
@@ -36,7 +36,7 @@ def decode_values(gap: NDArray[np.uint8], escapes: NDArray[np.uint32], step: flo
     high, low = gap >> 4, gap & 15
     wanted = np.count_nonzero(high == ESCAPE) + np.count_nonzero(low[: top_k // 2] == ESCAPE)
     if wanted != len(escapes) or int(escapes.max(initial=0)) > MAX_STEPS:
-        raise DecodeError("gap_escape", "it has another length than the gaps ask for, or a gap out of range")
+        raise DecodeError("gap_escape", "its length does not match the gaps, or a gap is out of range")
     may_wrap = int(escapes.max(initial=0)) > MAX_STEPS // top_k - ESCAPE
     result = np.empty((gap.shape[1], top_k), dtype=np.float32)
     total = np.zeros(gap.shape[1], dtype=np.int32)

@@ -40,7 +40,7 @@ class ExactLayout:
 
 
 def check_turns_field(spec: Mapping[str, Any]) -> None:
-    """InvalidSpec where `turns` is there and has no known value."""
+    """InvalidSpec where `turns` is present with an unknown value."""
     if "turns" in spec and spec["turns"] != "all":
         raise InvalidSpec(
             f"spec.turns: expected 'all', or no such field for the last turn alone, got {spec['turns']!r}"

@@ -76,7 +76,7 @@ def test_rows_with_pictures_inside(tmp_path, make, name):
 def test_a_path_inside_a_table_stays_under_the_root(tmp_path):
     row = {"question": "x", "image": {"bytes": None, "path": "/etc/hostname"}}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=r"t\.parquet: row 1: image '/etc/hostname' lies outside data\.root"):
+    with pytest.raises(DataError, match=r"t\.parquet: row 1: image '/etc/hostname' is outside data\.root"):
         load_samples(tmp_path / "t.parquet")
 
 

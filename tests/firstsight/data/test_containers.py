@@ -85,8 +85,11 @@ BAD = {
     ),
     "utf-16": (LINES[0].encode("utf-16"), r"t\.jsonl: the encoding is UTF-16, expected UTF-8; .*iconv -f UTF-16"),
     "utf-32": (LINES[0].encode("utf-32"), r"the encoding is UTF-32"),
-    "utf-16 without a mark": (GOOD + b"\n" + LINES[1].encode("utf-16-le"), r"t\.jsonl:2: has a NUL byte"),
-    "NUL": (GOOD + b"\n\0", r"t\.jsonl:2: has a NUL byte"),
+    "utf-16 without a mark": (
+        GOOD + b"\n" + LINES[1].encode("utf-16-le"),
+        r"t\.jsonl:2: expected UTF-8, got a NUL byte",
+    ),
+    "NUL": (GOOD + b"\n\0", r"t\.jsonl:2: expected UTF-8, got a NUL byte"),
     "trailing comma": (b'{"question": "a",}', r"t\.jsonl:1: not a JSON object \("),
     "NaN": (b'{"question": "a", "times": [NaN]}', r"t\.jsonl:1: not a JSON object \(NaN is not JSON\)"),
     "a key twice": (b'{"question": "a", "question": "b"}', r"the key 'question' is given twice"),
@@ -124,7 +127,7 @@ def test_each_broken_file_is_one_line(tmp_path, name):
     ("text", "message"),
     [
         ("a,a\n1,2\n", r"the header has the column 'a' twice"),
-        ("question,answer\n1\n", r"t\.csv:2: has 1 cell, the header has 2 columns"),
+        ("question,answer\n1\n", r"t\.csv:2: has 1 cell, but the header has 2 columns"),
         ('question\n"a', r"t\.csv:2: not CSV \("),
         ("question,answer\n", r"holds no rows"),
         ("question,other\n1,2\n", r"unknown key 'other'"),

@@ -83,9 +83,7 @@ def test_an_image_is_fetched_once_and_counts_by_its_content(server, tmp_path):
 def test_nothing_is_fetched_without_leave(server, tmp_path):
     part = {"type": "image_url", "image_url": {"url": f"{server}/a.png"}}
     (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": [part]}]}))
-    with pytest.raises(
-        DataError, match=r"is an address; nothing is fetched unless the recipe says data\.allow_urls: true"
-    ):
+    with pytest.raises(DataError, match=r"is an address; set data\.allow_urls: true to fetch it"):
         load_samples(tmp_path / "t.jsonl")
     assert Answers.asked == []
 
@@ -112,7 +110,7 @@ def test_addresses_that_are(address):
 def test_every_way_to_write_this_machine_is_refused(tmp_path, monkeypatch, host):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(
-        DataError, match=r"t:1: image http://.*(no address of the public internet|cannot be fetched)"
+        DataError, match=r"t:1: image http://.*(which is not an address of the public internet|cannot be fetched)"
     ) as error:
         fetched(f"http://{host}:9/a.png", "t:1")
     assert "\n" not in str(error.value)
@@ -120,7 +118,7 @@ def test_every_way_to_write_this_machine_is_refused(tmp_path, monkeypatch, host)
 
 def test_a_redirect_is_checked_as_its_first_address(server):
     for there in ("http://10.0.0.1/a.png", "http://[::1]:9/a.png", "http://169.254.169.254/latest/meta-data/"):
-        with pytest.raises(DataError, match=r"no address of the public internet"):
+        with pytest.raises(DataError, match=r"which is not an address of the public internet"):
             fetched(f"{server}/to/{there}", "t:1")
     for there in ("file:///etc/hostname", "ftp://127.0.0.1/a.png"):
         with pytest.raises(DataError, match=r"leads to .* expected an http or https address"):
@@ -145,7 +143,7 @@ def test_every_address_of_a_name_is_checked_and_a_checked_one_is_used(server, mo
     assert fetched(f"http://good.example:{port}/a.png", "t:1").read_bytes() == PICTURE.getvalue()
     assert asked == ["good.example"]  # resolved once: the second answer of a server that rebinds is never asked for
     assert Answers.asked == [("/a.png", f"good.example:{port}")]
-    with pytest.raises(DataError, match=r"bad\.example is 10\.0\.0\.1, no address"):
+    with pytest.raises(DataError, match=r"bad\.example is 10\.0\.0\.1, which is not an address"):
         fetched(f"http://bad.example:{port}/a.png", "t:1")
 
 
@@ -169,18 +167,18 @@ def test_limits_and_answers_that_are_no_image(server, tmp_path, monkeypatch):
     ):
         with pytest.raises(DataError, match=message):
             fetched(url, "t:1")
-    with pytest.raises(DataError, match=r"is an address of no kind that is read"):
+    with pytest.raises(DataError, match=r"is an address of a kind that is not supported"):
         rows(tmp_path, "s3://bucket/a.png", allow_urls=True)
 
 
 def test_what_a_server_sends_is_no_image(server, tmp_path):
     for _ in range(2):
-        with pytest.raises(DataError, match=r"text: is no image; check in a browser"):
+        with pytest.raises(DataError, match=r"text: is not an image; open the address in a browser"):
             rows(tmp_path, f"{server}/text", allow_urls=True)
     assert len(Answers.asked) == 2  # nothing is kept: it may be an image the next time
 
 
 def test_a_directory_that_cannot_be_written_is_named_with_the_row(server, tmp_path):
     (tmp_path / "cache").write_text("a file where the directory should be")
-    with pytest.raises(DataError, match=r"t\.jsonl:1: an image of the web cannot be kept in .*set XDG_CACHE_HOME"):
+    with pytest.raises(DataError, match=r"t\.jsonl:1: an image from the web cannot be saved in .*set XDG_CACHE_HOME"):
         rows(tmp_path, f"{server}/a.png", allow_urls=True)

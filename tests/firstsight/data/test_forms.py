@@ -59,7 +59,7 @@ def shown(sample):
 USER = {"role": "user", "content": "What?"}
 CUP = {"role": "assistant", "content": "A cup."}
 TEXT = {"type": "text", "text": "What?"}
-LIMIT = r"limits of a picture are min_pixels and max_pixels of an image part"
+LIMIT = r"limits of an image are min_pixels and max_pixels of an image part"
 
 FORMS = {
     "trl, contents as texts": ({"messages": [USER, CUP], "images": ["a.png"]}, "user: [red]What? -> A cup."),
@@ -225,7 +225,7 @@ def test_columns_by_other_names(read):
     (sample,) = read(row, columns=columns, ignore_columns=frozenset({"source"}))
     assert (shown(sample), sample.id) == ("user: [red]What? -> A cup.", "7")
     with pytest.raises(
-        DataError, match=r"data\.columns takes 'answer' from 'label', and the row has a column 'answer'"
+        DataError, match=r"data\.columns takes 'answer' from 'label', but the row also has a column 'answer'"
     ):
         read({**row, "answer": "x"}, columns=columns, ignore_columns=frozenset({"source"}))
 
@@ -234,7 +234,7 @@ def test_a_mark_that_is_meant_as_text(read):
     row = {"messages": [{"role": "user", "content": "What does <image> mean in HTML?"}]}
     (sample,) = read(row, format="trl")
     assert shown(sample) == "user: What does <image> mean in HTML? -> None"
-    with pytest.raises(DataError, match=r"places for 1 image, the row lists 0; .* set data\.format: trl"):
+    with pytest.raises(DataError, match=r"places for 1 image, but the row lists 0; .* set data\.format: trl"):
         read(row)
 
 
@@ -259,17 +259,17 @@ BAD = [
     (part(path="b.png"), r"an image part has 'image' and 'path'"),
     (part(fps=2), r"video files are not read"),
     (part(alt="a cup"), r"an image part has the unknown key 'alt'"),
-    ({**part(), "images": ["b.png"]}, r"1 image parts bring their own picture, 0 do not, and the row lists 1"),
-    (part(image="https://host/a.png"), r"is an address; nothing is fetched"),
-    (part(image="file:///etc/hostname"), r"lies outside data\.root"),
+    ({**part(), "images": ["b.png"]}, r"1 image parts bring their own image, 0 do not, and the row lists 1"),
+    (part(image="https://host/a.png"), r"is an address; set data\.allow_urls: true to fetch it"),
+    (part(image="file:///etc/hostname"), r"is outside data\.root"),
     (part(image="data:image/png,xx"), r"is a data: URL that is not base64"),
     (part(image="data:image/png;base64,@@"), r"image 1 is not base64"),
-    ({"messages": [USER], "images": [{"bytes": None, "path": "/etc/hostname"}]}, r"lies outside data\.root"),
+    ({"messages": [USER], "images": [{"bytes": None, "path": "/etc/hostname"}]}, r"is outside data\.root"),
     ({"messages": [USER], "images": [{"url": "a.png"}]}, r"an image has the unknown key 'url'"),
     ({"messages": [USER], "images": [None]}, r"an image must be a path relative to data\.root, got NoneType"),
     (
         {"messages": [{"role": "user", "content": "<image><image>x"}], "images": ["a.png"]},
-        r"have places for 2 images, the row lists 1; make them equal",
+        r"have places for 2 images, but the row lists 1; make the numbers equal",
     ),
     (
         {
@@ -280,7 +280,7 @@ BAD = [
     ),
     (
         {"messages": [{"role": "user", "content": "<video>x"}]},
-        r"a text has the mark <video>, which nothing is read for",
+        r"a text has the mark <video>, which is not supported",
     ),
     (
         {"messages": [USER, {"role": "assistant", "content": "<image>"}], "images": ["a.png"]},
@@ -294,17 +294,17 @@ BAD = [
     ({"conversations": [{"from": "human", "text": "x"}]}, r"a turn has the unknown key 'text'"),
     (
         {"messages": [USER], "conversations": [{"from": "human", "value": "x"}]},
-        r"'messages' and 'conversations': which of them",
+        r"'messages' and 'conversations', which belong to different forms",
     ),
-    ({"prompt": "x", "completion": [USER]}, r"'completion' must hold assistant messages alone"),
+    ({"prompt": "x", "completion": [USER]}, r"'completion' must hold only assistant messages"),
     ({"instruction": "x", "history": [["a"]]}, r"'history' must list pairs"),
-    ({"question": ["x"]}, r"'question' must be a text"),
+    ({"question": ["x"]}, r"'question' must be a string"),
     ({"text": "x"}, r"the row has 'text': expected one of messages, conversations.*data\.columns"),
     ({}, r"the row has no columns"),
     ({"messages": [USER], "times": [float("1e308") * 10], "frames": ["a.png"]}, r"Infinity is not JSON"),
     (
         {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]},
-        r"of type 'video': only text and images",
+        r"has type 'video', but only text and images",
     ),
     ({"messages": [USER], "system": 5}, r"content must be a string or a list of parts, got 5"),
     ({"messages": [USER], "category": ["a"]}, r"'category' must be a name"),

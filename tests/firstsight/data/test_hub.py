@@ -190,7 +190,8 @@ def test_what_is_asked_of_the_hub(stub, read):
 def test_without_datasets_it_says_what_to_install(read, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        DataError, match=r"org/name train: a dataset of the hub needs datasets: pip install 'firstsight\[data\]'"
+        DataError,
+        match=r"org/name train: a hub dataset needs the package datasets; install it with: pip install 'firstsight\[data\]'",
     ):
         read("org/name", split="train")
 
@@ -210,12 +211,13 @@ def test_a_directory_of_parquet_files(tmp_path):
         assert files.sample(each.file, each.locator, each.number) == each.sample
     pq.write_table(table("c"), where / "test-00000-of-00001.parquet")
     with pytest.raises(
-        DataError, match=r"train: holds Parquet files of different names \(test-00000-of-00001\.parquet, .*: splits"
+        DataError,
+        match=r"train: holds Parquet files of different names \(test-00000-of-00001\.parquet, .*, perhaps splits",
     ):
         load_samples(source)
     (tmp_path / "up").mkdir()
     where.rename(tmp_path / "up" / "train")
-    with pytest.raises(DataError, match=r"up: its Parquet files lie in directories of it"):
+    with pytest.raises(DataError, match=r"up: its Parquet files are in subdirectories"):
         load_samples(DataSource(files=(tmp_path / "up",), root=tmp_path))
 
 

@@ -101,13 +101,13 @@ def test_an_entry_of_the_hub(tmp_path):
 
 GOOD = {"instruction": "What?", "output": "A cup."}
 REFUSED = [
-    ({"ranking": True}, r"dataset_info\.json, 'demo': has the key 'ranking': only one answer"),
-    ({"num_samples": 5}, r"'num_samples': rows are not drawn by chance; take a slice"),
+    ({"ranking": True}, r"dataset_info\.json, 'demo': has the key 'ranking': training uses one answer"),
+    ({"num_samples": 5}, r"'num_samples': rows are not sampled at random; take a slice"),
     ({"folder": "x"}, r"'folder'"),
     ({"script_url": "x"}, r"scripts are not run"),
     ({"colums": {}}, r"has the unknown key 'colums'; did you mean 'columns'\?"),
     ({"formatting": "chatml"}, r"'formatting' must be one of alpaca, sharegpt, openai, got 'chatml'"),
-    ({"columns": {"prompt": "instruction", "chosen": "output"}}, r"the column 'chosen': only one answer"),
+    ({"columns": {"prompt": "instruction", "chosen": "output"}}, r"the column 'chosen': training uses one answer"),
     ({"columns": {"prompt": "instruction", "videos": "v"}}, r"the column 'videos': video files are not read"),
     ({"columns": {"prompt": "instruction", "tools": "t"}}, r"the column 'tools': tools are not supported"),
     ({"columns": {"promt": "instruction"}}, r"has no column 'promt'; did you mean 'prompt'"),
@@ -116,13 +116,13 @@ REFUSED = [
     ({"columns": ["prompt"]}, r"'columns' must map names to names"),
     ({"tags": {"role_tag": "from"}}, r"'tags' are for turns"),
     ({**SHARED, "tags": {"roletag": "from"}}, r"'tags' has the unknown key 'roletag'; did you mean 'role_tag'\?"),
-    ({"split": "test"}, r"'split' is for a dataset of the hub"),
-    ({"subset": "en"}, r"'subset' is for a dataset of the hub"),
-    ({"hf_hub_url": "a/b"}, r"'hf_hub_url' and 'file_name' exclude each other"),
-    ({"file_name": None}, r"has neither 'file_name' nor 'hf_hub_url'"),
-    ({"file_name": 5}, r"'file_name' must be a text, got 5"),
-    ({"file_name": "no.json"}, r"no\.json is not there"),
-    ({"columns": {"prompt": "instruction"}}, r"row 1: the column 'output' is not among the columns of the dataset_info\.json; map it"),
+    ({"split": "test"}, r"'split' is for a hub dataset"),
+    ({"subset": "en"}, r"'subset' is for a hub dataset"),
+    ({"hf_hub_url": "a/b"}, r"expected 'hf_hub_url' or 'file_name', got both"),
+    ({"file_name": None}, r"expected 'file_name' or 'hf_hub_url', got neither"),
+    ({"file_name": 5}, r"'file_name' must be a string, got 5"),
+    ({"file_name": "no.json"}, r"no\.json not found"),
+    ({"columns": {"prompt": "instruction"}}, r"row 1: the column 'output' is not in the columns of the dataset_info\.json; map it"),
 ]  # fmt: skip
 
 
@@ -146,9 +146,9 @@ def test_turns_of_other_keys_and_roles_are_refused(read):
 def test_names_and_settings_that_do_not_go_with_it(read, tmp_path):
     with pytest.raises(DataError, match=r"has no dataset 'demmo'; did you mean 'demo'\?"):
         read({}, GOOD, name="demmo")
-    with pytest.raises(DataError, match=r"data\.format is set as well; remove it"):
+    with pytest.raises(DataError, match=r"data\.format is also set; remove it"):
         read({}, GOOD, format="query")
-    with pytest.raises(DataError, match=r"data\.columns is set as well; remove it"):
+    with pytest.raises(DataError, match=r"data\.columns is also set; remove it"):
         read({}, GOOD, columns={"question": "x"})
     (sample,) = read({}, {**GOOD, "source": "web"}, ignore_columns=frozenset({"source"}))
     assert sample.answer == "A cup."
@@ -167,5 +167,5 @@ def test_names_and_settings_that_do_not_go_with_it(read, tmp_path):
             load_samples(listed)
         assert "\n" not in str(error.value)
     path.unlink()
-    with pytest.raises(DataError, match=r"dataset_info\.json is not there"):
+    with pytest.raises(DataError, match=r"dataset_info\.json not found"):
         load_samples(listed)

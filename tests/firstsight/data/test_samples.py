@@ -108,20 +108,20 @@ def test_key_follows_content_not_place(load, tmp_path):
             row(messages=[{"role": "user", "content": "a\0b"}], images=[]),
             r"a message has a NUL character at character 1",
         ),
-        (row(id="b", images=["three.png"]), r"train\.jsonl:2: image .*three\.png is not there"),
-        (row(id="b", images=["three\n.png"]), r"image '.*three\\n\.png' is not there"),
+        (row(id="b", images=["three.png"]), r"train\.jsonl:2: image .*three\.png not found"),
+        (row(id="b", images=["three\n.png"]), r"image '.*three\\n\.png' not found"),
         (
             row(id="b", images=["iVBORw0KGgo" * 30]),
-            r"train\.jsonl:2: image 'iVBORw.*'\.\.\. has 330 characters, which is no path",
+            r"train\.jsonl:2: image 'iVBORw.*'\.\.\. has 330 characters, which is not a path",
         ),
         (
             row(id="b", images=["iVBORw0/Ggo" * 900]),
-            r"has 9,900 characters, which is no path; base64 is written as a URL",
+            r"has 9,900 characters, which is not a path; write base64 as a URL",
         ),
-        (row(id="b", images=["../" + "x/" * 900]), r"image '\.\./x/x.* lies outside data\.root"),
-        (row(id="b", images=["../one.png"]), r"train\.jsonl:2: image '\.\./one\.png' lies outside data\.root"),
-        (row(id="b", images=["/etc/hostname"]), r"lies outside data\.root"),
-        (row(id="b", images=[]), r"have places for 1 image, the row lists 0"),
+        (row(id="b", images=["../" + "x/" * 900]), r"image '\.\./x/x.* is outside data\.root"),
+        (row(id="b", images=["../one.png"]), r"train\.jsonl:2: image '\.\./one\.png' is outside data\.root"),
+        (row(id="b", images=["/etc/hostname"]), r"is outside data\.root"),
+        (row(id="b", images=[]), r"have places for 1 image, but the row lists 0"),
         (row(id="b", images="one.png"), r"'images' must be a list"),
         (row(id="b", messages=[]), r"'messages' must be a list"),
         (
@@ -142,7 +142,7 @@ def test_each_mistake_is_one_line(load, bad, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there"):
+    with pytest.raises(DataError, match=r"data file .*none\.jsonl not found"):
         check_files([DataSource(files=(tmp_path / "none.jsonl",), root=tmp_path)])
 
 
@@ -151,7 +151,7 @@ def test_hostile_images(load, tmp_path):
     with pytest.raises(DataError, match=r"one\.png cannot be decoded"):
         load(row())[0].open_images()
     Image.new("1", (9_000, 9_000)).save(tmp_path / "one.png")
-    with pytest.raises(DataError, match=r"9000 x 9000 pixels, more than 64,000,000"):
+    with pytest.raises(DataError, match=r"9,000 x 9,000 pixels, more than 64,000,000"):
         load(row())[0].open_images()
     whole = tmp_path / "two.png"
     whole.write_bytes(whole.read_bytes()[:60])

@@ -32,8 +32,8 @@ def test_training_and_both_plans_count_every_row(world):
     options = ["plan", "--config", str(world / "recipe.yaml"), "--no-progress", *settings]
     shown = CliRunner().invoke(student, options, catch_exceptions=False)
     assert f"{3 * count:,} to train on" in shown.output
-    assert f"{2 * count:,} of {3 * count:,} train rows repeat an earlier one: each is trained on" in shown.output
-    assert "1 validation row is in the training data as well (validation.jsonl:" in shown.output
+    assert f"{2 * count:,} of {3 * count:,} train rows repeat an earlier one; each is trained on" in shown.output
+    assert "1 validation row is also in the training data (validation.jsonl:" in shown.output
     demand = json.loads(CliRunner().invoke(teacher, [*options, "--json"], catch_exceptions=False).output)["demand"]
     validation = len(plan.validation) - 1
     assert (demand["rows"], demand["samples"]) == (3 * count + validation + 1, count + validation)

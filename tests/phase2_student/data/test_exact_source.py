@@ -109,16 +109,16 @@ def refused(world, *more):
 
 def test_a_recipe_that_states_another_kind_is_refused_with_the_difference(exact_world):
     error = refused(exact_world, "--set", "cache.targets=top_k")
-    assert 'targets: the cache has "exact", requested is "top_k"' in error
+    assert 'targets: the cache has "exact", the request has "top_k"' in error
     assert "1 difference" in error
     error = refused(exact_world, "--set", "cache.path=cache.zarr", "--set", "cache.targets=exact")
-    assert 'targets: the cache has "top_k", requested is "exact"' in error
+    assert 'targets: the cache has "top_k", the request has "exact"' in error
     assert "1 difference" in error
 
 
 def test_a_key_of_top_k_caches_is_refused(exact_world):
     error = refused(exact_world, "--set", "cache.top_k=32", "--set", "cache.temperatures=[1, 2, 3]")
-    assert "top_k: the cache has (absent), requested is 32" in error
+    assert "top_k: the cache has (absent), the request has 32" in error
     assert "temperatures: the cache has (absent)" in error
 
 
@@ -142,7 +142,7 @@ def test_a_tail_is_refused_beside_the_teacher_in_memory_and_in_a_grid(exact_worl
 
 def test_what_the_recipe_states_of_the_teacher_is_compared(exact_world):
     error = refused(exact_world, "--set", "data.system_prompt=Be brief.", "--set", "teacher.model=models/other")
-    assert 'teacher.system_prompt: the cache has null, requested is "Be brief."' in error
+    assert 'teacher.system_prompt: the cache has null, the request has "Be brief."' in error
     assert "teacher.model" in error
 
 

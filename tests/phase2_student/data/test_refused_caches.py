@@ -88,7 +88,7 @@ def test_a_head_of_another_size_is_refused_with_the_difference(world):
         if "vocab_size" in part:
             part["vocab_size"] = rows + 64
     (other / "config.json").write_text(json.dumps(config))
-    assert f"vocabulary_size: the cache has {rows}, requested is {rows + 64}" in refused(
+    assert f"vocabulary_size: the cache has {rows}, the request has {rows + 64}" in refused(
         world, "--set", "student.model=other"
     )
 
@@ -98,25 +98,25 @@ def test_a_head_of_another_size_is_refused_with_the_difference(world):
     [
         (
             "teacher.model=Qwen/Qwen2-VL-7B-Instruct",
-            'teacher.model: the cache has "teacher", requested is "Qwen/Qwen2-VL-7B-Instruct"',
+            'teacher.model: the cache has "teacher", the request has "Qwen/Qwen2-VL-7B-Instruct"',
         ),
-        ("teacher.model=/elsewhere/other", 'teacher.model: the cache has "teacher", requested is "other"'),
-        ("teacher.revision=abc", 'teacher.revision: the cache has null, requested is "abc"'),
-        ("teacher.quantization=int8", 'teacher.quantization: the cache has "none", requested is "int8"'),
-        ("teacher.dtype=bfloat16", 'teacher.dtype: the cache has "float32", requested is "bfloat16"'),
+        ("teacher.model=/elsewhere/other", 'teacher.model: the cache has "teacher", the request has "other"'),
+        ("teacher.revision=abc", 'teacher.revision: the cache has null, the request has "abc"'),
+        ("teacher.quantization=int8", 'teacher.quantization: the cache has "none", the request has "int8"'),
+        ("teacher.dtype=bfloat16", 'teacher.dtype: the cache has "float32", the request has "bfloat16"'),
         (
             "teacher.attn_implementation=eager",
-            'teacher.attn_implementation: the cache has "sdpa", requested is "eager"',
+            'teacher.attn_implementation: the cache has "sdpa", the request has "eager"',
         ),
-        ("teacher.batch_tokens=512", "teacher.batch_tokens: the cache has 16384, requested is 512"),
+        ("teacher.batch_tokens=512", "teacher.batch_tokens: the cache has 16384, the request has 512"),
         ("teacher.max_pixels=3136", "teacher.image_processor: the cache has {"),
-        ("data.system_prompt=Be brief.", 'teacher.system_prompt: the cache has null, requested is "Be brief."'),
-        ("cache.top_k=32", "top_k: the cache has 64, requested is 32"),
+        ("data.system_prompt=Be brief.", 'teacher.system_prompt: the cache has null, the request has "Be brief."'),
+        ("cache.top_k=32", "top_k: the cache has 64, the request has 32"),
         (
             "cache.temperatures=[1, 2, 8]",
-            "temperatures: the cache has [1, 1.5, 2, 4], requested is [1, 2, 8]",
+            "temperatures: the cache has [1, 1.5, 2, 4], the request has [1, 2, 8]",
         ),
-        ("cache.generate_missing=true", "generation: the cache has false, requested is true"),
+        ("cache.generate_missing=true", "generation: the cache has false, the request has true"),
     ],
 )
 def test_what_the_recipe_states_is_compared(world, setting, difference):
@@ -152,7 +152,7 @@ def test_a_recipe_that_is_silent_about_the_dump_trains_on_any_quantization(world
 
 def test_the_default_teacher_counts_as_stated(world):
     stating(world, teacher__model=None)
-    assert 'teacher.model: the cache has "teacher", requested is "Qwen/Qwen2-VL-7B-Instruct"' in refused(world)
+    assert 'teacher.model: the cache has "teacher", the request has "Qwen/Qwen2-VL-7B-Instruct"' in refused(world)
 
 
 @pytest.mark.parametrize("model", ["models/teacher", "/nowhere/teacher", "~/nowhere/teacher", "teacher"])
@@ -174,7 +174,7 @@ def test_the_teachers_resolution_is_compared_without_it_too(world, pixels, fits)
     if fits:
         compare(world, recipe, cache)
     else:
-        with pytest.raises(SpecMismatch, match="longest_edge: the cache has 401408, requested is 3136"):
+        with pytest.raises(SpecMismatch, match="longest_edge: the cache has 401408, the request has 3136"):
             compare(world, recipe, cache)
 
 
@@ -183,9 +183,9 @@ def test_what_was_generated_is_compared_where_it_is_named(world):
     cache.spec["generation"] = {"max_tokens": 128, "temperature": 0.0, "seed": 0}
     compare(world, stating(world), cache)
     compare(world, stating(world, cache__generate_missing=True, cache__generate_seed=0), cache)
-    with pytest.raises(SpecMismatch, match=r"generation.seed: the cache has 0, requested is 3"):
+    with pytest.raises(SpecMismatch, match=r"generation.seed: the cache has 0, the request has 3"):
         compare(world, stating(world, cache__generate_seed=3), cache)
-    with pytest.raises(SpecMismatch, match=r"generation: the cache has true, requested is false"):
+    with pytest.raises(SpecMismatch, match=r"generation: the cache has true, the request has false"):
         compare(world, stating(world, cache__generate_missing=False, cache__generate_seed=0), cache)
 
 

@@ -155,7 +155,7 @@ def test_refusals(place, break_it, arguments, message):
     done = publish(place, "--dry-run", *arguments)
     assert done.exit_code == 2, done.output
     assert message in done.stderr
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("Error: ")
 
 
 @pytest.mark.usefixtures("nobody")
@@ -305,12 +305,12 @@ def test_the_push_puts_every_file_on_the_hub(place, hub):
 def test_a_hub_that_refuses_or_is_not_there_is_told_in_one_line(place, hub):
     refused = push(place, hub.url, token="hf_wrong")
     assert refused.returncode == 2, refused.stderr
-    assert "error: me/student: the upload failed" in refused.stderr
+    assert "Error: me/student: the upload failed" in refused.stderr
     assert "401" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "hf_wrong" not in refused.stderr
     absent = push(place, "http://127.0.0.1:9")
     assert absent.returncode == 2, absent.stderr
-    assert "error: me/student: the upload failed" in absent.stderr
+    assert "Error: me/student: the upload failed" in absent.stderr
     assert "Traceback" not in absent.stderr
     assert (place / "runs" / "distilled" / "publish" / "README.md").is_file()

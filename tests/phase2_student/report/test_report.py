@@ -237,7 +237,7 @@ def test_what_cannot_be_used_is_named(runs, break_it, message):
     done = CliRunner().invoke(main, ["report", str(runs[0])])
     assert done.exit_code == 2, done.output
     assert re.search(message, done.stderr), done.stderr
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("Error: ")
 
 
 def _set(value, *path):

@@ -74,7 +74,7 @@ def test_the_step_is_not_taken_and_the_same_command_continues(world, spoiled, wh
     stopped = train(world, "a", *more)
     undo()
     assert stopped.exit_code == 2, (stopped.output, stopped.exception)
-    lines = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
+    lines = [line for line in stopped.stderr.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1
     assert message in lines[0]
     directory = world / "runs" / "a"
@@ -162,6 +162,6 @@ def test_all_processes_stop_together(world, tmp_path):
         torchrun(str(script))
     for rank in (0, 1):
         said = (tmp_path / f"said-{rank}").read_text()
-        assert "error: step 2: the loss is nan on samples" in said
+        assert "Error: step 2: the loss is nan on samples" in said
         assert said.endswith("STOPPED 2\n")
     assert not (world / "runs" / "a" / "final").exists()

@@ -117,7 +117,7 @@ def broken_rows(data, split):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-WORDS = ("more than data.max_length = 512", "the control token <|image_pad|>", "nowhere.png is not there")
+WORDS = ("more than data.max_length = 512", "the control token <|image_pad|>", "nowhere.png not found")
 WORDS += ("cannot be decoded", "refuses its images of 1 x 5000")
 
 

@@ -51,7 +51,7 @@ def test_a_training_without_validation_data(world, stated):
     assert "is finished" in run(student, "train", *options)
     if stated:
         return
-    assert "no rows to measure on; name a file" in run(
+    assert "expected rows to measure on, got none; give a file" in run(
         student, "eval", *options[:2], "--no-progress", *options[3:5], code=2
     )
     assert "would be about" in run(student, "export", "--int8", "--dry-run", *options[:2])
