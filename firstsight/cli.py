@@ -74,7 +74,6 @@ def synth(
     Example: firstsight data synth data --train 5000 --validation 1000 --seed 0
     """
     from firstsight.demo.synth.writing import write_dataset
-    from firstsight.models.gpus import bytes_text
 
     summary = write_dataset(
         out,
