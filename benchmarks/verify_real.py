@@ -272,7 +272,7 @@ def main(directory: Path, path: Path, samples: int, steps: int, overrides: tuple
         recipe = recipe_here(path, directory, steps, overrides)
         rows = verify(recipe, directory, samples)
     except (FirstSightError, CacheError) as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"Error: {error}", err=True)
         sys.exit(2)
     text = table(recipe, rows)
     (directory / "verify.md").write_text(text + "\n", encoding="utf-8")

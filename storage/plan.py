@@ -119,12 +119,18 @@ def add_plan(
             for unit in units:
                 wanted.discard(unit, skipped_by(unit) if skipped_by else ())
             seen += 1
-        batch = wanted.first(PLAN_SAMPLES)
-        if not batch:
+        count, data = _next_plan(wanted, unit_positions)
+        if not count:
             return added
-        document = {"id": secrets.token_hex(8), "units": _group(batch, unit_positions)}
-        if store.create(f"{PLANS}/{_plan_name(seen)}", seal(document)):
-            added += len(batch)
+        if store.create(f"{PLANS}/{_plan_name(seen)}", data):
+            added += count
+        del data
+
+
+def _next_plan(wanted: _Wanted, unit_positions: int) -> tuple[int, bytes]:
+    """How many samples the next plan object has, and its bytes: the samples themselves are held no longer than here."""
+    batch = wanted.first(PLAN_SAMPLES)
+    return len(batch), seal({"id": secrets.token_hex(8), "units": _group(batch, unit_positions)})
 
 
 class _Wanted:

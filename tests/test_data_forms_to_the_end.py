@@ -90,11 +90,11 @@ def test_a_form_from_check_to_training(tmp_path, models, form):
     path.write_text(yaml.safe_dump(recipe))
     config = ("--config", path, "--no-progress")
     checked = run(firstsight, "data", "check", *config, code=1 if form is llava else 0)
-    assert ("1 fault: what" in checked) == (form is llava)
+    assert ("1 fault; a row with a fault" in checked) == (form is llava)
     planned = run(teacher, "plan", *config)
     assert "1 of " in planned
-    assert "repeat an earlier one" in planned
-    assert ("samples cannot be used and are skipped" in planned) == (form is llava)
+    assert "repeats an earlier one" in planned
+    assert ("sample cannot be used and is skipped" in planned) == (form is llava)
     assert ("have several answers" in planned) == (form is swift)
     run(teacher, "dump", *config)
     cache = open_cache(str(tmp_path / "c.zarr"))
@@ -102,7 +102,7 @@ def test_a_form_from_check_to_training(tmp_path, models, form):
     reasons = list(cache.skipped().values())
     if form is llava:
         assert "sample '13': the model's image processor refuses its images of 1 x 5000 pixels" in reasons[0]
-        assert "but for 1 that an earlier dump skipped" in run(teacher, "dump", *config)
+        assert "except 1 that an earlier dump skipped" in run(teacher, "dump", *config)
     else:
         assert reasons == []
         assert "holds all 13 samples" in run(teacher, "dump", *config)

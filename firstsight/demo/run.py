@@ -21,7 +21,7 @@ import click
 from firstsight.errors import FirstSightError
 
 Regime = Literal["few-labels", "noisy", "ambiguous", "clean"]
-DEFAULT_REGIME: Regime = "clean"
+DEFAULT_REGIME: Regime = "few-labels"
 TRAIN_SAMPLES = 1_400
 VALIDATION_SAMPLES = 420
 BATCH = 16

@@ -59,5 +59,5 @@ def usable(
         found.lengths.append(length)
     if rows and not found.samples:  # a mean over nothing would be the best loss of any run
         of = rows[0][1].place.rpartition(":")[0]
-        raise DataError(f"{of}: none of {len(rows):,} samples can be used; the first: {found.skipped[0]}")
+        raise DataError(f"{of}: none of the {len(rows):,} samples can be used; the first: {found.skipped[0]}")
     return found

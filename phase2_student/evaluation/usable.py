@@ -49,5 +49,5 @@ def usable_samples(
             continue
         taken.append(sample)
     if not taken:
-        raise DataError(f"{source}: none of its {counted(len(skipped), 'sample')} can be used; the first: {skipped[0]}")
+        raise DataError(f"{source}: none of the {counted(len(skipped), 'sample')} can be used; the first: {skipped[0]}")
     return taken, skipped

@@ -101,7 +101,7 @@ def test_targets_of_another_position_are_seen(tmp_path, recipe, monkeypatch):
 def test_a_model_that_is_not_there(tmp_path, recipe):
     done = run(recipe, tmp_path / "out", "--set", "teacher.model=/nowhere/at/all")
     assert done.exit_code == 2
-    assert done.output.splitlines()[-1].startswith("error: teacher.model: directory /nowhere/at/all is not there")
+    assert done.output.splitlines()[-1].startswith("Error: teacher.model: directory /nowhere/at/all not found")
     assert not (tmp_path / "out" / "data").exists()
 
 

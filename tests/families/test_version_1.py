@@ -59,4 +59,4 @@ def test_an_old_cache_is_grown_and_trains_to_the_same_loss(tmp_path):
         assert refused.exit_code == 2
         assert "old.zarr" in refused.output
         assert "cache.targets" in refused.output or "targets = 'exact'" in refused.output
-        assert refused.output.count("error:") == 1
+        assert refused.output.count("Error:") == 1

@@ -141,7 +141,7 @@ def test_inputs_are_those_of_the_models_own_processor(prompter, load):
 def test_a_template_that_leaves_an_image_out_is_refused(models, section, load):
     processor = load_processor(models / "student", section)
     processor.chat_template = processor.chat_template.replace("<|image_pad|>", "")
-    with pytest.raises(DataError, match=r"sample .* renders 0 of its 1 image, expected a place for each"):
+    with pytest.raises(DataError, match=r"sample .* renders 0 of its 1 image, expected one place for each"):
         Prompter(processor, family_of(load_config(models / "student", section)), max_length=200).encode(
             load(THREE[0])[0]
         )

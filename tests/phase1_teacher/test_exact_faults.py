@@ -133,7 +133,7 @@ def test_what_was_changed_is_one_line_of_the_dump(world, workshop, object, how):
         return  # the dump needs head.json alone where the head is complete; verify and whoever trains read the rest
     assert shown.exit_code == 2, shown.output
     assert shown.exception is None or isinstance(shown.exception, SystemExit)
-    assert shown.output.count("error:") == 1
+    assert shown.output.count("Error:") == 1
 
 
 def test_a_head_that_was_taken_away_is_written_again(world):
@@ -203,4 +203,4 @@ def test_a_derivation_of_what_was_changed_is_one_line(exact, workshop, object, h
         return
     assert shown.exit_code == 2, shown.output
     assert isinstance(shown.exception, SystemExit)
-    assert shown.output.count("error:") == 1
+    assert shown.output.count("Error:") == 1

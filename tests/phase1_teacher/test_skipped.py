@@ -282,4 +282,4 @@ def test_rows_of_which_none_has_its_picture_are_an_error(workshop):
         row["images"] = ["nowhere.png"]
     code, output = command(workshop.recipe(rows, cache={"on_error": "skip"}))
     assert code == 2
-    assert "none of 4 rows can be used; the first: train.jsonl:1: image" in output
+    assert "none of the 4 rows can be used; the first: train.jsonl:1: image" in output

@@ -16,7 +16,7 @@ from firstsight.errors import DataError
 MAX_ROW_BYTES = 64 * 2**20
 """A longer row is refused before it is read whole."""
 
-_CHUNK = 2**20
+_CHUNK = 2**16
 _WIDE = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 

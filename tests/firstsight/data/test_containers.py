@@ -184,7 +184,7 @@ def test_a_share_for_validation_is_stable_while_data_grow(tmp_path):
     assert 35 <= len(validation) <= 85
     path.write_text('{"question": "a"}')
     none = DataSource(files=(path,), root=tmp_path, share=1e-9, part="validation")
-    with pytest.raises(DataError, match=r"none of 1 row falls into this split"):
+    with pytest.raises(DataError, match=r"none of the 1 row falls into this split"):
         load_samples(none)
 
 

@@ -241,7 +241,7 @@ def test_a_dump_finds_a_row_again_and_notices_that_it_was_changed(place):
     keys = [sample.key for sample in load_samples(rows, place)]
     assert [index[key].answer for key in keys] == ["A cup.", "A lamp.", "Yes."]
     rows[0]["answer"] = "A mug."
-    with pytest.raises(DataError, match="train: row 1: the row or its images were changed while the dump ran"):
+    with pytest.raises(DataError, match="train: row 1: the row or its images changed during the dump"):
         _ = index[keys[0]]
 
 

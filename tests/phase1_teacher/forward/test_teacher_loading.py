@@ -47,7 +47,7 @@ def test_pickled_weights_are_refused(workshop):
     shutil.copytree(workshop.models / "teacher", directory, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save({}, directory / "pytorch_model.bin")
     recipe = workshop.load(workshop.rows(4), teacher={"model": str(directory)})
-    with pytest.raises(ModelError, match=r"has no \.safetensors; weights are read from safetensors only"):
+    with pytest.raises(ModelError, match=r"has no \.safetensors file; weights are read from safetensors only"):
         prepare_dump(recipe, progress=False)
 
 

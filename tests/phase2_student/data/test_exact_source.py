@@ -252,5 +252,5 @@ def test_what_is_too_long_for_the_student_is_skipped_by_name_or_refused(exact_wo
     assert len(skipping.train) + len(skipping.validation) == len(lengths) - count
     assert f"{counted(count, 'sample is', 'samples are')} left out (cache.on_error: skip):" in skipping.skipped_text
     assert all("more than data.max_length" in reason for reason in skipping.skipped)
-    with pytest.raises(DataError, match=r"no sample of 26 can be learned from; the first: train.jsonl:1"):
+    with pytest.raises(DataError, match=r"train.jsonl: none of the 26 samples can be used; the first: train.jsonl:1"):
         prepared(exact_world, "data.max_length=5", "cache.on_error=skip")

@@ -188,7 +188,7 @@ def test_nothing_that_can_be_used_is_an_error(made_world, tmp_path):
             row["messages"][0]["content"][-1]["text"] = "look: <|image_pad|>"
 
     recipe = place_of_skip(place_of(made_world, tmp_path, change))
-    with pytest.raises(DataError, match=r"none of its 6 samples can be used; the first: validation.jsonl:1"):
+    with pytest.raises(DataError, match=r"none of the 6 samples can be used; the first: validation.jsonl:1"):
         measure(recipe, tmp_path / "measured")
 
 
@@ -210,7 +210,7 @@ def test_a_distance_over_part_of_the_samples_is_said():
         "models": [model.to_json()],
     }
     text = summary_text(Evaluation.model_validate(evaluation))
-    assert "m: KL and agreement over 1 of 3 samples; the cache has no targets of the others" in text
+    assert "m: KL and agreement over 1 of 3 samples; the cache has no targets for the others" in text
 
 
 @pytest.mark.parametrize(

@@ -223,12 +223,12 @@ def test_evaluations_of_several_runs_are_put_together(runs):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda run: (run / "run.json").unlink(), "holds a run.json; give the directory of a run"),
-        (lambda run: (run / "run.json").write_text("{"), "run.json: not JSON"),
+        (lambda run: (run / "run.json").unlink(), "no run.json was found in it or directly below it; pass the directory of a run"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json: not valid JSON"),
         (lambda run: (run / "run.json").write_text("[]"), "run.json: expected a JSON dict, got list"),
-        (lambda run: (run / "recipe.yaml").write_text("a: [1"), "recipe.yaml: not YAML"),
+        (lambda run: (run / "recipe.yaml").write_text("a: [1"), "recipe.yaml: not valid YAML"),
         (lambda run: (run / "run.json").write_text("{}"), "run.json: the settings of the run are missing"),
-        (lambda run: (run / "training_history.json").write_text('[{"step": 1}]'), "history.json: a row has no epoch"),
+        (lambda run: (run / "training_history.json").write_text('[{"step": 1}]'), "history.json: an entry has no epoch"),
         (lambda run: write_evaluation(run / "evaluation", {}), "created: field required; the file is damaged"),
     ],
 )

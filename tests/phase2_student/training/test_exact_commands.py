@@ -33,7 +33,7 @@ def test_every_command_knows_a_run_from_exact_targets(exact_world):
     published = run("publish", *config, *there, "--repo", "me/student", "--dry-run", "--output", exact_world / "card")
     assert published.exit_code == 0, published.output
     card = (exact_world / "card" / "README.md").read_text()
-    assert "its hidden states and head\nwere kept in a cache" in card
+    assert "its hidden states and head\nwere stored in a cache" in card
     assert ", exact targets |" in card
     assert "top-k" not in card.split("## Limits")[0].split("## Lineage")[1]
     assert "most likely tokens per position" not in card

@@ -143,7 +143,7 @@ def test_without_validations_there_is_a_last_student_and_no_best(world):
     assert history.validations == []
     assert history.epochs[0]["validation"] is None
     assert history.epochs[0]["steps"] == 7
-    assert 'training.eval_strategy is "no": no validation loss and no best/' in said
+    assert 'training.eval_strategy is "no": there is no validation loss and no best/' in said
     assert "without effect: training.eval_on_start" in said
     assert "7 steps in " in said
     assert f"no validation loss: {directory / 'final'}\n" in said

@@ -156,7 +156,7 @@ def test_a_split_of_which_nothing_is_left_is_refused(world):
     (world / "data" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     refused = run("train", "--config", world / "recipe.yaml", "--online", "--set", "cache.on_error=skip")
     assert refused.exit_code == 2, refused.output
-    assert "validation.jsonl: none of 6 samples can be used; the first: validation.jsonl:1:" in refused.stderr
+    assert "validation.jsonl: none of the 6 samples can be used; the first: validation.jsonl:1:" in refused.stderr
 
 
 def nan_for(monkeypatch, name):

@@ -189,7 +189,7 @@ def test_a_run_of_before_there_were_divergences_is_continued_and_compared(world)
 def test_comparing_what_is_no_run_is_refused(tmp_path):
     refused = run("compare", tmp_path)
     assert refused.exit_code == 2
-    assert "give the directory of a run" in refused.output
+    assert "pass the directory of a run" in refused.output
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text('{"identity": {}}')
     begun = run("compare", tmp_path)

@@ -29,7 +29,7 @@ def test_a_training_without_validation_data(world, stated):
     ]
     for name, value in stated.items():
         options += ["--set", f"training.{name}={value}"]
-    note = "no validation data: no validation loss and no best/, the student is final/"
+    note = "no validation data: there is no validation loss and no best/, the student is final/"
     planned = run(student, "plan", *options)
     assert "26 to train on, 0 to validate" in planned
     assert note in planned
