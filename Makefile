@@ -35,7 +35,7 @@ families: $(VENV)/ready    ## both phases for every model family and for mixed p
 	FIRSTSIGHT_FAMILIES=all $(PYTEST) tests/families $(ARGS)
 
 picture: demo              ## docs/report.png: the demo's report, by Chromium
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2258 --screenshot=docs/report.png docs/picture.html
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1120,2644 --screenshot=docs/report.png docs/picture.html
 
 bench: $(VENV)/bench       ## every ratio of docs/benchmarks.md, in less than 40 minutes of two free cores (benchmarks/README.md)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -163,7 +163,7 @@ def difference_lines(models: Sequence[ModelResult]) -> list[str]:
         if difference is not None:
             mean, low, high = difference
             lines.append(
-                f"{models[-1].name} - {other.name}: {mean:+.4f} nats per token of the true answers, 95 % interval "
+                f"{models[-1].name} - {other.name}: {mean:+.4f} nats per token of the true answers, 95% interval "
                 f"[{low:+.4f}, {high:+.4f}] (paired bootstrap)"
             )
     return lines

@@ -70,7 +70,7 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
     Args:
         models: the models of the evaluation.
         student: the student that the page is about.
-        hard: the student trained on hard labels alone; None: there is none to compare with.
+        hard: a student trained on labels alone, true ones or the teacher's answers; None: there is none to compare with.
     """
     teacher = teacher_of(models)
     base = next((model for model in models if model.name == "base"), None)
@@ -98,9 +98,9 @@ def tiles(models: Sequence[ModelResult], student: ModelResult, hard: ModelResult
         mean, low, high = difference
         found.append(
             Tile(
-                label="points over hard labels",
+                label=f"points over {hard.name}",
                 value=f"{100 * mean:+.1f}",
-                note=f"95% interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match, against {hard.name}",
+                note=f"95% interval [{100 * low:+.1f}, {100 * high:+.1f}], exact match; it learned from labels alone",
             )
         )
     theirs = model_figures(teacher) if teacher is not None and teacher is not student else None
