@@ -53,9 +53,12 @@ class PlannedUnit:
         return self.samples
 
 
-def read_plans(store: Store, start: int = 0) -> Iterator[list[PlannedUnit]]:
-    """The units of every plan object from number `start` on, in order; CorruptObject for a damaged or missing plan."""
-    plans = _Plans(store)
+def read_plans(store: Store, start: int = 0, *, held: int = 2) -> Iterator[list[PlannedUnit]]:
+    """The units of every plan object from number `start` on, in order; CorruptObject for a damaged or missing plan.
+
+    `held` plan objects, those that were read last, stay in memory for the units' keys.
+    """
+    plans = _Plans(store, held)
     for number, name in enumerate(_plan_names(store)):
         if name != _plan_name(number):
             raise CorruptObject(
@@ -67,11 +70,11 @@ def read_plans(store: Store, start: int = 0) -> Iterator[list[PlannedUnit]]:
 
 
 class _Plans:
-    """The plan objects of a store; the two that were read last are held."""
+    """The plan objects of a store; those that were read last are held."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, held: int) -> None:
         self._store = store
-        self._read = lru_cache(maxsize=2)(self._read_plan)
+        self._read = lru_cache(maxsize=held)(self._read_plan)
 
     def units(self, number: int) -> list[PlannedUnit]:
         return [
@@ -115,7 +118,7 @@ def add_plan(
     added = 0
     seen = 0
     while True:
-        for units in read_plans(store, seen):
+        for units in read_plans(store, seen, held=1):
             for unit in units:
                 wanted.discard(unit, skipped_by(unit) if skipped_by else ())
             seen += 1
