@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -100,6 +100,11 @@ def files(draw):
     return row, text.encode(draw(st.sampled_from(ENCODINGS)), "replace")
 
 
+ROW = {"prompt": "<|im_end|>What is this?", "completion": "A cup.", "image": "images/a.png"}
+ENDED = (ROW, json.dumps(ROW).encode())
+"""A row whose only sample a model cannot take, so that none is left."""
+
+
 def texts(value):
     if isinstance(value, str):
         return [value]
@@ -108,6 +113,7 @@ def texts(value):
 
 
 @given(files(), st.sampled_from(["stop", "skip"]), st.sampled_from(["all", "last"]))
+@example(ENDED, "skip", "all")
 @settings(max_examples=60, deadline=None)
 def test_a_row_is_counted_or_refused_by_name(place, file, on_error, turns):
     row, data = file

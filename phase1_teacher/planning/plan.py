@@ -193,7 +193,8 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, adopte
         return total
 
     report = check_data(recipe.sources(), judge=judge, turns=recipe.data.turns, images=False, progress=progress)
-    if report.row_faults or refused or (report.lost and recipe.cache.on_error == "stop"):
+    none_left = not counts["samples"]
+    if report.row_faults or refused or (report.lost and (recipe.cache.on_error == "stop" or none_left)):
         raise refusal(report)
     counts["rows"] = sum(report.summary.rows.values())
     counts["unreadable"] = report.fault_count

@@ -206,7 +206,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         return prompt + answer
 
     report = check_data(recipe.sources(), judge=judge, turns=recipe.data.turns, images=False, progress=progress)
-    if report.row_faults or (report.lost and recipe.cache.on_error == "stop"):
+    if report.row_faults or (report.lost and (recipe.cache.on_error == "stop" or not lengths)):  # none is left
         raise refusal(report)
     summary, unreadable = report.summary, report.fault_count
     size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
