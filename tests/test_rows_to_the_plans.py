@@ -2,6 +2,7 @@
 
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def changed(draw, row):
         parent = parent[key]
     way = draw(st.sampled_from(["key", "value", "mark", "gone", "again"]))
     if way == "key":
-        (value if isinstance(value, dict) else row)[draw(st.sampled_from(KEYS))] = draw(st.sampled_from(VALUES))
+        (value if isinstance(value, dict) else row)[draw(st.sampled_from(KEYS))] = deepcopy(
+            draw(st.sampled_from(VALUES))
+        )
     elif way == "mark" and isinstance(value, str):
         place = draw(st.integers(0, len(value)))
         if value.startswith("images/"):
@@ -86,7 +89,7 @@ def changed(draw, row):
     elif way == "again" and isinstance(parent, list):
         parent.append(json.loads(json.dumps(value)))
     else:
-        parent[path[-1]] = draw(st.sampled_from(VALUES))
+        parent[path[-1]] = deepcopy(draw(st.sampled_from(VALUES)))
 
 
 @st.composite
@@ -114,7 +117,9 @@ def texts(value):
 
 @given(files(), st.sampled_from(["stop", "skip"]), st.sampled_from(["all", "last"]))
 @example(ENDED, "skip", "all")
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, deadline=None, derandomize=True
+)  # the same rows everywhere: a new find is no other change's fault
 def test_a_row_is_counted_or_refused_by_name(place, file, on_error, turns):
     row, data = file
     (place / "data" / "rows.jsonl").write_bytes(data)
@@ -132,7 +137,10 @@ def test_a_row_is_counted_or_refused_by_name(place, file, on_error, turns):
         }
         for words in WORDS:
             assert sum(text.replace("<image>", "").count(words) for text in texts(shown)) == said.count(words)
-        assert sum(text.startswith("images/") for text in texts(shown)) == len(sample.images)
+        written = sum(
+            p["text"].startswith("images/") for m in sample.messages for p in m["content"] if p["type"] == "text"
+        )
+        assert sum(text.startswith("images/") for text in texts(shown)) == len(sample.images) + written
     for plan in (plan_of_dump, plan_of_training):
         count, refusal = plan(recipe)
         assert len(refusal) < 2000
