@@ -74,6 +74,7 @@ def synth(
     Example: firstsight data synth data --train 5000 --validation 1000 --seed 0
     """
     from firstsight.demo.synth.writing import write_dataset
+    from firstsight.models.gpus import bytes_text
 
     summary = write_dataset(
         out,
@@ -87,7 +88,7 @@ def synth(
     )
     counts = " and ".join(f"{count:,} {split}" for split, count in summary.samples.items())
     wrong = f", {summary.swapped:,} training samples with another's answer" if swapped else ""
-    click.echo(f"{out}: {counts} samples, {counted(summary.images, 'picture')}, {summary.bytes / 1e6:.1f} MB{wrong}")
+    click.echo(f"{out}: {counts} samples, {counted(summary.images, 'image')}, {bytes_text(summary.bytes)}{wrong}")
 
 
 @main.command()

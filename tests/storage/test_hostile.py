@@ -334,9 +334,11 @@ def test_forged_manifest_of_an_exact_unit(tmp_path, change, problem):
         open_kind(tmp_path / "cache")
 
 
-def test_units_of_two_heads(tmp_path):
-    samples = [sample_of_kind("exact", number) for number in range(8)]
-    write_cache(tmp_path / "cache", samples, spec=spec_of_kind("exact"))
+@pytest.mark.parametrize("kind", ["exact", "tail"])
+def test_units_of_two_heads(tmp_path, kind):
+    """States and coordinates mean nothing without the head or the basis that they were computed with."""
+    samples = [sample_of_kind(kind, number) for number in range(8)]
+    write_cache(tmp_path / "cache", samples, spec=spec_of_kind(kind))
     first, _ = sorted((tmp_path / "cache").glob("manifests/0*.json"))
     document = unseal(first.read_bytes(), "manifest")
     first.write_bytes(seal({**document, "head": "0" * 64}))

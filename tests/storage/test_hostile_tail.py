@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import resource
-from dataclasses import replace
 
 import numcodecs
 import numpy as np
 import pytest
-from storage_cases import head_of, key_of, open_kind, sample_of_kind, spec_of_kind, write_cache
-from test_hostile import _forge, _forge_head, _replace, _with_crc
+from storage_cases import key_of, open_kind, sample_of_kind, spec_of_kind, write_cache
+from test_hostile import _forge, _replace, _with_crc
 
-from storage.errors import CorruptObject, InvalidTargets
-from storage.format.chunks import encode_chunk, encode_plain
+from storage.errors import CorruptObject
+from storage.format.chunks import encode_chunk
 from storage.maintenance.verify import verify_cache
-from storage.writer import create_cache
 
 
 @pytest.fixture
@@ -87,48 +84,3 @@ def test_coefficients_that_are_not_there(location):
     _forge(location, lambda manifest: manifest["arrays"].pop("tail_coefficient"))
     with pytest.raises(CorruptObject, match="manifests/000000-000000"):
         open_kind(location)[key_of(0)]
-
-
-def test_units_of_two_bases(tmp_path):
-    """Coordinates mean nothing without the basis that they were computed with."""
-    from storage.canonical import seal, unseal
-
-    samples = [sample_of_kind("tail", number) for number in range(8)]
-    write_cache(tmp_path / "cache", samples, spec=spec_of_kind("tail"))
-    first, _ = sorted((tmp_path / "cache").glob("manifests/0*.json"))
-    document = unseal(first.read_bytes(), "manifest")
-    first.write_bytes(seal({**document, "head": "0" * 64}))
-    with pytest.raises(CorruptObject, match="made with the head"):
-        open_kind(tmp_path / "cache")
-    assert any("made with the head 0000" in problem.message for problem in verify_cache(tmp_path / "cache").problems)
-
-
-@pytest.mark.parametrize(
-    ("array", "value", "problem"),
-    [
-        ("image", np.nan, "a number is not finite"),
-        ("image", np.inf, "a number is not finite"),
-        ("mean", -np.inf, "a number is not finite"),
-        ("center", np.nan, "a number is not finite"),
-        ("scale", np.nan, "a number is not finite"),
-        ("scale", 0.0, "a number is not positive"),
-        ("scale", -0.25, "a number is not positive"),
-    ],
-)
-def test_numbers_of_the_head_that_no_logits_come_from(location, tmp_path, array, value, problem):
-    """Of a forged head whose digests are right; and a writer takes none."""
-    spec = spec_of_kind("tail")
-    (chunk,) = location.glob(f"head/[0-9]*/{array}/c.*")
-    content = head_of(spec)
-    forged = content.arrays[array].copy()
-    forged.flat[0] = value
-    data = encode_plain(forged)
-    chunk.write_bytes(data)
-    entry = [len(data), hashlib.sha256(data).hexdigest()]
-    _forge_head(location, lambda head: head["objects"].update({f"{array}/{chunk.name}": entry}))
-    with pytest.raises(CorruptObject, match=f"{array}/c.*: {problem}"):
-        open_kind(location).head().array(array)
-    assert any(problem in item.message for item in verify_cache(location).problems)
-    writer = create_cache(tmp_path / "new", spec)
-    with pytest.raises(InvalidTargets, match=f"head: {array}: {problem}"):
-        writer.write_head(replace(content, arrays={**content.arrays, array: forged}))

@@ -83,6 +83,7 @@ def test_the_loss_takes_what_the_plan_reckons(kind):
     )  # fmt: skip
     measured = float(done.stdout)
     if not measured:
+        assert os.environ.get("FIRSTSIGHT_CI") != "1", "VmHWM is not reported"
         pytest.skip("this system does not report the peak of a process")
     reckoned = chunk_bytes(V, whole) + 4 * V * D  # and the gradient of the head
     assert 0.7 < measured / reckoned < 1.4
