@@ -40,7 +40,7 @@ picture: demo              ## docs/report.png: the demo's report, by Chromium
 bench: $(VENV)/bench       ## every ratio of docs/benchmarks.md, in less than 40 minutes of two free cores (benchmarks/README.md)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-gpu: $(VENV)/ready   ## both phases at full size on this GPU, in five minutes (benchmarks/README.md)
+bench-gpu: $(VENV)/ready   ## both phases at full size on this GPU, in seven minutes (benchmarks/README.md)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 verify-real: $(VENV)/ready ## the reference pair from the hub, checked on this GPU: a table to paste into an issue

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.regime_data import REGIMES
+from benchmarks.suite.page import write_section
 from phase2_student.evaluation.metrics.intervals import paired_bootstrap
 from phase2_student.runs.files import write_json
 
-_BEGIN, _END = "<!-- regimes: written by python -m benchmarks.regimes -->", "<!-- end of regimes -->"
+COMMAND = "python -m benchmarks.regimes"
 _MODELS = ("teacher", "base")
 """What is measured without a training."""
 
@@ -33,7 +34,7 @@ def write_report(rows: Rows, docs: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / "regimes.json", {"sizes": rows[0]["sizes"], "regimes": figures})
     _draw(figures, docs / "regimes.png")
-    _replace(docs / "benchmarks.md", _text(figures, rows[0]["sizes"]))
+    write_section(docs / "benchmarks.md", COMMAND, _text(figures, rows[0]["sizes"]))
 
 
 def regime_figures(rows: Rows, regime: str) -> dict[str, Any]:
@@ -167,11 +168,3 @@ def _draw(figures: dict[str, Any], path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
         axis.legend(fontsize=7, loc="best", frameon=False)
     figure.savefig(path, dpi=120, format="png")
-
-
-def _replace(page: Path, text: str) -> None:
-    """Put a text between the markers of a page; a page without them is given them at its end."""
-    content = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
-    before, marker, after = content.partition(_BEGIN)
-    after = after.partition(_END)[2] if marker else "\n"
-    page.write_text(f"{before if marker else before + chr(10)}{_BEGIN}\n\n{text}\n\n{_END}{after}", encoding="utf-8")

@@ -1,8 +1,11 @@
-"""A random pair in the shapes of Qwen2-VL, for every room."""
+"""A random pair in the shapes of Qwen2-VL, for every room; no GPU is seen unless CUDA_VISIBLE_DEVICES is set."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests' bounds are those of float32 on a CPU
 
 
 @pytest.fixture(scope="session")

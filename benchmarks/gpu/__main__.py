@@ -1,7 +1,9 @@
-"""Everything that a GPU decides, at full size, in about five minutes; see benchmarks/README.md.
+"""Everything that a GPU decides, at full size, in about seven minutes; see benchmarks/README.md.
 
-    python -m benchmarks.gpu [--only loss,step,dump,answers,cost --budget 330 --out build/gpu.json]
-    python -m benchmarks.gpu --tiny          # the whole script in small, on a CPU as well
+    python -m benchmarks.gpu [--budget 440 --out benchmarks/results/gpu.json]
+    python -m benchmarks.gpu --only loss,step    # these parts; the file keeps its rows of the others
+    python -m benchmarks.gpu --tiny              # the whole script in small, on a CPU as well
+    python -m benchmarks.gpu --report            # docs/benchmarks.md from the file, without a GPU
 
 Models have the shapes of Qwen2-VL-7B and -2B and random weights, made on the device: nothing is downloaded. A part that
 fails is a row, the next ones still run, and the exit code is 1.
@@ -18,35 +20,49 @@ import click
 
 from benchmarks.gpu.board import Board
 
+ROOT = Path(__file__).parents[2]
 PARTS = ("loss", "step", "dump", "answers", "cost")
 """In order of value. Each is a module beside this one."""
 
 
 def _parse_parts(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    names = tuple(text.split(",")) if text else PARTS
+    names = text.split(",") if text else PARTS
     for name in names:
         if name not in PARTS:
             raise click.BadParameter(f"{name!r} is not a part; the parts are {', '.join(PARTS)}")
-    return names
+    if {"step", "dump"} & set(names):
+        names = [*names, "cost"]  # computed from these
+    return tuple(name for name in PARTS if name in names)
 
 
 @click.command()
 @click.option(
     "--only", "parts", callback=_parse_parts, help=f"Parts to run, with commas between; all: {','.join(PARTS)}."
 )
-@click.option("--budget", default=330.0, show_default=True, help="Seconds; what does not fit any more is skipped.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/gpu.json"), show_default=True)
-@click.option("--tiny", is_flag=True, help="Small shapes, on the CPU where there is no GPU.")
-def main(parts: tuple[str, ...], budget: float, out: Path, tiny: bool) -> None:
+@click.option("--budget", default=440.0, show_default=True, help="Seconds; what does not fit any more is skipped.")
+@click.option("--out", type=click.Path(path_type=Path), help="The JSON file [default: benchmarks/results/gpu.json].")
+@click.option("--tiny", is_flag=True, help="Small shapes, on the CPU where there is no GPU, into build/gpu-tiny.json.")
+@click.option("--report", is_flag=True, help="Measure nothing; write docs/benchmarks.md from the file.")
+@click.option("--docs", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "docs", hidden=True)
+def main(parts: tuple[str, ...], budget: float, out: Path | None, tiny: bool, report: bool, docs: Path) -> None:
     """Time and memory of both phases at full size on this GPU.
 
-    Example: python -m benchmarks.gpu --only loss,step --out build/gpu.json
+    Example: python -m benchmarks.gpu --only loss,step
     """
+    out = out or (ROOT / "build" / "gpu-tiny.json" if tiny else ROOT / "benchmarks" / "results" / "gpu.json")
+    if report:
+        _report(out, docs)
+        return
     board = Board(budget, out, {})
     from benchmarks.gpu.machine import facts, ready  # torch takes seconds: the budget includes them
 
     device = ready(tiny=tiny)
     board.facts |= facts(device) | {"tiny": tiny}
+    if parts != PARTS and out.is_file():
+        try:
+            board.adopt(out, parts)
+        except ValueError as error:
+            raise click.UsageError(f"{error}; give another --out, or measure all parts") from None
     for name, value in board.facts.items():
         click.echo(f"{name}: {value}")
     from benchmarks.gpu.setting import Setting
@@ -61,6 +77,16 @@ def main(parts: tuple[str, ...], budget: float, out: Path, tiny: bool) -> None:
                 board.fail(part, "preparation", error)
     click.echo(f"\n{board.table()}\n\n{board.budget - board.left:.0f} s in all; rows in {out}")
     sys.exit(1 if board.failed else 0)
+
+
+def _report(out: Path, docs: Path) -> None:
+    from benchmarks.gpu.page import PAGE, read_board, write_page  # imports torch
+
+    try:
+        write_page(read_board(out), docs)
+    except (OSError, ValueError, KeyError) as error:
+        raise click.UsageError(f"{out}: cannot be shown ({error!r}); measure first") from None
+    click.echo(f"{docs / PAGE}")
 
 
 if __name__ == "__main__":

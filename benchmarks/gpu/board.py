@@ -13,7 +13,7 @@ import json
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import click
 Figures = dict[str, Any]
 
 _PATIENCE = 10.0
-"""Seconds beyond three times what a row is reckoned to take, after which it is given up."""
+"""Seconds beyond three times what a row is estimated to take, after which it is given up."""
 
 
 class OutOfTime(BaseException):
@@ -46,6 +46,15 @@ class Board:
         self.rows: list[dict[str, Any]] = []
         self._begin = time.perf_counter()
 
+    def adopt(self, path: Path, measured: Sequence[str]) -> None:
+        """Take over a file's rows of all parts but these. ValueError: another machine or other versions."""
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name in self.facts | found["facts"]:
+            others = [facts.get(name) for facts in (found["facts"], self.facts)]
+            if name != "command" and others[0] != others[1]:
+                raise ValueError(f"{path}: measured with {name} {others[0]}, here it is {others[1]}")
+        self.rows = [row for row in found["rows"] if row["part"] not in measured]
+
     @property
     def left(self) -> float:
         """Seconds of the budget that are left."""
@@ -62,7 +71,7 @@ class Board:
         Args:
             part: of the script.
             name: of the row.
-            about: seconds that it is reckoned to take: where fewer are left it is skipped.
+            about: seconds that it is estimated to take: where fewer are left it is skipped.
             work: measures.
         """
         if self.left < about:
@@ -73,7 +82,7 @@ class Board:
             with _alarm(most):
                 figures = work()
         except OutOfTime:
-            self.skip(part, name, f"given up after {most:.0f} s, was reckoned to take about {about:.0f} s")
+            self.skip(part, name, f"given up after {most:.0f} s, was estimated to take about {about:.0f} s")
         except Exception as error:  # noqa: BLE001 the next measurement still runs
             self.fail(part, name, error)
         else:
@@ -110,7 +119,7 @@ class Board:
         lines = [f"| {part} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for row in rows:
             reason = next((f"{kind}: {row[kind]}" for kind in ("failed", "skipped") if kind in row), None)
-            cells = [_text(row.get(column, "")) for column in columns] if reason is None else [reason]
+            cells = [cell(row.get(column, "")) for column in columns] if reason is None else [reason]
             lines.append(f"| {row['name']} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -118,7 +127,7 @@ class Board:
         """A row: shown at once, and written."""
         at = round(self.budget - self.left, 1)
         self.rows.append({"part": part, "name": name, "at": at, **figures})
-        shown = "  ".join(f"{key} {_text(value)}" for key, value in figures.items() if key != "trace")
+        shown = "  ".join(f"{key} {cell(value)}" for key, value in figures.items() if key != "trace")
         click.echo(f"{at:6.1f} s  {part:8} {name:44} {shown}")
         if "trace" in figures:
             click.echo(figures["trace"], err=True)
@@ -136,7 +145,8 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _text(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A figure as it is printed."""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -24,7 +24,18 @@ LIMIT = 64 * 2**20
 """Bytes of the folder."""
 CUDA = ("12.6", "12.8", "12.9", "13.0")
 """Libraries that are kept: those of the CUDA versions that torch 2.11 and later are built with."""
-_RESOLVED = ("pydantic", "zarr", "numcodecs", "pillow", "click", "pyyaml", "tqdm", "google-crc32c", "psutil")
+_RESOLVED = (
+    "pydantic",
+    "zarr",
+    "numcodecs",
+    "pillow",
+    "click",
+    "pyyaml",
+    "tqdm",
+    "google-crc32c",
+    "psutil",
+    "rapidfuzz",
+)
 """Taken with what they depend on."""
 _ALONE = ("accelerate", "bitsandbytes")
 """Taken without: they would bring torch."""

@@ -3,10 +3,12 @@
     bare    backbone and float32 head at the answer positions of the same batches, encoded before the clock starts
     dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing. Its self-check,
             which a dump of any size has once, is a column of its own and in none of the others
+    tail    a dump of top_k targets with a tail that has a shape; its directions, found once from the first unit's states, are two
+            columns of their own: the teacher's pass over that unit, and the directions
     exact   a dump of exact targets: the states go to the host; writing the head, once before the first batch, is a column of its own
     pictures alone    the dump's own reading and preparing of samples, without a teacher
 
-Reckoned for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
+Estimated for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
 with int8's int32 products 20 GB. A sample of 1,300 tokens and a picture of 4,888 patches is 28 TFLOP: 10 to 14 a second in
 bf16, perhaps half of that in int8. 282 samples of each teacher, bare passes included: 25 and 40 s.
 """
@@ -35,10 +37,12 @@ from phase1_teacher.forward.unit_batches import UnitBatch, unit_batches
 from phase1_teacher.planning.job import DumpJob
 from storage.writer import CacheWriter, create_cache
 
+TARGETS = {"top_k": (), "tail": ("cache.tail_rank={rank}",), "exact": ("cache.targets=exact",)}
+"""Names of the rows, and what a recipe changes for them."""
 KINDS = {"int8": "int8", "bf16": "none"}
 """Names of the rows, and what a recipe calls it."""
 _HEAD_SECONDS = 10.0
-"""The head of an exact cache, 1.1 GB with fsync and sha256, as estimated."""
+"""The head of an exact cache, 1.1 GB with fsync and sha256, or the directions of a tail in float64, as estimated."""
 
 
 def row_name(kind: str, tokens: int, targets: str = "top_k") -> str:
@@ -51,20 +55,20 @@ def run(setting: Setting) -> None:
     board, sizes = setting.board, setting.sizes
     jobs = {
         targets: dumping.prepare_dump(
-            setting.recipe(f"cache.path=all-{targets}.zarr", f"cache.targets={targets}"), progress=False
+            setting.recipe(f"cache.path=all-{targets}.zarr", *_changes(setting, targets)), progress=False
         )
-        for targets in ("top_k", "exact")
+        for targets in TARGETS
     }
     longest = max(len(each.input_ids) for each in setting.encoded(4))
     dumps = [(tokens, passes * max(1, tokens // longest)) for tokens, passes in sizes.dumps]
-    pictures = _part(jobs["top_k"], setting, "int8", *dumps[0])
+    pictures = _part(jobs["top_k"], setting, "top_k", "int8", *dumps[0])
     board.measure("dump", "pictures alone", about=5, work=partial(_pictures, pictures))
     for kind in KINDS:
         setting.keep()  # so that the peaks are those of one teacher
         board.measure("dump", f"{kind} teacher made", about=8, work=partial(_make, setting, kind))
         pace = 0.0  # seconds of a sample, as the dump before took them
         for tokens, samples in dumps:
-            part, is_main = _part(jobs["top_k"], setting, kind, tokens, samples), tokens == dumps[0][0]
+            part, is_main = _part(jobs["top_k"], setting, "top_k", kind, tokens, samples), tokens == dumps[0][0]
             found = board.measure(
                 "dump",
                 row_name(kind, tokens),
@@ -74,24 +78,28 @@ def run(setting: Setting) -> None:
             pace = 1 / found["samples/s"] if found else pace
         if kind == "int8":  # the reference recipe's
             tokens, samples = dumps[0]
-            part = _part(jobs["exact"], setting, kind, tokens, samples)
-            board.measure(
-                "dump",
-                row_name(kind, tokens, "exact"),
-                about=_HEAD_SECONDS + 2 + 1.2 * samples * pace,
-                work=partial(_exact_dump, setting, part, kind, board.find("dump", row_name(kind, tokens))),
-            )
+            for targets in ("exact", "tail"):
+                part = _part(jobs[targets], setting, targets, kind, tokens, samples)
+                board.measure(
+                    "dump",
+                    row_name(kind, tokens, targets),
+                    about=_HEAD_SECONDS + 2 + 1.2 * samples * pace,
+                    work=partial(_dump_beside, setting, part, kind, board.find("dump", row_name(kind, tokens))),
+                )
     setting.keep()
 
 
-def _part(job: DumpJob, setting: Setting, kind: str, tokens: int, samples: int) -> DumpJob:
+def _changes(setting: Setting, targets: str) -> tuple[str, ...]:
+    return tuple(each.format(rank=setting.sizes.tail_rank) for each in TARGETS[targets])
+
+
+def _part(job: DumpJob, setting: Setting, targets: str, kind: str, tokens: int, samples: int) -> DumpJob:
     """The first samples of a job as a job of its own, with another budget of tokens, into a new cache."""
-    targets = job.recipe.cache.targets
     recipe = setting.recipe(
         f"teacher.quantization={KINDS[kind]}",
         f"teacher.batch_tokens={tokens}",
         f"cache.path={kind}-{tokens}-{targets}.zarr",
-        f"cache.targets={targets}",
+        *_changes(setting, targets),
     )
     teacher = job.writer.spec["teacher"] | {"quantization": KINDS[kind], "batch_tokens": tokens}
     writer = create_cache(recipe.cache_location, {**job.writer.spec, "teacher": teacher})
@@ -148,10 +156,14 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
         patch.object(dumping, "Prefetch", Waiting),
         timed_calls(TeacherForward, "_self_check", setting.synchronize) as checks,
         timed_calls(CacheWriter, "write_head") as heads,
+        timed_calls(dumping, "agreed_basis", setting.synchronize) as bases,
+        timed_calls(dumping, "_first_states", setting.synchronize) as first_units,
     ):
         summary = dumping.dump(job, model=model, progress=False)
     setting.synchronize()
-    seconds = time.perf_counter() - begin - sum(checks) - sum(heads)
+    seconds = (
+        time.perf_counter() - begin - (sum(bases) if bases else sum(checks) + sum(heads))
+    )  # bases begin with the check
     figures: Figures = {
         "samples": summary.samples,
         "s": seconds,
@@ -168,15 +180,17 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
         figures["peak GB"] = summary.peak_bytes / 1e9
     if with_bare:
         figures |= {"bare, s": bare, "dump / bare": seconds / bare}
-    if heads:
+    if bases:
+        figures |= {"first unit, s": sum(first_units) - sum(checks), "directions, s": sum(bases) - sum(first_units)}
+    elif heads:
         figures["head, s"] = sum(heads)
     return figures
 
 
-def _exact_dump(setting: Setting, job: DumpJob, kind: str, beside: Figures | None) -> Figures:
-    """A dump of exact targets, and its time against that of the top_k dump of the same samples."""
+def _dump_beside(setting: Setting, job: DumpJob, kind: str, beside: Figures | None) -> Figures:
+    """A dump of other targets, and its time over that of the top_k dump of the same samples."""
     figures = _dump(setting, job, kind, with_bare=False)
-    return figures if beside is None else figures | {"exact / top_k": figures["s"] / beside["s"]}
+    return figures if beside is None else figures | {"x top_k": figures["s"] / beside["s"]}
 
 
 @torch.inference_mode()

@@ -1,9 +1,9 @@
 """Part (a): the fused loss, right and how fast, against plain cross-entropy over the same positions.
 
-Reckoned for an H100: the bf16 head is 0.47 GB, its fp32 copy and the fp32 gradient 0.93 GB each; a chunk of 256 positions
+Estimated for an H100: the bf16 head is 0.47 GB, its fp32 copy and the fp32 gradient 0.93 GB each; a chunk of 256 positions
 0.16 GB, of 2,048 1.24 GB; plain cross-entropy 4 GB; the float64 reference of 64 positions, with the head and its
 gradient in float64, 6 GB. Three projections of 2,048 positions are 2.9 TFLOP: some 60 ms on the fp32 units, 6 ms on the
-bf16 ones. 15 s in all.
+bf16 ones. The divergences, each on three kinds of targets, are 15 more rows. 32 s in all.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu.board import Figures
 from benchmarks.gpu.setting import Setting
+from benchmarks.loss import KINDS, targets_of_kind
 from firstsight.models.teacher_head import SharedHead, TeacherHead
 from phase2_student.evaluation.measure.memory import PeakMemory
+from phase2_student.loss.divergences import DIVERGENCES
 from phase2_student.loss.fused import CHUNK, distillation_loss
 from phase2_student.loss.objective import Objective
 from phase2_student.loss.reference import reference_loss
@@ -32,6 +34,7 @@ from phase2_student.loss.targets import LossTargets, StoredTargets, TeacherTarge
 # N answer positions, K stored entries, D hidden size, V rows of the head
 
 OBJECTIVE = Objective(temperature=2.0, alpha=0.7)
+BASE_DIVERGENCE = "forward_kl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +106,33 @@ def run(setting: Setting) -> None:
         board.measure("loss", name, about=4, work=partial(_time, setting, problem, work, fast))
     board.measure("loss", "fused, whole teacher distribution", about=6, work=partial(_online, setting, problem))
     board.measure("loss", "fused, exact targets", about=4, work=partial(_exact_targets, setting, problem))
+    for kind in KINDS:
+        for name in DIVERGENCES:
+            about = 6 if name == BASE_DIVERGENCE else 2  # the first one of a kind warms up
+            board.measure(
+                "loss", row_name(kind, name), about=about, work=partial(_divergence, setting, problem, kind, name)
+            )
+
+
+def row_name(kind: str, divergence: str) -> str:
+    """The name of a divergence's row."""
+    return f"{kind}, {divergence}"
+
+
+def _divergence(setting: Setting, problem: Problem, kind: str, name: str) -> Figures:
+    """The fused loss with a divergence on targets of a kind; its time and memory over those of forward KL."""
+    sizes, stored = setting.sizes, problem.targets
+    assert isinstance(stored, StoredTargets)
+    shared = sizes.student.rows - len(problem.unshared)
+    with setting.device:
+        targets = targets_of_kind(kind, stored, shared, sizes.teacher.hidden, sizes.tail_rank, OBJECTIVE.temperature)
+    objective = replace(OBJECTIVE, divergence=DIVERGENCES[name]())
+    figures = _time(setting, problem, partial(replace(problem, targets=targets).loss, objective))
+    base = setting.board.find("loss", row_name(kind, BASE_DIVERGENCE))
+    if base is None:
+        return figures
+    ratios = {"x forward KL": figures["ms"] / base["ms"]}
+    return figures | ratios | ({"x its memory": figures["peak GB"] / base["peak GB"]} if base["peak GB"] else {})
 
 
 def make_problem(setting: Setting) -> Problem:

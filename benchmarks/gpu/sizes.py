@@ -22,6 +22,7 @@ class Sizes:
     answer_tokens: int
     """Of an answer, end of turn included."""
     top_k: int
+    tail_rank: int
     loss_positions: int
     loss_chunks: tuple[int, ...]
     reference_positions: int
@@ -49,6 +50,7 @@ FULL = Sizes(
     max_pixels=1_003_520,
     answer_tokens=40,
     top_k=64,
+    tail_rank=64,
     loss_positions=2048,
     loss_chunks=(128, 256, 512, 1024, 2048),
     reference_positions=64,
@@ -67,6 +69,7 @@ TINY = Sizes(
     max_pixels=112 * 112,
     answer_tokens=8,
     top_k=16,
+    tail_rank=8,
     loss_positions=64,
     loss_chunks=(16, 64),
     reference_positions=16,

@@ -5,11 +5,11 @@ and `train` of `phase2_student.training`, self-check included, on a cache of mad
 place of loading, items are made before the clock starts, and the student is not saved. So what is timed is the trainer and the
 device; `benchmarks/gpu/dump.py` times the pictures.
 
-Reckoned for an H100: `fs-student plan` gives the cached step 42.7 GB with float32 masters and 22.6 GB with Kahan's remainder; it
+Estimated for an H100: `fs-student plan` gives the cached step 42.7 GB with float32 masters and 22.6 GB with Kahan's remainder; it
 is the column `planned GB`. Online, the int8 teacher adds 9.4 GB, its float32 head 2.2 and a forward pass 3; the plain step's
 logits of a micro-batch are 5 GB. A step is 0.45 PFLOP for the student and 0.22 for the teacher: 1 to 3 s. Exact targets
 add the head's 1.1 GB in bfloat16 and a projection of 320 positions to a step, 0.3 TFLOP. Seven rows of 4 steps and their models,
-and an exact cache: 100 s.
+and an exact cache: 160 s.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _save_nothing(*_: Any) -> None:
 
 
 def _planned(recipe: Recipe) -> float:
-    """Bytes by `fs-student plan`'s own reckoning."""
+    """Bytes by `fs-student plan`'s own estimate."""
     plan = plan_training(recipe, progress=False)
     wanted = (plan.mode, plan.gradient_checkpointing)
     return next(way.total for way in plan.footprints if (way.mode, way.gradient_checkpointing) == wanted)

@@ -62,11 +62,7 @@ def page_text(suite: Suite, picture: str) -> str:
     lines = ["## What it costs", "", *_machine(list(suite.parts.values())), "", f"![Ratios]({picture})"]
     for name, run in suite.parts.items():
         lines += ["", f"### {PARTS[name].title}", ""]
-        if run.results:
-            lines += ["| | against | | spread | turns | | name |", "|---|---|---|---|---|---|---|"]
-        for each in run.results:
-            cells = [each.what, each.baseline, f"**{each.shown}**", each.spread, str(each.repeats), each.figures]
-            lines.append(f"| {' | '.join(cells)} | `{each.name}` |")
+        lines += results_table(run.results)
         if run.skipped:
             lines.append("")
         lines += [f"- `{each.name}`: not measured, {each.reason}" for each in run.skipped]
@@ -75,6 +71,15 @@ def page_text(suite: Suite, picture: str) -> str:
             f"`{name}`: {run.seconds:,.0f} s, at most {number(run.peak_mb)} MB; {run.date}, {run.commit}, load {run.load:.1f}.",
         ]
     return "\n".join(lines)
+
+
+def results_table(results: Sequence[Result]) -> list[str]:
+    """The lines of a table in Markdown; none without results."""
+    lines = ["| | against | | spread | turns | | name |", "|---|---|---|---|---|---|---|"] if results else []
+    for each in results:
+        cells = [each.what, each.baseline, f"**{each.shown}**", each.spread, str(each.repeats), each.figures]
+        lines.append(f"| {' | '.join(cells)} | `{each.name}` |")
+    return lines
 
 
 def _machine(runs: Sequence[PartRun]) -> list[str]:

@@ -20,8 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from phase2_student.runs.files import write_json
 
-Unit = Literal["s", "MB", "bytes", "nats"]
-_NOUNS: dict[Unit, str] = {"s": "time", "MB": "memory", "bytes": "size", "nats": "distance"}
+Unit = Literal["s", "ms", "MB", "GB", "bytes", "nats"]
+_NOUNS: dict[Unit, str] = {
+    "s": "time",
+    "ms": "time",
+    "MB": "memory",
+    "GB": "memory",
+    "bytes": "size",
+    "nats": "distance",
+}
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+$")]
 """Part first: `step.time.exact`. README and tests refer to results by it."""
 

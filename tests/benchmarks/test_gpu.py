@@ -10,10 +10,14 @@ from transformers.utils import is_flash_attn_2_available
 
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.board import Board
+from benchmarks.gpu.loss import BASE_DIVERGENCE
 from benchmarks.gpu.models import build, quantize
-from benchmarks.gpu.step import CACHED
+from benchmarks.gpu.page import read_board
+from benchmarks.gpu.step import CACHED, STOCK
+from benchmarks.loss import KINDS
 from firstsight.models.loading import load_config, load_teacher
 from firstsight.recipe import TeacherSection
+from phase2_student.loss.divergences import DIVERGENCES
 
 
 @pytest.fixture
@@ -41,11 +45,16 @@ def test_the_whole_script_runs_in_small(tmp_path):
     assert next(row for row in rows if row["name"].startswith("outliers"))["with outliers"] == 0.5
     steps = [row for row in rows if row["part"] == "step" and "kd" in row]
     dumps = [row for row in rows if "idle share" in row]
-    assert (len(steps), len(dumps)) == (6 + torch.cuda.is_available() * is_flash_attn_2_available(), 5)
+    assert (len(steps), len(dumps)) == (6 + torch.cuda.is_available() * is_flash_attn_2_available(), 6)
     exact = {row["part"]: row for row in rows if "exact targets" in row["name"] and "Kahan" not in row["name"]}
     assert exact.keys() == {"loss", "step", "dump", "cost"}
     assert exact["dump"]["head, s"] > 0
-    assert exact["dump"]["exact / top_k"] > 0
+    assert exact["dump"]["x top_k"] > 0
+    tail = next(row for row in dumps if row["name"].endswith("tail targets"))
+    assert min(tail["x top_k"], tail["first unit, s"], tail["directions, s"]) > 0
+    divergences = [row for row in rows if row["name"].endswith(tuple(DIVERGENCES))]
+    assert len(divergences) == len(KINDS) * len(DIVERGENCES)
+    assert all(row["x forward KL"] > 0 for row in divergences if not row["name"].endswith(BASE_DIVERGENCE))
     assert exact["step"]["kd"] > 0
     assert exact["step"]["planned GB"] > next(row for row in rows if row["name"] == CACHED)["planned GB"]  # the head
     for row in [*steps, *dumps]:
@@ -58,6 +67,41 @@ def test_a_part_that_is_not_known():
     done = CliRunner().invoke(main, ["--tiny", "--only", "loss,lost"])
     assert done.exit_code == 2
     assert "'lost' is not a part; the parts are loss, step" in done.output
+
+
+def test_a_part_keeps_the_rows_of_the_others(tmp_path):
+    out = tmp_path / "gpu.json"
+    board = Board(60, out, {"GPU": "none", "command": "all"})
+    for part, ms in (("loss", 1.0), ("step", 2.0)):
+        board.add(part, "a", {"ms": ms})
+    again = Board(60, out, {"GPU": "none", "command": "--only loss"})
+    again.adopt(out, ["loss"])
+    again.add("loss", "a", {"ms": 3.0})
+    assert {row["part"]: row["ms"] for row in read_board(out).rows} == {"step": 2.0, "loss": 3.0}
+    with pytest.raises(ValueError, match="measured with GPU none, here it is H100"):
+        Board(60, out, {"GPU": "H100"}).adopt(out, ["loss"])
+
+
+def test_the_page_of_a_file(tmp_path):
+    out, docs = tmp_path / "gpu.json", tmp_path / "docs"
+    nothing = CliRunner().invoke(main, ["--report", "--out", str(out)])
+    assert nothing.exit_code == 2
+    assert "cannot be shown" in nothing.output
+    board = Board(60, out, {"GPU": "none"})
+    board.add("step", STOCK, {"s per step": 2.0, "peak GB": 40.0})
+    board.add("step", CACHED, {"s per step": 3.0, "peak GB": 30.0})
+    board.skip("step", "other", "no time")
+    done = CliRunner().invoke(main, ["--report", "--out", str(out), "--docs", str(docs)])
+    assert done.exit_code == 0, done.output
+    text = (docs / "benchmarks.md").read_text()
+    assert (
+        "| a step on the cache | a stock fine-tuning step | **1.50 x the time** | once | 1 | 3.00 / 2.00 s | `gpu.step.time.cached` |"
+        in text
+    )
+    assert "**0.750 x the memory**" in text
+    assert "- step, other: not measured, no time" in text
+    assert "gpu.dump" not in text
+    assert (docs / "gpu.png").is_file()
 
 
 def test_a_row_that_fails_is_a_row(tmp_path):

@@ -1,27 +1,30 @@
-"""Every ratio of README's table "What it costs" is in the results that are checked in, and docs/benchmarks.md shows these.
+"""Every ratio of README's tables of costs is in the results that are checked in, and docs/benchmarks.md shows these.
 
 A row names its results in a comment, in the order of its figures: `| a / b <!-- step.time.cached --> | 0.59 to 0.62 x the time |`.
 `A to B x` is the spread of the turns, `A x` their median, each as far as its digits go.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import benchmarks.gpu.page as gpu
 from benchmarks.__main__ import COMMAND, PAGE, PICTURE
 from benchmarks.suite.page import page_text
-from benchmarks.suite.result import Suite, compared
+from benchmarks.suite.result import Result, Suite, compared
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
 FIGURE = re.compile(r"([\d.]+)(?: to ([\d.]+))? x the ([\w' ]+)")
-NOUNS = {"time": "s", "memory": "MB", "head's memory": "MB", "size": "bytes"}
+GPU_RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
+NOUNS = {"time": ("s", "ms"), "memory": ("MB", "GB"), "head's memory": ("MB",), "size": ("bytes",)}
 
 
-def rows(readme: str) -> list[tuple[str, list[str], str]]:
-    """Title, names of results and figures of each row of the table."""
-    table = readme.split("What it costs")[1].split("\n\n")[1]
+def rows(readme: str, heading: str = "What it costs") -> list[tuple[str, list[str], str]]:
+    """Title, names of results and figures of each row of the table below a line."""
+    table = readme.split(heading)[1].split("\n\n")[1]
     found = []
     for line in table.splitlines()[2:]:
         _, title, figures, _ = line.split("|")
@@ -30,22 +33,22 @@ def rows(readme: str) -> list[tuple[str, list[str], str]]:
     return found
 
 
-def faults(readme: str, suite: Suite) -> list[str]:
+def faults(readme: str, find: Callable[[str], Result | None], heading: str = "What it costs") -> list[str]:
     """What the table says that the results do not."""
     wrong = []
-    for title, names, text in rows(readme):
+    for title, names, text in rows(readme, heading):
         figures = [FIGURE.fullmatch(part.strip()) for part in text.split(",")]
         if len(names) != len(figures) or not all(figures):
             wrong.append(f"{title}: {len(names)} results named for {text!r}")
             continue
         for name, (low, high, noun) in zip(names, (figure.groups() for figure in figures), strict=True):
-            found = suite.find(name)
+            found = find(name)
             if found is None:
                 wrong.append(f"{title}: there is no result {name}")
                 continue
             expected = [found.low, found.high] if high else [found.median]
             given = [figure for figure in (low, high) if figure]
-            if NOUNS.get(noun) != found.unit or any(
+            if found.unit not in NOUNS.get(noun, ()) or any(
                 f"{value:.{len(figure.partition('.')[2])}f}" != figure
                 for value, figure in zip(expected, given, strict=True)
             ):
@@ -78,7 +81,7 @@ def suite():
     ],
 )
 def test_a_figure_of_the_results(suite, line):
-    assert faults(readme(line), suite) == []
+    assert faults(readme(line), suite.find) == []
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_figure_of_the_results(suite, line):
     ],
 )
 def test_a_figure_that_is_not(suite, line, fault):
-    (found,) = faults(readme(line), suite)
+    (found,) = faults(readme(line), suite.find)
     assert fault in found
 
 
@@ -112,14 +115,36 @@ measured = pytest.mark.skipif(
 
 @measured
 def test_the_readme_says_what_was_measured():
-    assert faults((ROOT / "README.md").read_text(encoding="utf-8"), Suite.read(RESULTS)) == []
+    assert faults((ROOT / "README.md").read_text(encoding="utf-8"), Suite.read(RESULTS).find) == []
 
 
 @measured
 def test_the_page_is_that_of_the_results():
     suite = Suite.read(RESULTS)
     assert not any(run.quick for run in suite.parts.values())
-    page = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
-    section = page.split(f"<!-- {COMMAND}: begin -->\n")[1].split(f"\n<!-- {COMMAND}: end -->")[0]
-    assert section == page_text(suite, PICTURE).strip(), "the page is older than the results: give make bench again"
+    assert section(COMMAND) == page_text(suite, PICTURE).strip(), (
+        "the page is older than the results: give make bench again"
+    )
     assert (ROOT / "docs" / PICTURE).is_file()
+
+
+def section(command: str) -> str:
+    """What a command wrote into docs/benchmarks.md."""
+    page = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
+    return page.split(f"<!-- {command}: begin -->\n")[1].split(f"\n<!-- {command}: end -->")[0]
+
+
+def test_the_readme_says_what_a_gpu_took():
+    found = {each.name: each for each in gpu.ratios(gpu.read_board(GPU_RESULTS))}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert faults(text, found.get, "At full size") == []
+    assert len(rows(text, "At full size")) >= 5
+
+
+def test_the_page_shows_what_a_gpu_took():
+    board = gpu.read_board(GPU_RESULTS)
+    assert board.facts["tiny"] is False
+    assert section(gpu.COMMAND) == gpu.page_text(board), (
+        "the page is older than the results: give make bench-gpu ARGS=--report"
+    )
+    assert (ROOT / "docs" / gpu.PICTURE).is_file()

@@ -113,7 +113,7 @@ def test_no_run_is_made_twice_and_the_page_has_every_arm(tmp_path, monkeypatch):
     assert np.mean(teacher["kl_truth"]) < 0.05 < np.mean(base["kl_truth"])
     assert teacher["calibration"] < base["calibration"]
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
-    assert page.count("<!-- regimes: written by") == 1
+    assert page.count("<!-- python -m benchmarks.regimes: begin -->") == 1
     assert "| `T = 1` |" in page
     assert (tmp_path / "docs" / "regimes.png").stat().st_size > 10_000
     assert set(json.loads((tmp_path / "benchmarks" / "results" / "regimes.json").read_text())["regimes"]) == {"C"}

@@ -223,6 +223,15 @@ def test_a_damaged_result_is_measured_again(kept, recipe):
     assert measured == ["teacher", "base", "student-int8"]
 
 
+def stock_logits(model, whole):
+    """float32 logits of the positions before the answer's tokens."""
+    inputs = {**whole.images, "mm_token_type_ids": whole.token_types["mm_token_type_ids"][None]}
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    with torch.inference_mode():
+        logits = model(input_ids=whole.input_ids[None].to(model.device), **inputs).logits[0, whole.answer_columns]
+    return logits.float().cpu()
+
+
 def test_confidence_is_what_a_plain_forward_says(recipe):
     directory = parse_candidates(recipe, ["base"])[0].directory
     model, _ = load_for_answers(directory, recipe.student)
@@ -231,10 +240,7 @@ def test_confidence_is_what_a_plain_forward_says(recipe):
     watch = TokenWatch()
     (ids,) = generate_answers(model, prompter, [prompter.encode(sample, [])], max_new_tokens=3, watch=watch)
     whole = prompter.encode(sample, [ids])
-    inputs = {**whole.images, "mm_token_type_ids": whole.token_types["mm_token_type_ids"][None]}
-    with torch.inference_mode():
-        logits = model(input_ids=whole.input_ids[None], **inputs).logits[0, whole.answer_columns]
-    probabilities = logits.float().softmax(-1)[range(len(ids)), ids]
+    probabilities = stock_logits(model, whole).softmax(-1)[range(len(ids)), ids]
     assert confidence(watch.log_probabilities(0, len(ids))) == pytest.approx(
         float(probabilities.prod()) ** (1 / len(ids)), rel=1e-3
     )
@@ -246,10 +252,7 @@ def test_the_nll_is_that_of_the_true_answer_by_the_stock_forward(evaluation, rec
     records = evaluation.models[1].samples
     for sample, record in list(zip(load_samples(recipe.source("validation")), records, strict=True))[:3]:
         whole = prompter.encode(sample)
-        inputs = {**whole.images, "mm_token_type_ids": whole.token_types["mm_token_type_ids"][None]}
-        with torch.inference_mode():
-            logits = model(input_ids=whole.input_ids[None], **inputs).logits[0, whole.answer_columns]
-        nll = torch.nn.functional.cross_entropy(logits.float(), whole.target_ids, reduction="sum")
+        nll = torch.nn.functional.cross_entropy(stock_logits(model, whole), whole.target_ids, reduction="sum")
         assert record.nll_sum == pytest.approx(float(nll), rel=1e-3)
         assert record.hard_positions == len(whole.target_ids)
     assert all(record.nll_sum is None for record in evaluation.models[0].samples), "a teacher has no distance"
