@@ -34,6 +34,8 @@ class Divergence(ABC):
 
     least_log_p: ClassVar[float] = -1e4
     """log p of a stored outcome that has probability 0 for the teacher."""
+    distributions: ClassVar[int] = 4
+    """Arrays of the outcomes' size that the loss of a chunk holds at once: teacher, student, slope, and what is worked in."""
 
     @property
     def text(self) -> str:
@@ -87,6 +89,8 @@ class SkewedKL(Divergence):
     Source: Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models (2024), their alpha.
     """
 
+    distributions: ClassVar[int] = 5
+
     beta: float = 0.1
 
     def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +108,8 @@ class JensenShannon(Divergence):
     Source: Agarwal et al., On-Policy Distillation of Language Models (2023), equation 1.
     """
 
+    distributions: ClassVar[int] = 5
+
     beta: float = 0.5
 
     def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +125,8 @@ class JensenShannon(Divergence):
 @dataclass(frozen=True)
 class TotalVariation(Divergence):
     """Half the sum of |p - q|, between 0 and 1; not in nats."""
+
+    distributions: ClassVar[int] = 5
 
     def value_and_slope(self, log_p_bO: Tensor, log_q_bO: Tensor) -> tuple[Tensor, Tensor]:
         """As `Divergence`; the slope is q / 2 where q > p, -q / 2 where q < p, 0 where they are equal."""

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 from firstsight.families.parts import language_modules, meta_model, named_parts
 from firstsight.recipe import LoraSection, StudentSection
+from phase2_student.loss.divergences import Divergence, ForwardKL
 from phase2_student.loss.fused import CHUNK
 
 _LOGITS = 2
 """A chunk of logits, and what is worked in beside it."""
-_DISTRIBUTIONS = 4
-"""Distributions over the shared ids that a chunk of whole targets holds at once: teacher, student, slope, and what is worked in."""
 
 Mode = Literal["fp32_master", "bf16_kahan", "lora"]
 MODES: tuple[Mode, ...] = ("fp32_master", "bf16_kahan", "lora")
@@ -181,6 +180,7 @@ def footprint(
     gradient_checkpointing: bool,
     whole: HeadOfTeacher | TailOfCache | None = None,
     positions: int = 0,
+    divergence: type[Divergence] = ForwardKL,
 ) -> Footprint:
     """Memory of one way to train.
 
@@ -192,6 +192,7 @@ def footprint(
         gradient_checkpointing: layers keep their inputs alone.
         whole: what whole distributions are made with; None: stored entries and a bucket.
         positions: answer positions of the largest micro-batch.
+        divergence: of the loss.
     """
     everything = shape.trained + shape.frozen
     step = 0
@@ -216,20 +217,21 @@ def footprint(
         gradients=gradients,
         optimizer=optimizer,
         targets=0 if whole is None else whole.weights + positions * whole.position,
-        loss=chunk_bytes(shape.rows, whole) + (copies + gradient) * shape.head,
+        loss=chunk_bytes(shape.rows, whole, divergence) + (copies + gradient) * shape.head,
         activations=_activations(shape, mode, tokens, patches, gradient_checkpointing),
         step=step,
     )
 
 
-def chunk_bytes(rows: int, whole: HeadOfTeacher | TailOfCache | None) -> float:
+def chunk_bytes(rows: int, whole: HeadOfTeacher | TailOfCache | None, divergence: type[Divergence]) -> float:
     """What the loss works in for a chunk of answer positions.
 
     Args:
         rows: V, of the student's head.
         whole: what whole distributions are made with; None: stored entries and a bucket.
+        divergence: of the loss.
     """
-    return 4 * CHUNK * (_LOGITS * rows + (0 if whole is None else _DISTRIBUTIONS * whole.rows))
+    return 4 * CHUNK * (_LOGITS * rows + (0 if whole is None else divergence.distributions * whole.rows))
 
 
 def _activations(shape: Shape, mode: Mode, tokens: int, patches: int, gradient_checkpointing: bool) -> float:

@@ -16,6 +16,7 @@ from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.order import GlobalBatches
+from phase2_student.loss.divergences import DIVERGENCES
 from phase2_student.planning.footprint import (
     MODES,
     Footprint,
@@ -118,6 +119,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
             gradient_checkpointing=checkpointing,
             whole=teacher_head or tail,
             positions=work.micro_batch * work.longest_answer,
+            divergence=DIVERGENCES[recipe.loss.divergence],
         )
         for mode in MODES
         for checkpointing in (False, True)
