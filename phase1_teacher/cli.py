@@ -213,14 +213,13 @@ def _derive(exact: str, recipe: Recipe, shard: Shard, progress: bool) -> None:
 @set_option
 @click.option(
     "--utilization",
-    default=0.3,
-    show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Assumed share of a GPU's peak that the forward pass reaches.",
+    help="Assumed share of a GPU's peak that the dump reaches. Default: as measured on an H200, 0.17 with int8, 0.32 unquantised; "
+    "0.3 with nf4.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @progress_option
-def plan(config: Path, overrides: tuple[str, ...], utilization: float, as_json: bool, progress: bool) -> None:
+def plan(config: Path, overrides: tuple[str, ...], utilization: float | None, as_json: bool, progress: bool) -> None:
     """Show what a dump will cost, before any model is loaded.
 
     Shows samples, tokens, the size of the cache, memory and GPU-hours on several GPUs, how much the cache holds already, and
