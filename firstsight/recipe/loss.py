@@ -15,7 +15,7 @@ _BETAS = {"skewed_kl": 0.1, "js": 0.5}
 class LossSection(Section):
     """The distillation loss: alpha * divergence at a temperature + (1 - alpha) * cross-entropy."""
 
-    temperature: Annotated[float, Field(gt=0), Unit("none")] = 2.0
+    temperature: Annotated[float, Field(gt=0), Unit("none")] = 1.0
     """Temperature of teacher and student in the divergence: within the range of `cache.temperatures`; any above 0 on exact targets."""
     alpha: Annotated[float, Field(ge=0, le=1), Unit("none")] = 0.7
     """Weight of the divergence; 0: hard labels only."""

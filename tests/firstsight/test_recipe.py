@@ -22,7 +22,7 @@ def write(tmp_path):
 def test_defaults_are_the_reference_pair(write):
     recipe = load_recipe(write("{}"))
     assert (recipe.teacher.model, recipe.teacher.quantization) == ("Qwen/Qwen2-VL-7B-Instruct", "int8")
-    assert (recipe.loss.temperature, recipe.loss.alpha, recipe.cache.top_k) == (2.0, 0.7, 64)
+    assert (recipe.loss.temperature, recipe.loss.alpha, recipe.cache.top_k) == (1.0, 0.7, 64)
     assert recipe.cache.temperatures == (1.0, 1.5, 2.0, 4.0)
 
 
