@@ -28,20 +28,27 @@ def per_position(dtype: DTypeLike, *axes: str, soft: bool = False) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Soft targets of P consecutive answer positions, K stored entries each, n node temperatures."""
+    """Soft targets of P consecutive answer positions, K stored entries each, n node temperatures.
+
+    For probabilities use `at_temperature`: it normalises what rounding left and gives the mass that is
+    not stored at any temperature between the nodes.
+
+    Attributes:
+        ids: [P, K] student ids, in descending order of their log-probability.
+        logprobs: [P, K] natural-log probability at T = 1 over the shared ids, nats.
+        tail: [P, n] for each node T, the log of the sum of exp(v_i / T) over the ids not stored, v_i their log-probabilities at
+            T = 1; nats. It is a mass only at T = 1, where it is that of all tokens not stored; -inf: none.
+        target_ids: [P] the answer's own token as a student id; among `ids` wherever `soft`.
+        target_logprobs: [P] the teacher's log-probability of that token, nats; may be -30 and less.
+        soft: [P] False: no soft target at this position, only the hard label; its other fields are zero.
+    """
 
     ids: NDArray[np.uint32] = field(metadata=per_position(np.uint32, "entry", soft=True))
-    """[P, K] student ids, in descending order of their log-probability."""
     logprobs: NDArray[np.float32] = field(metadata=per_position(np.float32, "entry", soft=True))
-    """[P, K] natural-log probability at T = 1 over the shared ids, nats."""
     tail: NDArray[np.float32] = field(metadata=per_position(np.float32, "node", soft=True))
-    """[P, n] log of the sum over the ids not stored of exp(v_i / T), per node T, nats; -inf: no mass."""
     target_ids: NDArray[np.uint32] = field(metadata=per_position(np.uint32))
-    """[P] the answer's own token as a student id; among `ids` wherever `soft`."""
     target_logprobs: NDArray[np.float32] = field(metadata=per_position(np.float32, soft=True))
-    """[P] the teacher's log-probability of that token, nats; may be -30 and less."""
     soft: NDArray[np.bool_] = field(metadata=per_position(np.bool_))
-    """[P] False: no soft target at this position, only the hard label; its other fields are zero."""
 
     def __len__(self) -> int:
         return len(self.target_ids)

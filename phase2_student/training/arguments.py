@@ -84,6 +84,7 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         if new in hints and old in values:
             values.setdefault(new, values.pop(old))
     processes = _processes(values)
+    _check_bf16(values)
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
@@ -124,6 +125,32 @@ def _processes(values: dict[str, Any]) -> int:
             "start one for each GPU, or set training.use_cpu"
         )
     return world
+
+
+def _check_bf16(values: dict[str, Any]) -> None:
+    import torch
+
+    if values.get("bf16") and not values.get("use_cpu") and not torch.accelerator.is_available():
+        raise RecipeError(
+            "training.bf16: this machine has no GPU; to train on its CPU add --set training.use_cpu=true, or "
+            "--set training.bf16=false to compute in float32"
+        )
+
+
+def warmup_note(arguments: Any, steps: int) -> str | None:
+    """How much of a training is warm-up, if it is more than half; else None.
+
+    Args:
+        arguments: `transformers.TrainingArguments`.
+        steps: of the whole training.
+    """
+    warmup = min(steps, arguments.get_warmup_steps(steps))
+    if 2 * warmup <= steps:
+        return None
+    return (
+        f"{warmup:,} of {steps:,} steps are warm-up (training.warmup_steps: {arguments.warmup_steps:g}); a number below 1 is a share "
+        "of the steps"
+    )
 
 
 def _no_validations(recipe: Recipe) -> str | None:

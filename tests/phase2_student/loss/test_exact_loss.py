@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_divergences import TEXTBOOK
 
 from firstsight.models.teacher_head import SharedHead, TeacherHead, floats
 from firstsight.vocabulary import VocabularyAlignment
@@ -60,18 +61,6 @@ def teacher_logits(targets):
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def textbook(name, log_p, log_q, beta):
-    p, q = log_p.exp(), log_q.exp()
-    m = beta * p + (1 - beta) * q
-    return {
-        "forward_kl": (p * (log_p - log_q)).sum(1),
-        "reverse_kl": (q * (log_q - log_p)).sum(1),
-        "skewed_kl": (p * (log_p - m.log())).sum(1),
-        "js": beta * (p * (log_p - m.log())).sum(1) + (1 - beta) * (q * (log_q - m.log())).sum(1),
-        "tv": 0.5 * (p - q).abs().sum(1),
-    }[name]
-
-
 def in_float64(found, name, temperature, alpha, count):
     """Loss and gradients of the definition, from the same numbers."""
     targets = found["targets"]
@@ -79,8 +68,7 @@ def in_float64(found, name, temperature, alpha, count):
     logits = states @ head.T
     log_q = (logits[:, targets.head.student_ids_S] / temperature).log_softmax(1)
     log_p = (teacher_logits(targets) / temperature).log_softmax(1)
-    beta = getattr(DIVERGENCES[name](), "beta", 0.0)
-    soft = temperature**2 * textbook(name, log_p, log_q, beta)[targets.soft_N].sum()
+    soft = temperature**2 * TEXTBOOK[name](log_p, log_q)[targets.soft_N].sum()
     hard = torch.nn.functional.cross_entropy(logits, targets.target_ids_N, reduction="none")[targets.hard_N].sum()
     loss = (alpha * soft + (1 - alpha) * hard) / count
     return loss, torch.autograd.grad(loss, [states, head])

@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 from run_cases import run
-from transformers import Qwen2VLConfig
+from transformers import Qwen2VLConfig, TrainingArguments
 
 from firstsight.models.loading import load_student
 from firstsight.recipe import StudentSection, load_recipe
 from phase2_student.planning.footprint import MODES, footprint, student_shape
 from phase2_student.planning.plan import padding_share, plan_training
+from phase2_student.training.arguments import warmup_note
 from phase2_student.training.prepare import prepare
 
 # the published shape of Qwen2-VL-2B-Instruct
@@ -149,3 +150,26 @@ def test_a_plan_refuses_what_the_training_would(world):
     result = run("plan", "--config", world / "recipe.yaml", "--set", "training.learning_rat=1")
     assert result.exit_code == 2
     assert "learning_rate" in result.output
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "note"),
+    [
+        (100, 12, "12 of 12 steps are warm-up (training.warmup_steps: 100)"),
+        (7, 12, "7 of 12 steps are warm-up"),
+        (0.9, 10, "9 of 10 steps are warm-up (training.warmup_steps: 0.9)"),
+        (6, 12, None),
+        (0.03, 12, None),
+        (0, 12, None),
+        (0, 0, None),
+    ],
+)
+def test_a_training_that_is_mostly_warm_up_is_noted(warmup, steps, note):
+    found = warmup_note(TrainingArguments(warmup_steps=warmup, use_cpu=True, report_to="none"), steps)
+    assert found is None if note is None else found.startswith(note)
+
+
+def test_the_plan_notes_the_warm_up(world):
+    result = run("plan", "--config", world / "recipe.yaml", "--no-progress", "--set", "training.warmup_steps=9999")
+    assert result.exit_code == 0, result.output
+    assert "steps are warm-up (training.warmup_steps: 9999)" in result.output

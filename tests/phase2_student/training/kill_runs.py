@@ -38,6 +38,9 @@ def attempt(recipe, kill_at, number, delay):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(
+            1
+        )  # torch makes its thread pool anew after a fork, not safely if two threads ask for it at once
         os.close(reader)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)

@@ -339,3 +339,10 @@ def test_values_and_pairs_that_cannot_be_are_named(world, training, message):
     with pytest.raises(RecipeError, match="training") as refused:
         arguments(world, **training)
     assert re.search(message, str(refused.value)), refused.value
+
+
+def test_bf16_without_a_gpu_is_refused_with_what_to_do(world, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"no GPU; to train on its CPU add --set training\.use_cpu=true"):
+        arguments(world, bf16=True, use_cpu=False)
+    assert arguments(world, bf16=True, use_cpu=True).bf16
