@@ -24,9 +24,9 @@ from storage.wording import counted
 def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, evaluation: Path | None) -> None:
     """Show runs side by side: the settings that differ, losses and agreement on validation, exact match, time; * marks the best.
 
-    DIR is the directory of a run, or of a sweep. Runs that differ in their seed alone are one objective: their mean, spread and number.
-    KL is that of teacher and student at T = 1 on validation, whatever was minimised; losses on different scales are not compared.
-    Exact match stands where fs-student eval has left an evaluation in the run.
+    DIR is the directory of a run, or of a sweep. Runs that differ only in their seed are one objective: its mean, spread and number of
+    seeds. KL is between teacher and student at T = 1 on validation, whatever was minimised; losses on different scales are not
+    compared. Exact match is shown if fs-student eval has left an evaluation in the run.
 
     Example: fs-student compare runs/sweep --plot sweep.png
 

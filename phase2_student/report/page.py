@@ -144,7 +144,7 @@ def _evaluated(
         "differences": difference_lines(models),
         "sample_lines": [*sample_lines(evaluation), *preprocessing_lines(models)],
         "accuracy": [charts.intervals(f"By {key}", rows) for key, rows in groups.items() if rows],
-        "reliability": charts.reliability("Confidence against share right", [bins for _, bins, _ in known])
+        "reliability": charts.reliability("Confidence and share of right answers", [bins for _, bins, _ in known])
         if known
         else None,
         "calibration": [(name, series[name], error) for name, _, error in known],
