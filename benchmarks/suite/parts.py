@@ -10,10 +10,10 @@ class Part:
     """A module of the suite."""
 
     module: str
-    """Its function `results(quick)` measures."""
+    """Dotted name; its function `results(quick)` measures."""
     title: str
     about: int
-    """Seconds that it takes on two cores, estimated from docs/log.md; an unknown machine is another matter."""
+    """Estimated seconds on two cores, from docs/log.md; another machine may differ."""
 
 
 PARTS = {
@@ -27,4 +27,4 @@ PARTS = {
     "sweep": Part(module="benchmarks.sweep", title="Eight runs", about=180),
     "real_teacher": Part(module="benchmarks.suite.real_teacher", title="A real teacher", about=400),
 }
-"""By name."""
+"""The parts by name."""
