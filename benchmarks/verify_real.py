@@ -109,7 +109,7 @@ def stock_inputs(processor: Any, prompter: Prompter, sample: Sample, *, answer: 
 
 
 def answer_span(prompter: Prompter, input_ids_L: Tensor, sample: Sample) -> slice:
-    """Where the answer lies in the tokens of the stock processor, end of turn included; a template may continue after it."""
+    """Where the answer is in the tokens of the stock processor, end of turn included; a template may continue after it."""
     ids = input_ids_L.tolist()
     end = len(ids) - ids[::-1].index(prompter.end_of_turn_ids[-1])
     return slice(end - len(prompter.answer_ids(sample.answer or "")), end)

@@ -91,8 +91,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
 def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progress: bool) -> None:
     """Train a grid of runs from one cache, one after the other.
 
-    Each run has a directory below training.output_dir, named by its settings, and is what fs-student train would leave.
-    Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence where
+    Each run has a directory below training.output_dir, named after its settings, with the same files as fs-student train writes.
+    Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence if
     alpha is 0) are one run and are listed. Give the same command again after an interruption: finished runs are left alone, the
     others continue. A run that fails is reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 

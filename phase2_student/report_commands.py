@@ -18,7 +18,7 @@ from storage.wording import counted
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path, exists=True),
-    help="A file that fs-student eval wrote of these students, each named as its run, or a directory with such files; default: "
+    help="A file that fs-student eval wrote for these students, each named after its run, or a directory of such files; default: "
     "the newest in each run.",
 )
 def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, evaluation: Path | None) -> None:

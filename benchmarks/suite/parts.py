@@ -21,7 +21,7 @@ PARTS = {
     "loader": Part(module="benchmarks.suite.loader", title="Reading while training", about=120),
     "growth": Part(module="benchmarks.suite.growth", title="Growth with the samples", about=150),
     "loss": Part(module="benchmarks.suite.loss", title="The loss", about=270),
-    "peers": Part(module="benchmarks.suite.peers", title="The loss beside that of others", about=260),
+    "peers": Part(module="benchmarks.suite.peers", title="The loss against that of other projects", about=260),
     "step": Part(module="benchmarks.step", title="A whole step", about=340),
     "dump": Part(module="benchmarks.dump", title="The dump", about=400),
     "sweep": Part(module="benchmarks.sweep", title="Eight runs", about=180),

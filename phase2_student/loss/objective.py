@@ -25,7 +25,7 @@ class LossTerms(NamedTuple):
     """Sums over one batch or many; scalars without gradient."""
 
     kd: Tensor
-    """Sum of T^2 D over soft positions, nats; NaN where it was not computed (alpha = 0, in training)."""
+    """Sum of T^2 D over soft positions, nats; NaN if it was not computed (alpha = 0, in training)."""
     ce: Tensor
     """Sum of cross-entropy over hard positions, nats."""
     agree: Tensor
@@ -37,8 +37,8 @@ class LossTerms(NamedTuple):
     counted: Tensor
     """Positions that are soft or hard: N of the mean."""
     kl: Tensor
-    """Sum of KL(teacher || student) at T = 1 over soft positions, nats, whatever is minimised; NaN where it was not computed (in
-    training, or where the targets are not known at T = 1)."""
+    """Sum of KL(teacher || student) at T = 1 over soft positions, nats, whatever is minimised; NaN if it was not computed (in
+    training, or if the targets are not known at T = 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def write_report(
         directories: directories of runs, or directories with runs directly below them; several runs are shown side by side.
         output: the file; None: `report.html` in the last directory.
         evaluation: a file of `fs-student eval` or a directory with some; None: those in the runs' directories.
-        data: image paths are relative to it; None: where the data were when the run began.
+        data: image paths are relative to it; None: where the data was when the run began.
         shown: number of samples in the gallery.
 
     Raises:

@@ -78,7 +78,7 @@ def grid_runs(
 ) -> list[SweepRun]:
     """The runs of a grid; the last key varies fastest.
 
-    Points that differ only in keys without an effect (beta with a divergence that has none, any key of the divergence where alpha
+    Points that differ only in keys without an effect (beta with a divergence that has none, any key of the divergence if alpha
     is 0) are one run.
 
     Args:

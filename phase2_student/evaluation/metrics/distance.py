@@ -88,7 +88,7 @@ def add_distance(
         records: one record for each of their answers (`Prompter.turn_count`), sample by sample.
         batch_size: samples at once.
 
-    The fields are `kl_sum` and `nll_sum` (nats; None where not finite), `agree`, `soft_positions`, `hard_positions`.
+    The fields are `kl_sum` and `nll_sum` (nats; None if not finite), `agree`, `soft_positions`, `hard_positions`.
 
     Returns:
         Why the distance is not known, or None.
