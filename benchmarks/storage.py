@@ -88,7 +88,7 @@ def rate(positions: int, work: Callable[[], object], clock: Callable[[], float],
 def write_cache(
     location: Path, samples: Sequence[SampleTargets], words: int, unit_positions: int = 4096
 ) -> tuple[CacheWriter, float]:
-    """Write a cache of these samples; the cache, and the seconds that its units took.
+    """Write a cache of these samples; returns it, and the seconds that its units took.
 
     Args:
         location: where the new cache goes.

@@ -93,7 +93,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
 
     Each run has a directory below training.output_dir, named after its settings, with the same files as fs-student train writes.
     Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence if
-    alpha is 0) are one run and are listed. Give the same command again after an interruption: finished runs are left alone, the
+    alpha is 0) are one run and are listed. After an interruption, run the same command again: finished runs are left alone, the
     others continue. A run that fails is reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 
     Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
