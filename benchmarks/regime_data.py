@@ -35,6 +35,10 @@ class Regime:
     """Arguments of `write_dataset` that draw them, in addition to the sizes."""
     longest: int = 32
     """Maximum tokens of an answer by the teacher or a student."""
+    scenes: int = 1
+    """How many times as many training samples as the other regimes have."""
+    rivals: bool = True
+    """Whether the teacher's answers are made into labels, too."""
 
 
 REGIMES = {
@@ -42,6 +46,9 @@ REGIMES = {
     "B": Regime(title="40 % of the labels are swapped", data={"swapped": 0.4}),
     "C": Regime(title="many valid answers, one of them drawn", data={"described": True}, longest=112),
     "D": Regime(title="all labels, all right"),
+    "E": Regime(
+        title="no labels; more scenes, or more steps on the same", data={"labels": 0.0}, scenes=8, rivals=False
+    ),
 }
 
 
@@ -86,6 +93,8 @@ def place(directory: Path, name: str, sizes: Sizes) -> None:
             ),
             progress=False,
         )
+    if not regime.rivals:
+        return
     answers = directory / "data" / "answers.jsonl"
     source = exact
     if not few:
@@ -127,14 +136,30 @@ def _place_data(data: Path, regime: Regime, sizes: Sizes) -> None:
     scratch = data.with_name(".data.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     held_out = sizes.validation + sizes.test
-    write_dataset(scratch, train=sizes.train, validation=held_out, seed=SEED, progress=False, **options)
+    write_dataset(scratch, train=regime.scenes * sizes.train, validation=held_out, seed=SEED, progress=False, **options)
     lines = (scratch / "validation.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     for name, part in (("validation", lines[: sizes.validation]), ("test", lines[sizes.validation :])):
         (scratch / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
     rows = [json.loads(line) for line in (scratch / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    asked = [json.dumps(row | {"messages": row["messages"][:1]}) + "\n" for row in rows]
+    asked = [_line(row | {"messages": row["messages"][:1]}) for row in rows]
     (scratch / "unlabelled.jsonl").write_text("".join(asked), encoding="utf-8")
+    for count in scene_counts(regime, sizes):
+        (scratch / rows_of_scenes(count)).write_text("".join(map(_line, rows[:count])), encoding="utf-8")
     scratch.rename(data)
+
+
+def scene_counts(regime: Regime, sizes: Sizes) -> list[int]:
+    """Numbers of training samples: those of the other regimes, and twice as many until all are taken."""
+    return [sizes.train * 2**power for power in range(regime.scenes.bit_length())]
+
+
+def rows_of_scenes(count: int) -> str:
+    """The file of the first training samples."""
+    return f"first-{count}.jsonl"
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _place_recipe(directory: Path, regime: Regime, sizes: Sizes) -> None:

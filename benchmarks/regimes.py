@@ -1,4 +1,5 @@
-"""Where distillation wins, ties and loses: few labels, wrong labels, ambiguous labels, clean labels, on the miniature pair.
+"""Where distillation wins, ties and loses: few labels, wrong labels, ambiguous labels, clean labels, on the miniature pair; and how
+far a student gets without labels as the teacher answers more scenes.
 
     python -m benchmarks.regimes build/regimes                     # everything, then the page
     python -m benchmarks.regimes build/regimes --regime A          # one regime
@@ -25,7 +26,17 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.regime_data import REGIMES, SEED, Sizes, answer_rows, label_rows, place, recipe_of
+from benchmarks.regime_data import (
+    REGIMES,
+    SEED,
+    Sizes,
+    answer_rows,
+    label_rows,
+    place,
+    recipe_of,
+    rows_of_scenes,
+    scene_counts,
+)
 from benchmarks.regime_report import write_report
 from benchmarks.regime_scores import TestRows
 from firstsight.data.samples import Sample
@@ -52,6 +63,8 @@ class Arm:
     """Samples are given the targets of others."""
     extra: bool = False
     """Trained after all others."""
+    times: int = 1
+    """How many times as many steps as the other arms have."""
 
     def overrides(self) -> list[str]:
         """The arm's settings, as overrides of the recipe."""
@@ -64,8 +77,18 @@ class Arm:
         ]
 
 
-def arms(regime: str, directory: Path) -> dict[str, Arm]:
+def arms(regime: str, directory: Path, sizes: Sizes) -> dict[str, Arm]:
     """The arms of a regime by name, in the order of the table."""
+    if not REGIMES[regime].rivals:
+        counts = scene_counts(REGIMES[regime], sizes)
+        ways = [(count, 1) for count in counts] + [
+            (counts[0], counts[-1] // counts[0]),
+            (counts[-1], counts[-1] // counts[0]),
+        ]
+        return {
+            f"{count:,} scenes, {times * sizes.steps:,} steps": Arm(rows=rows_of_scenes(count), times=times)
+            for count, times in ways
+        }
     found = {
         "hard": Arm(alpha=0.0, rows=label_rows(directory)),
         "answers": Arm(alpha=0.0, cache="answers", rows=answer_rows(directory)),
@@ -153,7 +176,7 @@ class Bench:
         self.home = directory / regime
         self.regime, self.lines, self.seeds = regime, lines, seeds
         place(self.home, regime, sizes)
-        self.arms = arms(regime, self.home)
+        self.arms, self.sizes = arms(regime, self.home, sizes), sizes
         exact = recipe_of(
             self.home, ["cache.path=exact.zarr", "data.validation=test.jsonl", "training.output_dir=runs/none"]
         )
@@ -227,6 +250,8 @@ class Bench:
             f"training.seed={seed}",
             f"training.learning_rate={rate}",
             f"training.output_dir={output.resolve()}",
+            f"training.max_steps={arm.times * self.sizes.steps}",
+            f"training.eval_steps={max(1, arm.times * self.sizes.steps // 5)}",
         ]
         recipe = recipe_of(self.home, [*arm.overrides(), *settings])
         shared = (arm.cache, arm.rows)

@@ -38,7 +38,9 @@ class WrittenAnswers:
 
     rows: int = 0
     cut: int = 0
-    """Answers that reached the maximum length without an end of turn, written or not."""
+    """Answers that reached the maximum length without an end of turn; not written."""
+    kept_cut: int = 0
+    """The same, written because `keep_cut` asks for it."""
     empty: int = 0
     """Answers without text; not written."""
     labelled: int = 0
@@ -67,7 +69,7 @@ def write_answers(
     out: Path,
     *,
     split: Literal["train", "validation"] = "train",
-    whole: bool = False,
+    keep_cut: bool = False,
     progress: bool = False,
 ) -> WrittenAnswers:
     """Write the teacher's answer for every row of a split that has none. The file is written whole or not at all.
@@ -77,7 +79,7 @@ def write_answers(
         location: where the cache, of either kind, is.
         out: the file; must not exist.
         split: the rows to write.
-        whole: leave out answers that were cut at the maximum length.
+        keep_cut: write answers that were cut at the maximum length as well. A student trained on such a label learns to stop there.
         progress: show a bar.
 
     Raises:
@@ -101,7 +103,7 @@ def write_answers(
     samples = tqdm(rows, desc="answers", unit=" sample", disable=not progress, leave=False)
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for row in _rows(recipe, samples, cache, tokens, written, whole):
+            for row in _rows(recipe, samples, cache, tokens, written, keep_cut):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written.rows += 1
         written.unreadable = len(left_out_rows)
@@ -116,6 +118,7 @@ def write_answers(
 
 
 _MISSING = "not in the cache: new, edited or not dumped yet"
+_CUT = "cut at cache.generate_max_tokens (--keep-cut writes such answers; a student then learns to stop there)"
 
 
 def left_out(written: WrittenAnswers) -> list[str]:
@@ -126,6 +129,7 @@ def left_out(written: WrittenAnswers) -> list[str]:
         (f"row is {_MISSING}", f"rows are {_MISSING}"): written.missing,
         ("row has an image that cannot be read", "rows have an image that cannot be read"): written.unreadable,
         ("row got an empty answer", "rows got an empty answer"): written.empty,
+        (f"answer was {_CUT}", f"answers were {_CUT}"): written.cut,
     }
     return [counted(count, *words) for words, count in reasons.items() if count]
 
@@ -136,7 +140,7 @@ def _rows(
     cache: Cache | ExactCache,
     tokens: _Tokens,
     written: WrittenAnswers,
-    whole: bool,
+    keep_cut: bool,
 ) -> Iterator[dict[str, Any]]:
     skipped = cache.skipped()
     for sample in samples:
@@ -149,12 +153,14 @@ def _rows(
             ids = _generated(cache, sample.key)
             text = tokens.text(ids)
             ended = tokens.ended(ids)
-            written.cut += not ended
             if not ended:
                 text = text.rstrip("\ufffd")  # a character that was cut in half
             if not text.strip():
                 written.empty += 1
-            elif ended or not whole:
+            elif not ended and not keep_cut:
+                written.cut += 1
+            else:
+                written.kept_cut += not ended
                 row = canonical_row(sample, [_image(image, recipe.image_root, sample) for image in sample.images])
                 row["messages"].append({"role": "assistant", "content": [{"type": "text", "text": text}]})
                 written.literal_marks |= any(

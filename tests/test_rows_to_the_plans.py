@@ -150,7 +150,7 @@ def test_a_row_is_counted_or_refused_by_name(place, file, on_error, turns):
 def plan_of_dump(recipe):
     """How many rows it counts, and what it says where it refuses them."""
     try:
-        return plan_dump(recipe, utilization=0.3, progress=False).demand.rows, ""
+        return plan_dump(recipe, progress=False).demand.rows, ""
     except FirstSightError as error:
         return 0, str(error)
 

@@ -19,6 +19,7 @@ from benchmarks.gpu.step import CACHED, CACHED_KAHAN, EXACT, ONLINE, ONLINE_KAHA
 from benchmarks.suite.page import results_table, write_section
 from benchmarks.suite.result import Result, Unit, compared
 
+GPU_RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
 COMMAND = "make bench-gpu"
 PAGE = "benchmarks.md"
 PICTURE = "gpu.png"

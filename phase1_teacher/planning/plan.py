@@ -14,7 +14,7 @@ from firstsight.models.gpus import GPUS, ModelSize, bytes_text, count_text, mode
 from firstsight.models.loading import load_config
 from firstsight.pair import Pair
 from firstsight.recipe import Recipe
-from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops
+from phase1_teacher.planning.cost import UTILIZATION, TeacherWork, device_bytes, forward_flops
 from phase1_teacher.planning.job import (
     answer_positions,
     check_adopted_turns,
@@ -95,12 +95,12 @@ class DumpPlan:
         return self.bytes_per_position * self.demand.positions * scale + self.head_bytes
 
 
-def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> DumpPlan:
+def plan_dump(recipe: Recipe, *, utilization: float | None = None, progress: bool = True) -> DumpPlan:
     """Read all rows and image headers. Reads no weights and decodes no image.
 
     Args:
         recipe: only the configurations and tokenizers of its models are read.
-        utilization: assumed share of a GPU's peak that the forward pass reaches.
+        utilization: assumed share of a GPU's peak that the dump reaches; None: `UTILIZATION` of the teacher's quantisation.
         progress: show a bar.
 
     Raises:
@@ -130,7 +130,7 @@ def plan_dump(recipe: Recipe, *, utilization: float, progress: bool = True) -> D
         longest_student=pair.student.longest,
         head_bytes=_head_bytes(recipe, pair, head_shape(config)),
         device_bytes=device_bytes(size, recipe.teacher),
-        utilization=utilization,
+        utilization=UTILIZATION[recipe.teacher.quantization] if utilization is None else utilization,
     )
 
 

@@ -18,7 +18,6 @@ from benchmarks.suite.result import Result, Suite, compared
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
 FIGURE = re.compile(r"([\d.]+)(?: to ([\d.]+))? x the ([\w' ]+)")
-GPU_RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 NOUNS = {"time": ("s", "ms"), "memory": ("MB", "GB"), "head's memory": ("MB",), "size": ("bytes",)}
 
 
@@ -135,14 +134,14 @@ def section(command: str) -> str:
 
 
 def test_the_readme_says_what_a_gpu_took():
-    found = {each.name: each for each in gpu.ratios(gpu.read_board(GPU_RESULTS))}
+    found = {each.name: each for each in gpu.ratios(gpu.read_board(gpu.GPU_RESULTS))}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert faults(text, found.get, "At full size") == []
     assert len(rows(text, "At full size")) >= 5
 
 
 def test_the_page_shows_what_a_gpu_took():
-    board = gpu.read_board(GPU_RESULTS)
+    board = gpu.read_board(gpu.GPU_RESULTS)
     assert board.facts["tiny"] is False
     assert section(gpu.COMMAND) == gpu.page_text(board), (
         "the page is older than the results: give make bench-gpu ARGS=--report"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import regimes
+from benchmarks import regime_data, regimes
+from benchmarks.regime_data import REGIMES, Sizes
 from benchmarks.regime_report import regime_figures
 from benchmarks.regime_scores import calibration_error, true_next_tokens
 from storage.targets import SampleTargets, Targets
@@ -95,9 +96,28 @@ def test_of_the_first_seed_the_run_with_the_lower_validation_loss_counts():
     assert "minus answers" not in found["T = 1"]
 
 
+def test_more_scenes_are_the_first_of_all_and_have_no_labels(tmp_path):
+    sizes = Sizes(train=5, validation=2, test=2, steps=3, batch=2)
+    regime = REGIMES["E"]
+    regime_data._place_data(tmp_path / "data", regime, sizes)
+    counts = regime_data.scene_counts(regime, sizes)
+    assert counts == [5, 10, 20, 40]
+    rows = (tmp_path / "data" / "train.jsonl").read_text().splitlines()
+    for count in counts:
+        first = (tmp_path / "data" / regime_data.rows_of_scenes(count)).read_text().splitlines()
+        assert list(map(json.loads, first)) == list(map(json.loads, rows[:count]))
+    assert all(len(json.loads(row)["messages"]) == 1 for row in rows)
+    found = regimes.arms("E", tmp_path, sizes)
+    assert [(arm.rows, arm.times) for arm in found.values()] == [
+        *((regime_data.rows_of_scenes(count), 1) for count in counts),
+        ("first-5.jsonl", 8),
+        ("first-40.jsonl", 8),
+    ]
+
+
 def test_no_run_is_made_twice_and_the_page_has_every_arm(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        regimes, "arms", lambda _regime, _directory: {"hard": regimes.Arm(alpha=0.0), "T = 1": regimes.Arm()}
+        regimes, "arms", lambda _regime, _directory, _sizes: {"hard": regimes.Arm(alpha=0.0), "T = 1": regimes.Arm()}
     )
     sizes = {"--train": 21, "--validation": 7, "--test": 7, "--steps": 5, "--batch": 4, "--seeds": 2}
     options = ["--regime", "C", *(word for size in sizes.items() for word in map(str, size))]

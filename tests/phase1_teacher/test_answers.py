@@ -20,8 +20,10 @@ from storage.wording import counted
 GENERATE = {"generate_missing": True, "generate_max_tokens": 6}
 
 
-def invoke(*arguments, code=0):
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+def invoke(command, *arguments, code=0, keep_cut=True):
+    """`keep_cut`: the random teacher hardly ever ends its turn."""
+    more = ["--keep-cut"] * (command == "answers" and keep_cut)
+    done = CliRunner().invoke(main, [command, *map(str, arguments), *more])
     assert done.exit_code == code, done.output
     return done
 
@@ -133,12 +135,13 @@ def test_cut_and_missing_and_skipped_rows_are_counted(workshop):
     done = invoke("answers", recipe.cache_location, "--config", path)
     assert "1 row was skipped by the dump" in done.stderr
     assert "2 rows are not in the cache: new, edited or not dumped yet" in done.stderr
-    assert (
-        f"{counted(cut, 'answer was', 'answers were')} cut at the maximum length: --whole leaves such answers out"
-        in done.stderr
-    )
+    cut_text = counted(cut, "answer was", "answers were")
+    assert f"{cut_text} cut at the maximum length, and written" in done.stderr
+    assert len(read(workshop.directory / "data" / "answers.jsonl")) == cut + whole
     out = workshop.directory / "whole.jsonl"
-    done = invoke("answers", recipe.cache_location, "--config", path, "--out", out, "--whole", code=0 if whole else 2)
+    more = {"code": 0 if whole else 2, "keep_cut": False}
+    done = invoke("answers", recipe.cache_location, "--config", path, "--out", out, **more)
+    assert f"{cut_text} cut at cache.generate_max_tokens (--keep-cut writes such answers" in done.stderr
     assert (len(read(out)) if whole else 0) == whole
 
 

@@ -7,10 +7,12 @@ import pytest
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig
 
+from benchmarks.gpu.dump import row_name
+from benchmarks.gpu.page import GPU_RESULTS, read_board
 from firstsight.models.gpus import GPUS, model_size
 from phase1_teacher.cli import main
 from phase1_teacher.dump import dump, prepare_dump
-from phase1_teacher.planning.cost import TeacherWork, device_bytes, forward_flops
+from phase1_teacher.planning.cost import UTILIZATION, TeacherWork, device_bytes, forward_flops
 from phase1_teacher.planning.plan import plan_dump
 from storage.maintenance.status import cache_status
 from storage.reader import open_cache
@@ -50,6 +52,23 @@ def test_the_size_of_a_full_teacher_follows_from_its_configuration(workshop):
     assert 8.3e9 < as_int8 < as_bf16 - 5e9
     work = TeacherWork(tokens=1000, squared_tokens=0, patches=0, positions=0)
     assert forward_flops(size, work) == 2000 * size.text
+
+
+@pytest.mark.parametrize("quantization", ["int8", "none"])
+def test_the_estimates_are_those_of_a_measured_gpu(workshop, quantization):
+    """benchmarks/results/gpu.json: peaks without the CUDA context, at four sizes of a pass, and samples per second."""
+    board = read_board(GPU_RESULTS)
+    size = model_size(Qwen2VLConfig(**SEVEN_BILLION))
+    section = workshop.load(workshop.rows(4)).teacher.model_copy(update={"dtype": "bfloat16"})
+    kind = {"int8": "int8", "none": "bf16"}[quantization]
+    for tokens in (8192, 16_384, 32_768, 65_536):
+        measured = board.find("dump", row_name(kind, tokens))["peak GB"] * 1e9
+        wanted = section.model_copy(update={"quantization": quantization, "batch_tokens": tokens})
+        assert device_bytes(size, wanted) == pytest.approx(measured + 1e9, rel=0.08)
+    sample = TeacherWork(tokens=1300, squared_tokens=1300**2, patches=4 * 1222, positions=40)
+    rate = board.find("dump", row_name(kind, 16_384))["samples/s"]
+    reached = rate * forward_flops(size, sample) / next(gpu.teraflops for gpu in GPUS if gpu.name == "H200 SXM") / 1e12
+    assert pytest.approx(reached, abs=0.01) == UTILIZATION[quantization]
 
 
 def test_the_plan_counts_what_the_dump_then_does(workshop):
