@@ -1,10 +1,10 @@
-"""Everything that a CPU decides, as ratios side by side, in less than forty minutes of two cores: `make bench`.
+"""Everything that a CPU can measure, as ratios side by side, in less than forty minutes on two cores: `make bench`.
 
     python -m benchmarks [--only step --only loss]
-    python -m benchmarks --quick               # every part in small, in minutes; the figures mean nothing
+    python -m benchmarks --quick               # every part at a small size, in minutes; the figures mean nothing
 
 Each part runs in a process of its own, one after the other. Its results replace those of its last run in
-benchmarks/results/bench.json; docs/benchmarks.md and its picture are written from that file. A part that fails is said, the
+benchmarks/results/bench.json; docs/benchmarks.md and its picture are written from that file. A part that fails is reported, the
 next ones still run, and the exit code is 1.
 """
 
@@ -49,7 +49,7 @@ def facts() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that is measured, with `+` where files were changed since; `unknown` outside a repository."""
+    """The commit that is measured, with `+` if files were changed since; `unknown` outside a repository."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -99,14 +99,20 @@ def _wait(child: subprocess.Popen[bytes], name: str, begin: float) -> None:
 
 
 @click.command()
-@click.option("--only", "parts", multiple=True, type=click.Choice(list(PARTS)), help="Give it several times; all.")
-@click.option("--quick", is_flag=True, help="Sizes of a test, into build/bench: to see that every part runs.")
+@click.option(
+    "--only",
+    "parts",
+    multiple=True,
+    type=click.Choice(list(PARTS)),
+    help="A part; may be given several times. Default: all.",
+)
+@click.option("--quick", is_flag=True, help="Test sizes, into build/bench: only shows that every part runs.")
 @click.option("--results", "path", type=click.Path(path_type=Path, dir_okay=False), help="The JSON file of results.")
 @click.option(
     "--docs", type=click.Path(path_type=Path, file_okay=False), help="Where benchmarks.md and its picture go."
 )
 def main(parts: tuple[str, ...], quick: bool, path: Path | None, docs: Path | None) -> None:
-    """Measure everything that a CPU decides, as ratios.
+    """Measure everything that a CPU can, as ratios.
 
     Example: python -m benchmarks --only step --only loss
     """

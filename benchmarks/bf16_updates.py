@@ -4,10 +4,10 @@
 
 A layer of 512 and one of 256 units with their biases, weights and biases drawn at scale 0.02, learn another such net from
 noisy minibatches; one more vector has weights of 1, as norms do. `length` is the distance from the first weights to the last,
-`along` the part of it in the direction of the float32 run's, and `apart` the distance between the last weights of both, each over
+`along` the part of it in the direction of the float32 run's, and `apart` the distance between the last weights of both, each divided by
 the distance that the float32 run covers. A mode is offered by `student.precision` if length and along are within 5 % of 1.
 
-bitsandbytes is required by FirstSight; torchao and torch-optimi are compared where they are installed.
+bitsandbytes is required by FirstSight; torchao and torch-optimi are compared if they are installed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class StochasticAdamW8bit(KahanAdamW8bit):
 
 
 def modes() -> list[Mode]:
-    """What is compared; the first is the reference."""
+    """The modes to compare; the first is the reference."""
     import bitsandbytes
 
     bf16, fp32 = torch.bfloat16, torch.float32
@@ -80,7 +80,7 @@ def modes() -> list[Mode]:
             from torchao.optim import AdamW8bit
 
         class Eager(AdamW8bit):  # type: ignore[misc]
-            """It compiles one kernel per shape otherwise."""
+            """Runs without compilation, which would compile one kernel per shape."""
 
             def step(self, closure: Any = None) -> Any:
                 with torch.compiler.set_stance("force_eager"):
@@ -138,7 +138,7 @@ def train(mode: Mode, steps: int, noise: float, accumulation: int) -> tuple[dict
     ways = {}
     for name, parameter in net.named_parameters():
         state = optimizer.state[parameter]
-        rest = state.get("remainder", state.get("kahan_comp", 0.0))  # torch-optimi calls it so
+        rest = state.get("remainder", state.get("kahan_comp", 0.0))  # torch-optimi's name for it
         ways[name] = parameter.detach().float() + rest - begin[name]
     return ways, seconds
 

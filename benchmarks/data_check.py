@@ -2,9 +2,9 @@
 
     python -m benchmarks.data_check [--images 6000 --rows 100000 --repeats 3]
 
-The images are JPEGs of photographs' sizes, 200 to 1,600 pixels, made in a temporary directory. Check and loop take turns in
-processes of their own, on one core; printed are medians of processor time, and their ratio. The loop opens and decodes every
-file, no more. Memory is the peak that Python holds, above that of a check of a hundredth of the rows, divided by the rest.
+The images are JPEGs of the sizes of photographs, 200 to 1,600 pixels, made in a temporary directory. Check and loop take turns in
+processes of their own, on one core; the medians of processor time and their ratio are printed. The loop only opens and decodes
+every file. Memory is Python's peak above that of a check of a hundredth of the rows, divided by the number of the other rows.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def row(number: int, images: list[str]) -> dict[str, object]:
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
-    """A JSONL file."""
+    """Write a JSONL file."""
     path.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
     return path
 
 
 def timed(path: Path, way: str) -> tuple[float, float]:
-    """Seconds of processor time, and the peak of Python's memory in bytes, if it is asked for."""
+    """Seconds of processor time, and the peak of Python's memory in bytes if `way` asks for it."""
     done = subprocess.run([sys.executable, "-c", _TIMED, str(path), way], capture_output=True, text=True, check=True)
     seconds, peak = map(float, done.stdout.split())
     return seconds, peak
@@ -85,7 +85,7 @@ def timed(path: Path, way: str) -> tuple[float, float]:
 @click.command()
 @click.option("--images", default=6000, show_default=True, help="Images of the comparison with Pillow.")
 @click.option("--rows", default=100_000, show_default=True, help="Rows of text.")
-@click.option("--repeats", default=3, show_default=True, help="Times that check and loop take turns.")
+@click.option("--repeats", default=3, show_default=True, help="How often check and loop take turns.")
 def main(images: int, rows: int, repeats: int) -> None:
     """Time and memory of a check of data."""
     with tempfile.TemporaryDirectory() as name:

@@ -5,7 +5,7 @@
 bare   backbone and head (fp32) at the answer positions of the dump's own batches, made before the clock starts, with one
        vision pass per image as in the dump; nothing is kept
 dump   `phase1_teacher.dump` on a new cache: image decoding, encoding, forward, alignment, top-k, tails, fidelity, commits; without
-       the self-check, which a dump of any size has once
+       the self-check, which every dump runs once whatever its size
 plain  rows in the data's order, a padded batch of as many tokens at a time, logits of all positions, log-softmax and top-k
        at the answer positions; nothing is written
 
@@ -116,7 +116,7 @@ class Measured:
     """Seconds of each variant, turn by turn, and what was dumped."""
 
     times: dict[str, list[float]]
-    """`bare`, `dump` and `plain`; of the last perhaps fewer."""
+    """`bare`, `dump` and `plain`; `plain` may have fewer turns."""
     head_bytes: dict[str, int]
     """Peak of the head on the largest batch: `dump` and `plain`."""
     facts: str
@@ -157,7 +157,7 @@ class Measured:
 @click.option("--plain-repeats", default=1, show_default=True, help="Timed runs of plain, at most `--repeats`.")
 @click.option("--threads", default=2, show_default=True)
 def main(repeats: int, plain_repeats: int, threads: int, unit_positions: int, vocabulary: int, **sizes: int) -> None:
-    """Time the dump against its bare forward pass and against the plain way, on a random teacher.
+    """Time the dump against its bare forward pass and against a plain dump, on a random teacher.
 
     Example: python -m benchmarks.dump --repeats 5
     """

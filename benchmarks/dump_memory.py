@@ -1,4 +1,4 @@
-"""Peak host memory of a dump as the data grow: the same dump at 5,000 and at 500,000 samples.
+"""Peak host memory of a dump as the data grows: the same dump at 5,000 and at 500,000 samples.
 
     python -m benchmarks.dump_memory [--samples 5000 --samples 500000 --images 2000]
 
@@ -43,7 +43,7 @@ D = 16  # hidden size of the fake
 
 
 class CountingBackbone:
-    """Hidden states by token id alone; counts rows."""
+    """Gives hidden states that depend only on the token id; counts rows."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -74,7 +74,7 @@ class CountingTeacher:
 
     @property
     def rows(self) -> int:
-        """Rows that went through the backbone, less the three of the self-check."""
+        """Rows that went through the backbone, without the three of the self-check."""
         return self.base_model.rows - 3
 
     def get_output_embeddings(self) -> torch.nn.Linear:

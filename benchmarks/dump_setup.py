@@ -1,7 +1,7 @@
 """A random pair with a full-size vocabulary, and data for it: what `benchmarks.dump` runs on.
 
 The tokenizer is the miniature pair's, filled up to Qwen2-VL's 151,657 tokens with words that no text has, so that alignment,
-head and top-k see the vocabulary that they see in earnest. Shapes are Qwen2-VL-2B's, less layers.
+head and top-k see a vocabulary of the real size. Shapes are those of Qwen2-VL-2B with fewer layers.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def model_config(tokenizer: Qwen2Tokenizer, shape: ModelShape, rows: int) -> Qwe
 
 
 def write_pair(directory: Path, shape: Shape) -> None:
-    """Write the directories `teacher`, with random weights, and `student`, whose weights no dump reads."""
+    """Write the directories `teacher`, with random weights, and `student`, without weights, since no dump reads them."""
     tokenizer = full_tokenizer()
     torch.manual_seed(0)
     teacher = Qwen2VLForConditionalGeneration(model_config(tokenizer, shape, shape.rows))
@@ -144,7 +144,7 @@ def write_data(directory: Path, shape: Shape) -> None:
 
 
 def write_recipe(directory: Path, shape: Shape, unit_positions: int) -> Recipe:
-    """The recipe of this pair and these data, loaded."""
+    """The recipe of this pair and this data, loaded."""
     path = directory / "recipe.yaml"
     content = {
         "teacher": {

@@ -3,7 +3,7 @@
     python -m benchmarks.exact_online recipe.yaml DIRECTORY [--steps 100 --set training.per_device_train_batch_size=2]
 
 The recipe's teacher dumps an exact cache into the directory, then both trainings run with the recipe's seed. In float32 the two differ
-by rounding alone: the dump's batches are not those of the training, so sums are taken in another order.
+only by rounding: the dump's batches are not those of the training, so sums are taken in another order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run_losses(recipe: Recipe, *, online: bool) -> tuple[list[float], float]:
 @click.option("--steps", default=100, show_default=True)
 @click.option("--set", "overrides", multiple=True, help="As for fs-student train.")
 def main(config: Path, directory: Path, steps: int, overrides: tuple[str, ...]) -> None:
-    """Dump exact targets, train on them and online, and print how far the losses are apart."""
+    """Dump exact targets, train on them and online, and print how far apart the losses are."""
     directory.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
     content["cache"] = {"path": str(directory.resolve() / "exact.zarr"), "targets": "exact"}
@@ -51,7 +51,7 @@ def main(config: Path, directory: Path, steps: int, overrides: tuple[str, ...]) 
         "eval_steps": steps,
         "report_to": "none",
     }
-    path = config.parent / f".{config.stem}-exact.yaml"  # beside the recipe: its paths are relative
+    path = config.parent / f".{config.stem}-exact.yaml"  # next to the recipe, since its paths are relative
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     try:
         begin = time.perf_counter()

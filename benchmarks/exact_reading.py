@@ -1,10 +1,10 @@
-"""A shuffled pass over an exact cache through a training's own data loader: how long a step waits, how much memory workers take.
+"""A shuffled pass over an exact cache through training's own data loader: how long a step waits, how much memory workers take.
 
     python -m benchmarks.exact_reading build/smollm2 TEXT_FILE [--positions 200000 --width 3584 --workers 4 --memory 64 --step 0.1]
 
 The directory has a teacher and a student of one tokenizer, as `benchmarks.smollm2` makes them. The states are the teacher's own over
-the text (`benchmarks.storage_exact`), made wider and used again and again; answers have 40 tokens. A step is a pause, so that the
-figures are those of reading alone. Memory is what each worker does not share with others, above what it had after its first batch.
+the text (`benchmarks.storage_exact`), made wider and repeated; answers have 40 tokens. A step is only a pause, so the figures are
+those of reading alone. Memory is what each worker does not share with others, above what it had after its first batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def samples_of(prompter: Prompter, positions: int) -> list[Sample]:
     for number in range(positions // ANSWER):
         answer = list(chosen.choice(words, ANSWER))
         over = len(prompter.answer_ids(" ".join(answer))) - ANSWER
-        answer = answer[: ANSWER - over]  # each word is a token, but perhaps the first
+        answer = answer[: ANSWER - over]  # each word is a token, except perhaps the first
         assert len(prompter.answer_ids(" ".join(answer))) == ANSWER
         found.append(
             Sample(
@@ -67,7 +67,7 @@ def samples_of(prompter: Prompter, positions: int) -> list[Sample]:
 def write_cache(
     location: Path, prompter: Prompter, samples: list[Sample], states: NDArray[np.uint16], rows: int
 ) -> None:
-    """An exact cache of these samples with random rows in its head."""
+    """Write an exact cache of these samples, with random rows in its head."""
     tokens = TeacherTokens.of_prompter(prompter, rows)
     width = states.shape[1]
     spec = {
@@ -99,7 +99,7 @@ def private_bytes(pid: int) -> int:
 
 
 def walk(source: ExactSource, data: Any, workers: int, step: float) -> dict[str, Any]:
-    """One shuffled pass."""
+    """Time one shuffled pass."""
     batches = GlobalBatches(data.lengths(), batch_size=BATCH, seed=0)
     loader = DataLoader(data, batch_sampler=batches, collate_fn=source.collator(), num_workers=workers)
     waited, positions, most, first = 0.0, 0, 0, 0

@@ -2,10 +2,10 @@
 
     python -m benchmarks.fidelity DIR [--seeds 3 --top-k 64 --top-k 16 --minutes 6]
 
-Give the command again until nothing is left to do: a finished run is not repeated, and no run is begun that would end after
+Repeat the command until nothing is left to do: a finished run is not repeated, and no run is begun that would end after
 `--minutes`. Then it reports full-vocabulary KL(teacher || student) on validation and exact answers of every
-final student, the differences cached - online with their paired bootstrap intervals, and on identical weights and
-batches the losses and gradients of both, with the share of the difference that the shape of the tail explains.
+final student, the differences cached - online with their paired bootstrap intervals, and, on identical weights and
+batches, the losses and gradients of both, with the share of the difference that the shape of the tail explains.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Measured:
 
     @torch.no_grad()
     def validate(self, directory: Path) -> dict[str, list[float]]:
-        """Per validation sample: KL(teacher || student) at T = 1 summed over its answer, its positions, and whether every
-        answer token is the most likely one, which is what greedy decoding gets right.
+        """Per validation sample: KL(teacher || student) at T = 1 summed over its answer, the number of its positions, and whether
+        every answer token is the most likely one, as greedy decoding needs to answer correctly.
         """
         model = self.student(directory).eval()
         head = model.get_output_embeddings().weight
@@ -96,8 +96,8 @@ class Measured:
         return {"kl": kl, "positions": positions, "exact": exact}
 
     def side_by_side(self, directory: Path, cached: CachedDataset, T: float, count: int) -> dict[str, float]:
-        """KD and its gradient in all weights on the same batches: whole distribution, stored top-k and tail, and the whole
-        one with its tail flattened to the student's own shape, which is all that top-k and tail can say.
+        """KD and its gradient in all weights on the same batches, from the whole distribution, from stored top-k and tail, and from
+        the whole distribution with its tail in the student's own shape, which is all that top-k and tail can express.
         """
         model = self.student(directory)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -254,7 +254,7 @@ def main(
             if f"{name}-{seed}" in results:
                 continue
             if not deadline.allows():
-                click.echo("not finished: give the command again")
+                click.echo("not finished: run the command again")
                 return
             begin = time.perf_counter()
             run = variant_recipe(directory, name, seed)

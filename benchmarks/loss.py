@@ -1,13 +1,13 @@
 """Time and peak memory of the fused distillation loss against plain cross-entropy, forward and backward.
 
     python -m benchmarks.loss [--positions 2048 --hidden 1536 --vocabulary 151936 --top-k 64 --repeats 3 --threads 2]
-    python -m benchmarks.loss --positions 512 --repeats 5 --divergences     # each beside forward KL, on every kind of targets
-    python -m benchmarks.loss --quick --divergences                         # does it work? its figures mean nothing
+    python -m benchmarks.loss --positions 512 --repeats 5 --divergences     # each against forward KL, on every kind of targets
+    python -m benchmarks.loss --quick --divergences                         # only shows that it works; its figures mean nothing
 
-Every measurement is a process of its own, so that peaks are honest, and the variants take turns, so that a machine that
-slows down slows them all; processor time is printed beside the clock's. Memory is the peak of the resident set above the
-inputs (states, head, targets). Printed are the medians, and the ratios to plain cross-entropy (with --divergences: to forward KL
-on the same targets) round by round: their median, and the least and largest of them.
+Every measurement is a process of its own, so that each has its own peak, and the variants take turns, so that a machine that
+slows down slows them all; processor time is printed next to wall-clock time. Memory is the peak of the resident set above the
+inputs (states, head, targets). The medians are printed, and the ratios to plain cross-entropy (with --divergences: to forward KL
+on the same targets) round by round: their median, smallest and largest.
 
 The kinds of targets: `top_k`, stored entries and a bucket; `tail_rank`, stored entries and a tail with a shape; `exact`, the teacher's
 states and head (--teacher-hidden), projected chunk by chunk.
@@ -139,14 +139,14 @@ def measure(
 @click.option("--vocabulary", "V", default=151_936, show_default=True)
 @click.option("--top-k", "K", default=64, show_default=True)
 @click.option(
-    "--teacher-hidden", default=3584, show_default=True, help="Width of the teacher's states, of exact targets."
+    "--teacher-hidden", default=3584, show_default=True, help="Width of the teacher's states, for exact targets."
 )
-@click.option("--rank", default=64, show_default=True, help="Of the tail's shape.")
+@click.option("--rank", default=64, show_default=True, help="Rank of the tail's shape.")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", multiple=True, type=click.Choice(VARIANTS), help="Variants to run; default: all.")
-@click.option("--divergences", is_flag=True, help="Every divergence in place of the variants.")
-@click.option("--quick", is_flag=True, help="Tiny sizes, to see that it works.")
+@click.option("--divergences", is_flag=True, help="Measure every divergence instead of the variants.")
+@click.option("--quick", is_flag=True, help="Tiny sizes: only shows that it works.")
 @click.option("--one", hidden=True, type=click.Choice((*VARIANTS, *BY_DIVERGENCE)))
 def main(
     N: int,
@@ -172,7 +172,7 @@ def main(
     if quick:
         N, D, V, K, teacher_hidden, rank, repeats = _QUICK.values()
     if divergences and only:
-        raise click.UsageError("--divergences measures all of them; leave --only out")
+        raise click.UsageError("--divergences measures all of them; omit --only")
     chosen = [name for name in VARIANTS if not only or name in only or name == "cross-entropy"]
     variants = list(BY_DIVERGENCE) if divergences else chosen
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in variants}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The installed version of each, `missing` where there is none."""
+    """The installed version of each, `missing` if there is none."""
     found = {}
     for name in packages:
         try:
@@ -43,10 +43,10 @@ def peak_mb() -> float:
 
 
 def children_peak_mb() -> float:
-    """Largest resident set of a process that this one has waited for, MB; 0 where there was none."""
+    """Largest resident set of a process that this one has waited for, MB; 0 if there was none."""
     return _largest(resource.RUSAGE_CHILDREN)
 
 
 def _largest(who: int) -> float:
-    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+    unit = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
     return resource.getrusage(who).ru_maxrss * unit / 1e6

@@ -23,9 +23,9 @@ def place_pair(
         directory: where everything goes.
         train: training samples.
         validation: validation samples.
-        epochs: of a run.
+        epochs: epochs of a run.
         batch: samples per step.
-        learning_rate: of a run.
+        learning_rate: learning rate of a run.
         models: directory of `teacher` and `student`; None: the shipped pair.
     """
     for name in ("teacher", "student"):
@@ -38,7 +38,7 @@ def place_pair(
     path = directory / "recipe.yaml"
     if not path.exists():
         recipe = {
-            # float32 throughout: cached and online differ in what the cache leaves out and in nothing else
+            # float32 throughout: cached and online differ only in what the cache leaves out
             "teacher": {"model": "models/teacher", "quantization": "none", "dtype": "float32"},
             "student": {"model": "models/student", "dtype": "float32"},
             "data": {"root": "data", "max_length": 512},
@@ -66,7 +66,7 @@ def place_pair(
 
 
 class Deadline:
-    """Says whether there is time for another piece of work that takes as long as the longest before it.
+    """Whether there is time for another piece of work that takes as long as the longest so far.
 
     Args:
         minutes: time from now on.

@@ -1,4 +1,4 @@
-"""Which targets, temperature and divergence make the best student of a real teacher: every kind of cache from one exact dump.
+"""Which targets, temperature and divergence give the best student of a real teacher: every kind of cache from one exact dump.
 
     pip install 'firstsight[bench]'
     python -m benchmarks.real_teacher build/real --seeds 3
@@ -6,8 +6,8 @@
 The data are the language reference that every Python carries (`pydoc_data.topics`), cut into answers of about 200 tokens; the
 teacher is SmolLM2-135M-Instruct, and one exact dump gives every other cache by `fs-teacher derive`. Each arm trains the same
 student from one initialisation, in the same order, and is one JSON line in DIR/arms.jsonl: a finished arm is not trained again, so
-the command can be stopped and given again. Printed are Markdown tables: what each cache keeps and costs, its gradient's error by
-how far the student is from the teacher, and the arms on the validation rows.
+the command can be stopped and repeated. It prints Markdown tables: what each cache keeps and costs, its gradient's error by the
+student's distance from the teacher, and the results of the arms on the validation rows.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from storage.maintenance.status import cache_status
 # N answer positions, S shared ids, D hidden size of the teacher
 
 CACHES = {"top_k": [], "tail_16": ["cache.tail_rank=16"], "tail_64": ["cache.tail_rank=64"]}
-"""Derived caches, by name, and what their recipes add."""
+"""For each derived cache, what its recipe adds."""
 DISTANCES = (1.0, 0.3, 0.1, 0.03)
-"""Noise on the teacher's states, in their own standard deviations, that makes a student which is so far away."""
+"""Noise on the teacher's states, in standard deviations of these, that makes students at different distances from the teacher."""
 _BATCHES = 4
 """Training batches that gradient errors are measured on."""
 
@@ -57,7 +57,7 @@ class Arm:
     divergence: str = "forward_kl"
 
     def overrides(self) -> list[str]:
-        """For the recipe."""
+        """The arm's settings, as overrides of the recipe."""
         return [
             f"cache.path={self.cache}.zarr",
             f"loss.temperature={self.temperature}",
@@ -80,7 +80,10 @@ def arms() -> dict[str, Arm]:
 
 
 def write_text(directory: Path, rows: int, characters: int = 900) -> None:
-    """Rows of running text: a page of the language reference as an answer, cut at line ends; every tenth row is for validation."""
+    """Write rows of running text, each with part of a page of the language reference as its answer, cut at line ends.
+
+    Every tenth row is for validation.
+    """
     from pydoc_data.topics import topics
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,7 @@ def write_text(directory: Path, rows: int, characters: int = 900) -> None:
 
 
 def place(directory: Path, models: Path | None, rows: int, steps: int) -> Path:
-    """Models, data and every cache; what is there is kept. The recipe's path."""
+    """Write models, data and every cache; what exists is kept. Returns the recipe's path."""
     source = directory / "models" if models is None else models
     teacher = teacher_directory(source / "teacher")
     if not (directory / "student" / "model.safetensors").is_file():
@@ -123,7 +126,7 @@ def place(directory: Path, models: Path | None, rows: int, steps: int) -> Path:
 
 
 def recipe_of(config: Path, teacher: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a dump or a run: one row a step, so that 500 steps are one pass over some 100,000 tokens."""
+    """The recipe of a dump or a run: one row per step, so that 500 steps are one pass over about 100,000 tokens."""
     fixed = [
         "cache.generate_missing=false",
         "training.per_device_train_batch_size=1",
@@ -143,11 +146,11 @@ def batches(plan: Plan, data: Any, count: int | None = None, size: int = 8) -> I
 
 @torch.no_grad()
 def measure(plan: Plan, student: Path) -> dict[str, float]:
-    """A student on the validation rows, against the teacher's whole distribution.
+    """Measure a student on the validation rows, against the teacher's whole distribution.
 
     Args:
-        plan: on the exact cache.
-        student: its directory.
+        plan: a plan on the exact cache.
+        student: the student's directory.
     """
     model = load_student(student, plan.recipe.student, dtype=torch.float32).eval()
     head = model.get_output_embeddings().weight
@@ -170,13 +173,13 @@ def measure(plan: Plan, student: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def gradient_errors(plans: dict[str, Plan], distance: float, temperature: float) -> dict[str, float]:
-    """KL in nats at T = 1 of a student that is the teacher with noise, and how far each cache's slope in the logits is off.
+    """KL in nats at T = 1 of a student that is the teacher with noise, and the error of each cache's slope in the logits.
 
-    The length of the error over that of the whole distribution's slope, over all positions together.
+    The error is its length divided by that of the whole distribution's slope, over all positions together.
 
     Args:
-        plans: on every cache, `exact` among them; made at this temperature.
-        distance: of the noise.
+        plans: a plan on every cache, `exact` among them, made at this temperature.
+        distance: size of the noise.
         temperature: T.
     """
     generator = torch.Generator().manual_seed(0)
@@ -243,10 +246,20 @@ def arms_table(results: Sequence[dict[str, Any]]) -> str:
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--models", type=click.Path(path_type=Path, exists=True), help="Directory with teacher/, made before.")
-@click.option("--arms", "chosen", multiple=True, type=click.Choice(list(arms())), help="Give it several times; all.")
+@click.option(
+    "--models", type=click.Path(path_type=Path, exists=True), help="Directory with teacher/ from an earlier call."
+)
+@click.option(
+    "--arms",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(arms())),
+    help="An arm; may be given several times. Default: all.",
+)
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--steps", default=500, show_default=True, type=click.IntRange(min=1), help="Of each arm, a row each.")
+@click.option(
+    "--steps", default=500, show_default=True, type=click.IntRange(min=1), help="Steps of each arm, one row each."
+)
 @click.option(
     "--rows", default=549, show_default=True, type=click.IntRange(20, 549), help="Rows of text, a tenth held out."
 )

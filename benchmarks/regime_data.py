@@ -1,7 +1,7 @@
-"""The data and the caches of `benchmarks.regimes`: what labels there are is all that differs from one regime to another.
+"""The data and the caches of `benchmarks.regimes`: regimes differ only in their labels.
 
-A directory holds models, data/{train,validation,test}.jsonl, a recipe, and the caches: `exact` of all rows, `top_k` and
-`tail_64` derived from it, `own` of the teacher's own answers to questions without labels, `answers` of those answers as labels.
+A directory holds models, data/{train,validation,test}.jsonl, a recipe, and the caches: `exact` for all rows, `top_k` and
+`tail_64` derived from it, `own` for the teacher's own answers to questions without labels, `answers` for those answers as labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from phase1_teacher.derive import derive, prepare_derivation
 from phase1_teacher.dump import dump, prepare_dump
 
 SEED = 0
-"""Of the data."""
+"""Seed of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class Regime:
 
     title: str
     data: dict[str, Any] = field(default_factory=dict)
-    """How `write_dataset` draws them, beside the sizes."""
+    """Arguments of `write_dataset` that draw them, in addition to the sizes."""
     longest: int = 32
-    """Tokens of an answer that the teacher or a student may give."""
+    """Maximum tokens of an answer by the teacher or a student."""
     scenes: int = 1
-    """How many times the training samples that the others have."""
+    """How many times as many training samples as the other regimes have."""
     rivals: bool = True
-    """The teacher's answers are made into labels, too."""
+    """Whether the teacher's answers are made into labels, too."""
 
 
 REGIMES = {
@@ -58,19 +58,19 @@ class Sizes:
 
     train: int = 1_400
     validation: int = 140
-    """Samples by which learning rates and checkpoints are chosen."""
+    """Number of samples that learning rates and checkpoints are chosen on."""
     test: int = 560
     steps: int = 250
     batch: int = 16
 
 
 def place(directory: Path, name: str, sizes: Sizes) -> None:
-    """Models, data, recipe and caches of a regime; what is there is kept.
+    """Write models, data, recipe and caches of a regime; what exists is kept.
 
     Args:
-        directory: of this regime.
-        name: of the regime.
-        sizes: of the data.
+        directory: directory of this regime.
+        name: name of the regime.
+        sizes: sizes of the data.
     """
     regime = REGIMES[name]
     for model in ("teacher", "student"):
@@ -164,7 +164,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _place_recipe(directory: Path, regime: Regime, sizes: Sizes) -> None:
     recipe = {
-        # float32 throughout: the students differ in nothing but what they were trained on
+        # float32 throughout: the students differ only in what they were trained on
         "teacher": {"model": "models/teacher", "quantization": "none", "dtype": "float32"},
         "student": {"model": "models/student", "dtype": "float32"},
         "data": {"root": "data", "max_length": 512},

@@ -1,4 +1,4 @@
-"""The page of `benchmarks.regimes`: tables and a picture in docs/benchmarks.md, figures in benchmarks/results/regimes.json."""
+"""The page of `benchmarks.regimes`: tables and a chart in docs/benchmarks.md, figures in benchmarks/results/regimes.json."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from phase2_student.runs.files import write_json
 
 COMMAND = "python -m benchmarks.regimes"
 _MODELS = ("teacher", "base")
-"""What is measured without a training."""
+"""Models that are measured without a training."""
 
 Rows = Sequence[dict[str, Any]]
 
 
 def write_report(rows: Rows, docs: Path) -> None:
-    """Write tables, picture and figures of the runs so far; the rest of the page is left as it is."""
+    """Write tables, chart and figures of the runs so far; the rest of the page is left as it is."""
     figures = {
         name: found
         for name in REGIMES
@@ -40,7 +40,7 @@ def write_report(rows: Rows, docs: Path) -> None:
 def regime_figures(rows: Rows, regime: str) -> dict[str, Any]:
     """Every arm that has runs: its learning rate, its metrics seed by seed, and its differences to the rivals.
 
-    Of the first seed the run with the best learning rate counts.
+    For the first seed, only the run with the best learning rate counts.
     """
     runs = _counted(rows)
     found: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def regime_figures(rows: Rows, regime: str) -> dict[str, Any]:
 
 
 def _counted(rows: Rows) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each arm that count, by seed: all of the best learning rate."""
+    """The runs of each arm that count, by seed: all those with the best learning rate."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for name in dict.fromkeys(row["arm"] for row in rows):
         of_arm = [row for row in rows if row["arm"] == name]
@@ -77,8 +77,8 @@ def _counted(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def _difference(runs: Rows, rivals: Rows, regime: str) -> list[float]:
-    """Mean and interval of the difference on the test rows, each row's mean over the seeds: points of right answers; where many
-    are valid, nats per token of the NLL.
+    """Mean and interval of the difference on the test rows, each with its mean over the seeds: in points of right answers, or, if
+    many answers are valid, in nats per token of NLL.
     """
     field, factor = ("nll", 1) if regime == "C" else ("right", 100)
     mine, theirs = (
@@ -98,8 +98,8 @@ def _text(figures: dict[str, Any], sizes: dict[str, int]) -> str:
         f"(two tried) and checkpoint chosen on {sizes['validation']} validation rows by each arm's own loss; {sizes['test']} test rows. "
         "Mean +- standard deviation over the seeds; in brackets 95 % intervals of the paired bootstrap over the test rows, each row's "
         "mean over the seeds. `hard`: the labels alone; `answers`: the teacher's greedy answers as labels; the others are distilled from "
-        "the cache, forward KL with alpha = 0.7 on 64 stored entries where nothing else is said; `shuffled`: the targets of other samples; "
-        "`own answers`: targets along the teacher's own answers, no label.",
+        "the cache, forward KL with alpha = 0.7 on 64 stored entries unless stated otherwise; `shuffled`: the targets of other samples; "
+        "`own answers`: targets along the teacher's own answers, without labels.",
         "![Every seed of every arm](regimes.png)",
     ]
     for name, found in figures.items():

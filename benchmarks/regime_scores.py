@@ -24,7 +24,7 @@ from phase2_student.training.prepare import Plan
 # N answer positions of a batch, S shared ids
 
 _BINS = 10
-"""Of the confidence, for the calibration."""
+"""Number of bins of confidence, for the calibration error."""
 _BATCH = 35
 
 
@@ -35,16 +35,16 @@ class RowScores:
     right: list[int]
     """1: the greedy answer is the true one, or one of the valid ones."""
     nll: list[float]
-    """Of the true answer, nats per token, end of turn included."""
+    """NLL of the true answer, nats per token, end of turn included."""
     kl: list[float]
     """KL(teacher || model) at T = 1 along the true answer, nats per token."""
     kl_truth: list[float] | None = None
-    """KL(truth || model), nats per token, where many answers are valid: what the NLL has above the best that is possible."""
+    """KL(truth || model), nats per token, if many answers are valid: how far the NLL is above the lowest possible."""
     calibration: float | None = None
     """Mean distance between the probability that the model gives to its most likely token and the true one, in ten bins."""
 
     def as_json(self) -> dict[str, Any]:
-        """For a line of results."""
+        """The scores for a line of results."""
         rounded = {name: [round(value, 4) for value in getattr(self, name) or []] for name in ("nll", "kl", "kl_truth")}
         found = {"right": "".join(map(str, self.right)), **rounded, "calibration": self.calibration}
         return {name: value for name, value in found.items() if value not in (None, [])}
@@ -63,7 +63,7 @@ def true_next_tokens(answers: Sequence[tuple[Sequence[int], float]], path: Seque
 
     Args:
         answers: token ids of every valid answer, and how likely it is.
-        path: of one of them.
+        path: token ids of one of them.
     """
     found, left = [], list(answers)
     for place, token in enumerate(path):
@@ -80,12 +80,12 @@ class TestRows:
     """The test rows of a regime, read once for all of its students.
 
     Args:
-        plan: on the exact cache; its validation rows are the test rows.
-        longest: tokens of an answer.
-        seed: of the data.
+        plan: a plan on the exact cache; its validation rows are the test rows.
+        longest: maximum tokens of an answer.
+        seed: seed of the data.
     """
 
-    __test__ = False  # no test, whatever pytest makes of the name
+    __test__ = False  # not a test, in spite of its name
 
     def __init__(self, plan: Plan, *, longest: int, seed: int) -> None:
         self.prompter: Prompter = plan.source.prompter
@@ -112,7 +112,7 @@ class TestRows:
 
     @torch.inference_mode()
     def score(self, model: Any) -> RowScores:
-        """Ask a model in eval mode; the teacher's is asked with the student's prompts."""
+        """Score a model in eval mode; the teacher is asked with the student's prompts as well."""
         right: list[int] = []
         for prompts in self.prompts:
             answers = generate_answers(model, self.prompter, prompts, max_new_tokens=self.longest)
@@ -161,7 +161,7 @@ def calibration_error(sure: Sequence[float], true: Sequence[float]) -> float:
         sure: the probability that a model gives to its most likely token.
         true: that token's true probability.
 
-    Source: Guo et al., On Calibration of Modern Neural Networks (2017), with the true probability in the place of a hit.
+    Source: Guo et al., On Calibration of Modern Neural Networks (2017), with the true probability in place of a hit.
     """
     bins: list[list[tuple[float, float]]] = [[] for _ in range(_BINS)]
     for pair in zip(sure, true, strict=True):

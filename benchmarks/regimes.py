@@ -3,11 +3,11 @@ far a student gets without labels as the teacher answers more scenes.
 
     python -m benchmarks.regimes build/regimes                     # everything, then the page
     python -m benchmarks.regimes build/regimes --regime A          # one regime
-    python -m benchmarks.regimes build/regimes --report            # the page, of what there is so far
+    python -m benchmarks.regimes build/regimes --report            # the page of the runs so far
 
-Each arm tries two learning rates on one seed, by its own loss on the validation rows, and is then trained with the other seeds;
-what is measured on the test rows is the checkpoint that was best on the validation rows. A finished run is one JSON line in
-DIR/runs.jsonl and is not trained again, so the command can be stopped and given again. The teacher is loaded for the caches alone.
+Each arm chooses between two learning rates on one seed, by its own loss on the validation rows, and is then trained with the other
+seeds; the checkpoint that was best on the validation rows is measured on the test rows. A finished run is one JSON line in
+DIR/runs.jsonl and is not trained again, so the command can be stopped and repeated. The teacher is loaded only for the caches.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Arm:
     shuffled: bool = False
     """Samples are given the targets of others."""
     extra: bool = False
-    """Trained once the others are."""
+    """Trained after all others."""
     times: int = 1
-    """How many times the steps of the others."""
+    """How many times as many steps as the other arms have."""
 
     def overrides(self) -> list[str]:
-        """For the recipe."""
+        """The arm's settings, as overrides of the recipe."""
         return [
             f"cache.path={self.cache}.zarr",
             f"data.train={self.rows}",
@@ -106,15 +106,15 @@ def arms(regime: str, directory: Path, sizes: Sizes) -> dict[str, Arm]:
         }
         divergences = ("reverse_kl", "skewed_kl", "js", "tv")
         return found | kinds | {name: Arm(cache="exact", divergence=name, extra=True) for name in divergences}
-    # the teacher's own answers to all questions, with its soft targets: the labels are not looked at
+    # the teacher's own answers to all questions, with its soft targets: the labels are not used
     return found | {"own answers, T = 1": Arm(cache="own", rows="unlabelled.jsonl")}
 
 
 class _Shuffled:
     """A cache whose keys point to the targets of other samples.
 
-    A sample with a generated answer is given another one's answer and distributions; one with a label keeps the label, and is
-    given the distributions of another label, repeated or cut to its length.
+    A sample with a generated answer is given the answer and distributions of another such sample; one with a label keeps the label,
+    and is given the distributions of another label, repeated or cut to its length.
     """
 
     def __init__(self, cache: Any, keys: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ class Lines:
     """DIR/runs.jsonl: a line per finished run.
 
     Args:
-        path: of the file.
+        path: path of the file.
         sizes: lines of other sizes are left alone.
     """
 
@@ -151,7 +151,7 @@ class Lines:
             self.rows = [row for row in rows if row["sizes"] == self._sizes]
 
     def find(self, **fields: Any) -> list[dict[str, Any]]:
-        """The lines that have all of these."""
+        """The lines that have all of these values."""
         return [row for row in self.rows if all(row.get(name) == value for name, value in fields.items())]
 
     def add(self, row: dict[str, Any]) -> None:
@@ -165,11 +165,11 @@ class Bench:
     """The runs of one regime.
 
     Args:
-        directory: of all regimes.
-        regime: its letter.
-        sizes: of data and runs.
-        lines: of the finished runs.
-        seeds: of each arm.
+        directory: directory of all regimes.
+        regime: letter of the regime.
+        sizes: sizes of data and runs.
+        lines: lines of the finished runs.
+        seeds: number of seeds of each arm.
     """
 
     def __init__(self, directory: Path, regime: str, sizes: Sizes, lines: Lines, seeds: int) -> None:
@@ -193,7 +193,7 @@ class Bench:
             yield from ((name, seed) for seed in range(self.seeds) for name in names)
 
     def left(self) -> int:
-        """Runs that are to be trained."""
+        """Number of runs still to train."""
         trained = {
             (row["arm"], row["seed"], row["rate"]) for row in self.lines.find(regime=self.regime) if "rate" in row
         }
@@ -231,7 +231,7 @@ class Bench:
         )
 
     def _remember(self, plan: Plan) -> None:
-        """Let all plans share the pictures, decoded once: a third of a step of so small a student is decoding."""
+        """Let all plans share the images, decoded once: decoding takes a third of a step of such a small student."""
         prompter = plan.source.prompter
         encode = prompter.encode
 
@@ -288,15 +288,21 @@ def shuffled(data: Any) -> Any:
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--regime", "chosen", multiple=True, type=click.Choice(list(REGIMES)), help="Give it several times; all.")
+@click.option(
+    "--regime",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(REGIMES)),
+    help="A regime; may be given several times. Default: all.",
+)
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--steps", default=Sizes.steps, show_default=True, type=click.IntRange(min=5), help="Of a run.")
+@click.option("--steps", default=Sizes.steps, show_default=True, type=click.IntRange(min=5), help="Steps of a run.")
 @click.option("--batch", default=Sizes.batch, show_default=True, type=click.IntRange(min=1), help="Samples of a step.")
 @click.option("--train", "train_rows", default=Sizes.train, show_default=True, type=click.IntRange(min=20))
 @click.option("--validation", default=Sizes.validation, show_default=True, type=click.IntRange(min=7))
 @click.option("--test", "test_rows", default=Sizes.test, show_default=True, type=click.IntRange(min=7))
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--report", "only_report", is_flag=True, help="Train nothing; write the page of what there is.")
+@click.option("--report", "only_report", is_flag=True, help="Train nothing; write the page of the runs so far.")
 @click.option("--docs", type=click.Path(path_type=Path, file_okay=False), default=Path("docs"), show_default=True)
 def main(
     directory: Path,

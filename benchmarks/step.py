@@ -3,11 +3,11 @@
     python -m benchmarks.step [--repeats 5 --layers 2 --batch 2 --image-tokens 256 --text-tokens 60 --answer-tokens 40]
 
 The shapes of Qwen2-VL-2B (D = 1,536, V = 151,936, tied head) and, for exact targets and the online step, of Qwen2-VL-7B, with
-random weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a slow
-spell of the machine slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
+random weights and fewer layers, fp32. All variants train the same student with the same AdamW and take turns, so that a machine
+that slows down slows them all. `stock` is `transformers.Trainer` on the stock forward: every position goes through the
 head. `hard` is the fused loss at alpha = 0, `cached` at alpha = 0.7 and T = 2, `exact` the same from an exact cache's states and
-head in bfloat16, `online` with the teacher. Printed are medians, the ratios of the turns, the peak of a step that is not timed, and
-the share of the exact step that is the projection of the states by the teacher's head.
+head in bfloat16, `online` with the teacher. It prints medians, the ratios of the turns, the peak of a step that is not timed, and
+the share of the exact step that the projection of the states by the teacher's head takes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Shape:
     """Sizes of a Qwen2-VL with heads of 128."""
 
     rows: int
-    """Of its head."""
+    """Rows of its head."""
     hidden: int
     inner: int
     heads: int
@@ -61,15 +61,15 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of both models and of a sample; as they are, the reference pair's, less layers."""
+    """Sizes of both models and of a sample; the defaults are the reference pair's, with fewer layers."""
 
     student: Shape = Shape(rows=151_936, hidden=1536, inner=8960, heads=12, kv=2, tied=True)
     teacher: Shape = Shape(rows=152_064, hidden=3584, inner=18_944, heads=28, kv=4, tied=False)
     tokens: int = 151_657
-    """Of their tokenizer; the last six are marks."""
+    """Tokens of their tokenizer; the last six are marks."""
     vision_width: int = 1280
     layers: int = 2
-    """Of student and teacher; their vision towers have two."""
+    """Layers of student and teacher; their vision towers have two."""
     batch: int = 2
     image_tokens: int = 256
     text_tokens: int = 60
@@ -77,7 +77,7 @@ class Sizes:
 
     @property
     def marks(self) -> tuple[int, int, int]:
-        """Ids of an image's tokens, and of those in front of them and behind."""
+        """Ids of an image's tokens, and of the tokens before and after them."""
         return self.tokens - 2, self.tokens - 5, self.tokens - 4
 
 
@@ -201,13 +201,13 @@ def identical_alignment(sizes: Sizes) -> VocabularyAlignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Of each variant, turn by turn."""
+    """The figures of each variant, turn by turn."""
 
     seconds: dict[str, list[float]]
     peak_mb: dict[str, float]
     """Peak of one more step that is not timed, above what was in use before it."""
     projection: list[float]
-    """The share of the exact step that is the projection of the states by the teacher's head."""
+    """The share of the exact step that the projection of the states by the teacher's head takes."""
 
     def results(self) -> list[Outcome]:
         """The ratios."""
@@ -314,7 +314,12 @@ def results(*, quick: bool = False) -> list[Outcome]:
 
 @click.command()
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--layers", default=Sizes.layers, show_default=True, help="Of student and teacher, vision towers apart.")
+@click.option(
+    "--layers",
+    default=Sizes.layers,
+    show_default=True,
+    help="Layers of student and teacher, without the vision towers.",
+)
 @click.option("--batch", default=Sizes.batch, show_default=True)
 @click.option("--image-tokens", default=Sizes.image_tokens, show_default=True)
 @click.option("--text-tokens", default=Sizes.text_tokens, show_default=True)

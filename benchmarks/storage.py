@@ -4,9 +4,9 @@
     python -m benchmarks.storage --targets build/storage_targets.npz
     python -m benchmarks.storage --exact MODEL_DIRECTORY --text TEXT_FILE --width 3584    # see benchmarks/storage_exact.py
 
-Prints bytes per position, field by field and with every object counted, beside the entropy of ids and values and beside
+Prints bytes per position, field by field and with every object counted, next to the entropy of ids and values and to
 plain fp16 values + uint32 ids; the mean head KL; encoding, decoding and reading in positions per second of one core; the
-time a decoded unit takes to serve a sample. Speeds are medians over runs, in seconds of processor time where no disk is
+time to serve a sample from a decoded unit. Speeds are medians over runs, in seconds of processor time if no disk is
 involved; `--json` prints the same as one object.
 """
 
@@ -50,7 +50,7 @@ def load_samples(path: Path, answer: int) -> tuple[list[SampleTargets], dict[str
 
 
 def cut(whole: dict[str, NDArray[Any]], answer: int) -> list[SampleTargets]:
-    """Samples of `answer` positions each; what is left over is left out."""
+    """Samples of `answer` positions each; positions left over at the end are dropped."""
     samples = []
     for start in range(0, len(whole["ids"]) - answer + 1, answer):
         rows = {name: array[start : start + answer] for name, array in whole.items()}
@@ -61,7 +61,7 @@ def cut(whole: dict[str, NDArray[Any]], answer: int) -> list[SampleTargets]:
 
 
 def entropy(symbols: NDArray[Any]) -> float:
-    """Order-0 entropy of whole numbers, bits per symbol."""
+    """Order-0 entropy of integers, bits per symbol."""
     counts = np.unique(symbols, return_counts=True)[1]
     shares = counts / counts.sum()
     return float(-(shares * np.log2(shares)).sum())
@@ -88,13 +88,13 @@ def rate(positions: int, work: Callable[[], object], clock: Callable[[], float],
 def write_cache(
     location: Path, samples: Sequence[SampleTargets], words: int, unit_positions: int = 4096
 ) -> tuple[CacheWriter, float]:
-    """A cache of these samples, and the seconds that its units took.
+    """Write a cache of these samples; returns it, and the seconds that its units took.
 
     Args:
-        location: of the new cache.
-        samples: at least one.
-        words: of the vocabulary, all shared.
-        unit_positions: of a unit.
+        location: where the new cache goes.
+        samples: at least one sample.
+        words: size of the vocabulary, all of it shared.
+        unit_positions: positions of a unit.
     """
     spec = {
         "top_k": samples[0].targets.ids.shape[1],
@@ -137,7 +137,7 @@ def size_facts(location: Path, whole: dict[str, NDArray[Any]], positions: int) -
 
 
 def error_facts(cache: Cache, samples: list[SampleTargets]) -> dict[str, float]:
-    """Distance of what is read from what was written."""
+    """How far the values read are from those written."""
     kl, worst, tails = [], 0.0, 0.0
     for sample in samples:
         found = cache[sample.key].targets
@@ -197,7 +197,7 @@ def speed_facts(
 
 
 def reading_facts(location: Path, samples: list[SampleTargets], runs: int) -> dict[str, float]:
-    """Reading everything from disk with every check, and serving samples of decoded units."""
+    """Reading everything from disk with every check, and serving samples from decoded units."""
     positions = sum(len(sample.targets) for sample in samples)
 
     def read_all() -> None:
@@ -239,11 +239,11 @@ def _units(samples: list[SampleTargets], unit_positions: int) -> Iterator[list[S
 
 
 def main() -> None:
-    """Write a cache of the saved targets, measure it, print."""
+    """Write a cache of the saved targets, measure it, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=Path, help="kind top_k: what benchmarks.storage_model has saved")
+    parser.add_argument("--targets", type=Path, help="kind top_k: the file that benchmarks.storage_model saved")
     parser.add_argument("--exact", type=Path, help="kind exact: the directory of a causal language model")
-    parser.add_argument("--text", type=Path, help="kind exact: what it reads")
+    parser.add_argument("--text", type=Path, help="kind exact: the text that the model reads")
     parser.add_argument("--width", type=int, help="kind exact: numbers in a state; default: the model's own")
     parser.add_argument("--answer", type=int, default=40, help="positions of an answer")
     parser.add_argument("--unit-positions", type=int, default=4096)

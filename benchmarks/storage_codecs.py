@@ -2,7 +2,7 @@
 
     python -m benchmarks.storage_codecs --targets build/storage_targets.npz
 
-Bytes per position over units of 4,096 positions, the cost of every escape and dictionary included.
+Prints bytes per position over units of 4,096 positions, with the cost of every escape and dictionary.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def rows_of(unit: dict[str, NDArray[Any]]) -> Iterator[tuple[str, int]]:
 
 
 def main() -> None:
-    """Add up over all whole units and print."""
+    """Print the sums over all whole units."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", type=Path, required=True)
     options = parser.parse_args()

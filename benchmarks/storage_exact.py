@@ -3,7 +3,7 @@
     python -m benchmarks.storage_exact MODEL_DIRECTORY TEXT_FILE [--width 3584]
 
 Runs a causal language model in bf16 over a text, 256 tokens at a time, and stores the states that its head sees. For a larger
-width the states of several far positions stand side by side.
+width the states of several distant positions are joined.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def real_states(model: Path, text: Path, positions: int) -> NDArray[np.uint16]:
 
 
 def widened(states: NDArray[np.uint16], width: int | None) -> NDArray[np.uint16]:
-    """[P, width] states of positions a hundred apart side by side."""
+    """[P, width] states, each joined from those of positions a hundred apart."""
     if width is None:
         return states
     copies = [np.roll(states, -100 * number, axis=0) for number in range(-(-width // states.shape[1]))]
@@ -78,7 +78,7 @@ def spec_of(width: int) -> dict[str, Any]:
 
 
 def samples_of(states: NDArray[np.uint16], count: int) -> Iterator[ExactSample]:
-    """Samples of `ANSWER` positions, the states again and again."""
+    """Samples of `ANSWER` positions that repeat the states."""
     for number in range(count):
         rows = np.arange(number * ANSWER, (number + 1) * ANSWER) % len(states)
         key = hashlib.sha256(b"%d" % number).hexdigest()
@@ -87,7 +87,7 @@ def samples_of(states: NDArray[np.uint16], count: int) -> Iterator[ExactSample]:
 
 
 def codec_facts(states: NDArray[np.uint16]) -> dict[str, Any]:
-    """Bytes, and processor time of what a writer and a reader do with a unit, digests included."""
+    """Bytes of a unit, and the processor time that a writer and a reader need for it, digests included."""
     version = format_of(spec_of(states.shape[1]))
     assert isinstance(version, Exact2)
     samples = list(samples_of(states, len(states) // ANSWER))
@@ -118,7 +118,7 @@ def codec_facts(states: NDArray[np.uint16]) -> dict[str, Any]:
 
 
 def cache_walk(cache: ExactCache, unit: str) -> None:
-    """Every chunk of the states of a unit once: read, checked, decoded."""
+    """Read, check and decode every chunk of a unit's states once."""
     manifest, rows = cache._unit(unit)
     for chunk in range(-(-int(rows.offsets[-1]) // STATE_CHUNK)):
         cache._states(manifest, chunk)
@@ -158,7 +158,7 @@ class Reading(torch.utils.data.Dataset[int]):
 
 
 def reading_facts(states: NDArray[np.uint16], positions: int, workers: int) -> dict[str, Any]:
-    """A shuffled pass through loader workers, as it comes."""
+    """Time shuffled passes through loader workers, with and without a scratch directory."""
     facts: dict[str, Any] = {"positions": positions, "workers": workers}
     with tempfile.TemporaryDirectory() as directory:
         write_cache(Path(directory, "cache"), states, positions)

@@ -4,7 +4,7 @@
 
 Trains a byte-pair tokenizer of 32,768 words and a small transformer on the Python sources that the machine has, then
 saves top-64 targets of held-out positions. An undertrained model always proposes the same words and makes ids look
-cheap, so the entropy of the ids is printed and belongs beside every size.
+cheap, so the entropy of the ids is printed; quote it with every size.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def targets(model: Model, ids: Tensor, positions: int) -> tuple[dict[str, NDArra
 
 
 def main() -> None:
-    """Train, predict, save."""
+    """Train the model, predict, and save the targets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--text-mb", type=float, default=40)

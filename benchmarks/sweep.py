@@ -1,8 +1,8 @@
-"""Eight runs on one cache against eight runs with the teacher in memory: the total time, the dump counted once.
+"""Eight runs on one cache against eight runs with the teacher in memory: the total time, with the dump counted once.
 
     python -m benchmarks.sweep DIR [--minutes 6]
 
-Give the command again until nothing is left to do; finished runs are not repeated. All runs share one process, so neither side
+Repeat the command until nothing is left to do; finished runs are not repeated. All runs share one process, so neither side
 pays for imports, and both kinds take turns.
 """
 
@@ -32,7 +32,7 @@ GRID = ("temperature=1.5,3", "alpha=0.5,0.9", "training.learning_rate=5e-4,1e-3"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of all runs."""
+    """The settings of all runs."""
 
     train: int = 1400
     validation: int = 140
@@ -45,12 +45,12 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds by name: `dump`, and of each kind its preparation and its runs."""
+    """Seconds by name: `dump`, and for each kind its preparation and its runs."""
 
     seconds: dict[str, float]
 
     def runs(self, kind: str) -> list[float]:
-        """Of a kind: `cached` or `online`."""
+        """Seconds of the runs of a kind, `cached` or `online`."""
         return [value for name, value in self.seconds.items() if name.startswith(f"{kind} ")]
 
     def results(self) -> list[Outcome]:
@@ -80,7 +80,7 @@ class Measured:
 
 
 def measure(directory: Path, settings: Settings, minutes: float | None = None) -> Measured | None:
-    """Dump and runs that are missing yet; None where the time was up before all were done."""
+    """Do the dump and the runs that are still missing; None if the time was up before all were done."""
     deadline = Deadline(minutes if minutes is not None else 10**6)
     recipe = place_pair(
         directory,
@@ -160,7 +160,7 @@ def main(directory: Path, minutes: float, threads: int, models: Path | None, **g
     settings = Settings(models=models, **given)
     found = measure(directory, settings, minutes)
     if found is None:
-        click.echo("not finished: give the command again")
+        click.echo("not finished: run the command again")
         return
     seconds = found.seconds
     click.echo(f"runs of {settings.epochs} epochs of {settings.train:,} samples, {threads} threads")

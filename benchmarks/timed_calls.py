@@ -16,11 +16,11 @@ from unittest.mock import patch
 
 @contextmanager
 def timed_calls(owner: Any, name: str, synchronize: Callable[[], object] = lambda: None) -> Iterator[list[float]]:
-    """While it lasts, the seconds of each call of a function or method are put into the list.
+    """Inside the block, the seconds of each call of a function or method are put into the list.
 
     Args:
         owner: module or class.
-        name: of the function.
+        name: name of the function.
         synchronize: waits for the device.
     """
     original, seconds = getattr(owner, name), list[float]()

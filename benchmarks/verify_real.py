@@ -1,4 +1,4 @@
-"""The reference pair as published, checked on this machine in one go: for whoever has a hub and a GPU (`make verify-real`).
+"""The published reference pair, checked on this machine in one go; it needs the hub and a GPU (`make verify-real`).
 
     python -m benchmarks.verify_real build/verify [--recipe recipes/qwen2vl-7b-to-2b.yaml --samples 50 --steps 10]
     python -m benchmarks.verify_real build/verify --set teacher.model=/models/7b --set student.model=/models/2b
@@ -10,7 +10,7 @@ Both models are downloaded, unless they are directories. Then, on synthetic scen
     mass       of the stored entries at T = 1 and 2
     speed      of the dump and of a few steps of the recipe's training
 
-Printed is a Markdown table to paste into an issue; it is in DIRECTORY/verify.md as well. Exit code 1: the tokens differ.
+It prints a Markdown table to paste into an issue, and writes it to DIRECTORY/verify.md as well. Exit code 1: the tokens differ.
 """
 
 from __future__ import annotations
@@ -109,14 +109,14 @@ def stock_inputs(processor: Any, prompter: Prompter, sample: Sample, *, answer: 
 
 
 def answer_span(prompter: Prompter, input_ids_L: Tensor, sample: Sample) -> slice:
-    """Where the answer lies in the tokens of the stock processor, end of turn included; a template may go on behind it."""
+    """Where the answer is in the tokens of the stock processor, end of turn included; a template may continue after it."""
     ids = input_ids_L.tolist()
     end = len(ids) - ids[::-1].index(prompter.end_of_turn_ids[-1])
     return slice(end - len(prompter.answer_ids(sample.answer or "")), end)
 
 
 def tokens_row(role: str, prompter: Prompter, processor: Any, samples: list[Sample]) -> Row:
-    """Whether ids and image inputs are the stock processor's, prompt and answer."""
+    """Whether ids and image inputs of prompts and answers equal the stock processor's."""
     prompts = answers = 0
     for sample in samples:
         stock = stock_inputs(processor, prompter, sample, answer=False)
@@ -137,7 +137,7 @@ def tokens_row(role: str, prompter: Prompter, processor: Any, samples: list[Samp
 def differences(
     model: Any, pair: Pair, processor: Any, cache: Cache, samples: list[Sample]
 ) -> Iterator[NDArray[np.float32]]:
-    """For every sample [P, K] the stored log-probabilities less those of the stock model, nats, where targets are soft."""
+    """For every sample [P, K] the stored log-probabilities minus those of the stock model, nats, where targets are soft."""
     shared_ids = pair.alignment.shared.nonzero()[0]
     teacher_ids_S = torch.from_numpy(pair.alignment.teacher_of_student[shared_ids])
     for sample in samples:
@@ -146,7 +146,7 @@ def differences(
         inputs = stock_inputs(processor, pair.teacher, sample, answer=True)
         span = answer_span(pair.teacher, inputs["input_ids"][0], sample)
         logits_LV = model(**{name: value.to(model.device) for name, value in inputs.items()}, use_cache=False).logits[0]
-        before = slice(span.start - 1, span.stop - 1)  # the row of a token is the position in front of it
+        before = slice(span.start - 1, span.stop - 1)  # a token's row is the position before it
         values_PS = logits_LV[before][torch.from_numpy(rows[targets.soft])][:, teacher_ids_S].float().log_softmax(dim=1)
         columns_PK = np.searchsorted(shared_ids, targets.ids[targets.soft])
         yield targets.logprobs[targets.soft] - values_PS.gather(1, torch.from_numpy(columns_PK)).cpu().numpy()
@@ -193,8 +193,8 @@ def verify(recipe: Recipe, directory: Path, samples: int) -> list[Row]:
     """All checks, one after the other.
 
     Raises:
-        FirstSightError: a model that is not there or is not for this recipe; a directory that an earlier call has used up.
-        CacheError: the directory holds a cache of something else.
+        FirstSightError: a model was not found or does not suit this recipe, or an earlier call has used up the directory.
+        CacheError: the directory holds another cache.
     """
     _say("models")
     for section in (recipe.teacher, recipe.student):
@@ -206,7 +206,7 @@ def verify(recipe: Recipe, directory: Path, samples: int) -> list[Row]:
         write_dataset(data, train=samples - held_out, validation=held_out, seed=0, progress=False)
     found = [sample for source in recipe.sources() for sample in load_samples(source)]
     if len(found) != samples:
-        raise DataError(f"{data} holds {len(found)} samples, asked for are {samples}; give a new directory")
+        raise DataError(f"{data} holds {len(found)} samples instead of {samples}; give a new directory")
     rows = []
     _say("tokens")
     processors = {}
@@ -260,7 +260,7 @@ def _say(step: str) -> None:
     help="The pair's.",
 )
 @click.option("--samples", default=50, show_default=True, type=click.IntRange(min=2))
-@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Of the training.")
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Training steps.")
 @click.option("--set", "overrides", multiple=True, help="As for fs-teacher dump.")
 def main(directory: Path, path: Path, samples: int, steps: int, overrides: tuple[str, ...]) -> None:
     """Check a published pair on this machine, and print a table to paste into an issue.

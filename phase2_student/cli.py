@@ -91,9 +91,9 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
 def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progress: bool) -> None:
     """Train a grid of runs from one cache, one after the other.
 
-    Each run has a directory below training.output_dir, named by its settings, and is what fs-student train would leave.
-    Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence where
-    alpha is 0) are one run, and said. Give the same command again after an interruption: finished runs are left alone, the
+    Each run has a directory below training.output_dir, named after its settings, with the same files as fs-student train writes.
+    Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence if
+    alpha is 0) are one run and are listed. After an interruption, run the same command again: finished runs are left alone, the
     others continue. A run that fails is reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 
     Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
@@ -141,7 +141,7 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     """Show what a training will cost, before any weights are loaded.
 
     Shows steps, tokens and padding, and the GPU memory of each way to train: float32 master weights, bfloat16 weights with
-    Kahan's remainder, LoRA; with gradient checkpointing and without. Needs the data and the student's configuration and
+    Kahan's remainder, LoRA; each with and without gradient checkpointing. Needs the data and the student's configuration and
     tokenizer, but neither weights nor cache.
 
     Example: fs-student plan --config recipe.yaml --set student.precision=bf16_kahan
@@ -164,7 +164,7 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
     "models",
     multiple=True,
     metavar="NAME[=DIR]",
-    help="teacher (as the recipe quantises it), teacher-bf16, base, student (training.output_dir/best, or final where "
+    help="teacher (as the recipe quantises it), teacher-bf16, base, student (training.output_dir/best, or final if "
     "nothing was validated), student-int8, student-nf4 (made by fs-student export), or NAME=DIR; may be given several times. "
     "Default: teacher, base, student and its exports.",
 )
@@ -266,12 +266,12 @@ def evaluate(
 @click.option(
     "--model",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory of the student; default: training.output_dir/best, or final where nothing was validated.",
+    help="Directory of the student; default: training.output_dir/best, or final if nothing was validated.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where to write one export; default: beside the student, with -int8 or -nf4 added to its name.",
+    help="Where to write one export; default: next to the student, with -int8 or -nf4 added to its name.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show how large the weights would be.")
 def export(
@@ -290,7 +290,7 @@ def export(
     if not (int8 or nf4):
         raise click.UsageError("--int8 or --nf4 is required, or both")
     if int8 and nf4 and output is not None:
-        raise click.UsageError("--output names one directory: pass only one of --int8 and --nf4, or leave --output out")
+        raise click.UsageError("--output names one directory: pass only one of --int8 and --nf4, or omit --output")
     if config is None and model is None:
         raise click.UsageError("--config or --model is required, to name the student")
     if config is None and overrides:

@@ -1,8 +1,8 @@
-"""Everything that a GPU decides, at full size, in about seven minutes; see benchmarks/README.md.
+"""Everything that only a GPU can measure, at full size, in about seven minutes; see benchmarks/README.md.
 
     python -m benchmarks.gpu [--budget 440 --out benchmarks/results/gpu.json]
     python -m benchmarks.gpu --only loss,step    # these parts; the file keeps its rows of the others
-    python -m benchmarks.gpu --tiny              # the whole script in small, on a CPU as well
+    python -m benchmarks.gpu --tiny              # the whole script at a small size, also on a CPU
     python -m benchmarks.gpu --report            # docs/benchmarks.md from the file, without a GPU
 
 Models have the shapes of Qwen2-VL-7B and -2B and random weights, made on the device: nothing is downloaded. A part that
@@ -22,7 +22,7 @@ from benchmarks.gpu.board import Board
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("loss", "step", "dump", "answers", "cost")
-"""In order of value. Each is a module beside this one."""
+"""In order of value. Each is a module in this folder."""
 
 
 def _parse_parts(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -37,11 +37,11 @@ def _parse_parts(_context: click.Context, _parameter: click.Parameter, text: str
 
 @click.command()
 @click.option(
-    "--only", "parts", callback=_parse_parts, help=f"Parts to run, with commas between; all: {','.join(PARTS)}."
+    "--only", "parts", callback=_parse_parts, help=f"Parts to run, separated by commas; default: {','.join(PARTS)}."
 )
-@click.option("--budget", default=440.0, show_default=True, help="Seconds; what does not fit any more is skipped.")
+@click.option("--budget", default=440.0, show_default=True, help="Seconds; a row that no longer fits is skipped.")
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON file [default: benchmarks/results/gpu.json].")
-@click.option("--tiny", is_flag=True, help="Small shapes, on the CPU where there is no GPU, into build/gpu-tiny.json.")
+@click.option("--tiny", is_flag=True, help="Small shapes, on the CPU if there is no GPU, into build/gpu-tiny.json.")
 @click.option("--report", is_flag=True, help="Measure nothing; write docs/benchmarks.md from the file.")
 @click.option("--docs", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "docs", hidden=True)
 def main(parts: tuple[str, ...], budget: float, out: Path | None, tiny: bool, report: bool, docs: Path) -> None:

@@ -1,11 +1,11 @@
 """Part (d): answers at batch 1, from a file to text: latency, throughput and memory of the teacher and of the student as it is deployed.
 
-40 new tokens after a prompt of about 1,260, greedy, as `fs-student eval` asks. Random weights reach the end of a turn
-hardly ever; `tokens` says how many were made.
+40 new tokens after a prompt of about 1,260, greedy, as in `fs-student eval`. Random weights hardly ever end a turn; `tokens`
+is the number of tokens generated.
 
-Estimated for an H100: weights of 9.4 GB for the teacher in int8, 4.4 for the student in bf16, 2.4 in int8, 1.5 in nf4. A token is bound by
-the launches of its kernels: 15 to 20 ms in bf16, 40 to 80 in int8. Six answers of each model: 25 s for the teacher, 30 s for the
-three students, 10 s to make them.
+Estimated for an H100: weights of 9.4 GB for the teacher in int8, 4.4 for the student in bf16, 2.4 in int8, 1.5 in nf4. The time of a
+token is that of launching its kernels: 15 to 20 ms in bf16, 40 to 80 in int8. Six answers of each model: 25 s for the teacher, 30 s
+for the three students, 10 s to make them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from firstsight.generation import generate_answers
 from phase2_student.evaluation.measure.timing import Stopwatch, Timing
 
 MODELS = {"teacher-int8": 30.0, "student-bf16": 15.0, "student-int8": 20.0, "student-nf4": 15.0}
-"""Seconds that each takes, making it included, as estimated."""
+"""Estimated seconds for each, including making the model."""
 
 
 def run(setting: Setting) -> None:

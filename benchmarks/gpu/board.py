@@ -1,9 +1,9 @@
-"""Rows as soon as they exist: a measurement that fails, or that the time does not take, is a row as well.
+"""Shows and writes rows as soon as they exist; a measurement that fails, or that time does not allow, is a row as well.
 
     board = Board(budget=330, out=Path("gpu.json"), facts={"GPU": "..."})
     found = board.measure("loss", "chunk 256", about=2, work=lambda: {"ms": 3.4})     # None: failed or skipped
 
-The JSON file is written again with every row, so whatever ends the process leaves what was measured.
+The JSON file is rewritten with every row, so whatever ends the process, what was measured is kept.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _PATIENCE = 10.0
 
 
 class OutOfTime(BaseException):
-    """The budget ran out within a measurement; no Exception, so that nothing on the way takes it for a failed sample."""
+    """The budget ran out during a measurement; not an Exception, so that no code on the way takes it for a failed sample."""
 
 
 class Board:
-    """Takes the rows of a run.
+    """Collects the rows of a run.
 
     Args:
         budget: seconds from the start of this object.
         out: the JSON file; None: no file.
-        facts: of the machine and the versions.
+        facts: the machine and the versions.
     """
 
     def __init__(self, budget: float, out: Path | None, facts: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Board:
         self._begin = time.perf_counter()
 
     def adopt(self, path: Path, measured: Sequence[str]) -> None:
-        """Take over a file's rows of all parts but these. ValueError: another machine or other versions."""
+        """Take over a file's rows of all parts except these. ValueError: another machine or other versions."""
         found = json.loads(path.read_text(encoding="utf-8"))
         for name in self.facts | found["facts"]:
             others = [facts.get(name) for facts in (found["facts"], self.facts)]
@@ -69,9 +69,9 @@ class Board:
         """Figures of a measurement, which become a row.
 
         Args:
-            part: of the script.
-            name: of the row.
-            about: seconds that it is estimated to take: where fewer are left it is skipped.
+            part: part of the script.
+            name: name of the row.
+            about: estimated seconds; if fewer are left, the measurement is skipped.
             work: measures.
         """
         if self.left < about:
@@ -93,13 +93,13 @@ class Board:
         return None
 
     def fail(self, part: str, name: str, error: Exception) -> None:
-        """A row that says what a measurement, or a whole part, failed of."""
+        """Add a row that says why a measurement, or a whole part, failed."""
         lines = str(error).strip().splitlines() or [""]
         trace = "".join(traceback.format_exception(error))
         self.add(part, name, {"failed": f"{type(error).__name__}: {lines[0]}"[:300], "trace": trace})
 
     def skip(self, part: str, name: str, reason: str) -> None:
-        """A row that says why something was not measured."""
+        """Add a row that says why something was not measured."""
         self.add(part, name, {"skipped": reason})
 
     def find(self, part: str, name: str) -> Figures | None:
@@ -124,7 +124,7 @@ class Board:
         return "\n".join(lines)
 
     def add(self, part: str, name: str, figures: Figures) -> None:
-        """A row: shown at once, and written."""
+        """Add a row: show it at once, and write it."""
         at = round(self.budget - self.left, 1)
         self.rows.append({"part": part, "name": name, "at": at, **figures})
         shown = "  ".join(f"{key} {cell(value)}" for key, value in figures.items() if key != "trace")
@@ -137,7 +137,7 @@ class Board:
 
 
 def free_memory() -> None:
-    """What is not referred to any more goes back to the device."""
+    """Give memory that nothing refers to any more back to the device."""
     import torch
 
     if torch.cuda.is_available():
@@ -158,7 +158,9 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, ring)
-    other = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))  # a caller's own, as pytest's, goes on afterwards
+    other = signal.setitimer(
+        signal.ITIMER_REAL, max(seconds, 1e-3)
+    )  # the caller's own alarm, such as pytest's, continues afterwards
     try:
         yield
     finally:

@@ -1,11 +1,11 @@
-"""What the GPU benchmark needs beside Python, torch and transformers, in one folder for a machine without a network.
+"""What the GPU benchmark needs in addition to Python, torch and transformers, in one folder for a machine without a network.
 
     python -m benchmarks.gpu.carry make build/carry               # here: 64 MiB at most
     python -m benchmarks.gpu.carry unpack build/carry build/site  # there; then PYTHONPATH=build/site
 
-`make` takes the oldest series that pyproject.toml declares, as wheels for CPython and Linux on x86-64, and leaves out of
-bitsandbytes all CUDA libraries but those named. `unpack` leaves out what the machine has in the same or a newer version.
-The standard library alone is used here.
+`make` takes the oldest series that pyproject.toml declares, as wheels for CPython and Linux on x86-64, and removes all CUDA
+libraries from bitsandbytes except those named. `unpack` leaves out what the machine has in the same or a newer version.
+Only the standard library is used here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIMIT = 64 * 2**20
-"""Bytes of the folder."""
+"""Maximum bytes of the folder."""
 CUDA = ("12.6", "12.8", "12.9", "13.0")
 """Libraries that are kept: those of the CUDA versions that torch 2.11 and later are built with."""
 _RESOLVED = (
@@ -36,18 +36,18 @@ _RESOLVED = (
     "psutil",
     "rapidfuzz",
 )
-"""Taken with what they depend on."""
+"""Taken with their dependencies."""
 _ALONE = ("accelerate", "bitsandbytes")
-"""Taken without: they would bring torch."""
+"""Taken without their dependencies, which include torch."""
 _THERE = ("numpy",)
-"""Torch's or transformers' own, so the machine has it."""
+"""Dependencies of torch or transformers, so the machine has them."""
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64",
               "manylinux2014_x86_64", "manylinux_2_5_x86_64", "manylinux1_x86_64")  # fmt: skip
 _CUDA_LIBRARY = re.compile(r"libbitsandbytes_(cuda|rocm|xpu)(\d*)\w*\.so$")
 
 
 def oldest_series(pyproject: Path) -> dict[str, str]:
-    """By name, the requirement that holds a dependency in the oldest series declared: `zarr>=3.1,<4` is `zarr==3.1.*`."""
+    """For each dependency, the requirement that pins it to the oldest series declared: `zarr>=3.1,<4` gives `zarr==3.1.*`."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     found = {}
     for text in project["dependencies"]:
@@ -58,7 +58,7 @@ def oldest_series(pyproject: Path) -> dict[str, str]:
 
 
 def make(folder: Path, python: str, cuda: Sequence[str]) -> None:
-    """Fill the folder. SystemExit where it grows past the limit."""
+    """Fill the folder. SystemExit if it grows past the limit."""
     folder.mkdir(parents=True, exist_ok=True)
     for wheel in folder.glob("*.whl"):
         wheel.unlink()
@@ -88,7 +88,7 @@ def make(folder: Path, python: str, cuda: Sequence[str]) -> None:
 
 
 def strip(wheel: Path, keep: Sequence[str]) -> None:
-    """Leave out the libraries of all accelerators but these CUDA versions (`128` is 12.8).
+    """Remove the libraries of all accelerators except these CUDA versions (`128` is 12.8).
 
     Raises:
         SystemExit: the wheel has no library for one of them.
@@ -110,7 +110,7 @@ def strip(wheel: Path, keep: Sequence[str]) -> None:
 
 
 def check_size(folder: Path) -> int:
-    """Bytes of the folder, shown. SystemExit above the limit."""
+    """Print and return the bytes of the folder. SystemExit above the limit."""
     sizes = {path: path.stat().st_size for path in sorted(folder.iterdir())}
     for path, size in sizes.items():
         print(f"{size / 2**20:6.1f} MiB  {path.name}")
@@ -124,12 +124,12 @@ def check_size(folder: Path) -> int:
 
 
 def unpack(folder: Path, site: Path) -> None:
-    """What the machine lacks, ready to be imported from `site`."""
+    """Unpack what the machine lacks, so that it can be imported from `site`."""
     site.mkdir(parents=True, exist_ok=True)
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         sys.exit(
-            f"{folder} has no wheels; make them where there is a network: python -m benchmarks.gpu.carry make {folder}"
+            f"{folder} has no wheels; make them on a machine with a network: python -m benchmarks.gpu.carry make {folder}"
         )
     for wheel in wheels:
         name, number = name_and_version(wheel)
@@ -138,7 +138,7 @@ def unpack(folder: Path, site: Path) -> None:
         except PackageNotFoundError:
             installed = None
         if installed is not None and _numbers(installed) >= _numbers(number):
-            print(f"{name} {installed} is there")
+            print(f"{name} {installed} is installed")
             continue
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
@@ -146,7 +146,7 @@ def unpack(folder: Path, site: Path) -> None:
 
 
 def name_and_version(wheel: Path) -> tuple[str, str]:
-    """From the file's name."""
+    """Name and version of a wheel, from its file name."""
     name, number, *_ = wheel.name.split("-")
     return name.lower().replace("_", "-"), number
 
@@ -156,14 +156,14 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The two commands."""
+    """Run one of the two commands."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.carry", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="download and strip the wheels")
     making.add_argument("folder", type=Path)
-    making.add_argument("--python", default="3.12", help="of the other machine (default 3.12)")
+    making.add_argument("--python", default="3.12", help="Python version of the other machine (default 3.12)")
     making.add_argument(
-        "--cuda", default=",".join(CUDA), help=f"versions with commas between (default {','.join(CUDA)})"
+        "--cuda", default=",".join(CUDA), help=f"CUDA versions, separated by commas (default {','.join(CUDA)})"
     )
     unpacking = commands.add_parser("unpack", help="make what is missing here importable")
     unpacking.add_argument("folder", type=Path)

@@ -1,16 +1,16 @@
-"""Part (c): the production dump, from picture files to committed units, against the bare forward pass of its teacher.
+"""Part (c): the production dump, from image files to committed units, against the bare forward pass of its teacher.
 
     bare    backbone and float32 head at the answer positions of the same batches, encoded before the clock starts
     dump    `phase1_teacher.dump` on a new cache; one unit, so encoding and commit at its end overlap with nothing. Its self-check,
-            which a dump of any size has once, is a column of its own and in none of the others
-    tail    a dump of top_k targets with a tail that has a shape; its directions, found once from the first unit's states, are two
+            which every dump runs once whatever its size, has a column of its own and is in none of the others
+    tail    a dump of top_k targets with a tail that has a shape; its directions, computed once from the first unit's states, have two
             columns of their own: the teacher's pass over that unit, and the directions
-    exact   a dump of exact targets: the states go to the host; writing the head, once before the first batch, is a column of its own
+    exact   a dump of exact targets: the states go to the host; writing the head, once before the first batch, has its own column
     pictures alone    the dump's own reading and preparing of samples, without a teacher
 
 Estimated for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
-with int8's int32 products 20 GB. A sample of 1,300 tokens and a picture of 4,888 patches is 28 TFLOP: 10 to 14 a second in
-bf16, perhaps half of that in int8. 282 samples of each teacher, bare passes included: 25 and 40 s.
+with int8's int32 products 20 GB. A sample of 1,300 tokens and an image of 4,888 patches is 28 TFLOP: 10 to 14 samples a second
+in bf16, perhaps half of that in int8. 282 samples of each teacher, bare passes included: 25 and 40 s.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from phase1_teacher.planning.job import DumpJob
 from storage.writer import CacheWriter, create_cache
 
 TARGETS = {"top_k": (), "tail": ("cache.tail_rank={rank}",), "exact": ("cache.targets=exact",)}
-"""Names of the rows, and what a recipe changes for them."""
+"""For each row name, what the recipe changes."""
 KINDS = {"int8": "int8", "bf16": "none"}
-"""Names of the rows, and what a recipe calls it."""
+"""For each row name, the recipe's name for it."""
 _HEAD_SECONDS = 10.0
-"""The head of an exact cache, 1.1 GB with fsync and sha256, or the directions of a tail in float64, as estimated."""
+"""Estimate for writing an exact cache's head, 1.1 GB with fsync and sha256, or computing a tail's directions in float64."""
 
 
 def row_name(kind: str, tokens: int, targets: str = "top_k") -> str:
@@ -66,7 +66,7 @@ def run(setting: Setting) -> None:
     for kind in KINDS:
         setting.keep()  # so that the peaks are those of one teacher
         board.measure("dump", f"{kind} teacher made", about=8, work=partial(_make, setting, kind))
-        pace = 0.0  # seconds of a sample, as the dump before took them
+        pace = 0.0  # seconds per sample of the previous dump
         for tokens, samples in dumps:
             part, is_main = _part(jobs["top_k"], setting, "top_k", kind, tokens, samples), tokens == dumps[0][0]
             found = board.measure(
@@ -94,7 +94,7 @@ def _changes(setting: Setting, targets: str) -> tuple[str, ...]:
 
 
 def _part(job: DumpJob, setting: Setting, targets: str, kind: str, tokens: int, samples: int) -> DumpJob:
-    """The first samples of a job as a job of its own, with another budget of tokens, into a new cache."""
+    """A job of its own for the first samples of a job, with another token budget and a new cache."""
     recipe = setting.recipe(
         f"teacher.quantization={KINDS[kind]}",
         f"teacher.batch_tokens={tokens}",
@@ -129,7 +129,7 @@ def _pictures(job: DumpJob) -> Figures:
 
 
 def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figures:
-    """A dump; before it, where asked for, the bare passes over the same batches, which warm up as well."""
+    """Measure a dump; if asked for, first the bare passes over the same batches, which also warm up."""
     model = setting.model(f"teacher-{kind}")
     bare = _bare(setting, job, model) if with_bare else 0.0
     free_memory()
@@ -138,7 +138,7 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
     waits: list[float] = []
 
     class Waiting(Prefetch[Any]):
-        """Keeps how long the loop waits for each batch."""
+        """Records how long the loop waits for each batch."""
 
         def __iter__(self) -> Iterator[Any]:
             source = super().__iter__()
@@ -188,7 +188,7 @@ def _dump(setting: Setting, job: DumpJob, kind: str, *, with_bare: bool) -> Figu
 
 
 def _dump_beside(setting: Setting, job: DumpJob, kind: str, beside: Figures | None) -> Figures:
-    """A dump of other targets, and its time over that of the top_k dump of the same samples."""
+    """Measure a dump of other targets, and its time divided by that of the top_k dump of the same samples."""
     figures = _dump(setting, job, kind, with_bare=False)
     return figures if beside is None else figures | {"x top_k": figures["s"] / beside["s"]}
 

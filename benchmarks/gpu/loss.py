@@ -1,4 +1,4 @@
-"""Part (a): the fused loss, right and how fast, against plain cross-entropy over the same positions.
+"""Part (a): the fused loss, its error and its speed, against plain cross-entropy over the same positions.
 
 Estimated for an H100: the bf16 head is 0.47 GB, its fp32 copy and the fp32 gradient 0.93 GB each; a chunk of 256 positions
 0.16 GB, of 2,048 1.24 GB; plain cross-entropy 4 GB; the float64 reference of 64 positions, with the head and its
@@ -39,7 +39,7 @@ BASE_DIVERGENCE = "forward_kl"
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Leaves and targets of a call."""
+    """Leaf tensors and targets of a call."""
 
     states_ND: Tensor
     head_VD: Tensor
@@ -60,7 +60,7 @@ class Problem:
         return loss
 
     def cast(self, dtype: torch.dtype, count: int | None = None) -> Problem:
-        """Fresh leaves of another type, of the first `count` positions."""
+        """Fresh leaf tensors of another dtype, for the first `count` positions."""
         targets = self.targets
         if count is not None:
             assert isinstance(targets, StoredTargets)
@@ -120,7 +120,7 @@ def row_name(kind: str, divergence: str) -> str:
 
 
 def _divergence(setting: Setting, problem: Problem, kind: str, name: str) -> Figures:
-    """The fused loss with a divergence on targets of a kind; its time and memory over those of forward KL."""
+    """The fused loss with a divergence on one kind of targets; its time and memory divided by those of forward KL."""
     sizes, stored = setting.sizes, problem.targets
     assert isinstance(stored, StoredTargets)
     shared = sizes.student.rows - len(problem.unshared)
@@ -165,7 +165,7 @@ def _exact(problem: Problem, count: int, kept: list[Any]) -> Figures:
     """Value and gradients by autograd in float64, from the same bf16 numbers."""
     part = problem.cast(torch.float64, count)
     assert isinstance(part.targets, StoredTargets)
-    with part.states_ND.device:  # where its helpers are made
+    with part.states_ND.device:  # its helpers are made on the same device
         loss = reference_loss(
             part.states_ND,
             part.head_VD,
@@ -193,7 +193,7 @@ def _errors(problem: Problem, dtype: torch.dtype, count: int, reference: list[An
 
 
 def backward(loss: Tensor) -> None:
-    """The gradients of a loss."""
+    """Compute the gradients of a loss."""
     loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -203,7 +203,7 @@ def _relative(found: Tensor | None, exact: Tensor) -> float:
 
 
 def _time(setting: Setting, problem: Problem, work: Callable[[], Tensor], fast: bool = False) -> Figures:
-    """Median of value and gradient, and the peak above states, head and targets."""
+    """Median time of value and gradient, and the peak memory above states, head and targets."""
     seconds = []
     with PeakMemory() as memory, _tf32(fast):
         for repeat in range(setting.sizes.repeats + 1):
@@ -240,7 +240,7 @@ def _online(setting: Setting, problem: Problem) -> Figures:
 
 
 def _exact_targets(setting: Setting, problem: Problem) -> Figures:
-    """States and head of an exact cache in bfloat16: the rows of the shared ids alone, projected with float32 output."""
+    """States and head of an exact cache in bfloat16: only the rows of shared ids, projected with float32 output."""
     sizes, device = setting.sizes, setting.device
     assert isinstance(problem.targets, StoredTargets)
     shared = torch.from_numpy(setting.pair.alignment.shared.nonzero()[0]).to(device)

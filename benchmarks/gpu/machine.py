@@ -23,26 +23,26 @@ _OPTIONAL = ("torchvision", "flash_attn")
 
 
 def ready(*, tiny: bool) -> torch.device:
-    """The device to measure on, its libraries quiet.
+    """The device to measure on; its libraries are made quiet.
 
     Raises:
         click.ClickException: no GPU, and not `tiny`.
     """
     for name in ("bitsandbytes", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")  # the rows are to be read
+    warnings.filterwarnings("ignore")  # so that the rows stay readable
     choose_cuda_library()
     if torch.cuda.is_available():
         return torch.device("cuda:0")
     if not tiny:
-        raise click.ClickException("no GPU that torch can use; --tiny runs the whole script in small on a CPU")
+        raise click.ClickException("no GPU that torch can use; --tiny runs the whole script at a small size on a CPU")
     return torch.device("cpu")
 
 
 def choose_cuda_library() -> None:
-    """Where bitsandbytes has no library for torch's CUDA, name the newest one of the same major version to it.
+    """If bitsandbytes has no library for torch's CUDA, make it use the newest one of the same major version.
 
-    `carry.py` takes some of its libraries along, not all; within a major version they run with each other's CUDA.
+    `carry.py` takes only some of its libraries along; within a major version they run with each other's CUDA.
     """
     found = find_spec("bitsandbytes")
     if torch.version.cuda is None or found is None or not found.submodule_search_locations:

@@ -1,13 +1,13 @@
-"""Qwen2-VL of random weights, made on the device and quantised there: no download, no disk.
+"""Qwen2-VL with random weights, made and quantised on the device: no download, no disk.
 
     model = build(config, torch.bfloat16, device)
     quantize(model, "int8")
 
 The outlier path of LLM.int8 takes the columns of the activations that reach 6. Random weights give it either none or nearly
-all: behind a norm the activations are a normal distribution of width 1; in front of the down projection, a product of two
-such, three columns of four reach it (benchmarks/README.md). `reach_outliers` gives the path about what it has in a trained
-model: a few channels of every norm in the language model are 20 times as large, and gate and up projections a quarter of
-their size.
+all: after a norm, the activations have a normal distribution of width 1; before the down projection they are a product of
+two such, and three columns in four reach 6 (benchmarks/README.md). `reach_outliers` gives the path about as many as in a
+trained model: a few channels of every norm in the language model are 20 times as large, and gate and up projections a
+quarter of their size.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def reach_outliers(model: Any) -> None:
 
 @torch.no_grad()
 def quantize(model: Any, kind: Quantization) -> None:
-    """In place, and as `from_pretrained` does it: the same modules, the same classes, weights in the same numbers."""
+    """Quantise in place, as `from_pretrained` does it: the same modules, the same classes, the same numbers."""
     plain = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     config = quantization_config(kind, torch.bfloat16)
     replace_with_bnb_linear(model, get_keys_to_not_convert(model), config)
@@ -66,7 +66,7 @@ def quantize(model: Any, kind: Quantization) -> None:
 
 
 def _int8(weight: Tensor) -> Any:
-    # `Int8Params.to` quantises what comes from the host only: this is the rest of it, without the way over the host
+    # `Int8Params.to` quantises only what comes from the host: this is the rest of it, without the detour over the host
     rows, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.half())
     return bitsandbytes.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
 
@@ -80,7 +80,7 @@ def _nf4(weight: Tensor, module: Any) -> Any:
 
 @torch.inference_mode()
 def outlier_columns(model: Any, inputs: dict[str, Tensor]) -> dict[str, float]:
-    """How far the outlier path of LLM.int8 runs in a forward pass: the share of matrices with outliers, and their columns."""
+    """How much the outlier path of LLM.int8 has to do in a forward pass: the share of matrices with outliers, and their columns."""
     columns: list[Tensor] = []
     widths: list[int] = []
 

@@ -98,7 +98,7 @@ RATIOS = (
         mine=(_FUSED, "peak GB"), theirs=(_CE, "peak GB"), unit="GB",
     ),
 )  # fmt: skip
-"""Of the rows of a whole run."""
+"""What the page and README divide by what."""
 
 _TABLES = (
     (

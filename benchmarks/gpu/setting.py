@@ -38,10 +38,10 @@ class Setting:
     """A run.
 
     Args:
-        board: takes the rows.
-        sizes: of everything.
-        device: of all models.
-        directory: to fill.
+        board: collects the rows.
+        sizes: sizes of models, data and runs.
+        device: device of all models.
+        directory: where files are written.
     """
 
     board: Board
@@ -51,12 +51,12 @@ class Setting:
 
     @property
     def on_gpu(self) -> bool:
-        """Memory and time are the device's own."""
+        """Whether memory and time are a GPU's."""
         return self.device.type == "cuda"
 
     def recipe(self, *changes: str) -> Recipe:
-        """The reference recipe for this pair and these data, with `section.key=value` changes."""
-        self._written  # noqa: B018 the files are there from here on
+        """The reference recipe for this pair and this data, with `section.key=value` changes."""
+        self._written  # noqa: B018 the files exist from here on
         entries = () if "cache.targets=exact" in changes else (f"cache.top_k={self.sizes.top_k}",)
         return load_recipe(self.directory / "recipe.yaml", (*entries, *changes))
 
@@ -67,7 +67,7 @@ class Setting:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """Of the training file."""
+        """The samples of the training file."""
         recipe = self.recipe()
         return load_samples(recipe.source("train"))
 
@@ -78,7 +78,7 @@ class Setting:
     def model(self, name: str) -> Any:
         """`teacher-int8`, `teacher-bf16`, `student-bf16`, `student-int8`, `student-nf4`; kept in memory.
 
-        What is trained is made by `student`, as the training changes it.
+        A model that is trained is made by `student`, since training changes it.
         """
         if name not in self._models:
             role, kind = name.split("-")
@@ -98,7 +98,7 @@ class Setting:
         return model
 
     def keep(self, *names: str) -> None:
-        """Forget all models but these."""
+        """Forget all models except these."""
         for name in [name for name in self._models if name not in names]:
             del self._models[name]
         free_memory()
@@ -109,7 +109,7 @@ class Setting:
             torch.cuda.synchronize(self.device)
 
     def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs of a model where it is."""
+        """A model's inputs on its device."""
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     @cached_property
@@ -137,7 +137,7 @@ class Setting:
 
 
 def _write_member(directory: Path, tokenizer: Any, shape: ModelShape, max_pixels: int) -> None:
-    """A checkpoint directory whose weights are not those of the model: they are made on the device."""
+    """Write a checkpoint directory without the model's weights, which are made on the device."""
     directory.mkdir(parents=True)
     tokenizer.save_pretrained(directory)
     model_config(tokenizer, shape, shape.rows).save_pretrained(directory)
@@ -157,18 +157,18 @@ def _write_member(directory: Path, tokenizer: Any, shape: ModelShape, max_pixels
 
 
 def _visual_tokens(sizes: Sizes) -> int:
-    """About as many as a picture has, never more."""
+    """About as many as an image has, never more."""
     width, height = sizes.picture
     return int(0.9 * min(sizes.max_pixels, width * height)) // 28**2
 
 
 def _write_data(directory: Path, tokenizer: Any, sizes: Sizes, count: int) -> None:
-    """A picture, a question and an answer of exactly `answer_tokens` tokens in each row; one row of validation."""
+    """Write rows of an image, a question and an answer of exactly `answer_tokens` tokens; one row is for validation."""
     rng = np.random.default_rng(0)
     directory.mkdir(parents=True)
     words = [word for word in WORDS.split() if len(tokenizer(f" {word}")["input_ids"]) == 1]
     width, height = sizes.picture
-    grain = rng.normal(0, 6, (height, width, 3))  # a smooth picture would be decoded faster than a photograph
+    grain = rng.normal(0, 6, (height, width, 3))  # a smooth image would be decoded faster than a photograph
 
     def picture(index: int) -> None:
         coarse = np.random.default_rng(index).integers(0, 256, (9, 16, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Two sizes of everything: the reference pair as it is, and one that a CPU runs through in seconds."""
+"""Two sizes of everything: the real size of the reference pair, and one that a CPU runs through in seconds."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from benchmarks.dump_setup import STUDENT_ROWS, ModelShape
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a run of all parts depends on."""
+    """The sizes that a run of all parts depends on."""
 
     teacher: ModelShape
     student: ModelShape
     whole_tokenizer: bool
-    """Qwen2-VL's 151,657 tokens; False: the miniature pair's."""
+    """Whether the tokenizer has Qwen2-VL's 151,657 tokens, not the miniature pair's."""
     picture: tuple[int, int]
-    """Width and height of the files."""
+    """Width and height of the image files."""
     max_pixels: int
-    """Of the recipe, for both models."""
+    """The recipe's, for both models."""
     answer_tokens: int
-    """Of an answer, end of turn included."""
+    """Tokens of an answer, end of turn included."""
     top_k: int
     tail_rank: int
     loss_positions: int
     loss_chunks: tuple[int, ...]
     reference_positions: int
-    """Of the slice that is compared in float64."""
+    """Positions that are compared in float64."""
     repeats: int
-    """Of the loss."""
+    """How often the loss is timed."""
     steps: int
     """Timed optimiser steps, after an untimed one."""
     dumps: tuple[tuple[int, int], ...]
-    """Tokens of a forward pass, and how many of them a dump takes; the first is the recipe's own."""
+    """Tokens of a forward pass, and how many passes a dump makes; the first is the recipe's own."""
     answers: int
     """Timed answers, after an untimed one."""
     new_tokens: int
-    """Longest answer."""
+    """Maximum tokens of an answer."""
 
 
 FULL = Sizes(

@@ -1,12 +1,12 @@
 """Part (b): an optimiser step of the reference recipe: plain fine-tuning, on a cache of either kind, with the int8 teacher in memory.
 
 Micro-batches of 2 samples of about 1,300 tokens, 4 to a step, gradient checkpointing, bf16 compute. Distillation is `prepare`
-and `train` of `phase2_student.training`, self-check included, on a cache of made-up targets; models are made on the device in the
-place of loading, items are made before the clock starts, and the student is not saved. So what is timed is the trainer and the
-device; `benchmarks/gpu/dump.py` times the pictures.
+and `train` of `phase2_student.training`, self-check included, on a cache of made-up targets; models are made on the device instead
+of being loaded, items are made before the clock starts, and the student is not saved. So only the trainer and the device are timed;
+`benchmarks/gpu/dump.py` times the images.
 
-Estimated for an H100: `fs-student plan` gives the cached step 42.7 GB with float32 masters and 22.6 GB with Kahan's remainder; it
-is the column `planned GB`. Online, the int8 teacher adds 9.4 GB, its float32 head 2.2 and a forward pass 3; the plain step's
+Estimated for an H100: `fs-student plan` gives the cached step 42.7 GB with float32 masters and 22.6 GB with Kahan's remainder: the
+column `planned GB`. Online, the int8 teacher adds 9.4 GB, its float32 head 2.2 and a forward pass 3; the plain step's
 logits of a micro-batch are 5 GB. A step is 0.45 PFLOP for the student and 0.22 for the teacher: 1 to 3 s. Exact targets
 add the head's 1.1 GB in bfloat16 and a projection of 320 positions to a step, 0.3 TFLOP. Seven rows of 4 steps and their models,
 and an exact cache: 160 s.
@@ -65,16 +65,16 @@ _KAHAN = "student.precision=bf16_kahan"
 
 
 _CACHED = ("data.train=step.jsonl", "cache.path=step.zarr")
-"""What the recipes of distillation have in common."""
+"""Changes that the recipes of distillation have in common."""
 _EXACT = ("cache.path=step-exact.zarr", "cache.targets=exact")
-"""What those on exact targets have beyond that."""
+"""Further changes for exact targets."""
 
 
 class InMemory(Dataset[Any]):
-    """Items made once.
+    """Items that are made once and kept.
 
     Args:
-        data: makes them.
+        data: makes the items.
     """
 
     def __init__(self, data: SampleDataset) -> None:
@@ -89,14 +89,14 @@ class InMemory(Dataset[Any]):
 
 
 class StepTimes(TrainerCallback):
-    """The wall clock at the end of every step, when the device is done."""
+    """Records the wall clock at the end of every step, when the device is done."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.ends: list[float] = []
 
     def on_step_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """One more."""
+        """Record one more."""
         self.setting.synchronize()
         self.ends.append(time.perf_counter())
 
@@ -117,7 +117,7 @@ def run(setting: Setting) -> None:
     measure("step", "outliers of the int8 teacher", about=5, work=partial(_outliers, setting, encoded[:2]))
     if not setting.on_gpu and version("bitsandbytes").startswith("0.49."):
         for name in (CACHED_KAHAN, EXACT_KAHAN, FLASH, ONLINE_KAHAN):
-            setting.board.skip("step", name, "bitsandbytes 0.49 has 8-bit AdamW on a GPU alone")
+            setting.board.skip("step", name, "bitsandbytes 0.49 has 8-bit AdamW only on a GPU")
         return
     measure("step", CACHED_KAHAN, about=20, work=partial(_step, setting, CACHED_KAHAN, _KAHAN))
     measure("step", EXACT_KAHAN, about=25, work=partial(_step, setting, EXACT_KAHAN, _KAHAN, *_EXACT))
@@ -148,7 +148,7 @@ def _recipe(setting: Setting, name: str, *changes: str) -> Recipe:
 
 
 def _step(setting: Setting, name: str, *changes: str, online: bool = False) -> Figures:
-    """Trains for a few steps as `fs-student train` does, less reading and saving."""
+    """Train for a few steps as `fs-student train` does, without reading and saving."""
     plan = prepare(_recipe(setting, name, *_CACHED, *changes), online=online, progress=False)
     plan = replace(plan, train=InMemory(plan.train))
     if online:
@@ -178,7 +178,7 @@ def _step(setting: Setting, name: str, *changes: str, online: bool = False) -> F
 
 
 def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
-    """The same steps of stock `transformers.Trainer` on labels alone."""
+    """The same steps with the stock `transformers.Trainer`, on labels alone."""
     recipe = _recipe(setting, "stock")
     arguments = training_arguments(
         recipe.model_copy(update={"training": recipe.training | {"train_sampling_strategy": "random"}}), progress=False
@@ -191,7 +191,7 @@ def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
         model=setting.student(torch.float32),
         args=arguments,
         train_dataset=encoded,
-        eval_dataset=encoded,  # asked for; no step validates
+        eval_dataset=encoded,  # required; no step validates
         data_collator=_labelled(setting.pair.student.pad_id),
         callbacks=[times],
     )
@@ -201,14 +201,14 @@ def _stock_step(setting: Setting, encoded: list[Encoded]) -> Figures:
     result = trainer.train()
     seconds = [end - begin for begin, end in zip(times.ends, times.ends[1:], strict=False)]
     figures = _speed(setting, seconds, [len(each.input_ids) for each in encoded], others)
-    # what holds the optimiser's state in a circle would keep it until after the next model is made
+    # a reference cycle would keep the optimiser's state until after the next model is made
     trainer.optimizer = trainer.model = trainer.model_wrapped = None
     trainer.accelerator.free_memory()
     return figures | {"loss": result.training_loss}
 
 
 def _speed(setting: Setting, seconds: Sequence[float], lengths: Sequence[int], others: int) -> Figures:
-    """Median step, and the peak since it was set back, less the bytes of other models."""
+    """Median step, and the peak since its last reset, without the bytes of other models."""
     step = statistics.median(seconds)
     figures: Figures = {"s per step": step, "samples/s": len(lengths) / step, "tokens/s": sum(lengths) / step}
     if setting.on_gpu:
@@ -221,11 +221,11 @@ def _allocated(setting: Setting) -> int:
 
 
 def _save_nothing(*_: Any) -> None:
-    """In the place of `save_student`: 4.4 GB on a disk that is not measured."""
+    """Replaces `save_student`, which would write 4.4 GB to a disk that is not measured."""
 
 
 def _planned(recipe: Recipe) -> float:
-    """Bytes by `fs-student plan`'s own estimate."""
+    """Bytes that `fs-student plan` estimates."""
     plan = plan_training(recipe, progress=False)
     wanted = (plan.mode, plan.gradient_checkpointing)
     return next(way.total for way in plan.footprints if (way.mode, way.gradient_checkpointing) == wanted)
@@ -237,7 +237,7 @@ def _outliers(setting: Setting, encoded: Sequence[Encoded]) -> Figures:
 
 
 def _short_file(setting: Setting, samples: int) -> None:
-    """The training file of the steps: the first samples."""
+    """Write the training file of the steps: the first samples."""
     recipe = setting.recipe(*_CACHED)
     kept = (recipe.data_root / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:samples]
     (short,) = recipe.source("train").files
@@ -246,13 +246,13 @@ def _short_file(setting: Setting, samples: int) -> None:
 
 
 def _made_up_cache(setting: Setting) -> Figures:
-    """The cache that the steps train on; no teacher makes it, so a teacher that fails takes no cached step with it."""
+    """Write the cache that the steps train on; no teacher makes it, so the cached steps run even if the teacher fails."""
     job = prepare_dump(setting.recipe(*_CACHED), progress=False)
     return _written(job, partial(made_up_targets, job))
 
 
 def _made_up_exact(setting: Setting) -> Figures:
-    """The same of kind exact: random states, and a random head of the teacher's size."""
+    """Write an exact cache in the same way: random states, and a random head of the teacher's size."""
     job = prepare_dump(setting.recipe(*_CACHED, *_EXACT), progress=False)
     layout = job.writer.version.layout
     assert isinstance(layout, ExactLayout)
@@ -269,7 +269,7 @@ def _made_up_exact(setting: Setting) -> Figures:
 
 
 def _written(job: DumpJob, make: Callable[[str], SampleTargets | ExactSample]) -> Figures:
-    """Every unit of a cache, committed."""
+    """Commit every unit of a cache."""
     positions = 0
     for unit in job.pending:
         with job.writer.unit(unit) as out:

@@ -1,4 +1,4 @@
-"""One part of the suite in this process, its outcomes as a JSON file: what `python -m benchmarks` starts for each part.
+"""Measures one part of the suite in this process and writes its outcomes as JSON; `python -m benchmarks` starts it for each part.
 
 python -m benchmarks.suite.child step build/step.json [--quick]
 """
@@ -20,7 +20,7 @@ from benchmarks.suite.result import Outcome, Result, text_table
 @click.command()
 @click.argument("part", type=click.Choice(list(PARTS)))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--quick", is_flag=True, help="Sizes of a test.")
+@click.option("--quick", is_flag=True, help="Test sizes.")
 def main(part: str, out: Path, quick: bool) -> None:
     """Measure one part.
 

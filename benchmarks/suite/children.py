@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def measured(command: Sequence[object]) -> dict[str, Any]:
-    """The JSON object that a module of ours prints in its last line. CalledProcessError."""
+    """The JSON object that a module of ours prints as its last line. CalledProcessError."""
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -32,9 +32,9 @@ def in_turns(
     """What each variant measured, turn by turn; every other turn goes backwards.
 
     Args:
-        command: module and arguments of a variant.
-        variants: their names.
-        repeats: turns.
+        command: gives the module and the arguments for a variant.
+        variants: names of the variants.
+        repeats: number of turns.
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for turn in range(repeats):
@@ -49,11 +49,11 @@ def time_and_memory(
     """The ratios of `seconds` and `bytes` of two variants.
 
     Args:
-        name: of the results, with `{}` for time or memory.
-        what: is measured.
-        baseline: is measured beside it.
-        mine: what it measured, turn by turn.
-        theirs: the same of the baseline.
+        name: name of the results, with `{}` for time or memory.
+        what: what is measured.
+        baseline: what it is compared with.
+        mine: figures of `what`, turn by turn.
+        theirs: figures of the baseline, turn by turn.
     """
     pairs = [([run["seconds"] for run in runs], [run["bytes"] / 1e6 for run in runs]) for runs in (mine, theirs)]
     (seconds, peaks), (their_seconds, their_peaks) = pairs

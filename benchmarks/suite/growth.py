@@ -1,4 +1,4 @@
-"""How time and memory grow from one size of the data to ten and a hundred times as much.
+"""How time and memory grow from one size of the data to ten and a hundred times that size.
 
     python -m benchmarks --only growth
 
@@ -7,9 +7,9 @@
     index    the first opening of the cache, which builds the index
     open     every later one
     status   `fs-teacher status`
-    memory   peak of all that, above the process before it; each size is a process of its own
+    memory   peak of all these, above what the process had before; each size is a process of its own
 
-An exponent of 1 is growth with the samples, 0 is none. Answers have two positions and eight stored entries.
+An exponent of 1 is growth in proportion to the samples, 0 is none. Answers have two positions and eight stored entries.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _planned(size: int) -> Iterator[PlannedSample]:
 
 
 def _targets() -> Targets:
-    """The same for every sample."""
+    """Targets, the same for every sample."""
     log_p = np.log(np.full((POSITIONS, ENTRIES), 0.1, dtype=np.float32))
     tail = np.tile([np.log(0.2 / 100) / T + np.log(100) for T in NODES], (POSITIONS, 1))
     ids = np.tile(np.arange(ENTRIES, dtype=np.uint32), (POSITIONS, 1))

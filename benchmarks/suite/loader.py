@@ -1,13 +1,13 @@
-"""Reading while training: what targets cost beside the samples themselves, and rows beside those of `datasets`.
+"""Reading while training: what targets cost in addition to the samples, and reading rows against `datasets`.
 
     python -m benchmarks --only loader
 
-    top_k    a shuffled pass over a training's own batches with the targets of a cache, against the same batches without them
+    top_k    a shuffled pass over training's own batches with the targets of a cache, against the same batches without them
              (images decoded, prompts encoded, collated); synthetic scenes, the miniature pair
-    exact    the same with states of width 3,584, rows of text with answers of 40 tokens; `cache.memory` as it comes
+    exact    the same with states of width 3,584, rows of text with answers of 40 tokens; default `cache.memory`
     rows     rows of a JSONL file read and checked, against `datasets` reading the same (if it is installed)
 
-All passes are in this process; a first one that is not timed brings files into the page cache.
+All passes are in this process; a first one, not timed, brings files into the page cache.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _exact(directory: Path, positions: int, width: int, turns: int) -> Outcome:
 
 
 def _passes(data: Any, join: Callable[[Any], Any], prompter: Prompter, turns: int) -> tuple[list[float], list[float]]:
-    """Seconds of shuffled passes, with targets and without, in turns."""
+    """Seconds of shuffled passes with and without targets, in turns."""
     bare = Bare(prompter, [sample for _, sample in data.samples])
     batches = GlobalBatches(data.lengths(), batch_size=_BATCH, seed=0)
     mine, theirs = [], []

@@ -1,7 +1,7 @@
-"""Soft targets of no model: random states on a head whose frequent words are as frequent as a language's.
+"""Soft targets without a model: random states on a head whose words have the frequencies of a language.
 
-Sizes of a cache depend on what is in it, so these are for ratios of ways to store the same numbers; bytes of a real teacher's
-targets are in docs/log.md.
+The size of a cache depends on its content, so these only serve to compare ways to store the same numbers; docs/log.md has the
+bytes of a real teacher's targets.
 """
 
 from __future__ import annotations

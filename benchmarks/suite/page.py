@@ -1,4 +1,4 @@
-"""The suite's results as Markdown and as a picture, and how a command writes its part of a page.
+"""The suite's results as Markdown and as a chart, and how a command writes its part of a page.
 
 write_section(Path("docs/benchmarks.md"), "make bench", page_text(suite))
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 from benchmarks.suite.parts import PARTS
 from benchmarks.suite.result import PartRun, Result, Suite, number
 
-_TITLE = "# Benchmarks\n\nWhat lies between two marks is written by the command that the first of them names.\n"
+_TITLE = "# Benchmarks\n\nThe text between two marks is written by the command that the first mark names.\n"
 
 
 def check_section(path: Path, command: str) -> None:
-    """Raise ValueError where a page has one mark of a command without the other, or one of them twice."""
+    """Raise ValueError if a page has one mark of a command without the other, or one of them twice."""
     if path.is_file():
         _split(path, path.read_text(encoding="utf-8"), command)
 
@@ -25,21 +25,21 @@ def _marks(command: str) -> tuple[str, str]:
 
 
 def _split(path: Path, page: str, command: str) -> tuple[str, str]:
-    """What stands before and behind the command's section; ValueError."""
+    """The text before and after the command's section; ValueError."""
     begin, end = _marks(command)
     if (page.count(begin), page.count(end)) == (0, 0):
         return f"{page.rstrip()}\n\n", "\n"
     if (page.count(begin), page.count(end)) == (1, 1) and page.index(begin) < page.index(end):
         return page[: page.index(begin)], page[page.index(end) + len(end) :]
-    raise ValueError(f"{path}: needs {begin} once and {end} once behind it; repair the page or delete both marks")
+    raise ValueError(f"{path}: needs {begin} once and {end} once after it; repair the page or delete both marks")
 
 
 def write_section(path: Path, command: str, text: str) -> None:
-    """Put a text between the marks of a command, at the end of the page where it has none yet.
+    """Put a text between the marks of a command; if the page has no such marks yet, at its end.
 
     Args:
-        path: of the page; made where it is not there.
-        command: that writes it.
+        path: the page; created if it does not exist.
+        command: the command that writes the text.
         text: Markdown.
 
     Raises:
@@ -56,8 +56,8 @@ def page_text(suite: Suite, picture: str) -> str:
     """All results in Markdown.
 
     Args:
-        suite: to be shown.
-        picture: its file's name, beside the page.
+        suite: the suite to show.
+        picture: file name of the chart, in the page's directory.
     """
     lines = ["## What it costs", "", *_machine(list(suite.parts.values())), "", f"![Ratios]({picture})"]
     for name, run in suite.parts.items():
@@ -83,7 +83,7 @@ def results_table(results: Sequence[Result]) -> list[str]:
 
 
 def _machine(runs: Sequence[PartRun]) -> list[str]:
-    """Machines and versions: once where all parts have the same."""
+    """Machines and versions, listed once if they are the same for all parts."""
     known: dict[str, list[str]] = {}
     for run in runs:
         known.setdefault(", ".join(f"{name} {value}" for name, value in run.facts.items()), []).append(run.part)
@@ -96,7 +96,7 @@ def _machine(runs: Sequence[PartRun]) -> list[str]:
 
 
 def draw(suite: Suite, path: Path) -> None:
-    """A picture of all ratios on one logarithmic scale, with their spread."""
+    """Draw all ratios on one logarithmic scale, with their spread."""
     from matplotlib.figure import Figure  # takes a second
 
     shown = [each for run in suite.parts.values() for each in run.results if each.kind == "ratio"]

@@ -10,10 +10,10 @@ class Part:
     """A module of the suite."""
 
     module: str
-    """Its function `results(quick)` measures."""
+    """Dotted name; its function `results(quick)` measures."""
     title: str
     about: int
-    """Seconds that it takes on two cores, estimated from docs/log.md; an unknown machine is another matter."""
+    """Estimated seconds on two cores, from docs/log.md; another machine may differ."""
 
 
 PARTS = {
@@ -21,10 +21,10 @@ PARTS = {
     "loader": Part(module="benchmarks.suite.loader", title="Reading while training", about=120),
     "growth": Part(module="benchmarks.suite.growth", title="Growth with the samples", about=150),
     "loss": Part(module="benchmarks.suite.loss", title="The loss", about=270),
-    "peers": Part(module="benchmarks.suite.peers", title="The loss beside that of others", about=260),
+    "peers": Part(module="benchmarks.suite.peers", title="The loss against that of other projects", about=260),
     "step": Part(module="benchmarks.step", title="A whole step", about=340),
     "dump": Part(module="benchmarks.dump", title="The dump", about=400),
     "sweep": Part(module="benchmarks.sweep", title="Eight runs", about=180),
     "real_teacher": Part(module="benchmarks.suite.real_teacher", title="A real teacher", about=400),
 }
-"""By name."""
+"""The parts by name."""

@@ -1,10 +1,10 @@
-"""The distillation loss on whole distributions beside that of other projects, each called as its users call it.
+"""The distillation loss on whole distributions against those of other projects, each called as its users call it.
 
     python -m benchmarks --only peers
     python -m benchmarks.suite.peers liger --positions 256      # one of them in this process
 
-All take the same states and heads of student and teacher, and give the generalised Jensen-Shannon divergence at beta = 0.5 and
-T = 1, forward and backward; a value that is not ours to four digits ends the run.
+All take the same states and heads of student and teacher, and compute the generalised Jensen-Shannon divergence at beta = 0.5 and
+T = 1, forward and backward; a value that differs from ours in the first four digits ends the run.
 
     ours    `distillation_loss` on exact targets
     trl     `GKDTrainer.generalized_jsd_loss`, on the logits of both
@@ -109,7 +109,7 @@ def plain(problem: Problem) -> Callable[[], Tensor]:
 
 
 def trl(problem: Problem) -> Callable[[], Tensor]:
-    """TRL's, on logits."""
+    """TRL's loss, on logits."""
     from trl.experimental.gkd import GKDTrainer
 
     def loss() -> Tensor:
@@ -123,7 +123,7 @@ def trl(problem: Problem) -> Callable[[], Tensor]:
 
 
 def liger(problem: Problem) -> Callable[[], Tensor]:
-    """Liger's, on states and heads, with its defaults for chunks and compilation."""
+    """Liger's loss, on states and heads, with its defaults for chunks and compilation."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     call = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=BETA, temperature=1.0)
@@ -167,7 +167,7 @@ def measure(variant: str, problem: Problem) -> dict[str, float]:
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
-    # libraries and threads take few positions, a compiler all: it compiles for their number
+    # warming up libraries and threads takes few positions, a compiler needs all: it compiles for their number
     step(problem if variant in _COMPILED else problem.first(_WARM_UP))
     problem.states_ND.grad = problem.head_VD.grad = None
     with PeakMemory() as memory:
@@ -200,7 +200,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
 
 
 def options(N: int, D: int, E: int, V: int) -> list[object]:
-    """Of the command."""
+    """The command's options for these sizes."""
     return ["--positions", N, "--hidden", D, "--teacher-hidden", E, "--vocabulary", V]
 
 

@@ -1,10 +1,10 @@
-"""A real teacher in short form, by `benchmarks.real_teacher`: what its soft targets give a student, and what they take.
+"""A real teacher in short form, by `benchmarks.real_teacher`: what a student gains from its soft targets, and what they cost.
 
     pip install 'firstsight[bench]'
     python -m benchmarks --only real_teacher
 
-The distance is the student's KL to the teacher on the validation rows, T = 1. So few steps on so little text show that the whole
-path works on a real model and which way the figures go; the long form is `python -m benchmarks.real_teacher`.
+The distance is the student's KL to the teacher on the validation rows, T = 1. A few steps on a little text only show that the
+whole path works on a real model, and which way the figures go; the long form is `python -m benchmarks.real_teacher`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
 
 
 def tiny_teacher(directory: Path) -> None:
-    """A random text model in the place of the real one, for a test."""
+    """Write a random text model in place of the real one, for a test."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = build_tokenizer()

@@ -1,4 +1,4 @@
-"""What a benchmark of `make bench` gives: ratios with their spread over repeats that took turns, and exponents of growth.
+"""What a benchmark of `make bench` returns: ratios with their spread over repeats that took turns, and exponents of growth.
 
     results = [compared("step.time", "a step on the cache", "a stock step", mine=[9.7, 9.9], theirs=[16.4, 16.0], unit="s")]
     results = [Skipped(name="peers.time.trl", reason="trl is not installed")]
@@ -43,7 +43,7 @@ class Result(_Record):
     name: Name
     what: str
     baseline: str
-    """What it is divided by; of an exponent, what grows."""
+    """What it is divided by; for an exponent, what grows."""
     kind: Literal["ratio", "exponent"]
     median: FiniteFloat
     low: FiniteFloat
@@ -51,11 +51,11 @@ class Result(_Record):
     high: FiniteFloat
     repeats: int = Field(ge=1)
     unit: Unit
-    """Of the two figures that follow."""
+    """Unit of the two figures that follow."""
     value: FiniteFloat
-    """Median of `what`; of an exponent, at the largest size."""
+    """Median of `what`; for an exponent, at the largest size."""
     baseline_value: FiniteFloat
-    """Median of `baseline`; of an exponent, `what` at the smallest size."""
+    """Median of `baseline`; for an exponent, of `what` at the smallest size."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -76,7 +76,7 @@ class Result(_Record):
 
     @property
     def figures(self) -> str:
-        """What was measured of both sides."""
+        """The figures of both sides."""
         first, second = number(self.value), number(self.baseline_value)
         return f"{second} to {first} {self.unit}" if self.kind == "exponent" else f"{first} / {second} {self.unit}"
 
@@ -97,13 +97,13 @@ class PartRun(_Record):
     part: str
     date: str
     commit: str
-    """With `+` where files had been changed since."""
+    """With `+` if files had been changed since."""
     quick: bool
-    """Sizes of a test: the figures mean nothing."""
+    """Whether it ran with test sizes, so that the figures mean nothing."""
     facts: dict[str, str]
     """Machine and versions."""
     load: FiniteFloat
-    """Processes at work on the machine when it began (mean of a minute), this one not counted."""
+    """Load of the machine when it began (mean of a minute), without this process."""
     seconds: FiniteFloat
     peak_mb: FiniteFloat
     """Largest resident set of the part's process, or of one that it started."""
@@ -118,7 +118,7 @@ class Suite(_Record):
 
     @classmethod
     def read(cls, path: Path) -> Suite:
-        """The file's content; empty where there is no file. ValueError: it is not such a file."""
+        """The file's content; empty if there is no file. ValueError: it is not such a file."""
         return cls.model_validate_json(path.read_bytes()) if path.is_file() else cls()
 
     def write(self, path: Path) -> None:
@@ -127,7 +127,7 @@ class Suite(_Record):
         write_json(path, self.model_dump(mode="json"))
 
     def with_part(self, run: PartRun, order: Sequence[str]) -> Suite:
-        """With this run in the place of the part's last one, parts in a given order."""
+        """The suite with this run in place of the part's last one, its parts in a given order."""
         parts = {**self.parts, run.part: run}
         return Suite(parts={name: parts[name] for name in sorted(parts, key=list(order).index)})
 
@@ -141,15 +141,15 @@ def compared(
 ) -> Outcome:
     """The ratio of two measurements that took turns: median, smallest and largest over the turns.
 
-    It is skipped where the baseline measured nothing, as of memory on a system that does not tell.
+    It is skipped if the baseline measured nothing, such as memory on a system that does not report it.
 
     Args:
-        name: of the result.
-        what: is measured.
-        baseline: is measured beside it.
+        name: name of the result.
+        what: what is measured.
+        baseline: what it is compared with.
         mine: one figure for each turn.
         theirs: the same for the baseline.
-        unit: of the figures.
+        unit: unit of the figures.
     """
     pairs = list(zip(mine, theirs, strict=True))
     if not all(theirs):
@@ -174,11 +174,11 @@ def growth(name: str, what: str, sizes: Sequence[int], turns: Sequence[Sequence[
     """The exponent of a figure as samples grow: the slope of its logarithm, fitted by least squares for each turn.
 
     Args:
-        name: of the result.
-        what: is measured.
+        name: name of the result.
+        what: what is measured.
         sizes: numbers of samples, ascending.
         turns: one figure for each size, for every turn.
-        unit: of the figures.
+        unit: unit of the figures.
     """
     slopes = [float(np.polyfit(np.log(sizes), np.log(np.maximum(each, _SMALLEST)), 1)[0]) for each in turns]
     return Result(
@@ -197,11 +197,11 @@ def growth(name: str, what: str, sizes: Sequence[int], turns: Sequence[Sequence[
 
 
 _SMALLEST = 1e-9
-"""Stands for nothing measurable, whose logarithm there is none of."""
+"""Replaces 0, which has no logarithm."""
 
 
 def missing(package: str, *names: str) -> list[Skipped]:
-    """What is not measured where a package of another project is not installed; empty where it is."""
+    """The results that are skipped because another project's package is not installed; empty if it is."""
     if find_spec(package) is not None:
         return []
     return [Skipped(name=name, reason=f"{package} is not installed; pip install 'firstsight[bench]'") for name in names]
@@ -220,7 +220,7 @@ def text_table(outcomes: Iterable[Outcome]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count, and no more than that below a thousand."""
+    """A number to three significant digits; from a thousand on, as a whole number."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))

@@ -1,14 +1,14 @@
-"""The store against plain ways to keep the same numbers: size, writing, reading whole, samples in a shuffled order.
+"""The store against plain ways to keep the same numbers: size, writing, reading everything, samples in a shuffled order.
 
     python -m benchmarks --only store
 
     zarr       the same arrays (ids uint32, values float16) in a zarr group with its own defaults
     arrays     the same in .npy files, memory-mapped
-    datasets   a dataset of `datasets` with a row a sample, as `save_to_disk` writes it (if it is installed)
-    plain      bytes of the same numbers without any compression
+    datasets   a dataset of `datasets` with one row per sample, as `save_to_disk` writes it (if it is installed)
+    plain      bytes of the same numbers without compression
 
-A cache is written with fsync and a sha256 of every object, and every byte that is read is checked; the others do neither. All
-reads find the files in the page cache. The targets are made up (`suite/made_up.py`).
+A cache is written with fsync and a sha256 of every object, and every byte is checked when it is read; the others do neither. All
+files that are read are in the page cache. The targets are made up (`suite/made_up.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PEER = ("store.size.datasets", "store.write.datasets", "store.read.datasets", "
 
 
 class Ours:
-    """A cache of kind top_k."""
+    """A top_k cache."""
 
     def __init__(self, samples: Sequence[SampleTargets], words: int) -> None:
         self.samples, self.words = samples, words
@@ -54,7 +54,7 @@ class Ours:
             cache.read_unit(name)
 
     def look_up(self, place: Path) -> Callable[[int], object]:
-        """A sample by its number, out of decoded units."""
+        """A sample by its number, from decoded units."""
         cache = open_cache(place, memory_budget=2**34)
         for sample in self.samples:
             cache[sample.key]
@@ -100,7 +100,7 @@ class Files:
 
 
 class Rows:
-    """A dataset of `datasets` with a row a sample."""
+    """A dataset of `datasets` with one row per sample."""
 
     def __init__(self, arrays: Arrays) -> None:
         count = len(arrays["ids"]) // ANSWER
@@ -172,7 +172,7 @@ def results(*, quick: bool = False) -> list[Outcome]:
         for figure, what in _WHAT.items():
             if figure in found[name]:
                 unit: Unit = "bytes" if figure == "size" else "s"
-                keep = slice(1) if figure == "size" else slice(None)  # the same every time
+                keep = slice(1) if figure == "size" else slice(None)  # sizes do not vary
                 mine, theirs = ours[figure][keep], found[name][figure][keep]
                 title = f"store.{figure}.{name}"
                 outcomes.append(compared(title, what, _BASELINES[name], mine=mine, theirs=theirs, unit=unit))

@@ -68,7 +68,7 @@ class Kind:
     help: str
     """What labels there are, for the command's help."""
     reading: str
-    """What the columns of the table are."""
+    """What the columns of the table mean."""
     data: tuple[str, ...] = ()
     """Options of `firstsight data synth`."""
     epochs: int = EPOCHS
@@ -79,26 +79,26 @@ class Kind:
     questions: str | None = None
     """The rows that the teacher answers; None: it answers none."""
     longest: int = 32
-    """Tokens of an answer of the teacher; the longest one of the questions has 23."""
+    """Maximum number of tokens of an answer that the teacher gives; the longest answer to the questions has 23."""
 
 
-_RIVALS = "Of each its best checkpoint by validation loss."
+_RIVALS = "Each student is the checkpoint with the lowest validation loss."
 KINDS: dict[Regime, Kind] = {
     "few-labels": Kind(
-        help="one training sample in ten has its label, the teacher answers the rest",
+        help="one training sample in ten has a label, the teacher answers the rest",
         reading=(
-            "base: the student before; hard: trained on the 140 labels alone; answers: on those and the teacher's answers to the rest, "
-            f"as labels; distilled: on the cache, the same answers with the teacher's soft targets. {_RIVALS}"
+            "base: the student before training; hard: trained on the 140 labels alone; answers: on those labels and the teacher's "
+            f"answers to the rest; distilled: on the cache, the same answers with the teacher's soft targets. {_RIVALS}"
         ),
         data=("--labels", "140"),
         labels="labelled.jsonl",
         questions="train.jsonl",
     ),
     "noisy": Kind(
-        help="two training samples in five have the label of another one of their category",
+        help="two training samples in five have the label of another sample of their category",
         reading=(
-            "base: the student before; hard: trained on the labels, two in five of them wrong; answers: on the teacher's own answers as "
-            f"labels; distilled: on a cache of these answers with the teacher's soft targets, no label. {_RIVALS}"
+            "base: the student before training; hard: trained on the labels, two in five of them wrong; answers: on the teacher's own "
+            f"answers as labels; distilled: on a cache of these answers with the teacher's soft targets, without the labels. {_RIVALS}"
         ),
         data=("--swapped", "0.4"),
         epochs=6,
@@ -106,12 +106,12 @@ KINDS: dict[Regime, Kind] = {
         questions="questions.jsonl",
     ),
     "ambiguous": Kind(
-        help="pictures to be described, where each label is one of many valid wordings",
+        help="images to describe, each labelled with one of many valid wordings",
         reading=(
-            "base: the student before; hard: trained on the labels, one wording of each picture; answers: on the teacher's likeliest "
-            "wordings as labels; distilled: on the cache, the labels with the teacher's soft targets. "
+            "base: the student before training; hard: trained on the labels, one wording for each image; answers: on the teacher's "
+            "most likely wordings as labels; distilled: on the cache, the labels with the teacher's soft targets. "
             f"{_RIVALS} No model can know which of the valid wordings was drawn, so exact match means little: the NLL of the true answers "
-            "and the KL to the teacher tell how near a model is to the distribution that they were drawn from."
+            "and the KL to the teacher show how near a model is to the distribution that they were drawn from."
         ),
         data=("--described",),
         epochs=4,
@@ -119,10 +119,10 @@ KINDS: dict[Regime, Kind] = {
         longest=112,
     ),
     "clean": Kind(
-        help="all have their labels",
+        help="every training sample has its label",
         reading=(
-            "base: the student before; hard: trained on the labels alone (alpha = 0); distilled: trained on the cache. Same steps for "
-            f"both. {_RIVALS}"
+            "base: the student before training; hard: trained on the labels alone (alpha = 0); distilled: trained on the cache, for the "
+            f"same number of steps. {_RIVALS}"
         ),
     ),
 }
@@ -156,7 +156,7 @@ class Demo:
     """The commands of a demo.
 
     Args:
-        directory: of the demo.
+        directory: directory of the demo.
         regime: which labels there are.
     """
 
@@ -169,17 +169,17 @@ class Demo:
         self.page = directory / "report.html"
 
     def prepare(self) -> None:
-        """The directory with models and recipe."""
+        """Make the directory, with models and recipe."""
         self.directory.mkdir(parents=True, exist_ok=True)
         mark = self.directory / "regime.txt"
         found = mark.read_text(encoding="utf-8").strip() if mark.exists() else None
         if found is None and (self.directory / "data").exists():
             raise FirstSightError(
-                f"{self.directory} holds data that this demo did not make, or an older version of it; give another --dir"
+                f"{self.directory} holds data that this demo did not make, or an older version of it; choose another --dir"
             )
         if found not in (None, self.regime):
             raise FirstSightError(
-                f"{self.directory} holds the demo of another regime ({found}); give another --dir, or state --regime {found}"
+                f"{self.directory} holds the demo of another regime ({found}); choose another --dir, or pass --regime {found}"
             )
         mark.write_text(f"{self.regime}\n", encoding="utf-8")
         _copy_models(self.directory / "models")
@@ -200,7 +200,7 @@ class Demo:
         _run("firstsight", "data", "synth", str(data), *samples, *self.kind.data)
 
     def train(self) -> list[str]:
-        """Dump and train; the names of the students. The recipe is that of the distilled one, the others say what differs."""
+        """Dump and train; returns the names of the students. The recipe is the distilled one's; the others override what differs."""
         kind = self.kind
         self.command("fs-teacher", "dump")
         labels = [f"data.train={kind.labels}"] if kind.labels != kind.rows else []
@@ -248,8 +248,8 @@ class Demo:
         config = f"--config {shlex.quote(str(self.recipe))}"
         cache = shlex.quote(str(self.directory / "cache.zarr"))
         return [
-            f"fs-teacher show {cache} {config}      # what the teacher knows of a sample",
-            f"fs-teacher verify {cache}     # every byte of the cache",
+            f"fs-teacher show {cache} {config}      # what the teacher knows about a sample",
+            f"fs-teacher verify {cache}     # checks every byte of the cache",
             f"fs-student train {config} --set loss.temperature=1 --set training.output_dir=runs/t1",
             f"fs-student sweep {config} --grid temperature=1,2 --grid alpha=0.7,1",
         ]

@@ -91,7 +91,7 @@ def evaluate(
         recipe: says where the data and the cache are.
         candidates: the models, as `parse_candidates` returns them.
         directory: results of single models are kept in `measured/` under it.
-        limit: use only the first samples, this many.
+        limit: use only the first samples, up to this number.
         settings: how to measure; None: the defaults.
         fresh: measure again, even if a result was kept.
         progress: show progress bars.

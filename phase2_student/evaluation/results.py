@@ -38,7 +38,7 @@ class AnswerRecord(_Part):
     f1: float | None = None
     anls: float | None = None
     choice: bool | None = None
-    """None if the question is no multiple choice."""
+    """None if the question is not multiple choice."""
     vqa: float | None = None
     """VQA accuracy over several truths; None if the sample does not list them."""
     truths: list[str] = []
@@ -61,7 +61,7 @@ class AnswerRecord(_Part):
     soft_positions: int | None = None
     """Answer positions with soft targets."""
     nll_sum: float | None = None
-    """Negative log-likelihood of the true answer, nats; None where it is not known or not finite."""
+    """Negative log-likelihood of the true answer, nats; None if it is not known or not finite."""
     hard_positions: int | None = None
     """Answer positions with a label."""
     seconds: float | None = None
@@ -145,7 +145,7 @@ class Throughput(_Part):
 
 
 class Concurrency(_Part):
-    """Times of requests if several users each ask again once answered; None if the batch did not fit into the memory."""
+    """Times of requests while several users ask, each again once answered; None if the batch did not fit into memory."""
 
     samples_per_second: float | None
     p50: float | None
@@ -193,7 +193,7 @@ class ModelResult(_Part):
     answer_tokens: float | None = None
     """Mean length of the answers."""
     counts: dict[str, int] = {}
-    """Number of answers that are empty, not finite, cut, and of choices that are undecided."""
+    """Number of answers that are empty, not finite or cut, and of undecided choices."""
     distance_unknown: str | None = None
     """Why the distance to the teacher is not known."""
     distance_targets: Literal["top_k", "tail_rank", "exact"] | None = None

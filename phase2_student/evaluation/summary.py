@@ -144,8 +144,10 @@ def details_text(evaluation: Evaluation) -> str:
 
 
 def difference_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Paired differences with their 95 % intervals: in exact match of each model to the one before it, then of the last to the
-    others; in the NLL of the true answers of the last to the others; none without truths.
+    """Paired differences with their 95 % intervals; none without true answers.
+
+    In exact match: each model minus the one before it, then the last minus the others. In the NLL of the true answers: the last
+    minus the others.
     """
     lines = []
     pairs = [*itertools.pairwise(models), *((other, models[-1]) for other in reversed(models[:-2]))]
@@ -170,7 +172,7 @@ def difference_lines(models: Sequence[ModelResult]) -> list[str]:
 
 
 def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
-    """By how much a model's share of exact answers is higher than another's, with its 95% interval.
+    """How much higher a model's share of exact answers is than another's, with its 95% interval.
 
     Both are taken over the same samples, those with a true answer; None if there are none.
     """
@@ -180,8 +182,8 @@ def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, flo
 
 
 def nll_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
-    """By how much a model's NLL per token of the true answers is higher than another's, as the mean over the samples, and its 95 %
-    interval; None where no sample has it of both.
+    """How much higher a model's NLL per token of the true answers is than another's, as the mean over the samples, and its 95 %
+    interval; None if no sample has it for both.
     """
     known = [
         (mine.nll_sum / mine.hard_positions, theirs.nll_sum / mine.hard_positions)
@@ -346,7 +348,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
         *sample_lines(evaluation),
         *preprocessing_lines(evaluation.models),
         f"Latency, memory, samples/s and tokens/s: at batch 1, from files to text, over {counted(timed, 'answer')}{again} after "
-        f"{settings.warm_up} of warm-up;",
+        f"{settings.warm_up} for warm-up;",
         f"larger batches over at least {settings.requests} answers. Each user asks again as soon as the answer has come; all waiting "
         "requests are answered as one batch.",
         f"Confidence: geometric mean of the tokens' probabilities. KL over the {_distance_text(evaluation)} at T = 1.",

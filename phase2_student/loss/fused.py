@@ -72,11 +72,11 @@ def kl_at_one(
     *,
     unshared_ids: Tensor,
 ) -> Tensor:
-    """`LossTerms.kl` of a batch of which `distillation_loss` gave the other terms; without a gradient.
+    """`LossTerms.kl` of a batch, without a gradient; `distillation_loss` has computed its other terms.
 
     Args:
-        states_ND: as there, as are `head_VD`, `targets`, `objective` and `unshared_ids`.
-        terms: what it gave.
+        states_ND: as for `distillation_loss`; so are `head_VD`, `targets`, `objective` and `unshared_ids`.
+        terms: the terms that `distillation_loss` returned.
     """
     if objective.is_kl:
         return terms.kd

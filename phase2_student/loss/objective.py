@@ -25,7 +25,7 @@ class LossTerms(NamedTuple):
     """Sums over one batch or many; scalars without gradient."""
 
     kd: Tensor
-    """Sum of T^2 D over soft positions, nats; NaN where it was not computed (alpha = 0, in training)."""
+    """Sum of T^2 D over soft positions, nats; NaN if it was not computed (alpha = 0, in training)."""
     ce: Tensor
     """Sum of cross-entropy over hard positions, nats."""
     agree: Tensor
@@ -37,8 +37,8 @@ class LossTerms(NamedTuple):
     counted: Tensor
     """Positions that are soft or hard: N of the mean."""
     kl: Tensor
-    """Sum of KL(teacher || student) at T = 1 over soft positions, nats, whatever is minimised; NaN where it was not computed (in
-    training, or where the targets are not known at T = 1)."""
+    """Sum of KL(teacher || student) at T = 1 over soft positions, nats, whatever is minimised; NaN if it was not computed (in
+    training, or if the targets are not known at T = 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Objective:
         Returns:
             The factors; the second is None if the cross-entropy has no weight.
         """
-        # T^2 keeps the gradient's size when T changes (Hinton, Vinyals and Dean 2015, section 2); d(logit / T) takes one T of it
+        # T^2 keeps the gradient's size when T changes (Hinton, Vinyals and Dean 2015, section 2); d(logit / T) cancels one T
         soft_b1 = (self.alpha * self.temperature * scale * soft_b)[:, None]
         return soft_b1, None if self.alpha == 1 else ((1 - self.alpha) * scale * hard_b)[:, None]
 
@@ -114,10 +114,10 @@ class Objective:
         return self.alpha * kd + (1 - self.alpha) * ce
 
     def means(self, terms: LossTerms, *, training: bool) -> dict[str, float]:
-        """What a log shows of a batch or many: `loss`, `kd`, `ce` (nats per position) and `agreement` (a share); of a validation
-        `kl`, too: KL(teacher || student) at T = 1, which runs of any objective can be compared by.
+        """What a log shows of a batch or many: `loss`, `kd`, `ce` (nats per position) and `agreement` (a share). A validation adds
+        `kl`: KL(teacher || student) at T = 1, by which runs of any objective can be compared.
 
-        `kd` and `kl` are left out where they were not computed.
+        `kd` and `kl` are left out if they were not computed.
         """
         soft = terms.soft.clamp(min=1)
         means = {"loss": self.loss(terms.kd, terms.ce) / terms.counted.clamp(min=1)}
@@ -125,7 +125,7 @@ class Objective:
             means["kd"] = terms.kd / soft
         means |= {"ce": terms.ce / terms.hard.clamp(min=1), "agreement": terms.agree / soft}
         if not training:
-            means["kl"] = terms.kl / terms.soft  # NaN where there is no soft target
+            means["kl"] = terms.kl / terms.soft  # NaN without soft targets
         found = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         return {name: value for name, value in found.items() if name != "kl" or not math.isnan(value)}
 

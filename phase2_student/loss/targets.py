@@ -89,14 +89,14 @@ class StoredTargets(PositionTargets):
         return cls(**joined)
 
     def at_one(self, temperature: float) -> Self | None:
-        """The same at T = 1; None where the mass of the rest is not known there.
+        """The same at T = 1; None if the mass of the rest is not known there.
 
         Args:
-            temperature: of these.
+            temperature: temperature of these targets.
         """
         if self.log_r1_N is None:
             return None
-        # what is stored keeps its proportions, p(T = 1) ~ p(T)^T, and shares what the rest leaves
+        # stored entries keep their proportions, p(T = 1) ~ p(T)^T, and share the mass that the rest leaves
         held_N = (-self.log_r1_N.double().exp()).log1p().float()
         log_p_NK = (temperature * self.log_p_NK).log_softmax(dim=1) + held_N[:, None]
         return replace(self, log_p_NK=log_p_NK, log_r_N=self.log_r1_N)
@@ -123,7 +123,7 @@ class FullTargets(PositionTargets):
     """int64: the teacher's most likely id, if it is known separately; None: the id with the largest log-probability."""
 
     def at_one(self, temperature: float) -> FullTargets:
-        """The same at T = 1, from T."""
+        """The same at T = 1, from this temperature."""
         return replace(self, log_p_NS=(temperature * self.log_p_NS).log_softmax(dim=1))
 
     def chunk(self, rows: slice | Tensor) -> FullTargets:
@@ -152,7 +152,7 @@ class TeacherTargets(PositionTargets):
     states_ND: Tensor
     """Any float dtype; finite also at positions that are not soft."""
     head: SoftHead
-    """The teacher's head. It is no module and no field of tensors, so it is neither moved, sharded nor saved."""
+    """The teacher's head. It is neither a module nor a `TensorFields`, so it is not moved, sharded or saved."""
     temperature: float
     """T of the distributions."""
 
@@ -186,7 +186,7 @@ class ShapedTargets(PositionTargets):
 
     stored: CoordinateTargets
     shape: TailShape
-    """Turns coordinates into logits. It is no module and no field of tensors, like `TeacherTargets.head`."""
+    """Turns coordinates into logits. Like `TeacherTargets.head`, it is neither a module nor a `TensorFields`."""
     temperature: float
     """T of the stored entries and of the distributions."""
 

@@ -15,7 +15,7 @@ from phase2_student.loss.divergences import Divergence, ForwardKL
 from phase2_student.loss.fused import CHUNK
 
 _LOGITS = 2
-"""A chunk of logits, and what is worked in beside it."""
+"""A chunk of logits, and working memory of the same size."""
 
 Mode = Literal["fp32_master", "bf16_kahan", "lora"]
 MODES: tuple[Mode, ...] = ("fp32_master", "bf16_kahan", "lora")
@@ -117,7 +117,7 @@ class Footprint:
     as well."""
     activations: float
     step: float
-    """Working memory of the optimiser's step, when the graph is gone."""
+    """Working memory of the optimiser's step, after the graph has been freed."""
 
     @property
     def total(self) -> float:
@@ -185,14 +185,14 @@ def footprint(
     """Memory of one way to train.
 
     Args:
-        shape: of the student.
+        shape: the student's shape.
         mode: how the weights are kept.
-        tokens: of the largest micro-batch, padding included.
-        patches: of its images.
-        gradient_checkpointing: layers keep their inputs alone.
-        whole: what whole distributions are made with; None: stored entries and a bucket.
+        tokens: tokens of the largest micro-batch, padding included.
+        patches: patches of its images.
+        gradient_checkpointing: layers keep only their inputs.
+        whole: what the loss needs to make whole distributions; None: it takes stored entries and a bucket.
         positions: answer positions of the largest micro-batch.
-        divergence: of the loss.
+        divergence: the loss's divergence.
     """
     everything = shape.trained + shape.frozen
     step = 0
@@ -224,12 +224,12 @@ def footprint(
 
 
 def chunk_bytes(rows: int, whole: HeadOfTeacher | TailOfCache | None, divergence: type[Divergence]) -> float:
-    """What the loss works in for a chunk of answer positions.
+    """Bytes of the loss's working memory for a chunk of answer positions.
 
     Args:
-        rows: V, of the student's head.
-        whole: what whole distributions are made with; None: stored entries and a bucket.
-        divergence: of the loss.
+        rows: V, rows of the student's head.
+        whole: what the loss needs to make whole distributions; None: it takes stored entries and a bucket.
+        divergence: the loss's divergence.
     """
     return 4 * CHUNK * (_LOGITS * rows + (0 if whole is None else divergence.distributions * whole.rows))
 

@@ -80,9 +80,9 @@ class TrainingPlan:
     gradient_checkpointing: bool
     """Whether the recipe chooses gradient checkpointing."""
     teacher_head: HeadOfTeacher | None
-    """What exact targets are made with; None: top_k targets."""
+    """The teacher's head, which exact targets need; None: top_k targets."""
     tail: TailOfCache | None
-    """The shape of the tail that is trained on, of a top_k cache; None: none."""
+    """The shape of a top_k cache's tail, if training uses it."""
     footprints: tuple[Footprint, ...]
     """The memory of each way to train, without and with gradient checkpointing."""
 
@@ -171,7 +171,7 @@ def _teacher_head(recipe: Recipe, student_rows: int) -> HeadOfTeacher | None:
 
 
 def _tail(recipe: Recipe, student_rows: int) -> TailOfCache | None:
-    """The tail's shape that is trained on: of the cache that is there, else as the recipe states it."""
+    """The tail's shape that training uses: from the cache if it exists, else from the recipe."""
     if recipe.loss.tail not in (None, "shape"):
         return None
     version = _cache_version(recipe)
@@ -180,7 +180,7 @@ def _tail(recipe: Recipe, student_rows: int) -> TailOfCache | None:
 
 
 def _cache_version(recipe: Recipe) -> FormatVersion | None:
-    """What the recipe's cache is; None where there is none: a plan needs none."""
+    """The format version of the recipe's cache; None if there is no cache, since a plan does not need one."""
     try:
         return read_root(open_store(recipe.cache_location))
     except CacheError:

@@ -1,6 +1,6 @@
 """Charts as SVG with the colours and the font of the page, so that they are legible in light and dark mode.
 
-Every chart is about as wide as a phone: a page puts several side by side where it has room.
+Every chart is about as wide as a phone: a page puts several side by side if it has room.
 """
 
 from __future__ import annotations

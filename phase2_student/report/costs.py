@@ -87,7 +87,7 @@ def cost_lines(runs: Sequence[Run], cache: CacheFacts | None) -> list[str]:
         )
     elif cached:
         lines.append(
-            "How long a run with the teacher in memory takes is not known: none of these runs is one (see fs-student train --online)."
+            "How long a run with the teacher in memory takes is not known: none of these runs had it (see fs-student train --online)."
         )
     return lines
 

@@ -180,9 +180,9 @@ def calibration(model: ModelResult, series: int) -> tuple[Bins, float] | None:
 
 
 def history_lines(runs: Sequence[Run], name: str, series: dict[str, int]) -> list[Line]:
-    """Curves of one part of the loss over the steps: dashed for the logged training, solid for validations.
+    """Curves of one part of the loss over the steps: dashed for training as logged, solid for validations.
 
-    Older runs logged the training once per epoch.
+    Older runs logged training once per epoch.
     """
     lines = []
     for run in runs:

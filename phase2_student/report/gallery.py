@@ -15,7 +15,7 @@ from firstsight.errors import DataError
 from firstsight.page import picture
 from phase2_student.evaluation.results import ModelResult
 
-_LONGEST = 320  # pixels of a picture
+_LONGEST = 320  # pixels of an image
 
 
 @dataclass(frozen=True, kw_only=True)

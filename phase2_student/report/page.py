@@ -65,7 +65,7 @@ def write_report(
         directories: directories of runs, or directories with runs directly below them; several runs are shown side by side.
         output: the file; None: `report.html` in the last directory.
         evaluation: a file of `fs-student eval` or a directory with some; None: those in the runs' directories.
-        data: image paths are relative to it; None: where the data were when the run began.
+        data: image paths are relative to it; None: where the data was when the run began.
         shown: number of samples in the gallery.
 
     Raises:
@@ -144,7 +144,7 @@ def _evaluated(
         "differences": difference_lines(models),
         "sample_lines": [*sample_lines(evaluation), *preprocessing_lines(models)],
         "accuracy": [charts.intervals(f"By {key}", rows) for key, rows in groups.items() if rows],
-        "reliability": charts.reliability("Confidence against share right", [bins for _, bins, _ in known])
+        "reliability": charts.reliability("Confidence and share of right answers", [bins for _, bins, _ in known])
         if known
         else None,
         "calibration": [(name, series[name], error) for name, _, error in known],

@@ -3,9 +3,9 @@
     groups = run_groups(runs, run_rows(runs))
     best = best_group(groups)
 
-An objective is the kind of its targets, divergence, beta, temperature and alpha; whatever else runs were begun with must be equal, too,
-but for the seed. Groups are compared by what does not depend on the objective: exact match, CE, agreement and KL(teacher || student)
-at T = 1, a KL among those measured on the same kind of targets alone. Never by their own losses, which are on different scales.
+An objective is a kind of targets, a divergence, beta, temperature and alpha; the runs of a group also have all other settings in common,
+except the seed. Groups are compared by figures that do not depend on the objective: exact match, CE, agreement and KL(teacher || student)
+at T = 1 (only between groups measured on the same kind of targets). They are never compared by their losses, which are on different scales.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from phase2_student.runs.records import Run
 
 _SEEDS = {"training.seed", "training.data_seed"}
 _OF_TARGETS = ("targets", "tail", "cache digest", "alignment", "teacher.")
-"""How settings begin that only soft targets have; `loss` is another. Hard labels alone depend on none of them."""
+"""Prefixes of settings that, like those of `loss`, only soft targets depend on; training on hard labels alone ignores them."""
 _OF_RUN = {
     "kl": "validation_kl",
     "ce": "validation_ce",
@@ -29,7 +29,7 @@ _OF_RUN = {
     "evaluation_kl": "evaluation_kl",
     "exact_match": "exact_match",
 }
-"""Figures of a group by the fields of `RunRow` that they are means of."""
+"""Figures of a group, and the field of `RunRow` that each is the mean of."""
 _BETTER = {"kl": -1, "ce": -1, "agreement": 1, "evaluation_kl": -1, "exact_match": 1}
 """Whether more is better (1) or less (-1)."""
 _KL_OF = {"kl": "measured_on", "evaluation_kl": "evaluated_on"}
@@ -48,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What an objective is; None where it has no such setting."""
+    """The settings of an objective; None for one that it does not have."""
 
     targets: str
     """`hard`, `exact`, `online`, `top_k 64`, `tail_rank 16`."""
@@ -58,7 +58,7 @@ class Targets:
     alpha: float | None = None
 
     def text(self) -> str:
-        """In one line."""
+        """The objective in one line."""
         named = {"": self.divergence, "beta ": self.beta, "T ": self.temperature, "alpha ": self.alpha}
         return ", ".join(
             [self.targets, *(f"{name}{shown(value)}" for name, value in named.items() if value is not None)]
@@ -72,24 +72,24 @@ class GroupRow:
     name: str
     objective: Targets
     settings: dict[str, object]
-    """Others in which groups differ, by dotted name."""
+    """Other settings in which groups differ, by dotted name."""
     runs: list[str]
-    """Finished ones: the figures are theirs."""
+    """The finished runs, which the figures are computed from."""
     seeds: int
-    """Different seeds of these."""
+    """Number of different seeds among the finished runs."""
     unfinished: list[str]
     kl: Figure | None
-    """KL(teacher || student) at T = 1 at the last validation, nats, as are `ce` (nats) and `agreement` (a share)."""
+    """KL(teacher || student) at T = 1, nats; this, `ce` (nats) and `agreement` (a share) are of the last validation."""
     measured_on: str
-    """The targets that it was measured on."""
+    """The targets on which `kl` was measured."""
     ce: Figure | None
     agreement: Figure | None
     evaluation_kl: Figure | None
     evaluated_on: str | None
-    """The targets that it was measured on."""
+    """The targets on which `evaluation_kl` was measured."""
     exact_match: Figure | None
     best_in: list[str] = field(default_factory=list)
-    """The fields above in which no other group is better; of a KL among those measured on the same kind of targets."""
+    """The fields above in which no other group is better; a KL is compared only with those measured on the same kind of targets."""
 
     def mean(self, name: str) -> float | None:
         """The mean of a figure."""
@@ -102,7 +102,7 @@ def run_groups(runs: Sequence[Run], rows: Sequence[RunRow]) -> list[GroupRow]:
 
     Args:
         runs: as `read_runs` reads them.
-        rows: of `run_rows`, of the same runs.
+        rows: the rows of the same runs, from `run_rows`.
     """
     members = members_of(runs)
     by_name = {row.name: row for row in rows}
@@ -115,7 +115,7 @@ def run_groups(runs: Sequence[Run], rows: Sequence[RunRow]) -> list[GroupRow]:
 
 
 def members_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing that weights depend on, but for the seed."""
+    """The runs in groups: within a group, nothing that the weights depend on differs except the seed."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         names = {*run.identity, *(f"loss.{key}" for key in LossSection.model_fields)} - _SEEDS
@@ -128,16 +128,16 @@ def members_of(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def named_members(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """The same with the names of the groups."""
+    """The groups of `members_of` with their names."""
     members = members_of(runs)
     others = _others([group[0] for group in members])
     return [(_name(group[0], others), group) for group in members]
 
 
 def best_group(groups: Sequence[GroupRow]) -> tuple[GroupRow, str] | None:
-    """The best objective, and the field that says so: exact match where all were evaluated, else the KL to the teacher.
+    """The best objective, and the field that decides: exact match if all were evaluated, else the KL to the teacher.
 
-    None where nothing compares all of them.
+    None if no field compares all objectives.
     """
     for name in ("exact_match", "evaluation_kl", "kl"):
         best = [group for group in groups if name in group.best_in]
@@ -165,7 +165,7 @@ def _objective(run: Run) -> Targets:
 
 
 def _others(firsts: Sequence[Run]) -> list[str]:
-    """Settings beside the objective in which groups differ; digests only where nothing else tells two groups apart."""
+    """Settings other than the objective's in which groups differ; digests only if nothing else distinguishes two groups."""
     names = {name for run in firsts for name in run.identity} - _SEEDS
 
     def values(name: str) -> set[str]:
@@ -192,7 +192,7 @@ def _group(members: Sequence[Run], rows: Sequence[RunRow], others: Sequence[str]
     measured = {row.measured_on for row in rows}
     evaluated = {row.evaluated_on for row in finished if row.evaluation_kl is not None}
     for name, kinds in (("kl", measured), ("evaluation_kl", evaluated)):
-        if len(kinds) > 1:  # hard labels may lie on several caches: no mean of what is not comparable
+        if len(kinds) > 1:  # runs on hard labels may have several caches: figures that are not comparable have no mean
             figures[name] = None
     return GroupRow(
         name=_name(members[0], others),
@@ -212,7 +212,7 @@ def _group(members: Sequence[Run], rows: Sequence[RunRow], others: Sequence[str]
 
 
 def _figure(seeds: Sequence[object], values: Sequence[float | None]) -> Figure | None:
-    """Over the seeds: two runs of one seed say the same twice, and count as one."""
+    """Mean and spread over the seeds; several runs of one seed count as one, since they repeat the same result."""
     by_seed: dict[object, list[float]] = {}
     for seed, value in zip(seeds, values, strict=True):
         if value is not None:
@@ -225,7 +225,7 @@ def _figure(seeds: Sequence[object], values: Sequence[float | None]) -> Figure |
 
 
 def shown(value: object) -> str:
-    """A setting in a table."""
+    """A setting as a table shows it."""
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)

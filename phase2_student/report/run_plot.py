@@ -27,7 +27,7 @@ class Curve:
     members: list[Run]
 
     def points(self, name: str) -> list[tuple[int, float, float]]:
-        """Step, mean and standard deviation of a figure of the validations that all members have; 0 where there is one."""
+        """Step, mean and standard deviation (0 for one member) of a figure, at the validations that all members have."""
         by_run = [{row["step"]: row[name] for row in run.history.validations if name in row} for run in self.members]
         steps = sorted(set.intersection(*(set(each) for each in by_run)))
         columns = [(step, [each[step] for each in by_run]) for step in steps]
@@ -38,14 +38,14 @@ class Curve:
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:
-    """The runs that have validations: one by one under their names, or by objective where there are several of one."""
+    """Curves of the runs that have validations: one per run, or one per objective if it has several runs."""
     drawn = [run for run in runs if run.history.validations]
     groups = named_members(drawn)
     if len(groups) == len(drawn):
         return [Curve(label=run.name, members=[run]) for run in drawn]
     found = []
     for name, members in groups:
-        # what is not finished ends early and would cut the others' curve: it has one of its own
+        # an unfinished run ends early and would cut the curve of the others, so it has its own
         if finished := [run for run in members if run.finished]:
             label = name + (f" ({len(finished)} runs)" if len(finished) > 1 else "")
             found.append(Curve(label=label, members=finished))
@@ -56,8 +56,8 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
 def plot_runs(runs: Sequence[Run], path: Path) -> None:
     """Write a PNG with three panels over the steps.
 
-    Loss, KD and CE on validation where the loss of all runs is of the same; else what can be compared: KL to the teacher at T = 1,
-    CE and agreement.
+    Loss, KD and CE on validation if all runs minimise the same loss; else what can be compared: KL to the teacher at T = 1, CE and
+    agreement.
 
     Args:
         runs: the runs; those without a validation are left out.

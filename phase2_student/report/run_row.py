@@ -17,15 +17,15 @@ from phase2_student.runs.records import Run
 HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
 """Digests: shown as A, B, ..., since only whether they differ is of interest."""
 WHOLE = ("exact", "online")
-"""Targets that are whole distributions; a divergence of stored entries and a bucket is a lower bound of theirs."""
+"""Targets that are whole distributions; a divergence on stored entries and a bucket is a lower bound of that on these."""
 
 
 def students_of(runs: Sequence[Run], given: Path | None = None) -> list[ModelResult | None]:
-    """The student of each run as it was evaluated; None where it was not.
+    """The student of each run as it was evaluated; None if it was not.
 
     Args:
-        runs: the newest evaluation in the directory of each is read.
-        given: an evaluation file, or a directory with evaluation files, in their place; its models go by the names of the runs.
+        runs: the newest evaluation in each run's directory is read.
+        given: an evaluation file, or a directory with evaluation files, to read instead; its models have the names of the runs.
 
     Raises:
         DataError: an evaluation that cannot be read.
@@ -39,13 +39,13 @@ def students_of(runs: Sequence[Run], given: Path | None = None) -> list[ModelRes
 
 
 def exact_match(student: ModelResult) -> float | None:
-    """The share of exact answers; None where no sample has an answer to compare with."""
+    """The share of exact answers; None if no sample has an answer to compare with."""
     known = [record.exact for record in student.samples if record.exact is not None]
     return sum(known) / len(known) if known else None
 
 
 def evaluated_kl(student: ModelResult) -> float | None:
-    """KL(teacher || student) at T = 1 per answer position, nats; None where it is not known, or not finite somewhere."""
+    """KL(teacher || student) at T = 1 per answer position, nats; None if it is not known, or not finite for some sample."""
     known = [record for record in student.samples if record.soft_positions]
     if not known or any(record.kl_sum is None for record in known):
         return None
@@ -63,7 +63,7 @@ def measured_on(run: Run) -> str:
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Dotted names of the settings that the runs were begun with and in which they differ."""
+    """Dotted names of the settings in which the runs differ, as the runs began."""
     names = sorted({name for run in runs for name in run.identity})
     return [name for name in names if len({json.dumps(run.setting(name), sort_keys=True) for run in runs}) > 1]
 
@@ -87,15 +87,15 @@ class RunRow:
     validation_kl: float | None
     """KL(teacher || student) at T = 1, whatever was minimised."""
     measured_on: str
-    """The targets that it was measured on."""
+    """The targets on which `validation_kl` was measured."""
     exact_match: float | None
     evaluation_kl: float | None
     evaluated_on: str | None
-    """The targets that it was measured on, of `ModelResult.distance_targets`."""
+    """The targets on which `evaluation_kl` was measured: `ModelResult.distance_targets`."""
     seconds: float
     best_in: list[str]
-    """The fields above in which no other run is better; those of the loss only where it is of the same for all runs, a KL among
-    those that were measured on the same kind of targets."""
+    """The fields above in which no other run is better. Fields of the loss are compared only if all runs minimise the same loss,
+    and a KL only with those measured on the same kind of targets."""
 
 
 def run_rows(runs: Sequence[Run], evaluation: Path | None = None) -> list[RunRow]:
@@ -140,7 +140,7 @@ def run_rows(runs: Sequence[Run], evaluation: Path | None = None) -> list[RunRow
 
 
 def one_loss(runs: Sequence[Run]) -> bool:
-    """Whether the losses of all runs are of the same: settings, and what stands for the teacher's distribution."""
+    """Whether all runs minimise the same loss: the same settings on the same form of the teacher's distribution."""
 
     def made_of(run: Run) -> str:
         entries = None if run.identity.get("targets") in WHOLE else run.key("cache.top_k")
@@ -162,12 +162,12 @@ Row = TypeVar("Row", bound=Marked)
 
 
 def comparable(rows: Sequence[Row], field: str, kinds: dict[str, str]) -> list[list[Row]]:
-    """The rows whose figures of a field are of one kind, kind by kind; without those of which it is not known.
+    """The rows in lists, within which the figures of a field can be compared; rows of unknown targets are left out.
 
     Args:
-        rows: of runs or groups.
-        field: of the figure.
-        kinds: by the field, another one that says on what targets it was measured.
+        rows: rows of runs or groups.
+        field: the figure's field.
+        kinds: for such a field, the field that says on which targets it was measured.
     """
     found: dict[Any, list[Row]] = {}
     for row in rows:
@@ -178,7 +178,7 @@ def comparable(rows: Sequence[Row], field: str, kinds: dict[str, str]) -> list[l
 def mark_best(
     rows: Sequence[Row], field: str, sign: int, value_of: Callable[[Row, str], float | None] = getattr
 ) -> None:
-    """Add a field to `best_in` of the rows that are best in it, where they are not all alike."""
+    """Add a field to `best_in` of the rows that are best in it, unless all rows are equal in it."""
     figures = {n: value_of(row, field) for n, row in enumerate(rows)}
     known = {n: sign * value for n, value in figures.items() if value is not None and math.isfinite(value)}
     if len(known) > 1 and len(set(known.values())) > 1:

@@ -43,7 +43,7 @@ _BY = {
 
 
 def run_table(runs: Sequence[Run], evaluation: Path | None = None) -> str:
-    """One line per run; one per objective where there are several runs of one; and the best objective.
+    """One line per run; one line per objective, if any objective has several runs; and the best objective.
 
     Args:
         runs: as `read_runs` reads them.
@@ -69,13 +69,13 @@ def run_table(runs: Sequence[Run], evaluation: Path | None = None) -> str:
     starred = [[name in row.best_in for name in ["", *names, *columns]] for row in rows]
     lines = _aligned(titles, cells, starred)
     lines.append(
-        "Loss, KD, KL, CE and agreement on validation; best loss is the lowest, the others are those of the last validation."
+        "Loss, KD, KL, CE and agreement on validation; best loss is the lowest of all validations, the others are of the last one."
         + (" *: the best of these runs." if any(map(any, starred)) else "")
     )
     if not one_loss(runs):
         lines.append(
-            "Loss and KD of other settings of the loss, or of other targets, are not comparable: compare KL, CE, agreement and exact "
-            "match. KL is that of teacher and student at T = 1, whatever was minimised."
+            "Loss and KD cannot be compared between runs with different loss settings or targets: compare KL, CE, agreement and exact "
+            "match. KL is between teacher and student at T = 1, whatever was minimised."
         )
     if len(groups) < len(runs):
         lines += ["", *_group_lines(groups)]
@@ -85,7 +85,7 @@ def run_table(runs: Sequence[Run], evaluation: Path | None = None) -> str:
 
 
 def run_json(runs: Sequence[Run], evaluation: Path | None = None) -> str:
-    """The same as one JSON object: `runs`, `groups`, and `best`, the name of a group and the field that says so, or null."""
+    """The same as one JSON object: `runs`, `groups`, and `best`, the name of a group and the field that decides, or null."""
     rows = run_rows(runs, evaluation)
     groups = run_groups(runs, rows)
     best = best_group(groups)
@@ -117,9 +117,9 @@ def _group_lines(groups: Sequence[GroupRow]) -> list[str]:
     starred = [[name in group.best_in for name in ["", *beside, *columns]] for group in groups]
     lines = _aligned(titles, cells, starred)
     lines.append(
-        "Finished runs that differ in their seed alone are one line: mean ± standard deviation over the seeds; (n): of so many of them."
+        "Finished runs that differ only in their seed are one line: mean ± standard deviation over the seeds; (n): over only n of them."
         + (
-            " *: the best" + (", of a KL among those on the same targets." if several else ".")
+            " *: the best" + ("; a KL is compared only with those on the same targets." if several else ".")
             if any(map(any, starred))
             else ""
         )
@@ -132,12 +132,12 @@ def _best_text(groups: Sequence[GroupRow]) -> str:
     if best is not None:
         close = [group.name for group in groups if group is not best[0] and _within_spread(group, *best)]
         return f"Best by {_BY[best[1]]}: {best[0].name}" + (
-            f"; no further off than the spread over the seeds: {'; '.join(close)}" if close else ""
+            f"; within the spread over the seeds: {'; '.join(close)}" if close else ""
         )
     if len({group.measured_on for group in groups}) > 1:
         return (
-            "Best: not known. KL on stored entries is a lower bound of that on whole distributions. Evaluate all students on one cache "
-            "(fs-student eval --set cache.path=... --model NAME=DIR ...) and give the file with --evaluation."
+            "Best: not known. KL on stored entries is a lower bound of the KL on whole distributions. Evaluate all students on one cache "
+            "(fs-student eval --set cache.path=... --model NAME=DIR ...) and pass the file as --evaluation."
         )
     return "Best: not known, since not every objective has a finished run with a validation."
 
@@ -153,7 +153,7 @@ def _any(rows: Sequence[RunRow] | Sequence[GroupRow], name: str) -> bool:
 
 
 def _letters(values: Sequence[object]) -> dict[str, str]:
-    """A letter for each of some digests, by its JSON."""
+    """A letter for each digest, by the digest's JSON."""
     return {json.dumps(value): chr(ord("A") + n) for n, value in enumerate(dict.fromkeys(values))}
 
 
@@ -170,7 +170,7 @@ def _mean_text(figure: Figure | None, form: str, seeds: int) -> str:
 
 
 def _aligned(titles: Sequence[str], cells: Sequence[Sequence[str]], starred: Sequence[Sequence[bool]]) -> list[str]:
-    """Lines of a table, the first column to the left; a star behind each cell that has one."""
+    """Lines of a table, the first column to the left; a star after each cell that is starred."""
     any_star = [any(column) for column in zip(*starred, strict=True)]
     table = [
         [title + " " * room for title, room in zip(titles, any_star, strict=True)],

@@ -31,7 +31,7 @@ from storage.wording import counted
 VARIED = ("loss", "training", "student")
 """Sections that a grid may vary; the cache and its samples depend on the other sections."""
 CACHE = "cache.path"
-"""A key that it may vary, too: caches of the same samples, such as those that `fs-teacher derive` makes from one exact dump."""
+"""Another key that a grid may vary: caches of the same samples, such as those that `fs-teacher derive` makes from one exact dump."""
 _BARE = tuple(LossSection.model_fields)
 
 
@@ -43,9 +43,9 @@ class SweepRun:
     """Its settings, which are also the name of its directory."""
     recipe: Recipe
     idle: tuple[str, ...] = ()
-    """Keys of the grid that have no effect beside its other settings; the run states none of them."""
+    """Keys of the grid that have no effect with its other settings; the run's recipe leaves them out."""
     points: int = 1
-    """Points of the grid that it stands for: they differ in what is idle alone."""
+    """Number of points of the grid that it stands for; they differ only in idle keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def grid_runs(
 ) -> list[SweepRun]:
     """The runs of a grid; the last key varies fastest.
 
-    Points that differ only in keys without an effect (beta with a divergence that has none, any key of the divergence where alpha
+    Points that differ only in keys without an effect (beta with a divergence that has none, any key of the divergence if alpha
     is 0) are one run.
 
     Args:
@@ -89,13 +89,13 @@ def grid_runs(
         validation: likewise.
 
     Raises:
-        RecipeError: a key or a value that no run could use, a key that no run has a use for, or two runs of one name.
+        RecipeError: a key or a value that is not allowed, a key without effect in any run, or two runs of one name.
     """
     axes = [_axis(text) for text in grid]
     keys = [key for key, _ in axes]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise RecipeError(f"--grid {twice}: is given twice; list all its values in one")
+        raise RecipeError(f"--grid {twice}: is given twice; list all its values in one --grid")
 
     def recipe_with(settings: Sequence[str]) -> Recipe:
         return load_recipe(config, [*overrides, *settings], train=train, validation=validation)
@@ -130,7 +130,7 @@ def grid_runs(
         if all(key in run.idle for run in runs.values()):
             recipe_with([f"{key}={listed[0]}"])  # says what is wrong with it
             raise RecipeError(
-                f"--grid {key}: no run of the grid has a use for it, since loss.alpha is 0 in all of them"
+                f"--grid {key}: has no effect in any run of the grid, since loss.alpha is 0 in all of them"
             )
     return list(runs.values())
 
@@ -140,8 +140,8 @@ def _settings(point: dict[str, str], without: Sequence[str] = ()) -> list[str]:
 
 
 def _idle(recipe_with: Callable[[Sequence[str]], Recipe], point: dict[str, str]) -> tuple[str, ...]:
-    """Keys of a point of the grid that have no effect beside the others."""
-    beta = "loss.beta"  # refused beside a divergence that has none: its own value is checked where it has an effect
+    """Keys of a point of the grid that have no effect with the others."""
+    beta = "loss.beta"  # refused with a divergence that has none: its own value is checked where it has an effect
     section = recipe_with(_settings(point, [beta])).loss
     return tuple(
         key for key in point if key.removeprefix("loss.") in section.without_effect and key.startswith("loss.")

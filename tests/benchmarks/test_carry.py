@@ -47,7 +47,7 @@ def test_what_is_there_already_stays(tmp_path, capsys):
             out.writestr(f"{name.split('-')[0]}.py", "")
     carry.unpack(tmp_path, tmp_path / "site")
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["click_that_nobody_has.py"]
-    assert "is there" in capsys.readouterr().out
+    assert "is installed" in capsys.readouterr().out
 
 
 def test_the_oldest_series_are_those_of_the_project():

@@ -216,7 +216,7 @@ def test_a_damaged_page_is_refused_before_anything_is_measured(tmp_path, parts):
     (tmp_path / "benchmarks.md").write_text("<!-- make bench: begin -->")
     done = run(tmp_path)
     assert done.exit_code == 2
-    assert "<!-- make bench: end --> once behind it" in done.output
+    assert "<!-- make bench: end --> once after it" in done.output
     assert parts == []
 
 

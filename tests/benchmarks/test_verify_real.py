@@ -60,7 +60,7 @@ def test_the_whole_table(tmp_path, recipe, models):
     assert "is complete already, so no dump can be timed; give a new directory" in again.output
     more = run(recipe, tmp_path / "out", "--samples", "7")
     assert more.exit_code == 2
-    assert more.output.splitlines()[-1].endswith("holds 6 samples, asked for are 7; give a new directory")
+    assert more.output.splitlines()[-1].endswith("holds 6 samples instead of 7; give a new directory")
 
 
 def test_tokens_that_differ_are_found(tmp_path, recipe, monkeypatch):

@@ -7,7 +7,7 @@
     optimizers  Muon and AdamW as one
     train       python -m firstsight.demo.miniature.train --out DIR
 
-`teacher/` and `student/` beside this file are the shipped checkpoints, in the form that `from_pretrained` takes.
+`teacher/` and `student/` next to this file are the shipped checkpoints, in the form that `from_pretrained` takes.
 """
 
 from pathlib import Path

@@ -27,7 +27,7 @@ from firstsight.models.loading import save_weights
 VOCABULARY = 1152
 TEACHER_ROWS = 1280
 STUDENT_ROWS = 1216
-# Pixels per picture after the processor's resize: 112 x 112, one visual token per cell of the scene.
+# Pixels per image after the processor's resize: 112 x 112, one visual token per cell of the scene.
 MODEL_PIXELS = 112 * 112
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -10,10 +10,10 @@ class Optimizers:
     """Both optimisers and their schedules as one.
 
     Args:
-        named: parameters with their names in the model; those of a module of its own count as outside of layers.
-        learning_rate: peak, of AdamW; Muon's update has the same root mean square (`match_rms_adamw`).
-        steps: of the whole run.
-        warm_up: steps.
+        named: parameters with their names in the model; those of a separate module count as outside layers.
+        learning_rate: AdamW's peak; Muon's update has the same root mean square (`match_rms_adamw`).
+        steps: number of steps of the whole run.
+        warm_up: number of warm-up steps.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Scenes and questions as tensors, without PNG files and the chat template in between.
 
-The tensors are those that the processor would make of the same pictures and messages, made faster; a test compares both.
+The tensors are those that the processor would make of the same images and messages, but made faster; a test compares the two.
 
 Axes: B rows of a batch, L tokens of the longest row, F frames, P patches of a frame (64), N answer positions of a batch.
 """
@@ -35,7 +35,7 @@ SINGLE_FRAME_CATEGORIES = tuple(category for category in CATEGORIES if category 
 
 @dataclass(frozen=True)
 class Pool:
-    """Clips with their pictures: `frames_F[first[i] : first[i] + len(clips[i].frames)]` belong to `clips[i]`."""
+    """Clips with their images: `frames_F[first[i] : first[i] + len(clips[i].frames)]` belong to `clips[i]`."""
 
     clips: list[Clip]
     categories: list[str]
@@ -44,7 +44,7 @@ class Pool:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """What each picture of `frames_F` shows."""
+        """What each image of `frames_F` shows."""
         return [frame for clip in self.clips for frame in clip.frames]
 
 
@@ -59,7 +59,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Row:
-    """A clip and questions about it that do not attend to each other: one pass over its pictures serves them all."""
+    """A clip and questions about it that do not attend to each other: one pass over its images serves them all."""
 
     prefix: list[int]
     branches: list[Branch]
@@ -73,7 +73,7 @@ class Row:
 class Batch:
     """Model inputs, and the answer positions: row and column whose next token is `targets_N`, and the branch they are in.
 
-    `frames` are the numbers of the pictures in the pool.
+    `frames` are the numbers of the images in the pool.
     """
 
     inputs: dict[str, Any]
@@ -111,7 +111,7 @@ def _make_part(job: tuple[int, int, int]) -> tuple[list[Clip], NDArray[np.uint8]
 
 
 def shrink(picture: Image.Image) -> NDArray[np.uint8]:
-    """The picture as the processor resizes it: uint8, (112, 112, 3)."""
+    """The image as the processor resizes it: uint8, (112, 112, 3)."""
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
@@ -169,7 +169,7 @@ class Sampler:
         return self.branch(*ask(rng, self.pool.clips[index], category), category)
 
     def draw(self, rng: np.random.Generator, temporal: float, questions: int, captions: float, counting: float) -> Row:
-        """A random clip with its own question; if it has one frame, further questions, one of them about space; maybe a caption.
+        """A random clip with its own question, perhaps a caption, and, if it has one frame, more questions, one of them about space.
 
         Args:
             rng: source of everything random.
@@ -198,7 +198,7 @@ class Sampler:
             chosen = [others[int(i)] for i in rng.choice(len(others), size=count, replace=False)]
             if questions > 1:
                 chosen.append("spatial_reasoning")
-            # A scene drawn to be described or counted in suits other questions only without its focus.
+            # A scene drawn for a description or for counting suits other questions only without its focus.
             branches += [self.branch(*ask(rng, _without_focus(clip), category), category) for category in chosen]
         if rng.random() < captions:
             branches.append(self.branch(*caption(rng, clip), "caption"))
@@ -265,7 +265,7 @@ def collate(rows: Sequence[Row], pool: Pool, pad: int, image_pad: int, *, grey: 
 
 
 def rotary_positions(ids_L: NDArray[np.int64], image_pad: int) -> NDArray[np.int64]:
-    """M-RoPE positions (time, height, width) of a prompt whose pictures all have 4 x 4 visual tokens: (3, L)."""
+    """M-RoPE positions (time, height, width) of a prompt whose images all have 4 x 4 visual tokens: (3, L)."""
     side = SIDE // PATCH // 2
     positions = np.zeros((3, len(ids_L)), np.int64)
     column, nearest = 0, 0

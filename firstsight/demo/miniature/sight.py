@@ -1,9 +1,9 @@
-"""Teach a vision tower what is in every cell of a picture, before the language model is trained on it.
+"""Teach a vision tower what is in every cell of an image, before the language model is trained on it.
 
 Through a language model alone an untrained tower of this size learns colours long before shapes. Here a linear read-out of
 each visual token is trained, together with the tower, to name the cell's thing, its colour, the hand's action, the environment,
-where in the picture the cell is, what lies beside it, and how many things there are. It keeps being trained beside the language model,
-so that the tower does not forget, and is thrown away at the end.
+where in the image the cell is, what lies next to it, and how many things there are. The read-out is then trained further along with
+the language model, so that the tower does not forget, and is dropped at the end.
 """
 
 from collections.abc import Sequence
@@ -69,13 +69,13 @@ def cell_labels(scene: Scene) -> NDArray[np.int64]:
 
 
 class ReadOut(torch.nn.Linear):
-    """Names what each visual token shows; one for a model of `width`."""
+    """Names what each visual token shows, for a model of this `width`."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, sum(_CLASSES))
 
     def loss(self, features_CD: torch.Tensor, labels_CK: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Sum of the cross-entropies, and the share of the occupied cells of which everything was named."""
+        """Sum of the cross-entropies, and the share of occupied cells in which everything was named correctly."""
         logits = self(features_CD).split(_CLASSES, dim=1)
         loss = torch.stack([cross_entropy(part, labels_CK[:, i]) for i, part in enumerate(logits)]).sum()
         named = torch.stack([part.argmax(1) == labels_CK[:, i] for i, part in enumerate(logits)]).all(0)
@@ -83,7 +83,7 @@ class ReadOut(torch.nn.Linear):
 
 
 def labels_of(scenes: Sequence[Scene]) -> torch.Tensor:
-    """`cell_labels` of several pictures, int64 (C, K)."""
+    """`cell_labels` of several images, int64 (C, K)."""
     return torch.from_numpy(np.concatenate([cell_labels(scene) for scene in scenes]))
 
 
@@ -93,7 +93,7 @@ def teach_sight(
     """Train the vision tower of `model` in place.
 
     Returns:
-        The read-out, and the share of the occupied cells of which it named everything in the last tenth of the steps.
+        The read-out, and the share of occupied cells in which it named everything correctly, over the last tenth of the steps.
     """
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)

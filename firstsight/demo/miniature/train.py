@@ -40,14 +40,14 @@ class Plan:
     temporal: float = 0.4
     # Share of the clips of one frame that are drawn for counting, in addition to an even share.
     counting: float = 0.0
-    # Steps in which the vision tower alone learns to see, pictures per step, and their learning rate.
+    # Steps in which the vision tower alone learns to see, images per step, and their learning rate.
     sight_steps: int
     sight_batch: int = 32
     sight_learning_rate: float = 3e-3
     # Weight of the read-out's loss while the language model learns.
     sight_weight: float = 0.02
-    # Until this share of the steps every clip is described in full and asked about once; after that clips of one frame
-    # are asked about five times, and a tenth of all described.
+    # Until this share of the steps, every clip is described in full and asked about once; after that, clips of one frame
+    # are asked about five times, and a tenth of all clips are described.
     describe_until: float = 0.12
     questions: int = 5
     captions: float = 0.1
@@ -57,7 +57,7 @@ class Plan:
     save_every: int = 500
 
 
-# The second and third round are for counting, which the first may leave at 50 %; the last is for what they leave behind.
+# The second and third rounds are for counting, which may be at 50 % after the first; the last is for all that is still weak then.
 TEACHER_PLANS = (
     Plan(steps=3200, sight_steps=1500, seed=0),
     Plan(
@@ -214,7 +214,7 @@ def main(out: Path, only: str | None, clips: int) -> None:
     start = time.perf_counter()
     training = make_pool(TRAINING_POOL_SEED, clips)
     held_out = make_pool(HELD_OUT_POOL_SEED, 280)
-    click.echo(f"{len(training.frames_F)} pictures in {time.perf_counter() - start:.0f} s")
+    click.echo(f"{len(training.frames_F)} images in {time.perf_counter() - start:.0f} s")
     for name, build, plans in (("teacher", build_teacher, TEACHER_PLANS), ("student", build_student, STUDENT_PLANS)):
         if only in (None, name):
             model = build(tokenizer, plans[0].seed)

@@ -1,7 +1,7 @@
 """Dense descriptions of a clip: everything in sight, worded differently every time.
 
-A question of `questions` has one exact answer; a description can be worded in many ways, so that a model trained on them spreads
-its probability over many tokens. How likely each wording is, is known: `wordings` lists them all.
+A question of `questions` has one exact answer; a description can be worded in many ways, so a model trained on them spreads
+its probability over many tokens. The probability of each wording is known: `wordings` lists them all.
 """
 
 import itertools
@@ -33,11 +33,11 @@ class _Wording:
     joint: str
     with_positions: bool
     hands_first: bool
-    """The hands before what lies on the surface."""
+    """Describes the hands before the things on the surface."""
     place_first: bool
-    """The place at the beginning, else after surface and hands."""
+    """Describes the place first, else after surface and hands."""
     counted: bool
-    """Closes with the number of things; a clip with events closes with these."""
+    """Ends with the number of things; a clip with events ends with the events."""
 
 
 def caption(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
@@ -63,7 +63,7 @@ def caption(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
 
 
 def wordings(clip: Clip) -> dict[str, float]:
-    """Every description that `caption` may give of the clip, and how likely it is; whatever the request."""
+    """Every description that `caption` may give of the clip, and how likely it is; the request makes no difference."""
     found: dict[str, float] = {}
     choices: list[list[tuple[Any, float]]] = [
         [(option, 1 / len(_THERE_IS)) for option in _THERE_IS],

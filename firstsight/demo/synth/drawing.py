@@ -1,6 +1,6 @@
-"""A scene -> a 224 x 224 picture, one 56-pixel cell per place of the grid.
+"""A scene -> a 224 x 224 image, one 56-pixel cell per place of the grid.
 
-Every drawing is made once and cached; a picture is put together from them.
+Every drawing is made once and cached; an image is put together from them.
 """
 
 from PIL import Image
@@ -12,7 +12,7 @@ from firstsight.demo.synth.things import hand_sprite, held_sprite, item_sprite, 
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, 224 x 224."""
+    """The image of a scene: RGB, 224 x 224."""
     background = backdrop(scene.environment)
     picture = background.crop((scene.look.offset, 0, scene.look.offset + SIZE, SIZE))
     landmark = landmark_sprite(scene.landmark)

@@ -16,7 +16,7 @@ EDGE = CELL
 
 @cache
 def backdrop(environment: str) -> Image.Image:
-    """The empty scene of an environment: RGB, 240 x 224, wider than a picture by the largest offset of a look."""
+    """The empty scene of an environment: RGB, 240 x 224, wider than an image by the largest offset of a look."""
     pen = Pen(WIDTH, SIZE)
     _PLACES[environment](pen)
     return pen.small().convert("RGB")

@@ -1,6 +1,6 @@
 """First-person scenes at random: a place, objects on a surface, two hands, and what happens over time.
 
-A picture is a 4 x 4 grid of cells, seen from the wearer's eyes. Row 0 is the backdrop with one landmark, rows 1 (back)
+An image is a 4 x 4 grid of cells, seen from the wearer's eyes. Row 0 is the backdrop with one landmark, rows 1 (back)
 and 2 (front) are the surface with at most one object per cell, row 3 holds the hands: the left one in column 0 or 1, the
 right one in column 2 or 3. No two objects of a scene share both kind and colour, so "the red mug" is always one thing.
 """
@@ -55,7 +55,7 @@ SKINS = 4
 SLEEVES = 4
 # Largest shift of a drawing inside its 56-pixel cell, in pixels; the drawings leave that margin free.
 JITTER = 4
-# Backdrops are wider than the picture by this many pixels and shift by up to as many.
+# Backdrops are this many pixels wider than the image, and shift by up to as many.
 MAX_OFFSET = 16
 
 
@@ -100,7 +100,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that one picture shows; `placed` is in reading order (back row first, left to right)."""
+    """Everything that one image shows; `placed` is in reading order (back row first, left to right)."""
 
     environment: str
     landmark: str
@@ -232,7 +232,7 @@ def _scene(rng: np.random.Generator, environment: str, on_surface: list[Item]) -
 
 
 def _counting(rng: np.random.Generator, environment: str) -> Clip:
-    """One frame with 1-4 things of one kind or colour among others, or with 1-6 things in all; every number is as likely."""
+    """One frame with 1-4 things of one kind or colour among others, or with 1-6 things in all; every number is equally likely."""
     focus: Focus = _pick(rng, ["kind", "colour", "all"])
     if focus == "all":
         count = int(rng.integers(1, 7))

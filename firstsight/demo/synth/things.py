@@ -162,7 +162,7 @@ def _arm(pen: Pen, skin: RGB, sleeve: RGB) -> None:
 
 @cache
 def hand_sprite(action: str, skin_index: int, sleeve_index: int) -> Image.Image:
-    """A right hand with its forearm, RGBA, one cell wide and 10 pixels taller than a cell, so that the arm runs out of the picture."""
+    """A right hand with its forearm, RGBA, one cell wide and 10 pixels taller than a cell, so that the arm runs out of the image."""
     skin, sleeve = SKIN_TONES[skin_index], SLEEVE_TONES[sleeve_index]
     pen = Pen(CELL, CELL + 10)
     _arm(pen, skin, sleeve)

@@ -1,8 +1,8 @@
 """A data set on disk: OUT/train.jsonl, OUT/validation.jsonl and OUT/images/, the same bytes for the same seed.
 
-Where few samples have labels, these alone are in OUT/labelled.jsonl as well; where labels are swapped or one of many answers, the
-training samples without them are in OUT/questions.jsonl, for the teacher to answer. What is in the files is drawn by `questions`, whose
-questions have one answer, or by `descriptions`, whose answer is one of many.
+If only some samples have labels, those are in OUT/labelled.jsonl as well. If labels are swapped, or each is one of many answers, the
+training samples are also in OUT/questions.jsonl without their labels, for the teacher to answer. The samples are drawn by `questions`,
+each with its one answer, or by `descriptions`, each with one of many.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from firstsight.errors import DataError
 Split = Literal["train", "validation"]
 _SPLITS: tuple[Split, Split] = ("train", "validation")
 _SHARES = {"attributes": "object_recognition"}
-"""A question of the first category is about the picture of the second in the same block."""
+"""A question of the first category is about the image of the second in the same block."""
 DESCRIPTION = "description"
 """Category of what `descriptions` draws."""
 
@@ -43,7 +43,7 @@ class SynthSummary:
     images: int
     bytes: int
     swapped: int = 0
-    """Training samples that were given another one's answer."""
+    """Number of training samples that were given another sample's answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Question:
     name: str
     clip: Clip
     pictures: str
-    """Stem of the names of its pictures."""
+    """Stem of its images' file names."""
     category: str
     environment: str
     question: str
@@ -87,9 +87,9 @@ def questions(seed: int, split: Split, count: int) -> Iterator[Question]:
 
 
 def descriptions(seed: int, split: Split, count: int) -> Iterator[Question]:
-    """The first `count` samples of a split of pictures to be described, in every environment in turn.
+    """The first `count` samples of a split of images to describe, in every environment in turn.
 
-    Each picture shows one to three things on the surface; its answer is one wording, drawn as likely as `captions.wordings` says.
+    Each image shows one to three things on the surface; its answer is one wording, drawn with the probability in `captions.wordings`.
     """
     for number in range(count):
         rng = np.random.default_rng([seed, len(_SPLITS) + _SPLITS.index(split), number, 0])
@@ -125,21 +125,21 @@ def write_dataset(
         out: a new or empty folder.
         train: training samples.
         validation: validation samples; all have their answers.
-        seed: of everything that is drawn.
+        seed: seed of everything that is drawn.
         labels: training samples that keep their answer, drawn at random; they are in `labelled.jsonl` as well. None: all.
         swapped: share of the training samples of each category, drawn at random, that have another answer of that category.
-        described: pictures to be described (`descriptions`) in place of questions with one answer.
+        described: draw images to describe (`descriptions`) instead of questions with one answer.
         progress: show a bar.
 
     Raises:
-        DataError: `out` holds something already, there are fewer samples than labels, or no other answer to swap one for.
+        DataError: `out` holds something already, there are fewer samples than labels, or an answer has no other to swap with.
     """
     if labels is not None and labels > train:
         raise DataError(
-            f"{labels:,} training samples cannot keep their answers, there are {train:,}; lower the number of labels"
+            f"{labels:,} training samples cannot keep their answers, since there are only {train:,}; lower the number of labels"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: expected a new or empty folder, got one that holds files; name another or delete it")
+        raise DataError(f"{out}: expected a new or empty folder, got one that holds files; choose another or delete it")
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "images").mkdir(parents=True)
@@ -161,7 +161,7 @@ def write_dataset(
                             continue
                         data = _png(scene)
                         if seen.setdefault(hashlib.sha256(data).hexdigest(), split) != split:
-                            raise DataError(f"seed {seed}: {name} is in both splits; take another seed")
+                            raise DataError(f"seed {seed}: {name} is in both splits; choose another seed")
                         (scratch / name).write_bytes(data)
                         total += len(data)
                         images += 1
@@ -193,7 +193,7 @@ def _labelled(seed: int, train: int, labels: int | None) -> frozenset[int]:
 
 
 def _swapped(seed: int, drawn: Sequence[Question], share: float) -> dict[int, str]:
-    """Other answers of the same category, by the numbers of the samples that are given them.
+    """For the number of each sample that is given another answer: that answer, of the same category.
 
     Raises:
         DataError: all answers of a category are the same.
@@ -206,7 +206,7 @@ def _swapped(seed: int, drawn: Sequence[Question], share: float) -> dict[int, st
             others = [drawn[other].answer for other in numbers if drawn[other].answer != drawn[number].answer]
             if not others:
                 raise DataError(
-                    f"{len(numbers):,} training samples of category {category} have no two answers that could be swapped; draw more "
+                    f"{len(numbers):,} training samples of category {category} have no two different answers to swap; draw more "
                     "training samples"
                 )
             found[number] = others[int(rng.integers(len(others)))]

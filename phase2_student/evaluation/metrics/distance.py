@@ -44,7 +44,7 @@ class TeacherCache:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Self:
-        """The cache of a recipe; a cache that cannot be read is a problem, not an error."""
+        """The cache of a recipe; if it cannot be read, `problem` says why, and no error is raised."""
         try:
             return cls(open_recipe_cache(recipe))
         except CacheError as error:
@@ -76,8 +76,8 @@ def add_distance(
     *,
     batch_size: int,
 ) -> str | None:
-    """Set in each answer's record the sums of KL and of the true answer's NLL over its tokens, and at how many the most likely
-    token agrees.
+    """Set in each answer's record the KL and the true answer's NLL, summed over its tokens, and the number of tokens at which
+    student and teacher agree on the most likely one.
 
     Args:
         recipe: the recipe of the evaluation.
@@ -88,7 +88,7 @@ def add_distance(
         records: one record for each of their answers (`Prompter.turn_count`), sample by sample.
         batch_size: samples at once.
 
-    The fields are `kl_sum` and `nll_sum` (nats; None where not finite), `agree`, `soft_positions`, `hard_positions`.
+    The fields are `kl_sum` and `nll_sum` (nats; None if not finite), `agree`, `soft_positions`, `hard_positions`.
 
     Returns:
         Why the distance is not known, or None.
@@ -103,7 +103,7 @@ def add_distance(
         complete = source.completion(head.device)
     except (CacheError, DataError, AlignmentError, TargetError) as error:
         return _without_directory(recipe, error)
-    by_key: dict[str, list[list[AnswerRecord]]] = {}  # of rows of equal content: the records of each
+    by_key: dict[str, list[list[AnswerRecord]]] = {}  # rows of equal content have one key: the records of each row
     rest = iter(records)
     for sample in samples:
         by_key.setdefault(sample.key, []).append([next(rest) for _ in range(prompter.turn_count(sample))])

@@ -299,7 +299,7 @@ def test_labels_that_cannot_be_swapped_are_refused(tmp_path):
     options = ["--train", "7", "--validation", "7", "--swapped", "1", "--no-progress"]
     found = CliRunner().invoke(main, ["data", "synth", str(tmp_path / "d"), *options])
     assert found.exit_code == 2
-    assert "1 training samples of category object_recognition have no two answers" in found.output
+    assert "1 training samples of category object_recognition have no two different answers" in found.output
     assert not (tmp_path / "d").exists()
 
 

@@ -280,7 +280,7 @@ def test_an_nll_of_no_positions_is_refused(evaluation):
 def test_what_was_measured_is_said(evaluation):
     text = summary_text(Evaluation.model_validate(evaluation))
     assert "120 samples of validation.jsonl, 8 answered at once, on CPU, 2 threads" in text
-    assert "16 answers after 2 of warm-up" in text
+    assert "16 answers after 2 for warm-up" in text
     assert "at least 20 answers" in text
 
 

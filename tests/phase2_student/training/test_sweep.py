@@ -92,7 +92,7 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
             r"loss.beta: must lie .* \(in the run divergence=js,beta=1.5 of the grid\)",
         ),
         (["beta=0.1,0.5"], "loss.beta: forward_kl has no beta"),
-        (["alpha=0", "temperature=1,2"], "no run of the grid has a use for it, since loss.alpha is 0"),
+        (["alpha=0", "temperature=1,2"], "has no effect in any run of the grid, since loss.alpha is 0"),
         (["alpha=0,0.7", "temperature=1,9"], "loss.temperature: must lie within cache.temperatures"),
         (["alpha=0,0", "temperature=1,2"], "two runs are named alpha=0,temperature=1"),
         (["cache.path=cache.zarr,none.zarr"], r"none.zarr.* \(in the run path=none.zarr of the grid\)"),
