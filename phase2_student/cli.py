@@ -216,6 +216,9 @@ def evaluate(
     prompt of its own run; if models differ in these, the summary says so. A sample that a model cannot take stops the evaluation;
     with cache.on_error: skip, such samples are left out and named.
 
+    If a teacher is measured, the rows "original goal" compare each student with it: the aims of the work that FirstSight began with,
+    3 times fewer parameters, 30% less memory, 3 times the speed.
+
     Each model's result is kept as soon as it is complete: an interrupted evaluation continues, and a model is not measured again
     if its weights, the data and the settings are the same. Writes evaluation_<timestamp>.json, with every sample, and
     evaluation_summary.txt.
@@ -239,6 +242,11 @@ def evaluate(
         hide_bars()
     candidates = parse_candidates(recipe, models or default_names(recipe))
     directory = output or recipe.output_dir / "evaluation"
+    click.echo(
+        f"Each model is also timed: {counted(timed * repetitions, 'answer')} at batch 1, then at least {requests:,} for each batch size "
+        "and number of users; for a quick look: --timed 1 --requests 1",
+        err=True,
+    )
     evaluation = run(
         recipe,
         candidates,

@@ -146,7 +146,9 @@ def image_path(file: Any, root: Path, place: str) -> Path:
                 "data:image/png;base64,..."
             )
         shown = path if file.isprintable() else repr(str(path))  # in one line
-        raise DataError(f"{place}: image {shown} not found; check data.root and the row's path")
+        raise DataError(
+            f"{place}: image {shown} not found; check data.root (without a recipe: --root) and the row's path"
+        )
     if not os.access(path, os.R_OK):
         raise DataError(f"{place}: image {path} cannot be read by this user; change its permissions")
     return path
@@ -233,7 +235,9 @@ def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
                 )
             yield picture
     except FileNotFoundError:
-        raise DataError(f"{place}: image {image} not found; check data.root and the row's path") from None
+        raise DataError(
+            f"{place}: image {image} not found; check data.root (without a recipe: --root) and the row's path"
+        ) from None
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -295,7 +295,7 @@ def _goal_lines(evaluation: Evaluation) -> list[list[str]]:
             else:
                 cells.append(f"{show(goal.got)} {'pass' if goal.passed else 'FAIL'}")
         first = next(iter(by_model.values()))
-        lines.append([f"target: {label} {first.wanted} against {first.against}", *cells])
+        lines.append([f"original goal: {label} {first.wanted} against {first.against}", *cells])
     return lines
 
 
