@@ -72,7 +72,7 @@ class DataSource:
 
     def __str__(self) -> str:
         names = ", ".join(file_names(self.files))
-        return f"{self.share:.3g} of {names} for validation" if self.share and self.part == "validation" else names
+        return f"{100 * self.share:g}% of {names} for validation" if self.share and self.part == "validation" else names
 
 
 def file_names(files: Sequence[Entry]) -> list[str]:
