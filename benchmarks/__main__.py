@@ -25,7 +25,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from benchmarks.machine import cores, cpu, versions
+from benchmarks.machine import commit, cores, cpu, versions
 from benchmarks.suite.page import check_section, draw, page_text, write_section
 from benchmarks.suite.parts import PARTS
 from benchmarks.suite.result import PartRun, Suite, text_table
@@ -46,16 +46,6 @@ def facts() -> dict[str, str]:
         "Python": platform.python_version(),
         **versions(_PACKAGES),
     }
-
-
-def commit() -> str:
-    """The commit that is measured, with `+` if files were changed since; `unknown` outside a repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 class PartFailed(Exception):

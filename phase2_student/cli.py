@@ -43,7 +43,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     Ctrl-C save a checkpoint and stop; a second Ctrl-C stops at once. Without a terminal, progress is reported once a minute. If
     a loss or a gradient is not finite, the run stops before that step is taken.
 
-    Example: fs-student train --config recipe.yaml --set loss.temperature=3 --set training.output_dir=runs/t3
+    Example: fs-student train --config recipe.yaml --set loss.temperature=1 --set training.output_dir=runs/t1
     """
     recipe = _checked_recipe(config, overrides)
 
@@ -91,12 +91,12 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
 def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progress: bool) -> None:
     """Train a grid of runs from one cache, one after the other.
 
-    Each run has a directory below training.output_dir, named after its settings, with the same files as fs-student train writes.
+    Each run has a directory below training.output_dir, named after its settings, with the same files that fs-student train writes.
     Points that differ only in a key without an effect (beta with a divergence that has none, any key of the divergence if
     alpha is 0) are one run and are listed. After an interruption, run the same command again: finished runs are left alone, the
     others continue. A run that fails is reported (error.txt in its directory), the rest are trained, and the exit code is 1.
 
-    Example: fs-student sweep --config recipe.yaml --grid temperature=1.5,2,3 --grid alpha=0.5,0.7
+    Example: fs-student sweep --config recipe.yaml --grid temperature=1,2 --grid alpha=0.5,0.7
 
     Example: fs-student sweep --config recipe.yaml --grid divergence=forward_kl,skewed_kl,js --grid beta=0.1,0.5
 
@@ -242,11 +242,6 @@ def evaluate(
         hide_bars()
     candidates = parse_candidates(recipe, models or default_names(recipe))
     directory = output or recipe.output_dir / "evaluation"
-    click.echo(
-        f"Each model is also timed: {counted(timed * repetitions, 'answer')} at batch 1, then at least {requests:,} for each batch size "
-        "and number of users; for a quick look: --timed 1 --requests 1",
-        err=True,
-    )
     evaluation = run(
         recipe,
         candidates,

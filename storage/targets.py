@@ -30,8 +30,8 @@ def per_position(dtype: DTypeLike, *axes: str, soft: bool = False) -> dict[str, 
 class Targets:
     """Soft targets of P consecutive answer positions, K stored entries each, n node temperatures.
 
-    For probabilities use `at_temperature`: it normalises what rounding left and gives the mass that is
-    not stored at any temperature between the nodes.
+    For probabilities use `at_temperature`: it normalises what rounding left and gives, at any
+    temperature between the nodes, the mass that is not stored.
 
     Attributes:
         ids: [P, K] student ids, in descending order of their log-probability.

@@ -13,7 +13,7 @@ import json
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,26 +44,25 @@ class Board:
         self.out = out
         self.facts = facts
         self.rows: list[dict[str, Any]] = []
+        self.runs: dict[str, dict[str, str]] = {}
+        """By part: date, commit and command."""
+        self.failed = 0
+        """Measurements of this process that failed."""
         self._begin = time.perf_counter()
 
-    def adopt(self, path: Path, measured: Sequence[str]) -> None:
-        """Take over a file's rows of all parts except these. ValueError: another machine or other versions."""
+    def adopt(self, path: Path) -> None:
+        """Begin with the rows of a file, each until it has new figures. ValueError: another machine or other versions."""
         found = json.loads(path.read_text(encoding="utf-8"))
         for name in self.facts | found["facts"]:
             others = [facts.get(name) for facts in (found["facts"], self.facts)]
-            if name != "command" and others[0] != others[1]:
+            if others[0] != others[1]:
                 raise ValueError(f"{path}: measured with {name} {others[0]}, here it is {others[1]}")
-        self.rows = [row for row in found["rows"] if row["part"] not in measured]
+        self.rows, self.runs = found["rows"], found["runs"]
 
     @property
     def left(self) -> float:
         """Seconds of the budget that are left."""
         return self.budget - (time.perf_counter() - self._begin)
-
-    @property
-    def failed(self) -> int:
-        """Rows of measurements that failed."""
-        return sum("failed" in row for row in self.rows)
 
     def measure(self, part: str, name: str, *, about: float, work: Callable[[], Figures]) -> Figures | None:
         """Figures of a measurement, which become a row.
@@ -96,6 +95,7 @@ class Board:
         """Add a row that says why a measurement, or a whole part, failed."""
         lines = str(error).strip().splitlines() or [""]
         trace = "".join(traceback.format_exception(error))
+        self.failed += 1
         self.add(part, name, {"failed": f"{type(error).__name__}: {lines[0]}"[:300], "trace": trace})
 
     def skip(self, part: str, name: str, reason: str) -> None:
@@ -105,7 +105,7 @@ class Board:
     def find(self, part: str, name: str) -> Figures | None:
         """The figures of a row that was measured."""
         rows = [row for row in self.rows if (row["part"], row["name"]) == (part, name)]
-        return rows[0] if rows and not {"failed", "skipped"} & set(rows[0]) else None
+        return rows[0] if rows and is_measured(rows[0]) else None
 
     def table(self) -> str:
         """All rows in Markdown, a table for each part."""
@@ -114,7 +114,7 @@ class Board:
 
     def _table_of(self, part: str) -> str:
         rows = [row for row in self.rows if row["part"] == part]
-        measured = [row for row in rows if not {"failed", "skipped"} & set(row)]
+        measured = [row for row in rows if is_measured(row)]
         columns = list(dict.fromkeys(key for row in measured for key in row if key not in ("part", "name", "at")))
         lines = [f"| {part} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for row in rows:
@@ -124,16 +124,27 @@ class Board:
         return "\n".join(lines)
 
     def add(self, part: str, name: str, figures: Figures) -> None:
-        """Add a row: show it at once, and write it."""
+        """A row: shown at once, and written. It replaces an earlier one unless only that one has figures."""
         at = round(self.budget - self.left, 1)
-        self.rows.append({"part": part, "name": name, "at": at, **figures})
         shown = "  ".join(f"{key} {cell(value)}" for key, value in figures.items() if key != "trace")
         click.echo(f"{at:6.1f} s  {part:8} {name:44} {shown}")
         if "trace" in figures:
             click.echo(figures["trace"], err=True)
+        row = {"part": part, "name": name, "at": at, **figures}
+        places = [place for place, old in enumerate(self.rows) if (old["part"], old["name"]) == (part, name)]
+        if not places:
+            self.rows.append(row)
+        elif is_measured(row) or not is_measured(self.rows[places[0]]):
+            self.rows[places[0]] = row
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps({"facts": self.facts, "rows": self.rows}, indent=1) + "\n", encoding="utf-8")
+            content = {"facts": self.facts, "runs": self.runs, "rows": self.rows}
+            self.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def is_measured(row: dict[str, Any]) -> bool:
+    """Whether a row has figures."""
+    return not {"failed", "skipped"} & row.keys()
 
 
 def free_memory() -> None:

@@ -10,7 +10,7 @@
 
 Estimated for an H100: weights 9.4 GB (int8) and 16.6 GB (bf16), float32 head 2.2 GB; a pass of 65,536 tokens some 15 GB above that,
 with int8's int32 products 20 GB. A sample of 1,300 tokens and an image of 4,888 patches is 28 TFLOP: 10 to 14 samples a second
-in bf16, perhaps half of that in int8. 282 samples of each teacher, bare passes included: 25 and 40 s.
+in bf16, perhaps half of that in int8. 270 samples of each teacher, bare passes included: 25 and 40 s.
 """
 
 from __future__ import annotations

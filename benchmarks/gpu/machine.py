@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +72,6 @@ def facts(device: torch.device) -> dict[str, Any]:
     for name in _OPTIONAL:
         found[name] = "installed" if find_spec(name) else "not installed"
     found["float32 matmul"] = torch.get_float32_matmul_precision()
-    found["command"] = " ".join(sys.argv[1:])
     return found
 
 

@@ -1,6 +1,6 @@
 """The GPU benchmark's results as a section and a picture of docs/benchmarks.md, and the ratios that README names.
 
-write_page(read_rows(Path("benchmarks/results/gpu.json")), Path("docs"))
+write_page(read_board(Path("benchmarks/results/gpu.json")), Path("docs"))
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def read_board(path: Path) -> Board:
     """The rows and facts of a file; nothing is measured. FileNotFoundError."""
     found = json.loads(path.read_text(encoding="utf-8"))
     board = Board(0, None, found["facts"])
-    board.rows = found["rows"]
+    board.rows, board.runs = found["rows"], found["runs"]
     return board
 
 
@@ -150,12 +150,12 @@ def ratios(board: Board) -> list[Result]:
 
 def page_text(board: Board) -> str:
     """All rows in Markdown."""
-    facts = ", ".join(f"{name} {value}" for name, value in board.facts.items() if name not in ("tiny", "command"))
+    facts = ", ".join(f"{name} {value}" for name, value in board.facts.items() if name != "tiny")
     lines = [
         "## At full size on a GPU",
         "",
         "Qwen2-VL-7B and -2B with random weights: time and memory are those of the published pair, losses and answers mean nothing. "
-        "Once each, but for the loss (median of five).",
+        "One run; a step is the median of three, the loss and an answer of five.",
         "",
         f"Measured on: {facts}.",
         "",
@@ -169,6 +169,9 @@ def page_text(board: Board) -> str:
         if rows:
             lines += ["", f"### {title}", "", f"| | {' | '.join(kept)} |", "|---" * (len(kept) + 1) + "|"]
             lines += [f"| {row['name']} | {' | '.join(cell(row.get(column, '')) for column in kept)} |" for row in rows]
+    for key, value in {json.dumps(run): run for run in board.runs.values()}.items():
+        parts = ", ".join(part for part, run in board.runs.items() if json.dumps(run) == key)
+        lines += ["", f"{parts}: {value['date']}, {value['commit']}, `{value['command']}`."]
     missing = [(row, kind) for row in board.rows for kind in ("skipped", "failed") if kind in row]
     lines += ["", *(f"- {row['part']}, {row['name']}: not measured, {row[kind]}" for row, kind in missing)]
     return "\n".join(lines).strip()

@@ -77,6 +77,12 @@ _LONGEST_PATH = 4095
 """Nor a longer path."""
 
 
+def _not_found(place: object, image: object) -> DataError:
+    return DataError(
+        f"{place}: image {image} not found; check data.image_root (without a recipe: --root) and the row's path"
+    )
+
+
 def image_digest(image: ImageSource) -> str:
     """sha256 of an image's file, 64 hex digits: the same whether it is in a directory or inside the data."""
     if isinstance(image, InlineImage):
@@ -146,9 +152,7 @@ def image_path(file: Any, root: Path, place: str) -> Path:
                 "data:image/png;base64,..."
             )
         shown = path if file.isprintable() else repr(str(path))  # in one line
-        raise DataError(
-            f"{place}: image {shown} not found; check data.root (without a recipe: --root) and the row's path"
-        )
+        raise _not_found(place, shown)
     if not os.access(path, os.R_OK):
         raise DataError(f"{place}: image {path} cannot be read by this user; change its permissions")
     return path
@@ -235,9 +239,7 @@ def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
                 )
             yield picture
     except FileNotFoundError:
-        raise DataError(
-            f"{place}: image {image} not found; check data.root (without a recipe: --root) and the row's path"
-        ) from None
+        raise _not_found(place, image) from None
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

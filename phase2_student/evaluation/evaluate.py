@@ -52,6 +52,7 @@ from phase2_student.evaluation.results import (
 from phase2_student.evaluation.usable import usable_samples
 from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
+from storage.wording import counted
 
 _VERSION = 6
 """Version of what is measured: a kept result of another version is not used."""
@@ -108,12 +109,15 @@ def evaluate(
     asked = [each for sample in samples for each in (sample.asked() if recipe.data.turns == "all" else [sample])]
     cache = TeacherCache.of_recipe(recipe)
     shared = _shared_identity(recipe, samples, settings, cache.digest)
-    models = []
+    models, timed = [], False
     for candidate in candidates:
         identity = digest_of({**shared, "model": candidate.identity()})
         path = directory / "measured" / f"{identity[:16]}.json"
         result = None if fresh else _kept(path, identity)
         if result is None:
+            if report is not None and not timed:
+                report(_timing_text(settings.timing))
+            timed = True
             try:
                 result = _measure(recipe, candidate, cache, samples, asked, settings, progress)
             except torch.OutOfMemoryError:
@@ -271,6 +275,15 @@ def _answers(
         records=records,
         distance_unknown=unknown,
     )
+
+
+def _timing_text(timing: Timing) -> str:
+    """What is timed of each model, which takes most of the time of a small evaluation."""
+    text = (
+        f"timed of each model: {counted(timing.timed * timing.repetitions, 'answer')} at batch 1, then at least {timing.requests:,} "
+        "for each batch size and number of users"
+    )
+    return text if timing.timed == timing.requests == 1 else f"{text}; for a quick look: --timed 1 --requests 1"
 
 
 class _Watched:

@@ -17,7 +17,7 @@ from phase2_student.runs.records import Run
 HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
 """Digests: shown as A, B, ..., since only whether they differ is of interest."""
 WHOLE = ("exact", "online")
-"""Targets that are whole distributions; a divergence on stored entries and a bucket is a lower bound of that on these."""
+"""Targets that are whole distributions; a divergence on stored entries and a bucket is a lower bound of the one on whole distributions."""
 
 
 def students_of(runs: Sequence[Run], given: Path | None = None) -> list[ModelResult | None]:

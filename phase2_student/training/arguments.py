@@ -137,20 +137,25 @@ def _check_bf16(values: dict[str, Any]) -> None:
         )
 
 
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules that take no warm-up."""
+
+
 def warmup_note(arguments: Any, steps: int) -> str | None:
-    """How much of a training is warm-up, if it is more than half; else None.
+    """What is wrong with the warm-up of a training: it has no effect, or is more than half of the steps. None: nothing is.
 
     Args:
         arguments: `transformers.TrainingArguments`.
         steps: of the whole training.
     """
+    stated, schedule = arguments.warmup_steps, str(getattr(arguments.lr_scheduler_type, "value", ""))
+    if schedule in _WITHOUT_WARMUP:
+        return f"training.warmup_steps: {stated:g} has no effect with lr_scheduler_type: {schedule}" if stated else None
     warmup = min(steps, arguments.get_warmup_steps(steps))
-    if 2 * warmup <= steps:
+    if 2 * warmup <= steps or steps <= 1:
         return None
-    return (
-        f"{warmup:,} of {steps:,} steps are warm-up (training.warmup_steps: {arguments.warmup_steps:g}); a number below 1 is a share "
-        "of the steps"
-    )
+    advice = "; a number below 1 is a share of the steps" if stated >= 1 else ""
+    return f"{warmup:,} of {steps:,} steps are warm-up (training.warmup_steps: {stated:g}){advice}"
 
 
 def _no_validations(recipe: Recipe) -> str | None:

@@ -71,15 +71,21 @@ def test_a_part_that_is_not_known():
 
 def test_a_part_keeps_the_rows_of_the_others(tmp_path):
     out = tmp_path / "gpu.json"
-    board = Board(60, out, {"GPU": "none", "command": "all"})
+    board = Board(60, out, {"GPU": "none"})
+    board.fail("loss", "b", ValueError("no"))
     for part, ms in (("loss", 1.0), ("step", 2.0)):
         board.add(part, "a", {"ms": ms})
-    again = Board(60, out, {"GPU": "none", "command": "--only loss"})
-    again.adopt(out, ["loss"])
+    again = Board(60, out, {"GPU": "none"})
+    again.adopt(out)
     again.add("loss", "a", {"ms": 3.0})
-    assert {row["part"]: row["ms"] for row in read_board(out).rows} == {"step": 2.0, "loss": 3.0}
+    again.skip("step", "a", "no time: the old figures stay")
+    again.add("loss", "b", {"ms": 4.0})
+    assert [(row["part"], row["name"], row.get("ms")) for row in read_board(out).rows] == [
+        ("loss", "b", 4.0), ("loss", "a", 3.0), ("step", "a", 2.0)
+    ]  # fmt: skip
+    assert (board.failed, again.failed) == (1, 0)
     with pytest.raises(ValueError, match="measured with GPU none, here it is H100"):
-        Board(60, out, {"GPU": "H100"}).adopt(out, ["loss"])
+        Board(60, out, {"GPU": "H100"}).adopt(out)
 
 
 def test_the_page_of_a_file(tmp_path):

@@ -8,6 +8,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from phase2_student.training.arguments import warmup_note
+
 _SHOWN = {"loss": "loss", "kd": "KD", "ce": "CE", "agreement": "agreement", "kl": "KL"}
 
 
@@ -21,7 +23,12 @@ class Bar(ProgressCallback):  # type: ignore[misc]
 
 
 class ValidationLines(TrainerCallback):  # type: ignore[misc]
-    """One line per validation: epoch, step, and the parts of the loss."""
+    """One line per validation: epoch, step, and the parts of the loss; before them, what a warm-up would leave of the training."""
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Print the note on warm-up."""
+        if state.is_world_process_zero and (note := warmup_note(args, state.max_steps)):
+            tqdm.write(note)
 
     def on_evaluate(
         self, _args: Any, state: Any, _control: Any, metrics: dict[str, Any] | None = None, **_: Any

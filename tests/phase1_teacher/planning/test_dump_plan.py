@@ -69,6 +69,7 @@ def test_the_estimates_are_those_of_a_measured_gpu(workshop, quantization):
     rate = board.find("dump", row_name(kind, 16_384))["samples/s"]
     reached = rate * forward_flops(size, sample) / next(gpu.teraflops for gpu in GPUS if gpu.name == "H200 SXM") / 1e12
     assert pytest.approx(reached, abs=0.01) == UTILIZATION[quantization]
+    assert f"{UTILIZATION[quantization]}" in run("plan", "--help").output
 
 
 def test_the_plan_counts_what_the_dump_then_does(workshop):

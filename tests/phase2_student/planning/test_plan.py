@@ -162,6 +162,7 @@ def test_a_plan_refuses_what_the_training_would(world):
         (0.03, 12, None),
         (0, 12, None),
         (0, 0, None),
+        (0.03, 1, None),
     ],
 )
 def test_a_training_that_is_mostly_warm_up_is_noted(warmup, steps, note):
@@ -169,7 +170,24 @@ def test_a_training_that_is_mostly_warm_up_is_noted(warmup, steps, note):
     assert found is None if note is None else found.startswith(note)
 
 
-def test_the_plan_notes_the_warm_up(world):
+def test_a_schedule_without_warm_up_says_that_the_key_has_no_effect():
+    given = {"use_cpu": True, "report_to": "none", "lr_scheduler_type": "constant"}
+    note = "training.warmup_steps: 100 has no effect with lr_scheduler_type: constant"
+    assert warmup_note(TrainingArguments(warmup_steps=100, **given), 12) == note
+    assert warmup_note(TrainingArguments(**given), 12) is None
+
+
+def test_plan_and_training_note_the_warm_up(world):
     result = run("plan", "--config", world / "recipe.yaml", "--no-progress", "--set", "training.warmup_steps=9999")
     assert result.exit_code == 0, result.output
     assert "steps are warm-up (training.warmup_steps: 9999)" in result.output
+    short = ["training.warmup_steps=3", "training.max_steps=3", "training.output_dir=runs/warm"]
+    trained = run(
+        "train",
+        "--config",
+        world / "recipe.yaml",
+        "--no-progress",
+        *(word for text in short for word in ("--set", text)),
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "3 of 3 steps are warm-up (training.warmup_steps: 3)" in trained.output
