@@ -166,5 +166,5 @@ def _draw(figures: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(label, fontsize=8)
         axis.set_title(f"{regime}: {REGIMES[regime].title}", fontsize=9, loc="left")
         axis.grid(axis="x", alpha=0.3)
-        axis.legend(fontsize=7, loc="best", frameon=False)
+        axis.legend(fontsize=7, loc="center right", frameon=False)
     figure.savefig(path, dpi=120, format="png")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.gpu.page as gpu
+from benchmarks import regime_report
 from benchmarks.__main__ import COMMAND, PAGE, PICTURE
 from benchmarks.suite.page import page_text
 from benchmarks.suite.result import Result, Suite, compared
@@ -138,6 +139,15 @@ def test_the_readme_says_what_a_gpu_took():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert faults(text, found.get, "At full size") == []
     assert len(rows(text, "At full size")) >= 5
+
+
+def test_the_readme_says_what_the_regimes_gave():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    paragraph = text.split("Over five seeds")[1].split("\n\n")[0]
+    page = section(regime_report.COMMAND)
+    figures = re.findall(r"[+-]?\d+\.\d+", paragraph)
+    assert len(figures) >= 10
+    assert [figure for figure in figures if figure not in page] == []
 
 
 def test_the_page_shows_what_a_gpu_took():
