@@ -103,7 +103,8 @@ def advice(
         return [_shape_advice(sums, training, k, held, tail_rank)]
     if sharp >= _ENOUGH:
         return [f"Advice: {held}: train this cache at T = 1, where they hold {sharp:.0%}, or dump cache.targets: exact"]
-    return [f"Advice: {held}, at T = 1 {sharp:.0%}: dump cache.targets: exact, or raise cache.top_k"]
+    at_one = "" if training == 1 else f", at T = 1 {sharp:.0%}"
+    return [f"Advice: {held}{at_one}: set cache.tail_rank, dump cache.targets: exact, or raise cache.top_k"]
 
 
 def _shape_advice(sums: Mapping[str, float], training: float, k: int, held: str, tail_rank: int) -> str:

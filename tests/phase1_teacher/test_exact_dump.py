@@ -257,7 +257,7 @@ def test_a_student_without_weights_is_said_and_not_downloaded(workshop):
     )
     assert shown.exit_code == 0, shown.output
     assert "was not measured: its weights are not on this machine" in shown.output
-    assert "Advice: at T = 2 the 16 largest entries hold" in shown.output
+    assert "Advice: at T = 1 the 16 largest entries hold" in shown.output
 
 
 def test_little_memory_halves_the_batches(workshop, monkeypatch):

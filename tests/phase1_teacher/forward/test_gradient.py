@@ -48,7 +48,11 @@ def sums(**mass):
             "train this cache at T = 1, where they hold 93%, or dump cache.targets: exact",
         ),
         ({"T1": 0.99, "T2": 0.98}, False, "top_k serves this recipe"),
-        ({"T1": 0.5, "T2": 0.1}, False, "at T = 1 50%: dump cache.targets: exact, or raise cache.top_k"),
+        (
+            {"T1": 0.5, "T2": 0.1},
+            False,
+            "at T = 1 50%: set cache.tail_rank, dump cache.targets: exact, or raise cache.top_k",
+        ),
         ({"T1": 0.93, "T2": 0.37}, True, "this cache keeps the whole distribution, at any temperature"),
     ],
 )
@@ -59,6 +63,8 @@ def test_advice(mass, exact, said):
     report = GradientReport(student="s", positions=3, errors={2.0: 0.313}, seconds=1.0, device="cpu")
     assert "and their gradient is off by 31%" in advice(sums(**mass), 2.0, report, exact=exact)[0]
     assert advice({}, 2.0, None, exact=exact) == []
+    (at_one,) = advice(sums(**mass), 1.0, None, exact=exact)
+    assert at_one.count("at T = 1") == 1
 
 
 @pytest.mark.parametrize(
