@@ -57,7 +57,7 @@ class Board:
             others = [facts.get(name) for facts in (found["facts"], self.facts)]
             if others[0] != others[1]:
                 raise ValueError(f"{path}: measured with {name} {others[0]}, here it is {others[1]}")
-        self.rows, self.runs = found["rows"], found["runs"]
+        self.rows, self.runs = found["rows"], found.get("runs", {})  # older files have no runs
 
     @property
     def left(self) -> float:
