@@ -1,6 +1,7 @@
 """Everything that a CPU can measure, as ratios side by side, in less than forty minutes on two cores: `make bench`.
 
     python -m benchmarks [--only step --only loss]
+    python -m benchmarks --report              # measures nothing; writes the page again
     python -m benchmarks --quick               # every part at a small size, in minutes; the figures mean nothing
 
 Each part runs in a process of its own, one after the other. Its results replace those of its last run in
@@ -97,11 +98,12 @@ def _wait(child: subprocess.Popen[bytes], name: str, begin: float) -> None:
     help="A part; may be given several times. Default: all.",
 )
 @click.option("--quick", is_flag=True, help="Test sizes, into build/bench: only shows that every part runs.")
+@click.option("--report", is_flag=True, help="Measure nothing; write the page from the results so far.")
 @click.option("--results", "path", type=click.Path(path_type=Path, dir_okay=False), help="The JSON file of results.")
 @click.option(
     "--docs", type=click.Path(path_type=Path, file_okay=False), help="Where benchmarks.md and its picture go."
 )
-def main(parts: tuple[str, ...], quick: bool, path: Path | None, docs: Path | None) -> None:
+def main(parts: tuple[str, ...], quick: bool, report: bool, path: Path | None, docs: Path | None) -> None:
     """Measure everything that a CPU can, as ratios.
 
     Example: python -m benchmarks --only step --only loss
@@ -122,6 +124,11 @@ def main(parts: tuple[str, ...], quick: bool, path: Path | None, docs: Path | No
         check_section(docs / PAGE, COMMAND)  # before anything is measured
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if report:
+        if not suite.parts:
+            raise click.UsageError(f"{path}: no results yet; run the benchmarks first")
+        _write_page(suite, docs)
+        return
     chosen = [name for name in PARTS if not parts or name in parts]
     if not quick:
         click.echo(f"{len(chosen)} parts, about {sum(PARTS[name].about for name in chosen) / 60:.0f} minutes in all")
@@ -138,12 +145,16 @@ def main(parts: tuple[str, ...], quick: bool, path: Path | None, docs: Path | No
         click.echo(f"{run.seconds:,.0f} s, at most {run.peak_mb:,.0f} MB")
         suite = suite.with_part(run, list(PARTS))
         suite.write(path)
-        draw(suite, docs / PICTURE)
-        write_section(docs / PAGE, COMMAND, page_text(suite, PICTURE))
+        _write_page(suite, docs)
     click.echo(f"\nresults: {path}; page: {docs / 'benchmarks.md'}")
     if failed:
         click.echo(f"failed: {', '.join(failed)}", err=True)
         sys.exit(1)
+
+
+def _write_page(suite: Suite, docs: Path) -> None:
+    draw(suite, docs / PICTURE)
+    write_section(docs / PAGE, COMMAND, page_text(suite, PICTURE))
 
 
 if __name__ == "__main__":

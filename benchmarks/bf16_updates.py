@@ -5,7 +5,7 @@
 A layer of 512 and one of 256 units with their biases, weights and biases drawn at scale 0.02, learn another such net from
 noisy minibatches; one more vector has weights of 1, as norms do. `length` is the distance from the first weights to the last,
 `along` the part of it in the direction of the float32 run's, and `apart` the distance between the last weights of both, each divided by
-the distance that the float32 run covers. A mode is offered by `student.precision` if length and along are within 5 % of 1.
+the distance that the float32 run covers. A mode is offered by `student.precision` if length and along are within 5% of 1.
 
 bitsandbytes is required by FirstSight; torchao and torch-optimi are compared if they are installed.
 """

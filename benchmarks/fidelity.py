@@ -172,7 +172,7 @@ def ensure_cache(recipe: Recipe) -> None:
 
 
 def interval(first: list[float], second: list[float]) -> str:
-    """Difference of means with its 95 % interval."""
+    """Difference of means with its 95% interval."""
     mean, low, high = paired_bootstrap(first, second)
     return f"{100 * mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
 
@@ -193,7 +193,7 @@ def report(results: dict[str, dict[str, list[float]]], names: list[str], seeds: 
         click.echo(f"{name:10}{'  '.join(runs):>44}{kl(name):>10.5f}{np.mean(pooled(name, 'exact')):>9.2%}")
     for name in names[1:]:
         click.echo(
-            f"{name} - online: KL {100 * (kl(name) / kl('online') - 1):+.2f} %, exact "
+            f"{name} - online: KL {100 * (kl(name) / kl('online') - 1):+.2f}%, exact "
             f"{interval(pooled(name, 'exact'), pooled('online', 'exact'))}"
         )
 

@@ -47,7 +47,7 @@ _QUICK = {"N": 32, "D": 32, "V": 2000, "K": 16, "teacher_hidden": 48, "rank": 8,
 
 
 def make_inputs(N: int, D: int, V: int, K: int) -> tuple[Tensor, Tensor, StoredTargets, Tensor]:
-    """Random states [N, D], head [V, D], targets that decay like a language model's, and the ids not shared (0.2 %)."""
+    """Random states [N, D], head [V, D], targets that decay like a language model's, and the ids not shared (0.2%)."""
     torch.manual_seed(0)
     states_ND = torch.randn(N, D).requires_grad_()
     head_VD = (torch.randn(V, D) * 0.02).requires_grad_()

@@ -24,22 +24,20 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that is measured, with `+` if files were changed since; `unknown` outside a repository."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parents[1]),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--exclude=*",
-        "--dirty=+",
-    ]
+    """The commit that is measured, with `+` if its code was changed since; `unknown` outside a repository.
+
+    Pages and results do not count: the measurement itself writes them.
+    """
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    changed = [*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!benchmarks/results"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return "unknown"
+        dirty = subprocess.run(changed, capture_output=True, check=False).returncode
     except OSError:
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() + ("+" if dirty else "")
 
 
 def cores() -> int:

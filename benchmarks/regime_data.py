@@ -28,7 +28,7 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """Which labels a training has."""
+    """Which labels a training run has."""
 
     title: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -42,8 +42,8 @@ class Regime:
 
 
 REGIMES = {
-    "A": Regime(title="10 % of the samples have labels", data={"labels": 0.1}),
-    "B": Regime(title="40 % of the labels are swapped", data={"swapped": 0.4}),
+    "A": Regime(title="10% of the samples have labels", data={"labels": 0.1}),
+    "B": Regime(title="40% of the labels are swapped", data={"swapped": 0.4}),
     "C": Regime(title="many valid answers, one of them drawn", data={"described": True}, longest=112),
     "D": Regime(title="all labels, all right"),
     "E": Regime(

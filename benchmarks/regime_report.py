@@ -15,7 +15,7 @@ from phase2_student.runs.files import write_json
 
 COMMAND = "python -m benchmarks.regimes"
 _MODELS = ("teacher", "base")
-"""Models that are measured without a training."""
+"""Models that are measured without a training run."""
 
 Rows = Sequence[dict[str, Any]]
 
@@ -96,7 +96,7 @@ def _text(figures: dict[str, Any], sizes: dict[str, int]) -> str:
         "## Where distillation wins: few, wrong, ambiguous and clean labels",
         f"The miniature pair, {sizes['train']:,} training samples, {sizes['steps']} steps of {sizes['batch']} samples; learning rate "
         f"(two tried) and checkpoint chosen on {sizes['validation']} validation rows by each arm's own loss; {sizes['test']} test rows. "
-        "Mean +- standard deviation over the seeds; in brackets 95 % intervals of the paired bootstrap over the test rows, each row's "
+        "Mean +- standard deviation over the seeds; in brackets 95% intervals of the paired bootstrap over the test rows, each row's "
         "mean over the seeds. `hard`: the labels alone; `answers`: the teacher's greedy answers as labels; the others are distilled from "
         "the cache, forward KL with alpha = 0.7 on 64 stored entries unless stated otherwise; `shuffled`: the targets of other samples; "
         "`own answers`: targets along the teacher's own answers, without labels.",

@@ -144,8 +144,9 @@ def page() -> str:
         )
     lines += [
         "",
-        "Before the first batch of a dump or a training, our logits are compared with the model's own on eight positions. Any",
-        "model that scales or soft-caps its logits is refused there.",
+        "Before the first batch of a dump or a training run, our logits are compared with the model's own on eight positions. Any",
+        "model that scales or soft-caps its logits is refused there. Training leaves the comparison out, and says so, if the student is",
+        "sharded (FSDP) with flash attention.",
         "",
         "## Pairs",
         "",
@@ -159,7 +160,7 @@ def page() -> str:
         "## Memory of common pairs",
         "",
         "Estimated, not measured: the teacher in INT8 with 16,384 tokens per forward pass; the student with a micro-batch of two",
-        "samples of 1,400 tokens, with gradient checkpointing. One image of LLaVA-OneVision may be several times as long as that.",
+        "samples of 1,400 tokens, with gradient checkpointing. One LLaVA-OneVision image alone may take several times 1,400 tokens.",
         "",
         "| teacher | parameters | dump | student | parameters | fp32_master | bf16_kahan | LoRA, r = 16 |",
         "|---|---|---|---|---|---|---|---|",

@@ -66,11 +66,11 @@ have another default here:
 
 {defaults}
 
-`output_dir` is relative to the recipe like every path. These names act, and their values are checked before anything is loaded:
+`output_dir` is relative to the recipe like every path. These keys have an effect, and their values are checked before anything is loaded:
 
 {acting}
 
-These would do nothing here, or harm. Any value but the one that states what is so is refused, with this reason:
+These keys would have no effect here, or would do harm. Any value other than the accepted one is refused, for the reason given:
 
 | key | accepted | why it is refused |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""What a recipe states about a finished dump, compared with the specification of its cache before a training or a derivation.
+"""What a recipe states about a finished dump, compared with the specification of its cache before a training run or a derivation.
 
 `data.system_prompt` and the name of the teacher are stated by every recipe, if only by their defaults; other settings are
 compared if the recipe or an override names them. The teacher is not needed.
@@ -31,7 +31,7 @@ def stated(recipe: Recipe, spec: dict[str, Any]) -> list[Compared]:
     """What a recipe states about the teacher, its answers and `data.turns`; equal values included.
 
     Args:
-        recipe: of a training, or of a derivation.
+        recipe: of a training run, or of a derivation.
         spec: of the cache that it takes its targets from.
     """
     teacher, section, absent = spec.get("teacher", {}), recipe.teacher, SpecMismatch.ABSENT

@@ -8,6 +8,7 @@ from signal import SIGTERM
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from firstsight.console import Commands, config_option, progress_option, set_option, time_text
 from firstsight.models.gpus import bytes_text
@@ -138,7 +139,7 @@ def sweep(config: Path, overrides: tuple[str, ...], grid: tuple[str, ...], progr
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @progress_option
 def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool, progress: bool) -> None:
-    """Show what a training will cost, before any weights are loaded.
+    """Show what a training run will cost, before any weights are loaded.
 
     Shows steps, tokens and padding, and the GPU memory of each way to train: float32 master weights, bfloat16 weights with
     Kahan's remainder, LoRA; each with and without gradient checkpointing. Needs the data and the student's configuration and
@@ -182,7 +183,13 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, as_json: bool
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Maximum length of an answer."
 )
-@click.option("--timed", type=click.IntRange(min=1), default=16, show_default=True, help="Answers timed at batch 1.")
+@click.option(
+    "--timed",
+    type=click.IntRange(min=0),
+    default=16,
+    show_default=True,
+    help="Answers timed at batch 1; 0: time nothing, for scores alone.",
+)
 @click.option(
     "--repetitions", type=click.IntRange(min=1), default=1, show_default=True, help="How often each of them is timed."
 )
@@ -217,7 +224,7 @@ def evaluate(
     with cache.on_error: skip, such samples are left out and named.
 
     If a teacher is measured, the rows "original goal" compare each student with it: the aims of the work that FirstSight began with,
-    3 times fewer parameters, 30% less memory, 3 times the speed.
+    a third of the parameters, 30% less memory, 3 times the speed.
 
     Each model's result is kept as soon as it is complete: an interrupted evaluation continues, and a model is not measured again
     if its weights, the data and the settings are the same. Writes evaluation_<timestamp>.json, with every sample, and
@@ -225,6 +232,12 @@ def evaluate(
 
     Example: fs-student eval --config recipe.yaml --model teacher --model base --model hard=runs/hard/best
     """
+    if not timed:
+        source = click.get_current_context().get_parameter_source
+        for name in ("repetitions", "requests"):
+            if source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"--{name} has no effect with --timed 0, which times nothing: omit one of them")
+
     from firstsight.data.samples import check_files
 
     recipe = load_recipe(config, overrides)
@@ -373,7 +386,7 @@ for command in (compare, report, publish):
 
 
 def _checked_recipe(config: Path, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe of a training. Errors in it are raised before torch is imported, those in `training` soon after."""
+    """The recipe of a training run. Errors in it are raised before torch is imported, those in `training` soon after."""
     from firstsight.data.samples import check_files
 
     recipe = load_recipe(config, overrides)

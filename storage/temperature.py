@@ -24,7 +24,7 @@ def at_temperature(
 
     Returns:
         (log_p [P, K], log_r [P]), float32 nats: sum exp(log_p) + exp(log_r) = 1, because the normaliser is the
-        stored mass plus the tail mass. At a node its own tail is taken, between nodes the polynomial in 1 / T
+        stored mass plus the tail mass. At a node its stored tail is used, between nodes the polynomial in 1 / T
         through the logarithms at all nodes (Lagrange). An empty tail stays -inf.
 
     Raises:

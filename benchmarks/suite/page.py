@@ -96,18 +96,32 @@ def _machine(runs: Sequence[PartRun]) -> list[str]:
 
 
 def draw(suite: Suite, path: Path) -> None:
-    """Draw all ratios on one logarithmic scale, with their spread."""
+    """Draw all ratios on one logarithmic scale, part by part, with their spread."""
     from matplotlib.figure import Figure  # takes a second
 
-    shown = [each for run in suite.parts.values() for each in run.results if each.kind == "ratio"]
-    figure = Figure(figsize=(11, 1 + 0.32 * max(1, len(shown))), layout="constrained")
+    lines: list[Result | str] = []
+    for name, run in suite.parts.items():
+        ratios = [each for each in run.results if each.kind == "ratio"]
+        lines += [PARTS[name].title, *ratios] if ratios else []
+    figure = Figure(figsize=(13, 1.2 + 0.27 * max(1, len(lines))), layout="constrained")
     axes = figure.subplots()
-    axes.axvline(1, color="0.6", linewidth=1)
     axes.set_xscale("log")
-    for place, each in enumerate(reversed(shown)):
-        axes.plot([each.low, each.high], [place, place], color="0.5", linewidth=2)
-        axes.plot([each.median], [place], "o", color="tab:blue" if each.unit == "s" else "tab:orange")
-    axes.set_yticks(range(len(shown)), [_label(each) for each in reversed(shown)], fontsize=8)
+    axes.axvline(1, color="0.4", linewidth=1)
+    for place, line in enumerate(lines):
+        if isinstance(line, str):
+            axes.axhline(place, color="0.9", linewidth=9, zorder=0)
+            continue
+        axes.plot([line.low, line.high], [place, place], color="0.5", linewidth=2)
+        axes.plot([line.median], [place], "o", color="tab:blue" if line.unit == "s" else "tab:orange", markersize=5)
+    axes.set_yticks(range(len(lines)), [line if isinstance(line, str) else _label(line) for line in lines], fontsize=8)
+    for tick, line in zip(axes.get_yticklabels(), lines, strict=True):
+        tick.set_fontweight("bold" if isinstance(line, str) else "normal")
+    axes.set_ylim(max(1, len(lines)) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", top=True, labeltop=True)
+    axes.xaxis.set_major_formatter("{x:g} x")
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
     figure.suptitle("Ratios: median of the turns, smallest to largest. Blue: time; orange: memory and size", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -157,7 +157,7 @@ def load_samples(
 
     Args:
         data: the split (`recipe.source("train")`), the file, or the rows: a list of dictionaries, or a `datasets.Dataset`.
-        root: of the images; None: the directory of the file, for rows the current directory.
+        root: directory of the images; None: the directory of the file, for rows the current directory.
         left_out: gets the error of each row that is left out (`DataSource.skip`).
 
     Raises:

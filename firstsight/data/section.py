@@ -25,7 +25,7 @@ class DataSection(Section):
     """A file or directory relative to `root` (JSONL, a JSON array, CSV, Parquet, a `save_to_disk` directory), a dataset of the hub
     `{hub: ID, subset: ..., split: ...}`, an entry of a LLaMA-Factory file `{dataset_info: FILE, name: ...}`; or a list of these."""
     validation: _Split | None = Path("validation.jsonl")
-    """As `train`; or a share of the training rows such as `5%`, chosen by their content; or `none`: a training then has no
+    """As `train`; or a share of the training rows such as `5%`, chosen by their content; or `none`: a training run then has no
     validation loss and no best student."""
     image_root: Path | None = None
     """Directory that the rows' image paths are relative to, and must stay under; null: `root`."""

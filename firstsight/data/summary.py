@@ -78,7 +78,7 @@ class DataSummary:
         }
 
     def notes(self) -> list[str]:
-        """What a user should know before a dump or a training, one line each."""
+        """What a user should know before a dump or a training run, one line each."""
         lines = []
         for split, count in self.repeated.items():
             use = "trained on" if split == "train" else "measured"

@@ -36,9 +36,9 @@ class CacheSection(Section):
     targets: Literal["top_k", "exact"] = "top_k"
     """What is stored of every answer position. `top_k`: the largest log-probabilities, for this student's vocabulary. `exact`:
     the hidden state from which the teacher's head computes its logits, for any student, temperature and divergence; about 1.4 bytes
-    a number of the state, and the head once."""
+    per number of the state, plus the head, once."""
     top_k: Annotated[int, Field(ge=2, le=65_535), Unit("entries")] = 64
-    """Stored entries per answer position, of `targets: top_k`. The answer's own token is one of them, the teacher's most likely
+    """Stored entries per answer position (only with `targets: top_k`). The answer's own token is one of them, the teacher's most likely
     one another."""
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Unit("none")] = (
         1.0,
@@ -46,12 +46,12 @@ class CacheSection(Section):
         2.0,
         4.0,
     )
-    """Node temperatures at which the mass of the tail is stored, of `targets: top_k`; training may use any temperature between
-    them."""
+    """Node temperatures at which the mass of the tail is stored (only with `targets: top_k`); training may use any
+    temperature between them."""
     tail_rank: Annotated[int | None, Field(ge=1, le=1024), Unit("numbers per answer position")] = None
-    """Numbers per answer position that describe how the tail is spread over the entries that are not stored, of `targets: top_k`:
-    the teacher's state on the directions that carry most of the logits' variance, with their image of the vocabulary once per
-    cache. 64 takes about as many bytes. null: the mass of the tail alone."""
+    """Numbers per answer position that describe how the tail is spread over the entries that are not stored (only with
+    `targets: top_k`): the teacher's state, projected on the directions that carry most of the logits' variance. The effect of each
+    direction on the logits is stored once per cache. A rank of 64 adds about 50 bytes per position. null: the mass of the tail alone."""
     unit_positions: Annotated[int, Field(gt=0), Unit("answer positions")] = 4096
     """Answer positions of one unit of work."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -65,7 +65,7 @@ class CacheSection(Section):
     generate_seed: Annotated[int, Field(ge=0), Unit("none")] = 0
     """Seed of sampled answers."""
     memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0), Unit("bytes")] = 256 * 2**20
-    """Bytes of decoded units that a training or an evaluation keeps in memory, in each of its processes: a whole number, or a
+    """Bytes of decoded units that a training run or an evaluation keeps in memory, in each of its processes: a whole number, or a
     size such as `512 MiB`."""
     scratch: Path | None = None
     """Local directory for decoded units, shared by all processes on a machine; relative to the recipe. For a shuffled pass over

@@ -19,7 +19,7 @@ class TeacherSection(Section):
     quantization: Literal["int8", "nf4", "none"] = "int8"
     """How the weights are loaded: `int8` and `nf4` by bitsandbytes, a byte and about half a byte per weight."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Compute type. float16 overflows are on record for the Qwen2-VL family."""
+    """Compute type. Values beyond 65,504 overflow in float16."""
     max_pixels: Annotated[int | None, Field(gt=0), Unit("pixels")] = None
     """Images are scaled down to at most this many pixels; null: the processor's own limit."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -58,7 +58,8 @@ class StudentSection(Section):
     """Type of the saved weights, and of weights that LoRA leaves as they are."""
     precision: Literal["fp32_master", "bf16_kahan"] = "fp32_master"
     """How the trained weights are kept. `fp32_master`: in float32, 16 bytes per weight with gradient and AdamW's state.
-    `bf16_kahan`: in bfloat16 with a remainder for what that cannot hold, stepped by 8-bit AdamW, 8 bytes per weight."""
+    `bf16_kahan`: in bfloat16, with a second tensor for what rounding loses (Kahan summation), updated by 8-bit AdamW,
+    8 bytes per weight."""
     freeze: tuple[Literal["vision", "projector", "embedding"], ...] = ()
     """Parts that are not trained: the vision tower, the layer between it and the language model, the embedding with a
     head tied to it."""
@@ -70,6 +71,6 @@ class StudentSection(Section):
     """Which attention transformers runs; `flash_attention_2` needs the package flash-attn."""
     padding_free: bool = False
     """Put the samples of a micro-batch into one row without padding; for `flash_attention_2`. Other attention gives the same
-    result and pays for the whole row's square."""
+    result, but its cost grows with the square of the whole row's length."""
     trust_remote_code: bool = False
     """Run the Python code that a model's repository brings; only for repositories that you trust."""

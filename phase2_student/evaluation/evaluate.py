@@ -86,7 +86,7 @@ def evaluate(
     """Measure each candidate on the validation file, one after the other.
 
     A sample with several answers is asked once for each, with the true answers before it as history. Samples without an answer give
-    distance to the teacher and latency, but no score.
+    distance to the teacher and time, but no score.
 
     Args:
         recipe: says where the data and the cache are.
@@ -245,7 +245,7 @@ def _answers(
     answer = _Watched(partial(_answer, model, prompter), candidate.name)
     with EnergyMeter() as energy:
         watch = Stopwatch(answer, asked, timing, longest)
-    timed = len(watch.latencies) * timing.repetitions + min(timing.warm_up, len(watch.latencies))
+    metered = len(watch.latencies) * timing.repetitions + min(timing.warm_up, len(watch.latencies))
     runs, users = watch.throughput_runs(), watch.concurrency()
     try:
         records = answer_records(
@@ -271,7 +271,7 @@ def _answers(
     return _Answered(
         runs=runs,
         users=users,
-        joules=None if energy.joules is None else energy.joules / timed,
+        joules=None if energy.joules is None or not metered else energy.joules / metered,
         records=records,
         distance_unknown=unknown,
     )
@@ -279,11 +279,12 @@ def _answers(
 
 def _timing_text(timing: Timing) -> str:
     """What is timed of each model, which takes most of the time of a small evaluation."""
-    text = (
+    if not timing.timed:
+        return "nothing is timed (--timed 0)"
+    return (
         f"timed of each model: {counted(timing.timed * timing.repetitions, 'answer')} at batch 1, then at least {timing.requests:,} "
-        "for each batch size and number of users"
+        "for each batch size and number of users; --timed 0 times nothing"
     )
-    return text if timing.timed == timing.requests == 1 else f"{text}; for a quick look: --timed 1 --requests 1"
 
 
 class _Watched:

@@ -114,7 +114,7 @@ def _read(path: Path) -> Evaluation:
             raise DataError(
                 f"{path}: {model.name} has other samples than {first_model.name}; run fs-student eval again"
             )
-        if not any(record.seconds for record in model.samples):
+        if evaluation.settings.timed and not any(record.seconds for record in model.samples):
             raise DataError(
                 f"{path}: {model.name} has no timed answer, so the file is damaged; run fs-student eval again"
             )

@@ -38,8 +38,10 @@ def _reached(student: ModelResult, teacher: ModelResult) -> dict[str, tuple[str,
     """For each goal: the goal in words, the least value, and the value reached."""
     mine, theirs = student.peak_memory_bytes, teacher.peak_memory_bytes
     saved = None if mine is None or not theirs else 1 - mine / theirs
+    fast, slow = student.throughput, teacher.throughput
+    faster = None if fast is None or slow is None else fast.rates[1] / slow.rates[1]
     return {
         "compression": (f">= {COMPRESSION:g} x", COMPRESSION, teacher.parameters / student.parameters),
         "memory": (f"-{MEMORY:.0%}", MEMORY, saved),
-        "speed": (f">= {SPEED:g} x", SPEED, student.throughput.rates[1] / teacher.throughput.rates[1]),
+        "speed": (f">= {SPEED:g} x", SPEED, faster),
     }

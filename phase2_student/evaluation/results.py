@@ -185,7 +185,8 @@ class ModelResult(_Part):
     load_seconds: float
     peak_memory_bytes: int | None
     """Peak above what was in use before the model was loaded; None if the system does not report it."""
-    throughput: Throughput
+    throughput: Throughput | None = None
+    """None if nothing was timed."""
     throughput_runs: list[ThroughputRun] = []
     concurrency: dict[str, Concurrency]
     """By number of users."""
@@ -247,7 +248,7 @@ class EvaluationSettings(_Part):
     """Samples answered at once while the answers are scored."""
     max_new_tokens: int | None = None
     timed: int
-    """Number of answers timed at batch 1."""
+    """Number of answers timed at batch 1; 0: nothing was timed."""
     warm_up: int
     repetitions: int
     batch_sizes: list[int] = []

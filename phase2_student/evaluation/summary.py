@@ -13,7 +13,14 @@ import numpy as np
 
 from phase2_student.evaluation.metrics.intervals import paired_bootstrap
 from phase2_student.evaluation.metrics.scores import agreement, kl_per_token, nll_per_token
-from phase2_student.evaluation.results import Concurrency, Evaluation, InputSettings, ModelResult, Score
+from phase2_student.evaluation.results import (
+    Concurrency,
+    Evaluation,
+    EvaluationSettings,
+    InputSettings,
+    ModelResult,
+    Score,
+)
 from storage.wording import counted
 
 _METRICS = {
@@ -37,12 +44,12 @@ class Figures:
     size_mb: float
     load_seconds: float
     peak_memory_mb: float | None
-    latency_p50_ms: float
-    latency_p95_ms: float
-    tokens_per_second: float
-    samples_per_second: float
-    best_samples_per_second: float
-    best_batch: int
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    tokens_per_second: float | None
+    samples_per_second: float | None
+    best_samples_per_second: float | None
+    best_batch: int | None
     joules: float | None
     answer_tokens: float
     confidence: float | None
@@ -61,18 +68,19 @@ def model_figures(model: ModelResult) -> Figures:
     timed = [(record.tokens, record.seconds) for record in records if record.seconds is not None]
     seconds = [duration for _, duration in timed]
     sure = [record.confidence for record in records if record.confidence is not None]
-    p50, p95 = np.percentile(seconds, [50, 95])
+    p50, p95 = (1e3 * np.percentile(seconds, [50, 95])).tolist() if seconds else (None, None)
+    best = model.throughput
     return Figures(
         parameters=model.parameters,
         size_mb=model.size_bytes / 1e6,
         load_seconds=model.load_seconds,
         peak_memory_mb=None if model.peak_memory_bytes is None else model.peak_memory_bytes / 1e6,
-        latency_p50_ms=1e3 * float(p50),
-        latency_p95_ms=1e3 * float(p95),
-        tokens_per_second=sum(tokens for tokens, _ in timed) / sum(seconds),
-        samples_per_second=len(seconds) / sum(seconds),
-        best_samples_per_second=model.throughput.best,
-        best_batch=model.throughput.best_batch,
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        tokens_per_second=sum(tokens for tokens, _ in timed) / sum(seconds) if seconds else None,
+        samples_per_second=len(seconds) / sum(seconds) if seconds else None,
+        best_samples_per_second=None if best is None else best.best,
+        best_batch=None if best is None else best.best_batch,
         joules=model.energy_joules_per_answer,
         answer_tokens=statistics.fmean(record.tokens for record in records),
         confidence=statistics.fmean(sure) if sure else None,
@@ -110,6 +118,8 @@ _ROWS = {
     "kl": ("KL to the teacher, nats/token", "{:.4f}"),
     "agreement": ("agreement with the teacher", "{:.1%}"),
 }
+_ALWAYS = ("peak_memory_mb", "confidence", "kl", "agreement")
+"""Rows shown even if no model has the figure: without them a reader would ask whether it was measured."""
 
 
 def summary_text(evaluation: Evaluation) -> str:
@@ -125,7 +135,7 @@ def summary_table(evaluation: Evaluation) -> list[list[str]]:
     table = [["", *(f"{model.name} ({model.dtype})" for model in models)]]
     for name, (label, form) in _ROWS.items():
         values = [getattr(each, name) for each in figures]
-        if name not in ("joules", "undecided", "nll") or any(value is not None for value in values):
+        if name in _ALWAYS or any(value is not None for value in values):
             table.append([label, *("-" if value is None else form.format(value) for value in values)])
     table += _users_lines(models) + _goal_lines(evaluation)
     table += [_score_line(models, label, metric) for metric, label in _METRICS.items() if _has(models, metric)]
@@ -144,7 +154,7 @@ def details_text(evaluation: Evaluation) -> str:
 
 
 def difference_lines(models: Sequence[ModelResult]) -> list[str]:
-    """Paired differences with their 95 % intervals; none without true answers.
+    """Paired differences with their 95% intervals; none without true answers.
 
     In exact match: each model minus the one before it, then the last minus the others. In the NLL of the true answers: the last
     minus the others.
@@ -182,7 +192,7 @@ def exact_difference(model: ModelResult, other: ModelResult) -> tuple[float, flo
 
 
 def nll_difference(model: ModelResult, other: ModelResult) -> tuple[float, float, float] | None:
-    """How much higher a model's NLL per token of the true answers is than another's, as the mean over the samples, and its 95 %
+    """How much higher a model's NLL per token of the true answers is than another's, as the mean over the samples, and its 95%
     interval; None if no sample has it for both.
     """
     known = [
@@ -202,10 +212,7 @@ def sample_lines(evaluation: Evaluation) -> list[str]:
             "before it as history."
         )
     if data.answered == 0:
-        lines.append(
-            "No sample has a true answer: there is no exact match or other score, only distance to the teacher, agreement and "
-            "latency."
-        )
+        lines.append("No sample has a true answer: there is no exact match or other score.")
     elif data.answered is not None and data.answered < data.samples:
         lines.append(f"Scores over {counted(data.answered, 'sample')} of {data.samples:,} with a true answer.")
     if data.skipped:
@@ -338,8 +345,6 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 def _notes(evaluation: Evaluation) -> list[str]:
     settings, data = evaluation.settings, evaluation.data
-    timed = min(settings.timed, data.samples)
-    again = f", {settings.repetitions} times" if settings.repetitions > 1 else ""
     unknown = dict.fromkeys(model.distance_unknown for model in evaluation.models if model.distance_unknown)
     return [
         f"{counted(data.samples, 'sample')} of {data.file}, {settings.batch_size} answered at once, on {settings.device}. Brackets "
@@ -347,13 +352,24 @@ def _notes(evaluation: Evaluation) -> list[str]:
         *_counts_line(evaluation.models),
         *sample_lines(evaluation),
         *preprocessing_lines(evaluation.models),
-        f"Latency, memory, samples/s and tokens/s: at batch 1, from files to text, over {counted(timed, 'answer')}{again} after "
-        f"{settings.warm_up} for warm-up;",
-        f"larger batches over at least {settings.requests} answers. Each user asks again as soon as the answer has come; all waiting "
-        "requests are answered as one batch.",
+        *_timing_lines(settings, data.samples),
         f"Confidence: geometric mean of the tokens' probabilities. KL over the {_distance_text(evaluation)} at T = 1.",
         *(f"No distance to the teacher: {reason}" for reason in unknown),
         "",
+    ]
+
+
+def _timing_lines(settings: EvaluationSettings, samples: int) -> list[str]:
+    """How latency and throughput were measured."""
+    if not settings.timed:
+        return ["Nothing was timed (--timed 0); memory is that of answers at batch 1."]
+    timed = counted(min(settings.timed, samples), "answer")
+    again = f", {settings.repetitions} times" if settings.repetitions > 1 else ""
+    return [
+        f"Latency, memory, samples/s and tokens/s: at batch 1, from files to text, over {timed}{again} after {settings.warm_up} for "
+        "warm-up;",
+        f"larger batches over at least {settings.requests} answers. Each user asks again as soon as the answer has come; all waiting "
+        "requests are answered as one batch.",
     ]
 
 

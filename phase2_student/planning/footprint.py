@@ -1,4 +1,4 @@
-"""Device memory of a training, part by part, from the student's shape alone: the estimate behind `fs-student plan`.
+"""Device memory of a training run, part by part, from the student's shape alone: the estimate behind `fs-student plan`.
 
 Weights, gradients and optimiser state are counted exactly. What the graph keeps is estimated per token and layer; a test
 compares it with what torch saves for the backward pass.

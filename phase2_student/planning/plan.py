@@ -1,4 +1,4 @@
-"""What a training will cost, before any weights are loaded: steps, tokens, padding, and the memory of each way to train."""
+"""What a training run will cost, before any weights are loaded: steps, tokens, padding, and the memory of each way to train."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def _take(directory: Path) -> RunLock:
         if reason is None:
             raise RunInUse(
                 f"training.output_dir: {directory} is in use by {found.text if isinstance(found, Owner) else 'another process'}, "
-                f"which gave a sign of life {time_text(age)} ago; wait for it, stop it, or choose another training.output_dir"
+                f"which was last active {time_text(age)} ago; wait for it, stop it, or choose another training.output_dir"
             )
         print(
             f"{path}: taken over from {found.text if isinstance(found, Owner) else 'its owner'}: {reason}",

@@ -142,7 +142,7 @@ _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 
 def warmup_note(arguments: Any, steps: int) -> str | None:
-    """What is wrong with the warm-up of a training: it has no effect, or is more than half of the steps. None: nothing is.
+    """What is wrong with the warm-up of a training run: it has no effect, or is more than half of the steps. None: nothing is.
 
     Args:
         arguments: `transformers.TrainingArguments`.
@@ -159,14 +159,14 @@ def warmup_note(arguments: Any, steps: int) -> str | None:
 
 
 def _no_validations(recipe: Recipe) -> str | None:
-    """Why a training has no validation; None if it has one."""
+    """Why a training run has no validation; None if it has one."""
     if recipe.data.validation is None:
         return "no validation data"
     return 'training.eval_strategy is "no"' if recipe.training.get("eval_strategy") in (False, "no") else None
 
 
 def validation_note(recipe: Recipe) -> str | None:
-    """What a training without validation leaves out; None if it has one."""
+    """What a training run without validation leaves out; None if it has one."""
     why = _no_validations(recipe)
     if why is None:
         return None

@@ -202,7 +202,7 @@ def _student(plan: Plan) -> Any:
 
 
 def _self_check(model: Any, plan: Plan) -> None:
-    """Compare our logits of a training sample with the stock student's, in the training's precision. Raises ModelError."""
+    """Compare our logits of a training sample with the stock student's, in the training run's precision. Raises ModelError."""
     arguments, section = plan.arguments, plan.recipe.student
     sharded = arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if sharded and section.attn_implementation == "flash_attention_2":

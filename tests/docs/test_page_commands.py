@@ -24,7 +24,7 @@ SHORTER = {
         "--set",
         "training.eval_strategy=no",
     ],
-    "fs-student eval": ["--limit", "2", "--max-new-tokens", "4", "--timed", "1", "--requests", "1"],
+    "fs-student eval": ["--limit", "2", "--max-new-tokens", "4", "--timed", "0"],
     "fs-student ask": ["--max-new-tokens", "4"],
 }
 """What is added to a command so that it takes a moment; the last of an option counts."""

@@ -57,7 +57,7 @@ class Plan:
     save_every: int = 500
 
 
-# The second and third rounds are for counting, which may be at 50 % after the first; the last is for all that is still weak then.
+# The second and third rounds are for counting, which may be at 50% after the first; the last is for all that is still weak then.
 TEACHER_PLANS = (
     Plan(steps=3200, sight_steps=1500, seed=0),
     Plan(

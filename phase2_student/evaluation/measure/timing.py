@@ -32,7 +32,7 @@ class Timing:
     """What is timed."""
 
     timed: int = 16
-    """Number of answers timed at batch 1."""
+    """Number of answers timed at batch 1; 0: nothing is timed, batches and users neither."""
     warm_up: int = 2
     """Number of untimed answers before these."""
     repetitions: int = 1
@@ -66,6 +66,8 @@ class Stopwatch:
 
     def throughput_runs(self) -> list[ThroughputRun]:
         """One result per batch size that was tried, 1 first; a batch that does not fit into the device's memory ends the search."""
+        if not self.latencies:
+            return []
         runs: list[ThroughputRun] = []
         for size in (1, *self.timing.batch_sizes):
             seconds = None if size > len(self.samples) else self._batches(size)
@@ -83,6 +85,8 @@ class Stopwatch:
         The server answers all waiting requests as one batch, then takes the next batch. No request joins a running batch and
         users do not pause, so a request takes as long as its batch.
         """
+        if not self.latencies:
+            return {}
         return {str(users): seen_by_users(users, self._batches(users)) for users in self.timing.users}
 
     def _latencies(self) -> list[float]:
@@ -113,8 +117,10 @@ class Stopwatch:
         return time.perf_counter() - begin
 
 
-def throughput(runs: Sequence[ThroughputRun]) -> Throughput:
-    """Samples per second by batch size, and the best of them."""
+def throughput(runs: Sequence[ThroughputRun]) -> Throughput | None:
+    """Samples per second by batch size, and the best of them; None without runs."""
+    if not runs:
+        return None
     rates = {run.batch: run.samples / run.seconds for run in runs}
     best = max(rates, key=lambda batch: rates[batch])
     return Throughput(rates=rates, best_batch=best, best=rates[best])

@@ -1,1 +1,1 @@
-"""The callbacks of a training: history, progress, signals."""
+"""The callbacks of a training run: history, progress, signals."""

@@ -1,4 +1,4 @@
-"""The progress of a training in a terminal: a bar with the latest loss, and one line per validation."""
+"""The progress of a training run in a terminal: a bar with the latest loss, and one line per validation."""
 
 from __future__ import annotations
 

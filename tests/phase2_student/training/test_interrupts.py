@@ -1,4 +1,4 @@
-"""Ctrl-C saves and says how to continue, a second one stops at once; run.log and the lines of a training without a terminal."""
+"""Ctrl-C saves and says how to continue, a second one stops at once; run.log and the lines of a training run without a terminal."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def undisturbed(made_world):
 
 
 def start(world, *more):
-    """A training in a process group of its own, as a terminal would start it."""
+    """A training run in a process group of its own, as a terminal would start it."""
     code = "from phase2_student.cli import main; main()"
     command = [sys.executable, "-c", code, "train", "--config", str(world / "recipe.yaml"), *more]
     return subprocess.Popen(

@@ -45,7 +45,7 @@ CHANGE_THE_WEIGHTS = {
     "neftune_noise_alpha": 20.0,
     "bf16": True,
 }
-"""Field: a value with which a training of a few steps ends with other weights."""
+"""Field: a value with which a training run of a few steps ends with other weights."""
 
 
 def steps(world, name, **training):
