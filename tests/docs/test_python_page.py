@@ -34,7 +34,7 @@ def test_the_blocks_run_and_print_what_their_comments_say(printed):
         "another sample: None",
         "0 faults in 2 rows",
         "2 samples",
-        "temperature=2,alpha=0.7 2 steps",
+        "seed=1,alpha=0.7 2 steps",
     ):
         assert phrase in printed
     said = [

@@ -182,6 +182,14 @@ def test_dump_train_and_eval_go_on_over_broken_validation_images(made_world, tmp
     assert "; validation.jsonl:3: image" in done.stdout
 
 
+@pytest.mark.parametrize("option", ["--requests", "--repetitions"])
+def test_an_option_of_a_timing_that_is_not_made_is_refused(made_world, option):
+    options = ["--config", str(made_world / "recipe.yaml"), "--timed", "0", option, "1"]
+    done = CliRunner().invoke(main, ["eval", *options])
+    assert done.exit_code == 2
+    assert f"{option} has no effect with --timed 0" in done.stderr
+
+
 def test_nothing_that_can_be_used_is_an_error(made_world, tmp_path):
     def change(rows):
         for row in rows:
