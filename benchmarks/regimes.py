@@ -65,6 +65,8 @@ class Arm:
     """Trained after all others."""
     times: int = 1
     """How many times as many steps as the other arms have."""
+    rates: tuple[float, ...] = RATES
+    """Learning rates that are tried on the first seed."""
 
     def overrides(self) -> list[str]:
         """The arm's settings, as overrides of the recipe."""
@@ -81,12 +83,12 @@ def arms(regime: str, directory: Path, sizes: Sizes) -> dict[str, Arm]:
     """The arms of a regime by name, in the order of the table."""
     if not REGIMES[regime].rivals:
         counts = scene_counts(REGIMES[regime], sizes)
-        ways = [(count, 1) for count in counts] + [
-            (counts[0], counts[-1] // counts[0]),
-            (counts[-1], counts[-1] // counts[0]),
-        ]
-        return {
-            f"{count:,} scenes, {times * sizes.steps:,} steps": Arm(rows=rows_of_scenes(count), times=times)
+        most = counts[-1] // counts[0]
+        ways = [(count, 1) for count in counts] + [(counts[0], most), (counts[-1], most), (counts[-1], 4 * most)]
+        return {  # the longest arm has one rate, which every shorter one chose
+            f"{count:,} scenes, {times * sizes.steps:,} steps": Arm(
+                rows=rows_of_scenes(count), times=times, rates=RATES[:1] if times > most else RATES
+            )
             for count, times in ways
         }
     found = {
@@ -197,7 +199,7 @@ class Bench:
         trained = {
             (row["arm"], row["seed"], row["rate"]) for row in self.lines.find(regime=self.regime) if "rate" in row
         }
-        return len(self.arms) * (len(RATES) + self.seeds - 1) - len(trained)
+        return sum(len(arm.rates) + self.seeds - 1 for arm in self.arms.values()) - len(trained)
 
     def reference(self) -> None:
         """Measure teacher and base, once."""
@@ -216,7 +218,7 @@ class Bench:
         Yields:
             The seconds of each run that was not finished before.
         """
-        rates = RATES if seed == 0 else (self.best_rate(name),)
+        rates = self.arms[name].rates if seed == 0 else (self.best_rate(name),)
         for rate in rates:
             if not self.lines.find(regime=self.regime, arm=name, seed=seed, rate=rate):
                 begin = time.perf_counter()
@@ -226,8 +228,9 @@ class Bench:
     def best_rate(self, name: str) -> float:
         """The learning rate whose run had the lowest loss on the validation rows."""
         tried = self.lines.find(regime=self.regime, arm=name, seed=0)
+        chosen = self.arms[name].rates
         return float(
-            min((row for row in tried if row["rate"] in RATES), key=lambda row: row["validation_loss"])["rate"]
+            min((row for row in tried if row["rate"] in chosen), key=lambda row: row["validation_loss"])["rate"]
         )
 
     def _remember(self, plan: Plan) -> None:

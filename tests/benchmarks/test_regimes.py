@@ -112,7 +112,9 @@ def test_more_scenes_are_the_first_of_all_and_have_no_labels(tmp_path):
         *((regime_data.rows_of_scenes(count), 1) for count in counts),
         ("first-5.jsonl", 8),
         ("first-40.jsonl", 8),
+        ("first-40.jsonl", 32),
     ]
+    assert [len(arm.rates) for arm in found.values()] == [2, 2, 2, 2, 2, 2, 1]
 
 
 def test_no_run_is_made_twice_and_the_page_has_every_arm(tmp_path, monkeypatch):
