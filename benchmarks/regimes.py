@@ -85,7 +85,7 @@ def arms(regime: str, directory: Path, sizes: Sizes) -> dict[str, Arm]:
         counts = scene_counts(REGIMES[regime], sizes)
         most = counts[-1] // counts[0]
         ways = [(count, 1) for count in counts] + [(counts[0], most), (counts[-1], most), (counts[-1], 4 * most)]
-        return {  # the longest arm has one rate, which every shorter one chose
+        return {  # the longest arm has one rate only, for its time
             f"{count:,} scenes, {times * sizes.steps:,} steps": Arm(
                 rows=rows_of_scenes(count), times=times, rates=RATES[:1] if times > most else RATES
             )
