@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -19,9 +20,12 @@ from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
 from firstsight.families import family_of, known_families
 from firstsight.models.quantization import Quantization, keep_plain_where_packing_fails, quantization_config, silence
+from firstsight.models.weight_files import cannot_be_loaded, check_fit, check_weight_files, without_report
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+_PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What `teacher.device_map` may be besides a device."""
 
 
 def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, *, weights: bool = True) -> Path:
@@ -33,7 +37,7 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
         weights: False: only configuration and tokenizer are needed.
 
     Raises:
-        ModelError: the directory was not found, the hub cannot be reached, or there are no safetensors.
+        ModelError: the directory was not found, the hub cannot be reached, or there are no safetensors that can be read.
     """
     source = recipe.model_source(section)
     kind = kind_of(section)
@@ -46,6 +50,8 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
         )
     if weights and not any(directory.glob("*.safetensors")):
         raise ModelError(f"{kind}.model: {directory} has no .safetensors file; weights are read from safetensors only")
+    if weights:
+        check_weight_files(directory)
     return directory
 
 
@@ -127,8 +133,9 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
     """The frozen teacher, quantised as the recipe says, in eval mode.
 
     Raises:
-        ModelError: the weights cannot be loaded.
+        ModelError: the weights cannot be loaded, or not onto `device_map`.
     """
+    _check_device(section.device_map)
     options: dict[str, Any] = {}
     if section.quantization != "none":
         options["quantization_config"] = quantization_config(section.quantization, getattr(torch, section.dtype))
@@ -136,6 +143,23 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
     model.requires_grad_(False)
     model.eval()
     return model
+
+
+def _check_device(name: str | None) -> None:
+    """Raise ModelError for a `teacher.device_map` that is not a device of this machine; words such as `auto` are transformers'."""
+    if name is None or name in _PLACEMENTS:
+        return
+    try:
+        torch.empty(1, device=name).tolist()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        gpus = torch.cuda.device_count()
+        raise ModelError(
+            f"teacher.device_map: {name} is not a device of this machine, which has {gpus or 'no'} "
+            f"{'GPU' if gpus == 1 else 'GPUs'} that torch can use ({' '.join(str(error).split())[:120]}); use cpu, "
+            f"cuda:NUMBER or {', '.join(_PLACEMENTS)}, or remove the key"
+        ) from None
 
 
 def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype) -> Any:
@@ -158,18 +182,26 @@ def quantize(directory: Path, section: StudentSection, kind: Quantization) -> An
 
 
 def _load(directory: Path, section: TeacherSection | StudentSection, **options: Any) -> Any:
+    """The model in a directory, every weight of it from there. Raises ModelError."""
+    check_weight_files(directory)
     load_class = family_of(load_config(directory, section), str(directory)).load_class()
     options.setdefault("dtype", getattr(torch, section.dtype))
     try:
-        model = load_class.from_pretrained(
-            directory,
-            attn_implementation=section.attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=section.trust_remote_code,
-            **options,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{directory}: the weights cannot be loaded ({' '.join(str(error).split())[:240]})") from None
+        with without_report() as tables:
+            model, report = load_class.from_pretrained(
+                directory,
+                attn_implementation=section.attn_implementation,
+                use_safetensors=True,
+                trust_remote_code=section.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused here, by name
+                **options,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise cannot_be_loaded(directory, error, tables) from error
+    check_fit(directory, model, report)
     keep_plain_where_packing_fails(model)
     return model
 
