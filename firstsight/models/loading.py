@@ -19,7 +19,15 @@ from torch.distributed.tensor import DTensor
 from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
 from firstsight.families import family_of, known_families
-from firstsight.models.quantization import Quantization, keep_plain_where_packing_fails, quantization_config, silence
+from firstsight.models.quantization import (
+    Quantization,
+    check_stored,
+    compute_in,
+    keep_plain_where_packing_fails,
+    quantization_config,
+    silence,
+    stored_quantization,
+)
 from firstsight.models.weight_files import cannot_be_loaded, check_fit, check_weight_files, without_report
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 
@@ -37,7 +45,8 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
         weights: False: only configuration and tokenizer are needed.
 
     Raises:
-        ModelError: the directory was not found, the hub cannot be reached, or there are no safetensors that can be read.
+        ModelError: the directory was not found, the hub cannot be reached, or there are no safetensors that can be read, or a
+            teacher is stored in another quantisation than the recipe's.
     """
     source = recipe.model_source(section)
     kind = kind_of(section)
@@ -50,6 +59,8 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
         )
     if weights and not any(directory.glob("*.safetensors")):
         raise ModelError(f"{kind}.model: {directory} has no .safetensors file; weights are read from safetensors only")
+    if isinstance(section, TeacherSection):
+        check_stored(directory, section)  # a student may be stored quantised where it is not trained
     if weights:
         check_weight_files(directory)
     return directory
@@ -133,13 +144,19 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
     """The frozen teacher, quantised as the recipe says, in eval mode.
 
     Raises:
-        ModelError: the weights cannot be loaded, or not onto `device_map`.
+        ModelError: the weights cannot be loaded, or not onto `device_map`, or are stored in another quantisation.
     """
     _check_device(section.device_map)
+    check_stored(directory, section)
     options: dict[str, Any] = {}
-    if section.quantization != "none":
+    stored = stored_quantization(directory) is not None
+    if stored:
+        silence()
+    elif section.quantization != "none":
         options["quantization_config"] = quantization_config(section.quantization, getattr(torch, section.dtype))
     model = _load(directory, section, device_map=section.device_map or str(default_device()), **options)
+    if stored:
+        compute_in(model, getattr(torch, section.dtype))
     model.requires_grad_(False)
     model.eval()
     return model
@@ -163,7 +180,8 @@ def _check_device(name: str | None) -> None:
 
 
 def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype) -> Any:
-    """The student with weights of `dtype`, on the CPU: the trainer places it."""
+    """The student with weights of `dtype`, on the CPU: the trainer places it. Raises ModelError for quantised ones, too."""
+    check_stored(directory, section)
     hide_bars()  # it loads and saves in seconds, and its bars would break the training's
     return _load(directory, section, dtype=dtype)
 
