@@ -51,7 +51,7 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
     source = recipe.model_source(section)
     kind = kind_of(section)
     directory = Path(source)
-    if not directory.is_dir():
+    if not directory.is_absolute():  # a hub id, also where the working directory has a folder of that name
         directory = _download(source, section.revision, weights, kind)
     if not (directory / "config.json").is_file():
         raise ModelError(
