@@ -175,7 +175,7 @@ def student_identity(student: Prompter) -> dict[str, Any]:
 def model_name(recipe: Recipe, section: TeacherSection | StudentSection) -> str:
     """A hub id unchanged; for a directory its last part, so that moving it changes nothing."""
     source = recipe.model_source(section)
-    return Path(source).name if Path(source).is_dir() else source
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def text_digest(text: Any) -> str:

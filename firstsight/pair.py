@@ -112,15 +112,20 @@ class Pair:
                 length = prompter.sample_tokens(sample) + extra
                 prompter.check_length(sample, length)
                 longest = max(longest, length)
-        if not self.same_inputs:
-            try:
-                self.answer_rows(sample, self.teacher.turn_ids(sample), self.student.turn_ids(sample))
-            except AlignmentError as error:
-                raise DataError(
-                    f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
-                    "answer and the other does not, remove them in the data"
-                ) from None
+        self.check_spelling(sample)
         return longest
+
+    def check_spelling(self, sample: Sample) -> None:
+        """Raise DataError for a sample with an answer that the two models' templates spell differently."""
+        if self.same_inputs:
+            return
+        try:
+            self.answer_rows(sample, self.teacher.turn_ids(sample), self.student.turn_ids(sample))
+        except AlignmentError as error:
+            raise DataError(
+                f"{sample.place}: sample {sample.id!r}: {error}; where one chat template removes spaces at the ends of an "
+                "answer and the other does not, remove them in the data"
+            ) from None
 
 
 def load_pair(recipe: Recipe, *, weights: bool = True) -> Pair:

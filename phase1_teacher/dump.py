@@ -20,6 +20,7 @@ from tqdm import tqdm
 from firstsight.console import Heartbeat
 from firstsight.errors import TargetError
 from firstsight.models.loading import load_teacher
+from firstsight.models.quantization import check_stored
 from phase1_teacher.forward.exact_states import head_content
 from phase1_teacher.forward.fidelity import Comparison
 from phase1_teacher.forward.gradient import GradientReport, WatchedPosition, gradient_report
@@ -78,12 +79,16 @@ def dump(
         progress: show a bar.
 
     Raises:
+        ModelError: the teacher's weights cannot be loaded, or with `check_quantization` are stored quantised alone.
         TargetError: the teacher's logits are not finite (the sample is named, its unit is not committed), or a sample does
             not fit into the device's memory. This and the next two only if the recipe does not skip such samples.
         DataError: a sample cannot be encoded.
         AlignmentError: the student's tokens cannot spell an answer of the teacher.
         CacheError: the store refused a write, as on a full disk.
     """
+    unquantised = job.recipe.teacher.model_copy(update={"quantization": "none"})
+    if check_quantization:
+        check_stored(job.pair.directory, unquantised)
     pending = work_order(job.pending, shard or Shard())
     if not pending:
         return DumpSummary()
@@ -91,7 +96,6 @@ def dump(
         torch.cuda.reset_peak_memory_stats()  # what this process did before does not count
     reference = None
     if check_quantization:
-        unquantised = job.recipe.teacher.model_copy(update={"quantization": "none"})
         reference = load_teacher(job.pair.directory, unquantised)
     forward = TeacherForward(job, model, reference)
     layout = job.writer.version.layout

@@ -12,16 +12,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
 from firstsight.families import family_of, known_families
-from firstsight.models.quantization import Quantization, keep_plain_where_packing_fails, quantization_config, silence
+from firstsight.models.quantization import (
+    Quantization,
+    check_stored,
+    compute_in,
+    keep_plain_where_packing_fails,
+    quantization_config,
+    silence,
+    stored_quantization,
+)
+from firstsight.models.weight_files import cannot_be_loaded, check_fit, check_weight_files, without_report
 from firstsight.recipe import Recipe, StudentSection, TeacherSection
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+_PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What `teacher.device_map` may be besides a device."""
 
 
 def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, *, weights: bool = True) -> Path:
@@ -33,12 +45,13 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
         weights: False: only configuration and tokenizer are needed.
 
     Raises:
-        ModelError: the directory was not found, the hub cannot be reached, or there are no safetensors.
+        ModelError: the directory was not found, the hub cannot be reached, or there are no safetensors that can be read, or a
+            teacher is stored in another quantisation than the recipe's.
     """
     source = recipe.model_source(section)
     kind = kind_of(section)
     directory = Path(source)
-    if not directory.is_dir():
+    if not directory.is_absolute():  # a hub id, also where the working directory has a folder of that name
         directory = _download(source, section.revision, weights, kind)
     if not (directory / "config.json").is_file():
         raise ModelError(
@@ -46,6 +59,10 @@ def resolve_directory(recipe: Recipe, section: TeacherSection | StudentSection, 
         )
     if weights and not any(directory.glob("*.safetensors")):
         raise ModelError(f"{kind}.model: {directory} has no .safetensors file; weights are read from safetensors only")
+    if isinstance(section, TeacherSection):
+        check_stored(directory, section)  # a student may be stored quantised where it is not trained
+    if weights:
+        check_weight_files(directory)
     return directory
 
 
@@ -127,19 +144,44 @@ def load_teacher(directory: Path, section: TeacherSection) -> Any:
     """The frozen teacher, quantised as the recipe says, in eval mode.
 
     Raises:
-        ModelError: the weights cannot be loaded.
+        ModelError: the weights cannot be loaded, or not onto `device_map`, or are stored in another quantisation.
     """
+    _check_device(section.device_map)
+    check_stored(directory, section)
     options: dict[str, Any] = {}
-    if section.quantization != "none":
+    stored = stored_quantization(directory) is not None
+    if stored:
+        silence()
+    elif section.quantization != "none":
         options["quantization_config"] = quantization_config(section.quantization, getattr(torch, section.dtype))
     model = _load(directory, section, device_map=section.device_map or str(default_device()), **options)
+    if stored:
+        compute_in(model, getattr(torch, section.dtype))
     model.requires_grad_(False)
     model.eval()
     return model
 
 
+def _check_device(name: str | None) -> None:
+    """Raise ModelError for a `teacher.device_map` that is not a device of this machine; words such as `auto` are transformers'."""
+    if name is None or name in _PLACEMENTS:
+        return
+    try:
+        torch.empty(1, device=name).tolist()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        gpus = torch.cuda.device_count()
+        raise ModelError(
+            f"teacher.device_map: {name} is not a device of this machine, which has {gpus or 'no'} "
+            f"{'GPU' if gpus == 1 else 'GPUs'} that torch can use ({' '.join(str(error).split())[:120]}); use cpu, "
+            f"cuda:NUMBER or {', '.join(_PLACEMENTS)}, or remove the key"
+        ) from None
+
+
 def load_student(directory: Path, section: StudentSection, *, dtype: torch.dtype) -> Any:
-    """The student with weights of `dtype`, on the CPU: the trainer places it."""
+    """The student with weights of `dtype`, on the CPU: the trainer places it. Raises ModelError for quantised ones, too."""
+    check_stored(directory, section)
     hide_bars()  # it loads and saves in seconds, and its bars would break the training's
     return _load(directory, section, dtype=dtype)
 
@@ -158,18 +200,26 @@ def quantize(directory: Path, section: StudentSection, kind: Quantization) -> An
 
 
 def _load(directory: Path, section: TeacherSection | StudentSection, **options: Any) -> Any:
+    """The model in a directory, every weight of it from there. Raises ModelError."""
+    check_weight_files(directory)
     load_class = family_of(load_config(directory, section), str(directory)).load_class()
     options.setdefault("dtype", getattr(torch, section.dtype))
     try:
-        model = load_class.from_pretrained(
-            directory,
-            attn_implementation=section.attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=section.trust_remote_code,
-            **options,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{directory}: the weights cannot be loaded ({' '.join(str(error).split())[:240]})") from None
+        with without_report() as tables:
+            model, report = load_class.from_pretrained(
+                directory,
+                attn_implementation=section.attn_implementation,
+                use_safetensors=True,
+                trust_remote_code=section.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused here, by name
+                **options,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise cannot_be_loaded(directory, error, tables) from error
+    check_fit(directory, model, report)
     keep_plain_where_packing_fails(model)
     return model
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from firstsight.errors import ModelError
 from firstsight.recipe import StudentSection, TeacherSection
 
 Quantization = Literal["int8", "nf4"]
@@ -51,8 +52,7 @@ def silence() -> None:
 
 def stored_quantization(directory: Path) -> str | None:
     """`int8`, `nf4` or another method's name if the directory's weights are already quantised; else None."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    stored = config.get("quantization_config")
+    stored = _stored_config(_config(directory))
     if not stored:
         return None
     if stored.get("load_in_8bit"):
@@ -60,6 +60,69 @@ def stored_quantization(directory: Path) -> str | None:
     if stored.get("load_in_4bit"):
         return str(stored.get("bnb_4bit_quant_type", "nf4"))
     return str(stored.get("quant_method", "unknown"))
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """config.json; empty if it is none that transformers reads, which says so when it does."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _stored_config(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The part of config.json that says how the weights are quantised: for the whole model or its language model."""
+    for part in (config, config.get("text_config")):
+        stored = part.get("quantization_config") if isinstance(part, dict) else None
+        if isinstance(stored, dict) and stored:
+            return stored
+    return None
+
+
+def check_stored(directory: Path, section: TeacherSection | StudentSection) -> None:
+    """Check that quantised weights are what a recipe states: those in the directory override it.
+
+    Args:
+        directory: of the model.
+        section: a teacher may be stored as it is loaded; a student is to be trained.
+
+    Raises:
+        ModelError: a teacher of another quantisation or dtype, or a quantised student.
+    """
+    stored = stored_quantization(directory)
+    if stored is None:
+        return
+    if isinstance(section, StudentSection):
+        raise ModelError(
+            f"student.model: {directory} holds weights that are quantised already ({stored}), which cannot be trained; give the "
+            "unquantised checkpoint"
+        )
+    if stored not in get_args(Quantization):
+        raise ModelError(
+            f"teacher.model: {directory} holds weights that are quantised by {stored}, which is not supported; give the unquantised "
+            f"checkpoint, or one that bitsandbytes made ({', '.join(get_args(Quantization))})"
+        )
+    if stored != section.quantization:
+        wanted = "unquantised" if section.quantization == "none" else f"as {section.quantization}"
+        raise ModelError(
+            f"teacher.model: {directory} holds weights that are quantised already, and that can only be loaded as {stored} "
+            f"(teacher.quantization: {stored}), not {wanted}; give the unquantised checkpoint for that"
+        )
+    config = _config(directory)
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    if dtype not in (None, section.dtype):
+        raise ModelError(
+            f"teacher.dtype: {directory} holds weights that are quantised already, and what is not quantised is {dtype}, expected "
+            f"{section.dtype}; set teacher.dtype: {dtype}, or give the unquantised checkpoint"
+        )
+
+
+def compute_in(model: Any, dtype: torch.dtype) -> None:
+    """Let NF4 matrices compute in a dtype, whatever the directory that they were loaded from says."""
+    for module in model.modules():
+        if getattr(getattr(module, "weight", None), "quant_state", None) is not None:
+            module.compute_dtype = dtype
 
 
 def keep_plain_where_packing_fails(model: Any) -> None:

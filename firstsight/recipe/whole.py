@@ -140,13 +140,17 @@ class Recipe(Section):
         """A directory as a path, else the hub id.
 
         Raises:
-            ModelError: the name can only be a directory, and that was not found.
+            ModelError: the name can only be a directory, and that was not found; or it is one, and the section has a revision.
         """
+        kind = "teacher" if isinstance(section, TeacherSection) else "student"
         local = (self.directory / Path(section.model).expanduser()).resolve()
         if local.is_dir():
+            if section.revision is not None:
+                raise ModelError(
+                    f"{kind}.revision: {local} is a directory, which has no revision {section.revision!r}; remove the key"
+                )
             return str(local)
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", section.model) or section.model.startswith((".", "~")):
-            kind = "teacher" if isinstance(section, TeacherSection) else "student"
             raise ModelError(f"{kind}.model: directory {local} not found; give a directory or a hub id")
         return section.model
 

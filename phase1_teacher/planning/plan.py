@@ -168,6 +168,7 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, adopte
         except DataError as error:
             refused.append(error)
             raise
+        pair.check_spelling(sample)  # lengths are counted below
         positions = answer_positions(recipe, pair.student, sample)
         length, image_tokens = pair.teacher.prompt_tokens(sample)
         total = length + positions

@@ -11,6 +11,7 @@ from firstsight.data.images import file_digest
 from firstsight.errors import ModelError
 from firstsight.identity import with_turns_of_cache
 from firstsight.models.loading import resolve_directory, weights_digest
+from firstsight.models.quantization import check_stored
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import DataSection, Recipe, StudentSection, TeacherSection
@@ -107,6 +108,7 @@ def parse_candidates(recipe: Recipe, names: Sequence[str]) -> list[Candidate]:
             if name == "teacher-bf16":
                 section = recipe.teacher.model_copy(update={"quantization": "none", "dtype": "bfloat16"})
             directory = resolve_directory(recipe, recipe.teacher)
+            check_stored(directory, section)
         elif name == "base":
             directory = resolve_directory(recipe, recipe.student)
         elif name == "student":

@@ -12,6 +12,7 @@ from firstsight.families.parts import head_shape
 from firstsight.identity import with_turns_of_cache
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
+from firstsight.models.quantization import check_stored
 from firstsight.pair import load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
@@ -100,6 +101,7 @@ def plan_training(recipe: Recipe, *, processes: int = 1, progress: bool = True) 
     """
     recipe = with_turns_of_cache(recipe)  # training takes the answers that the cache has
     directory = resolve_directory(recipe, recipe.student, weights=False)
+    check_stored(directory, recipe.student)
     # a plan can be made on any machine, also for GPUs that it does not have
     settings = {**recipe.training, "use_cpu": True}
     arguments = training_arguments(recipe.model_copy(update={"training": settings}))

@@ -14,6 +14,7 @@ from firstsight.console import NAMED, left_out_text
 from firstsight.data.samples import load_samples
 from firstsight.identity import model_name
 from firstsight.models.loading import load_config, resolve_directory
+from firstsight.models.quantization import check_stored
 from firstsight.recipe import Recipe
 from phase2_student.data.source import SampleDataset, TargetSource, open_source
 from phase2_student.loss.objective import Objective
@@ -150,6 +151,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
     train_samples, *others = (load_samples(source, left_out=left_out) for source in recipe.sources())
     validation_samples = others[0] if others else []
     directory = resolve_directory(recipe, recipe.student)
+    check_stored(directory, recipe.student)
     arguments = training_arguments(recipe, progress=progress)
     check_weights(recipe, load_config(directory, recipe.student))
     source = open_source(recipe, directory, online=online, progress=progress)

@@ -154,6 +154,46 @@ def test_models_are_directories_or_hub_ids(tmp_path):
             lost.model_source(lost.student)
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("name", ["models/a", "./models/a", "../{here}/models/a", "{absolute}"])
+def test_a_directory_has_no_revision(tmp_path, role, name):
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    name = name.format(here=tmp_path.name, absolute=tmp_path / "models" / "a")
+    recipe = Recipe.model_validate({role: {"model": name, "revision": "v9"}, "directory": tmp_path})
+    with pytest.raises(
+        ModelError, match=rf"^{role}\.revision: .*/models/a is a directory, which has no revision 'v9'; remov"
+    ):
+        recipe.model_source(getattr(recipe, role))
+    of_hub = Recipe.model_validate({role: {"model": "models/b", "revision": "v9"}, "directory": tmp_path})
+    assert of_hub.model_source(getattr(of_hub, role)) == "models/b"
+
+
+def test_a_cache_whose_directory_was_given_a_revision_can_still_be_compared(tmp_path):
+    from firstsight.stated import stated
+
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    spec = {"teacher": {"model": "a", "revision": "v9", "system_prompt": None}}
+    for teacher in ({"model": "models/a"}, {"model": "models/a", "revision": "v9"}):
+        recipe = Recipe.model_validate({"teacher": teacher, "directory": tmp_path})
+        assert [name for name, cached, own in stated(recipe, spec) if cached != own] == []
+
+
+def test_a_hub_id_is_no_folder_of_the_working_directory(tmp_path, monkeypatch):
+    from firstsight.identity import model_name
+    from firstsight.models import loading
+
+    (tmp_path / "Qwen" / "Qwen2-VL-2B-Instruct").mkdir(parents=True)
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(loading, "_download", lambda source, *_: asked.append(source) or tmp_path)
+    recipe = Recipe.model_validate({"directory": tmp_path / "recipes"})
+    assert model_name(recipe, recipe.student) == "Qwen/Qwen2-VL-2B-Instruct"
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        loading.resolve_directory(recipe, recipe.student)
+    assert asked == ["Qwen/Qwen2-VL-2B-Instruct"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -9,6 +9,7 @@ from transformers import Qwen2VLConfig
 
 from benchmarks.gpu.dump import row_name
 from benchmarks.gpu.page import GPU_RESULTS, read_board
+from firstsight.errors import DataError
 from firstsight.models.gpus import GPUS, model_size
 from phase1_teacher.cli import main
 from phase1_teacher.dump import dump, prepare_dump
@@ -107,3 +108,28 @@ def test_the_plan_names_what_is_wrong_with_the_data(workshop):
     assert "train.jsonl:1: sample 's0' has no answer" in output.output
     generous = run("plan", "--config", config, "--no-progress", "--set", "cache.generate_missing=true")
     assert "4 samples have no answer: the teacher's are counted at their maximum length, 128 tokens" in generous.output
+
+
+@pytest.mark.parametrize("answer", [" red lamp ", "red lamp\n", "\tred"])
+@pytest.mark.parametrize("trimmed", ["teacher", "student"])
+def test_an_answer_that_the_templates_spell_differently_is_refused_as_the_dump_does(workshop, trimmed, answer):
+    directory = shutil.copytree(workshop.models / trimmed, workshop.directory / "trimmed")
+    template = directory / "chat_template.jinja"
+    plain = template.read_text()
+    template.write_text(plain.replace("{{- part['text'] -}}", "{{- part['text'] | trim -}}"))
+    assert template.read_text() != plain
+    rows = workshop.rows(6)
+    rows[1]["messages"][-1]["content"][0]["text"] = answer
+    sections = {trimmed: {"model": str(directory)}}
+    recipe = workshop.load(rows, **sections)
+    messages = []
+    for command in (plan_dump, prepare_dump):
+        with pytest.raises(DataError, match=r"train\.jsonl:2: sample 's1': .*remove them in the data") as caught:
+            command(recipe, progress=False)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    skipping = workshop.load(rows, **sections, cache={"on_error": "skip"})
+    planned = plan_dump(skipping, progress=False)
+    assert (planned.demand.unreadable, planned.demand.samples) == (1, 5)
+    done = dump(prepare_dump(skipping, progress=False), progress=False)
+    assert (len(done.skipped), done.samples) == (1, 5)
