@@ -133,7 +133,11 @@ def held(image: ImageSource, place: str) -> ImageSource:
 
 def image_name(image: ImageSource, root: Path) -> str:
     """What records call an image: its path below `root`, its name inside the data, or its address."""
-    return image.relative_to(root).as_posix() if isinstance(image, Path) else image.name
+    if not isinstance(image, Path):
+        return image.name
+    if not image.is_relative_to(root):  # a row has an absolute path, and a link leads to one of the two
+        image, root = image.resolve(), root.resolve()
+    return image.relative_to(root).as_posix()
 
 
 def image_path(file: Any, root: Path, place: str) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageMode, features
 
 from firstsight.data.check.reading import check_data
-from firstsight.data.images import SHOWN, InlineImage, image_digest, image_path
+from firstsight.data.images import SHOWN, InlineImage, image_digest, image_name, image_path
 from firstsight.data.samples import load_samples
 from firstsight.data.source import DataSource
 from firstsight.errors import DataError
@@ -143,6 +143,26 @@ def test_any_root_also_the_file_system_s(tmp_path):
         image_path("link.png", tmp_path / "inside", "t:1")
     with pytest.raises(DataError, match=r"is not a path"):
         image_path("a\0.png", tmp_path, "t:1")
+
+
+def test_names_of_images_where_links_lead_to_the_root(tmp_path):
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    PLAIN.save(data / "sub" / "a.png")
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "other").symlink_to(data / "sub")
+    (data / "b.png").symlink_to(data / "sub" / "a.png")
+    for root in (data, tmp_path / "link"):
+        for given in (
+            "sub/a.png",
+            data / "sub" / "a.png",
+            tmp_path / "link" / "sub" / "a.png",
+            tmp_path / "other" / "a.png",
+        ):
+            name = image_name(image_path(str(given), root, "t:1"), root)
+            assert name == "sub/a.png"
+            assert image_path(name, root, "t:1").is_file()
+        assert image_name(image_path("b.png", root, "t:1"), root) == "b.png"
 
 
 def tiff(values, *, bits, photometric=1, sample_format=1, order="<", packed=False):
