@@ -104,7 +104,12 @@ def place(directory: Path, name: str, sizes: Sizes) -> None:
         _dump(source)
     if not answers.exists():
         write_answers(source, source.cache_location, answers)
-    _dump(recipe_of(directory, ["cache.path=answers.zarr", f"data.train={answer_rows(directory)}"]))
+    _dump(
+        recipe_of(
+            directory,
+            ["cache.path=answers.zarr", "cache.generate_missing=false", f"data.train={answer_rows(directory)}"],
+        )
+    )
 
 
 def answer_rows(directory: Path) -> str:

@@ -37,7 +37,8 @@ Generated from the fields of `firstsight/recipe/` by `make docs`.
 
 One YAML file describes both phases. `firstsight init FILE` writes one with comments for a data file, and `recipes/` holds those that
 come with the project. `--set section.key=value` overrides a key for one command. Relative paths are relative to the recipe, and `~` is
-expanded. An unknown key is an error that names the nearest known one. Keys that are left out have the defaults below. Secrets are
+expanded. An unknown key is an error that names the nearest known one. YAML's yes, no, on and off are true and false, never numbers;
+dates are text; aliases and merges (`<<`) work within sections. Keys that are left out have the defaults below. Secrets are
 refused: give them by the environment (`HF_TOKEN`, `AWS_SECRET_ACCESS_KEY`).
 
 ```yaml

@@ -24,7 +24,7 @@ from storage.format.base import MAX_UNIT_SAMPLES, TOP_K, FormatVersion
 from storage.format.chunks import encode_array
 from storage.format.layout import Layout
 from storage.head.content import HeadContent
-from storage.head.document import read_head_document
+from storage.head.document import HEAD, read_head_document
 from storage.head.writing import write_head
 from storage.index import INDEX
 from storage.plan import PLANS, PlannedSample, PlannedUnit, add_plan, read_plans
@@ -65,6 +65,7 @@ def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
         WrongTargets: a cache of the other kind exists.
         UnsupportedFormat: a cache of version 1 exists, which has no place for what is to be stored.
         InvalidSpec: a field that storage needs is missing or impossible.
+        CacheError: the place is not empty and holds something else than a cache.
     """
     complete = complete_spec(spec)
     store = open_store(location)
@@ -72,6 +73,7 @@ def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
         found = parse_root(store.read(ROOT_PATH, limit=ROOT_LIMIT), store.location)
         complete = _in_version_of(found, spec, complete, store.location)
     except ObjectMissing:
+        _check_place(store)
         for group in (PLANS, MANIFESTS, UNITS, INDEX):
             store.create(f"{group}/{ROOT_PATH}", group_document({}))
         store.create(ROOT_PATH, root_document(complete))
@@ -84,6 +86,16 @@ def create_cache(location: Location, spec: Mapping[str, Any]) -> CacheWriter:
         )
     require_same(found.spec, complete, store.location)
     return CacheWriter(store, found)
+
+
+def _check_place(store: Store) -> None:
+    """CacheError: something else is where a cache is to be created. What a creation that was cut off left is no obstacle."""
+    ours = {PLANS, MANIFESTS, UNITS, INDEX, HEAD, ROOT_PATH}
+    if foreign := [name for name in store.names("") if name not in ours]:
+        raise CacheError(
+            f"{store.location} is not a cache, and not empty: it holds {foreign[0]}{', ...' if foreign[1:] else ''}; give cache.path a "
+            "place of its own"
+        )
 
 
 def _in_version_of(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import PrivateAttr, ValidationError
 
 from firstsight.errors import DataError
-from firstsight.recipe_yaml import Section, nearest
+from firstsight.recipe_yaml import Place, Section, nearest
 
 
 class HubSplit(Section):
     """A split of a dataset of the hub, or of a directory that `datasets.load_dataset` takes."""
 
-    hub: str
+    hub: Annotated[str, Place()]
     """Its id, such as `HuggingFaceH4/llava-instruct-mix-vsft`; or a directory, relative to `data.root`."""
     subset: str | None = None
     """One of its configurations; null: the only one."""
@@ -133,4 +133,5 @@ def entry(value: Any) -> Entry:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{first['loc'][0]}: {first['msg'].lower()}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{first['loc'][0]}: {message[0].lower()}{message[1:]}") from None

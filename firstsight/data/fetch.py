@@ -101,11 +101,14 @@ class _Refused(Exception):
 
 def _check_image(data: bytes) -> None:
     """Refuse anything that is not an image, such as a log-in page, since what is kept is not fetched again."""
-    with contextlib.suppress(Image.DecompressionBombError, SyntaxError):  # an image, which is checked where it is used
+    unknown = False
+    with contextlib.suppress(Exception):  # of an image, which is checked where it is used
         try:
             Image.open(io.BytesIO(data)).close()
         except UnidentifiedImageError:
-            raise _Refused("is not an image; open the address in a browser to see what it is") from None
+            unknown = True
+    if unknown:
+        raise _Refused("is not an image; open the address in a browser to see what it is")
 
 
 def _get(url: str, public: Callable[[str], bool]) -> bytes:

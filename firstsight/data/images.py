@@ -9,14 +9,15 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base as _TIFF  # EXIF's tags are TIFF's
 
 from firstsight.data.source import DataSource
 from firstsight.data.strict import clean_text
@@ -30,7 +31,16 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _HELD_BYTES = 2**25
 
-_ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by EXIF's orientation; from 5 on, width and height change places."""
 
 SHOWN = {
     **dict.fromkeys(("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"), "opaque"),
@@ -38,8 +48,12 @@ SHOWN = {
     **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), "sixteen bits"),
     "I": "32 bits",
 }
-"""How each of Pillow's modes is shown: `opaque` as it is; `transparent` on white; `sixteen bits` from black = 0 to white = 65,535;
-`32 bits` the same if the file's own values have 16 (PGM, PNG). Other modes cannot be shown in one clear way and are refused."""
+"""How each of Pillow's modes is shown: `opaque` as it is; `transparent` on white; `sixteen bits` from black = 0 to white = 65,535, in a
+TIFF as its tags say, if the format defines black and white; `32 bits` the same if the file's own values have 16 (PGM, PNG). Other
+modes cannot be shown in one clear way and are refused."""
+_GREYS = {"sixteen bits": ("PNG", "TIFF", "PPM", "JPEG2000"), "32 bits": ("PNG", "PPM")}
+_DRAWN_ELSEWHERE = ("EPS", "WMF", "EMF", "IPTC")
+"""Formats that Pillow hands to a program such as Ghostscript, or that hold a file of any other format."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,11 @@ def held(image: ImageSource, place: str) -> ImageSource:
 
 def image_name(image: ImageSource, root: Path) -> str:
     """What records call an image: its path below `root`, its name inside the data, or its address."""
-    return image.relative_to(root).as_posix() if isinstance(image, Path) else image.name
+    if not isinstance(image, Path):
+        return image.name
+    if not image.is_relative_to(root):  # a row has an absolute path, and a link leads to one of the two
+        image, root = image.resolve(), root.resolve()
+    return image.relative_to(root).as_posix()
 
 
 def image_path(file: Any, root: Path, place: str) -> Path:
@@ -222,8 +240,8 @@ def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
     """An image whose pixels are not decoded yet.
 
     Raises:
-        DataError: here or while it is used: not found, not an image, damaged, of a mode that cannot be shown, or larger than
-            `MAX_IMAGE_PIXELS`.
+        DataError: here or while it is used: not found, not an image, damaged in whatever way, of a format or mode that cannot be
+            shown, or larger than `MAX_IMAGE_PIXELS`.
     """
     try:
         with Image.open(_file_of(image)) as picture:
@@ -232,18 +250,20 @@ def opened(image: ImageSource, place: str) -> Iterator[Image.Image]:
                     f"{place}: image {image} has {picture.width:,} x {picture.height:,} pixels, more than "
                     f"{MAX_IMAGE_PIXELS:,}; scale it down"
                 )
-            if not _showable(picture):
-                raise DataError(
-                    f"{place}: image {image} has the mode {picture.mode} ({picture.format}), which cannot be shown in one clear way; "
-                    "save it as 8-bit RGB"
-                )
+            if reason := _not_shown(picture):
+                raise DataError(f"{place}: image {image} {reason}")
             yield picture
     except FileNotFoundError:
         raise _not_found(place, image) from None
-    except DataError:
+    except UnidentifiedImageError:  # whose text has an address in memory
+        raise DataError(
+            f"{place}: image {image} cannot be decoded (not an image, or none of a kind that Pillow reads); replace the file"
+        ) from None
+    except (DataError, MemoryError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{place}: image {image} cannot be decoded ({error}); replace the file") from None
+    except Exception as error:  # noqa: BLE001 Pillow's plugins raise anything for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{place}: image {image} cannot be decoded ({reason}); replace the file") from None
 
 
 def _file_of(image: ImageSource) -> Path | io.BytesIO:
@@ -254,30 +274,63 @@ def _file_of(image: ImageSource) -> Path | io.BytesIO:
 
 def as_shown(picture: Image.Image) -> Image.Image:
     """The image in RGB, upright, as an image viewer shows it; the first frame of an animation."""
+    picture.load()  # which turns a TIFF upright
     way = SHOWN[picture.mode]
-    picture = ImageOps.exif_transpose(picture)
-    if way in ("sixteen bits", "32 bits"):
-        return _sixteen_bits(picture)
-    if way == "transparent" or picture.has_transparency_data:
+    if way in _GREYS:
+        shown = _deep_grey(picture)
+    elif way == "transparent" or picture.has_transparency_data:
         clear = picture.convert("RGBA") if picture.mode != "La" else picture.convert("LA").convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-    return picture.convert("RGB")
+        shown = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    else:
+        shown = picture.convert("RGB")
+    turn = _TURNS.get(_orientation(picture))
+    return shown if turn is None else shown.transpose(turn)
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
     """Width and height of the image as shown, from its header."""
-    turned = picture.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    tags = _tiff_tags(picture)
+    # of some TIFFs, Pillow tells the upright size already
+    turned = _orientation(picture) >= 5 and (
+        not tags or picture.size == (tags[_TIFF.ImageWidth], tags[_TIFF.ImageLength])
+    )
     return (picture.height, picture.width) if turned else picture.size
 
 
-def _showable(picture: Image.Image) -> bool:
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 if there is none that is valid."""
+    value = picture.getexif().get(_TIFF.Orientation)
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _tiff_tags(picture: Image.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF, by number; none of other formats."""
+    return getattr(picture, "tag_v2", {})
+
+
+def _not_shown(picture: Image.Image) -> str | None:
+    """Why an image is not shown, and what to do; None: it is."""
+    if picture.format in _DRAWN_ELSEWHERE:
+        return f"has the format {picture.format}, which another program would have to draw; save it as PNG"
     way = SHOWN.get(picture.mode)
-    return way is not None and (way != "32 bits" or picture.format in ("PPM", "PNG"))
+    if way is None or picture.format not in _GREYS.get(way, (picture.format,)):
+        return f"has the mode {picture.mode} ({picture.format}), which cannot be shown in one clear way; save it as 8-bit RGB"
+    kinds = _tiff_tags(picture).get(_TIFF.SampleFormat, 1)
+    if set(kinds if isinstance(kinds, tuple) else (kinds,)) != {1}:
+        return "has signed values (TIFF's SampleFormat), which cannot be shown in one clear way; save it as 8-bit RGB"
+    return None
 
 
-def _sixteen_bits(picture: Image.Image) -> Image.Image:
+def _deep_grey(picture: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits, by the white that its format defines; a transparent value is white."""
     import numpy as np
 
+    tags = _tiff_tags(picture)
+    bits = tags.get(_TIFF.BitsPerSample, 16)
+    white = 2 ** (bits[0] if isinstance(bits, tuple) else bits) - 1
     values = np.asarray(picture).astype(np.int64)
-    shown = (values.clip(0, 65_535) * 255 + 32_767) // 65_535
+    shown = (values.clip(0, white) * 255 + white // 2) // white
+    if tags.get(_TIFF.PhotometricInterpretation) == 0:  # white is zero
+        shown = 255 - shown
+    shown[values == picture.info.get("transparency", -1)] = 255
     return Image.fromarray(shown.astype(np.uint8)).convert("RGB")

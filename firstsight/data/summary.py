@@ -32,6 +32,8 @@ class DataSummary:
     """Assistant messages before the closing one."""
     with_earlier_answers: int = 0
     """Rows that have earlier answers and, with `turns: all`, a closing one."""
+    timed: int = 0
+    """Rows that give the times of their frames."""
     repeated: Counter[str] = field(default_factory=Counter)
     """By split: rows whose content an earlier row of the split has."""
     leaked: int = 0
@@ -53,6 +55,7 @@ class DataSummary:
         if sample.category is not None:
             self.categories[sample.category] += 1
         self.images += len(sample.images)
+        self.timed += sample.times is not None
         self.unanswered += sample.answer is None
         earlier = sample.earlier_answers
         self.earlier_answers += earlier
@@ -95,6 +98,10 @@ class DataSummary:
                 f"{counted(self.leaked, 'validation row is', 'validation rows are')} also in the training data "
                 f"({', '.join(self.first_leaks)}{', ...' if self.leaked > len(self.first_leaks) else ''}), "
                 "so validation results are too good"
+            )
+        if self.timed:
+            lines.append(
+                f"{counted(self.timed, 'row has', 'rows have')} times of frames: part of the sample's key, but shown to no model"
             )
         if self.with_earlier_answers:
             several = f"{counted(self.with_earlier_answers, 'row has', 'rows have')} several answers"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from firstsight.recipe_yaml import Section, Unit
+from firstsight.recipe_yaml import Place, Section, Unit
 
 _UNITS = {
     "": 1,
@@ -31,7 +31,7 @@ def _bytes(value: Any) -> Any:
 class CacheSection(Section):
     """The cache of soft targets."""
 
-    path: str = "cache.zarr"
+    path: Annotated[str, Place()] = "cache.zarr"
     """Directory, or s3:// gs:// az:// prefix."""
     targets: Literal["top_k", "exact"] = "top_k"
     """What is stored of every answer position. `top_k`: the largest log-probabilities, for this student's vocabulary. `exact`:
@@ -59,7 +59,7 @@ class CacheSection(Section):
     generate_missing: bool = False
     """The teacher answers the samples that have no answer; training applies no hard-label loss to them."""
     generate_max_tokens: Annotated[int, Field(ge=1), Unit("tokens")] = 128
-    """Longest generated answer, end of turn included."""
+    """Longest generated answer, end of turn included; a dump takes this key and the next two only beside `generate_missing`."""
     generate_temperature: Annotated[float, Field(ge=0), Unit("none")] = 0.0
     """0: greedy; else the answers are sampled at this temperature."""
     generate_seed: Annotated[int, Field(ge=0), Unit("none")] = 0

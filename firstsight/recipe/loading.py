@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from firstsight.data.entries import GivenRows, Rows
 from firstsight.errors import RecipeError
 from firstsight.recipe.whole import Recipe
-from firstsight.recipe_yaml import RecipeLoader, apply_override, nearest
+from firstsight.recipe_yaml import YES_AND_NO, Section, apply_override, nearest, read_yaml
 from firstsight.secrets import secret_places
 
 
@@ -35,9 +35,9 @@ def load_recipe(
     if not path.is_file():
         raise RecipeError(f"recipe {path} not found; give the path of a YAML file, or write one with firstsight init")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also text that is not UTF-8
+        raise RecipeError(f"{path}: not YAML: {error}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected sections such as `teacher:`, got {type(content).__name__}")
@@ -70,7 +70,8 @@ def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) 
     Raises:
         RecipeError: names the key, what was expected and what was found.
     """
-    content = {key: value for key, value in content.items() if key != "directory"}
+    if "directory" in content:  # a field that is set here, not a key
+        raise RecipeError(f"{name}: directory: no such key{nearest('directory', _keys(Recipe))}")
     if secret := next(secret_places(content), None):
         raise RecipeError(
             f"{name}: {secret}: looks like a secret, but a recipe is written into runs, reports and published folders; remove it, and "
@@ -83,19 +84,21 @@ def load_recipe_content(content: dict[str, Any], *, directory: Path, name: str) 
 
 
 def check_training(training: dict[str, Any]) -> None:
-    """Check the names of the `training` section against `transformers.TrainingArguments` (imports them: seconds).
+    """Check the section `training` against `transformers.TrainingArguments` (imports them: seconds).
 
     Raises:
-        RecipeError: an unknown name, with the nearest known one.
+        RecipeError: an unknown name, with the nearest known one; true or false for a number.
     """
     import dataclasses
 
     from transformers import TrainingArguments
 
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    for name in training:
+    known = {field.name: str(field.type) for field in dataclasses.fields(TrainingArguments) if field.init}
+    for name, value in training.items():
         if name not in known:
-            raise RecipeError(f"training.{name}: no such key in TrainingArguments{nearest(name, known)}")
+            raise RecipeError(f"training.{name}: no such key in TrainingArguments{nearest(name, list(known))}")
+        if isinstance(value, bool) and re.fullmatch(r"<class '(int|float)'>|(int|float) \| None", known[name]):
+            raise RecipeError(f"training.{name}: must be a number, not true or false{YES_AND_NO}, got {value}")
 
 
 def _first_error(error: ValidationError) -> str:
@@ -106,12 +109,15 @@ def _first_error(error: ValidationError) -> str:
         owner: Any = Recipe
         for part in place[:-1]:
             owner = _section(owner.model_fields[part].annotation)
-        known = [name for name in owner.model_fields if name != "directory"]
-        return f"{dotted}: no such key{nearest(place[-1], known)}"
+        return f"{dotted}: no such key{nearest(place[-1], _keys(owner))}"
     message = first["msg"].removeprefix("Value error, ")
     if not place:
         return message
     return f"{dotted}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _keys(section: type[Section]) -> list[str]:
+    return [name for name in section.model_fields if name != "directory"]
 
 
 def _section(annotation: Any) -> Any:

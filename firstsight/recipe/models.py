@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from firstsight.recipe_yaml import Section, Unit
+from firstsight.recipe_yaml import Place, Section, Unit
 
 
 class TeacherSection(Section):
     """The frozen model that is run once."""
 
-    model: str = "Qwen/Qwen2-VL-7B-Instruct"
+    model: Annotated[str, Place()] = "Qwen/Qwen2-VL-7B-Instruct"
     """Directory or hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -50,7 +50,7 @@ class LoraSection(Section):
 class StudentSection(Section):
     """The model that is trained."""
 
-    model: str = "Qwen/Qwen2-VL-2B-Instruct"
+    model: Annotated[str, Place()] = "Qwen/Qwen2-VL-2B-Instruct"
     """Directory or hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""

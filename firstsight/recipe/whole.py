@@ -16,7 +16,7 @@ from firstsight.errors import ModelError, RecipeError
 from firstsight.recipe.cache import CacheSection
 from firstsight.recipe.loss import LossSection
 from firstsight.recipe.models import StudentSection, TeacherSection
-from firstsight.recipe_yaml import Section
+from firstsight.recipe_yaml import NO_PLACE, Section
 
 
 class Recipe(Section):
@@ -50,6 +50,17 @@ class Recipe(Section):
             raise PydanticCustomError(
                 "tail",
                 "loss.tail: has no effect with cache.targets: exact, which gives whole distributions; remove the key",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_place_for_the_run(self) -> Recipe:
+        place = self.training.get("output_dir", "runs/student")
+        if not isinstance(place, str | Path) or not str(place).strip():
+            raise PydanticCustomError(
+                "output_dir",
+                "training.output_dir: {expected}, got {got}",
+                {"expected": NO_PLACE, "got": repr(place)},
             )
         return self
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from firstsight.data.samples import Sample, check_files
-from firstsight.errors import AlignmentError, DataError, ModelError
+from firstsight.errors import AlignmentError, DataError, ModelError, RecipeError
 from firstsight.families.parts import head_shape
 from firstsight.generation import stored_stop_ids
 from firstsight.identity import cache_spec, exact_spec, with_turns_of_cache
@@ -65,7 +65,17 @@ def dump_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
     Args:
         recipe: the dump's recipe.
         weights: the teacher's weights must exist, too.
+
+    Raises:
+        RecipeError: a key of generated answers is stated, but not whether there are any.
+        ModelError: a model was not found.
     """
+    named = recipe.cache.model_fields_set
+    for key in ("generate_max_tokens", "generate_temperature", "generate_seed"):
+        if key in named and "generate_missing" not in named:
+            raise RecipeError(
+                f"cache.{key}: has no effect without cache.generate_missing: true; state that key too (false keeps this one for later)"
+            )
     load = load_teacher_pair if recipe.cache.targets == "exact" else load_pair
     return load(recipe, weights=weights)
 

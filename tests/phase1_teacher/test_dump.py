@@ -11,13 +11,14 @@ import torch
 
 from firstsight import console
 from firstsight.data.samples import Sample
-from firstsight.errors import DataError, TargetError
+from firstsight.errors import DataError, RecipeError, TargetError
 from firstsight.models.loading import load_teacher
 from firstsight.prompting import answer_index, collate
 from phase1_teacher.dump import dump, prepare_dump
 from phase1_teacher.forward.teacher import TeacherForward
 from phase1_teacher.forward.unit_batches import unit_batches
 from phase1_teacher.forward.vision import VisionFeatures
+from phase1_teacher.planning.plan import plan_dump
 from phase1_teacher.summary import summary_text
 from storage.errors import SkippedSample
 from storage.format.v1.arrays import VALUE_STEP
@@ -107,6 +108,15 @@ def test_a_generated_answer_is_the_teachers_first_choice(workshop):
         targets = cache[key].targets
         # control tokens are not generated, though the teacher may rank them first
         assert (targets.target_logprobs >= targets.logprobs[:, 8]).all()
+
+
+@pytest.mark.parametrize("key", ["generate_max_tokens", "generate_temperature", "generate_seed"])
+def test_how_to_generate_is_not_stated_for_nothing(workshop, key):
+    rows = workshop.rows(3)
+    for check in (prepare_dump, plan_dump):
+        with pytest.raises(RecipeError, match=rf"cache\.{key}: has no effect without cache\.generate_missing: true"):
+            check(workshop.load(rows, cache={key: 1}), progress=False)
+    prepare_dump(workshop.load(rows, cache={key: 1, "generate_missing": False}), progress=False)
 
 
 def test_every_image_goes_through_the_vision_tower_once_per_unit(workshop, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from storage_cases import key_of, sample_of, spec_of, write_cache
 
 from storage.errors import (
+    CacheError,
     CacheMissing,
     CorruptObject,
     InvalidSpec,
@@ -228,3 +229,22 @@ def test_an_impossible_number_of_positions(tmp_path, positions):
     with pytest.raises(InvalidTargets, match="expected 0 to 16,777,216 positions, got"):
         writer.plan([PlannedSample(key_of(0), positions)])
     assert writer.units() == []
+
+
+def test_a_place_that_holds_something_else_is_left_alone(tmp_path):
+    place = tmp_path / "data"
+    place.mkdir()
+    (place / "train.jsonl").write_text("{}")
+    (place / "units").mkdir()
+    with pytest.raises(
+        CacheError, match=r"data is not a cache, and not empty: it holds train\.jsonl; give cache\.path"
+    ):
+        create_cache(place, spec_of())
+    assert sorted(path.name for path in place.iterdir()) == ["train.jsonl", "units"]
+    (place / "train.jsonl").unlink()
+    create_cache(place, spec_of())  # as a creation that was cut off leaves it
+    create_cache(place, spec_of())
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / ".DS_Store").write_text("")
+    create_cache(empty, spec_of())

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from firstsight.data.check.report import DataReport
 from firstsight.data.compact import NumberSet
-from firstsight.data.images import held, image_digest, opened
+from firstsight.data.images import as_shown, held, image_digest, opened, upright_size
 from firstsight.data.sample import Sample
 from firstsight.data.samples import SampleFiles
 from firstsight.data.source import DataSource, Turns
@@ -87,12 +87,12 @@ def _check_images(
         seen.add(mark)
         try:
             with opened(image, sample.place) as picture:
-                several = getattr(picture, "n_frames", 1) > 1
-                size = picture.size
+                several = getattr(picture, "is_animated", False)
+                size = upright_size(picture)
                 if decode:
                     # of a JPEG every byte is read and decoded, but only an eighth of the rows and columns is produced
                     picture.draft(picture.mode, (1, 1))
-                    picture.load()
+                    as_shown(picture)
         except DataError as error:
             bad[mark] = error
             raise

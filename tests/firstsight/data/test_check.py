@@ -73,6 +73,17 @@ def write_recipe(tmp_path, models, **cache):
     return "--config", tmp_path / "r.yaml", "--no-progress"
 
 
+def test_times_of_frames_are_noted(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
+    row = {"question": "What?", "answer": "A cup.", "frames": ["a.png", "b.png"]}
+    (tmp_path / "rows.json").write_text(json.dumps([row, {**row, "times": [0, 1]}]))
+    output = run(main, "data", "check", tmp_path / "rows.json")
+    assert "1 row has times of frames: part of the sample's key, but shown to no model" in output
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    assert "times" not in run(main, "data", "check", tmp_path / "rows.json")
+
+
 @pytest.mark.parametrize("command", [teacher, student])
 def test_both_plans_name_all_faults_at_once(rows, tmp_path, models, command):
     Image.new("RGB", (1, 5000)).save(tmp_path / "thin.png")

@@ -1,14 +1,20 @@
 """Every mode that Pillow opens is shown as an image viewer shows it, or refused by name."""
 
+import base64
 import io
 import json
+import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageMode
+from PIL import Image, ImageMode, features
 
-from firstsight.data.images import SHOWN, InlineImage, image_digest, image_path
+from firstsight.data.check.reading import check_data
+from firstsight.data.images import SHOWN, InlineImage, image_digest, image_name, image_path
 from firstsight.data.samples import load_samples
+from firstsight.data.source import DataSource
 from firstsight.errors import DataError
 
 
@@ -137,3 +143,138 @@ def test_any_root_also_the_file_system_s(tmp_path):
         image_path("link.png", tmp_path / "inside", "t:1")
     with pytest.raises(DataError, match=r"is not a path"):
         image_path("a\0.png", tmp_path, "t:1")
+
+
+def test_names_of_images_where_links_lead_to_the_root(tmp_path):
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    PLAIN.save(data / "sub" / "a.png")
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "other").symlink_to(data / "sub")
+    (data / "b.png").symlink_to(data / "sub" / "a.png")
+    for root in (data, tmp_path / "link"):
+        for given in (
+            "sub/a.png",
+            data / "sub" / "a.png",
+            tmp_path / "link" / "sub" / "a.png",
+            tmp_path / "other" / "a.png",
+        ):
+            name = image_name(image_path(str(given), root, "t:1"), root)
+            assert name == "sub/a.png"
+            assert image_path(name, root, "t:1").is_file()
+        assert image_name(image_path("b.png", root, "t:1"), root) == "b.png"
+
+
+def tiff(values, *, bits, photometric=1, sample_format=1, order="<", packed=False):
+    """A TIFF of one row, written without Pillow."""
+    digits = "".join(f"{value:0{bits}b}" for value in values)
+    data = bytes(int(digits[at : at + 8].ljust(8, "0"), 2) for at in range(0, len(digits), 8))
+    if bits == 16:
+        data = struct.pack(f"{order}{len(values)}H", *values)
+    data = zlib.compress(data) if packed else data
+    tags = {256: len(values), 257: 1, 258: bits, 259: 8 if packed else 1, 262: photometric, 273: 134}
+    tags |= {277: 1, 278: 1, 279: len(data), 339: sample_format}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + struct.pack(f"{order}I", 0) + data
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "photometric", "order"),
+    [(4, 0, "<"), (4, 1, ">"), (8, 0, ">"), (8, 1, "<"), (12, 1, "<"), (16, 0, "<"), (16, 1, "<"), (16, 1, ">")],
+)
+def test_greys_of_a_tiff_are_shown_by_its_tags(bits, photometric, order, packed):
+    top = 2**bits - 1
+    values = [0, top // 3, top // 2, top, 0]
+    data = tiff(values, bits=bits, photometric=photometric, order=order, packed=packed)
+    shown = np.asarray(sample_of(data).open_images()[0]).astype(float)[0]
+    expected = np.array(values) * 255 / top
+    if photometric == 0:  # white is zero
+        expected = 255 - expected
+    assert np.abs(shown - expected[:, None]).max() <= 0.5
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_signed_values_are_refused(bits):
+    with pytest.raises(DataError, match=r"which cannot be shown in one clear way; save it as 8-bit RGB"):
+        sample_of(tiff([0, 1], bits=bits, sample_format=2)).open_images()
+
+
+def test_deep_grey_is_transparent_where_the_file_says_so():
+    values = np.array([[0, 300, 65_535]], dtype=np.uint16)
+    shown = np.asarray(seen(Image.fromarray(values), transparency=300))[..., 0]
+    assert shown.tolist() == [[0, 255, 255]]
+
+
+def test_deep_grey_without_a_white_is_refused():
+    cards = {"SIMPLE": "T", "BITPIX": "16", "NAXIS": "2", "NAXIS1": "2", "NAXIS2": "2"}
+    head = "".join(f"{name:8}= {value:>20}".ljust(80) for name, value in cards.items()) + "END"
+    with pytest.raises(DataError, match=r"has the mode I;16 \(FITS\), which cannot be shown"):
+        sample_of(head.ljust(2880).encode() + bytes(2880)).open_images()
+
+
+def test_no_other_program_draws_an_image(monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was run"))
+    buffer = io.BytesIO()
+    PLAIN.save(buffer, "EPS")
+    for look in ("open_images", "image_sizes"):
+        with pytest.raises(DataError, match=r"x\.png has the format EPS, which another program would have to draw"):
+            getattr(sample_of(buffer.getvalue()), look)()
+
+
+KINDS = ["JPEG", "PNG", "TIFF", "WEBP", "MPO", *(["AVIF"] if features.check("avif") else [])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_of_every_kind(kind, orientation):
+    """The header's size is the size as shown, and the pixels are where a viewer has them."""
+    quarters = Image.new("RGB", (64, 32), "white")
+    quarters.paste("black", (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    quarters.save(buffer, kind, exif=exif)
+    sample = sample_of(buffer.getvalue())
+    shown = sample.open_images()[0]
+    assert sample.image_sizes() == [shown.size] == [(64, 32) if orientation < 5 else (32, 64)]
+    dark = {
+        (x, y)
+        for x in (0, 1)
+        for y in (0, 1)
+        if shown.getpixel((x * (shown.width - 1), y * (shown.height - 1)))[0] < 128
+    }
+    corners = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
+    assert dark == {corners[orientation]}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged metadata
+@pytest.mark.parametrize("kind", [*KINDS, "GIF", "BMP", "DDS", "ICO", "JPEG2000", "ICNS", "TGA"])
+def test_whatever_is_damaged_is_one_error_and_the_check_tells_it(tmp_path, kind):
+    draws = random.Random(kind)
+    exif = Image.Exif()
+    exif[274] = 6
+    exif[271], exif[282] = "maker", (72, 1)
+    exif.get_ifd(0x8769)[36867] = "2020:01:01 00:00:00"
+    exif.get_ifd(0x8825)[1] = "N"
+    buffer = io.BytesIO()
+    PLAIN.resize((33, 21)).save(buffer, kind, **({"exif": exif} if kind in KINDS else {}))
+    refused, lines = 0, []
+    for _ in range(150):
+        data = bytearray(buffer.getvalue())
+        for _ in range(draws.choice((1, 2, 5))):
+            data[draws.randrange(min(len(data), 400))] = draws.choice((0, 255, draws.randrange(256)))
+        data = data[: draws.randrange(1, len(data))] if draws.random() < 0.1 else data
+        sample = sample_of(bytes(data))
+        try:
+            header, (shown,) = sample.image_sizes(), sample.open_images()
+            assert header == [shown.size]
+        except DataError:
+            refused += 1
+        url = "data:image/x;base64," + base64.b64encode(data).decode()
+        lines.append(json.dumps({"question": f"{len(lines)}", "answer": "a", "image": url}) + "\n")
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    report = check_data([DataSource(files=(tmp_path / "rows.jsonl",), root=tmp_path)])
+    assert report.fault_count == refused
+    assert not any("\n" in fault for fault in report.faults)
