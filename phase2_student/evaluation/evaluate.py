@@ -54,7 +54,7 @@ from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 from storage.wording import counted
 
-_VERSION = 6
+_VERSION = 7
 """Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
 """Number of answers at batch 1 while the peak memory is measured."""
@@ -108,7 +108,7 @@ def evaluate(
     samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
     asked = [each for sample in samples for each in (sample.asked() if recipe.data.turns == "all" else [sample])]
     cache = TeacherCache.of_recipe(recipe)
-    shared = _shared_identity(recipe, samples, settings, cache.digest)
+    shared = _shared_identity(recipe, samples, settings, cache)
     models, timed = [], False
     for candidate in candidates:
         identity = digest_of({**shared, "model": candidate.identity()})
@@ -309,7 +309,7 @@ def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tok
 
 
 def _shared_identity(
-    recipe: Recipe, samples: Sequence[Sample], settings: Settings, cache: str | None
+    recipe: Recipe, samples: Sequence[Sample], settings: Settings, cache: TeacherCache
 ) -> dict[str, object]:
     """What every result of this evaluation depends on besides the model."""
     return {
@@ -318,7 +318,8 @@ def _shared_identity(
         "data": [[s.key, s.id, s.category, s.environment, s.options, s.truths] for s in samples],
         "turns": recipe.data.turns,
         "max_length": recipe.data.max_length,
-        "cache": cache,
+        "cache": cache.digest,
+        "no distance": cache.refusal(recipe),
         "device": device_name(),
         "versions": [version(package) for package in _PACKAGES],
     }
