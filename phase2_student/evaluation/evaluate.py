@@ -195,6 +195,7 @@ def _measure(
         for sample in asked[:MEMORY_ANSWERS]:
             _answer(loaded.model, prompter, [sample], settings.max_new_tokens)
     records = answered.records
+    measured = candidate.role == "student" and not answered.distance_unknown
     return ModelResult(
         name=candidate.name,
         role=candidate.role,
@@ -216,7 +217,8 @@ def _measure(
             "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
-        distance_targets=None if candidate.role == "teacher" or answered.distance_unknown else cache.kind,
+        distance_targets=cache.kind if measured else None,
+        distance_digest=cache.digest_of(samples) if measured else None,
         preprocessing=InputSettings(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,

@@ -72,10 +72,12 @@ def write_report(
         DataError: a directory holds no run, or a file cannot be used.
     """
     runs = read_runs(find_runs(directories))
-    found = read_evaluation(runs, evaluation)
+    left_out: dict[str, str] = {}
+    found = read_evaluation(runs, evaluation, left_out=left_out)
     cache, trouble = read_cache(runs)
     notes = [trouble] if trouble else []
-    if found is None:
+    notes += left_out.values()
+    if found is None and not left_out:
         notes.append("No evaluation was found: run fs-student eval, then this command again.")
     notes += [line for run in runs if (line := _skipped(run))]
     models = found.models if found else []

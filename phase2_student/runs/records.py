@@ -43,6 +43,17 @@ class Run:
         return found
 
     @property
+    def validation(self) -> str:
+        """Which samples its validations are of: their digest, their number if no digest was recorded, "" if neither was."""
+        digest, count = self.facts.get("validation_digest"), self.facts.get("validation_samples")
+        return str(digest or ("" if count is None else count))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its identity and its validation samples: what runs differ in, by dotted names."""
+        return {**self.identity, "validation samples": self.validation}
+
+    @property
     def finished(self) -> bool:
         """Whether it reached its last step."""
         return (self.directory / "final").is_dir()
@@ -57,8 +68,8 @@ class Run:
 
         The identity leaves out keys that older versions did not have, if they have their defaults.
         """
-        if dotted in self.identity:
-            return self.identity[dotted]
+        if dotted in self.settings:
+            return self.settings[dotted]
         section, _, name = dotted.partition(".")
         found = self.key(dotted)
         if found is None and section == "loss" and name in LossSection.model_fields:

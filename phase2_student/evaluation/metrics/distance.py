@@ -55,6 +55,11 @@ class TeacherCache:
         """Digest of what is committed in the cache."""
         return None if self.cache is None else self.cache.digest
 
+    def digest_of(self, samples: Sequence[Sample]) -> str | None:
+        """Digest of the targets of those of the samples that it holds."""
+        cache = self.cache
+        return None if cache is None else cache.digest_of_samples(s.key for s in samples if s.key in cache)
+
     def refusal(self, recipe: Recipe) -> str:
         """Why no student's distance can be measured on it with this recipe; empty if nothing speaks against it."""
         if self.cache is None:
