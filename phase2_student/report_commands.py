@@ -26,7 +26,8 @@ def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, eva
 
     DIR is the directory of a run, or of a sweep. Runs that differ only in their seed are one objective: its mean, spread and number of
     seeds. KL is between teacher and student at T = 1 on validation, whatever was minimised. Losses on different scales, figures of
-    different samples and distances to different teachers are not compared. Exact match is shown if fs-student eval has left an evaluation in the run.
+    different samples and distances to different teachers are not compared. Exact match is shown if fs-student eval has left an
+    evaluation in the run.
 
     Example: fs-student compare runs/sweep --plot sweep.png
 

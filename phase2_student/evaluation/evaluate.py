@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from firstsight.console import Heartbeat
 from firstsight.data.samples import Sample
-from firstsight.errors import ModelError
+from firstsight.errors import ModelError, RecipeError
 from firstsight.generation import generate_answers
 from firstsight.identity import text_digest, with_turns_of_cache
 from firstsight.models.loading import weights_digest
@@ -35,7 +35,7 @@ from phase2_student.evaluation.goals import check_goals
 from phase2_student.evaluation.loading import device_name, load
 from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.evaluation.measure.power import EnergyMeter
-from phase2_student.evaluation.measure.timing import Stopwatch, Timing, throughput
+from phase2_student.evaluation.measure.timing import Stopwatch, Timing, check_counts, throughput
 from phase2_student.evaluation.metrics.answer_metrics import ANLS_THRESHOLD
 from phase2_student.evaluation.metrics.distance import TeacherCache, add_distance
 from phase2_student.evaluation.metrics.scores import RESAMPLES, grouped_scores
@@ -71,6 +71,10 @@ class Settings:
     """Maximum length of an answer, end of turn included."""
     timing: Timing = field(default_factory=Timing)
 
+    def __post_init__(self) -> None:
+        """Raise RecipeError if a number is not possible."""
+        check_counts(1, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
+
 
 def evaluate(
     recipe: Recipe,
@@ -92,7 +96,7 @@ def evaluate(
         recipe: says where the data and the cache are.
         candidates: the models, as `parse_candidates` returns them.
         directory: results of single models are kept in `measured/` under it.
-        limit: use only the first samples, up to this number.
+        limit: use only the first samples, up to this number; at least 1.
         settings: how to measure; None: the defaults.
         fresh: measure again, even if a result was kept.
         progress: show progress bars.
@@ -101,6 +105,10 @@ def evaluate(
     Raises:
         FirstSightError: data or models cannot be used, or a model does not fit into memory.
     """
+    if limit is not None:
+        check_counts(1, limit=limit)
+    if not candidates:
+        raise RecipeError("candidates: expected at least one model, as parse_candidates returns them, got none")
     directory = Path(directory)
     settings = settings or Settings()
     recipe = with_turns_of_cache(recipe)

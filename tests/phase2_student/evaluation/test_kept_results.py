@@ -1,12 +1,14 @@
-"""Which kept results are used again: those of the same distance to the teacher, measured or refused."""
+"""Which kept results are used again: those of the same distance to the teacher, measured or refused. And which numbers are possible."""
 
 import pytest
 from report_cases import make_record, make_result
 
+from firstsight.errors import RecipeError
 from firstsight.recipe import load_recipe
 from phase2_student.evaluation import evaluate as evaluate_module
 from phase2_student.evaluation.candidates import parse_candidates
-from phase2_student.evaluation.evaluate import evaluate
+from phase2_student.evaluation.evaluate import Settings, evaluate
+from phase2_student.evaluation.measure.timing import Timing
 from phase2_student.evaluation.metrics.distance import TeacherCache
 
 WRONG = {
@@ -59,3 +61,33 @@ def test_settings_that_the_cache_has_change_nothing(asked):
     assert asked()
     assert not asked("cache.targets=top_k")
     assert not asked("teacher.quantization=none")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Settings(batch_size=0), "batch_size: expected a whole number of at least 1, got 0"),
+        (lambda: Settings(batch_size=2.0), "batch_size: expected a whole number of at least 1, got 2.0"),
+        (lambda: Settings(max_new_tokens=-1), "max_new_tokens: expected a whole number of at least 1, got -1"),
+        (lambda: Timing(timed=-1), "timed: expected a whole number of at least 0, got -1"),
+        (lambda: Timing(warm_up=-2), "warm_up: expected a whole number of at least 0, got -2"),
+        (lambda: Timing(requests=0), "requests: expected a whole number of at least 1, got 0"),
+        (lambda: Timing(repetitions=True), "repetitions: expected a whole number of at least 1, got True"),
+        (lambda: Timing(batch_sizes=(4, 0)), "batch_sizes: expected a whole number of at least 1, got 0"),
+        (lambda: Timing(users=("1",)), "users: expected a whole number of at least 1, got '1'"),
+    ],
+)
+def test_numbers_that_are_not_possible_are_refused_by_name(make, message):
+    with pytest.raises(RecipeError) as error:
+        make()
+    assert str(error.value) == message
+    assert Timing(timed=0, warm_up=0, batch_sizes=(), users=()).requests == 20
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5])
+def test_a_limit_below_one_is_refused(world, limit):
+    recipe = load_recipe(world / "recipe.yaml")
+    with pytest.raises(RecipeError, match=f"limit: expected a whole number of at least 1, got {limit}"):
+        evaluate(recipe, parse_candidates(recipe, ["base"]), directory=world / "kept", limit=limit, progress=False)
+    with pytest.raises(RecipeError, match="candidates: expected at least one model"):
+        evaluate(recipe, [], directory=world / "kept", progress=False)
