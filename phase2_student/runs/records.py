@@ -59,6 +59,29 @@ class Run:
         return (self.directory / "final").is_dir()
 
     @property
+    def samples_seen(self) -> int | None:
+        """Number of training samples that its steps showed the student, repetitions included; None if it is not known."""
+        samples, batch, epochs = self.facts.get("train_samples"), self.identity.get("global batch"), self.history.epochs
+        if not samples or not epochs:
+            return None
+        if not batch:
+            return int(samples * epochs[-1]["epoch"])  # an older run, which counted whole epochs
+        whole, rest = divmod(self.history.last_step, -(-samples // batch))
+        return int(whole * samples + min(samples, rest * batch))
+
+    @property
+    def epochs_seen(self) -> float | None:
+        """The same in epochs."""
+        seen = self.samples_seen
+        return None if seen is None else round(seen / self.facts["train_samples"], 3)
+
+    @property
+    def max_steps(self) -> int | None:
+        """The `training.max_steps` that took the place of epochs; None if none did."""
+        steps = self.key("training.max_steps")
+        return steps if isinstance(steps, int) and steps > 0 else None
+
+    @property
     def best_validation_loss(self) -> float | None:
         """The lowest finite validation loss, at any step; None if there is none."""
         return self.history.best_validation_loss
