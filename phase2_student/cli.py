@@ -48,7 +48,7 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
     """
     recipe = _checked_recipe(config, overrides)
 
-    from phase2_student.training.arguments import validation_note
+    from phase2_student.training.arguments import idle_note, validation_note
     from phase2_student.training.prepare import prepare
     from phase2_student.training.train import train as run
 
@@ -59,6 +59,8 @@ def train(config: Path, overrides: tuple[str, ...], online: bool, overwrite: boo
             f"Student {recipe.student.model}, {counted(len(plan.train), 'sample')}{plan.source.note and f', {plan.source.note}'}; "
             f"{plan.objective_text}; {plan.precision}" + (f"; {note}" if (note := validation_note(recipe)) else "")
         )
+        if note := idle_note(recipe):
+            click.echo(note)
         if plan.skipped:
             click.echo(plan.skipped_text, err=True)
         if plan.unlearned_text:

@@ -18,15 +18,16 @@ from storage.wording import counted
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path, exists=True),
-    help="A file that fs-student eval wrote for these students, each named after its run, or a directory of such files; default: "
-    "the newest in each run.",
+    help="A file that fs-student eval wrote for these students, which are found by their weights, or a directory of such files; "
+    "default: the newest in each run.",
 )
 def compare(directories: tuple[Path, ...], plot: Path | None, as_json: bool, evaluation: Path | None) -> None:
     """Show runs side by side: the settings that differ, losses and agreement on validation, exact match, time; * marks the best.
 
     DIR is the directory of a run, or of a sweep. Runs that differ only in their seed are one objective: its mean, spread and number of
-    seeds. KL is between teacher and student at T = 1 on validation, whatever was minimised; losses on different scales are not
-    compared. Exact match is shown if fs-student eval has left an evaluation in the run.
+    seeds. KL is between teacher and student at T = 1 on validation, whatever was minimised. Losses on different scales, figures of
+    different samples and distances to different teachers are not compared. Exact match is shown if fs-student eval has left an
+    evaluation in the run.
 
     Example: fs-student compare runs/sweep --plot sweep.png
 

@@ -43,6 +43,11 @@ def check_cache(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, r
         check_tail(recipe, cache)
 
 
+def stated_differences(recipe: Recipe, cache: Cache | ExactCache) -> list[Compared]:
+    """What a recipe states about the dump and the cache does not have: `check_made_for` refuses these for every student."""
+    return _different(_stated(recipe, cache))
+
+
 def check_made_for(recipe: Recipe, cache: Cache | ExactCache, prompter: Prompter, rows: int) -> None:
     """Compare a cache with what a recipe states about the dump, and with a student. Raises SpecMismatch.
 
@@ -81,9 +86,12 @@ def check_loss(recipe: Recipe, source: str) -> None:
 
 
 def _refuse(cache: Cache | ExactCache, compared: list[Compared]) -> None:
-    differences = [(name, cached, wanted) for name, cached, wanted in compared if cached != wanted]
-    if differences:
+    if differences := _different(compared):
         raise SpecMismatch(cache.location, differences)
+
+
+def _different(compared: list[Compared]) -> list[Compared]:
+    return [(name, cached, wanted) for name, cached, wanted in compared if cached != wanted]
 
 
 def _stated(recipe: Recipe, cache: Cache | ExactCache) -> list[Compared]:

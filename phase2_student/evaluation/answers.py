@@ -104,6 +104,7 @@ def answer_record(
         scores |= {"vqa": vqa_accuracy(answer, sample.truths), "truths": list(sample.truths)}
     return AnswerRecord(
         id=sample.id,
+        key=sample.key,
         category=sample.category,
         environment=sample.environment,
         question=sample.question,

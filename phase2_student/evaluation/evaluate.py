@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from firstsight.console import Heartbeat
 from firstsight.data.samples import Sample
-from firstsight.errors import ModelError
+from firstsight.errors import ModelError, RecipeError
 from firstsight.generation import generate_answers
 from firstsight.identity import text_digest, with_turns_of_cache
 from firstsight.models.loading import weights_digest
@@ -35,7 +35,7 @@ from phase2_student.evaluation.goals import check_goals
 from phase2_student.evaluation.loading import device_name, load
 from phase2_student.evaluation.measure.memory import PeakMemory
 from phase2_student.evaluation.measure.power import EnergyMeter
-from phase2_student.evaluation.measure.timing import Stopwatch, Timing, throughput
+from phase2_student.evaluation.measure.timing import Stopwatch, Timing, check_counts, throughput
 from phase2_student.evaluation.metrics.answer_metrics import ANLS_THRESHOLD
 from phase2_student.evaluation.metrics.distance import TeacherCache, add_distance
 from phase2_student.evaluation.metrics.scores import RESAMPLES, grouped_scores
@@ -54,7 +54,7 @@ from phase2_student.runs.files import write_json
 from storage.canonical import digest_of
 from storage.wording import counted
 
-_VERSION = 6
+_VERSION = 7
 """Version of what is measured: a kept result of another version is not used."""
 MEMORY_ANSWERS = 4
 """Number of answers at batch 1 while the peak memory is measured."""
@@ -70,6 +70,10 @@ class Settings:
     max_new_tokens: int = 128
     """Maximum length of an answer, end of turn included."""
     timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError if a number is not possible."""
+        check_counts(1, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
 
 
 def evaluate(
@@ -92,7 +96,7 @@ def evaluate(
         recipe: says where the data and the cache are.
         candidates: the models, as `parse_candidates` returns them.
         directory: results of single models are kept in `measured/` under it.
-        limit: use only the first samples, up to this number.
+        limit: use only the first samples, up to this number; at least 1.
         settings: how to measure; None: the defaults.
         fresh: measure again, even if a result was kept.
         progress: show progress bars.
@@ -101,6 +105,10 @@ def evaluate(
     Raises:
         FirstSightError: data or models cannot be used, or a model does not fit into memory.
     """
+    if limit is not None:
+        check_counts(1, limit=limit)
+    if not candidates:
+        raise RecipeError("candidates: expected at least one model, as parse_candidates returns them, got none")
     directory = Path(directory)
     settings = settings or Settings()
     recipe = with_turns_of_cache(recipe)
@@ -108,7 +116,7 @@ def evaluate(
     samples, skipped = usable_samples(recipe, [make() for make in prompters.values()], limit=limit, progress=progress)
     asked = [each for sample in samples for each in (sample.asked() if recipe.data.turns == "all" else [sample])]
     cache = TeacherCache.of_recipe(recipe)
-    shared = _shared_identity(recipe, samples, settings, cache.digest)
+    shared = _shared_identity(recipe, samples, settings, cache)
     models, timed = [], False
     for candidate in candidates:
         identity = digest_of({**shared, "model": candidate.identity()})
@@ -195,6 +203,7 @@ def _measure(
         for sample in asked[:MEMORY_ANSWERS]:
             _answer(loaded.model, prompter, [sample], settings.max_new_tokens)
     records = answered.records
+    measured = candidate.role == "student" and not answered.distance_unknown
     return ModelResult(
         name=candidate.name,
         role=candidate.role,
@@ -216,7 +225,8 @@ def _measure(
             "undecided": sum(bool(record.undecided) for record in records),
         },
         distance_unknown=answered.distance_unknown,
-        distance_targets=None if candidate.role == "teacher" or answered.distance_unknown else cache.kind,
+        distance_targets=cache.kind if measured else None,
+        distance_digest=cache.digest_of(samples) if measured else None,
         preprocessing=InputSettings(
             origin=candidate.origin,
             max_pixels=candidate.section.max_pixels,
@@ -309,7 +319,7 @@ def _answer(model: Any, prompter: Prompter, batch: Sequence[Sample], max_new_tok
 
 
 def _shared_identity(
-    recipe: Recipe, samples: Sequence[Sample], settings: Settings, cache: str | None
+    recipe: Recipe, samples: Sequence[Sample], settings: Settings, cache: TeacherCache
 ) -> dict[str, object]:
     """What every result of this evaluation depends on besides the model."""
     return {
@@ -318,7 +328,8 @@ def _shared_identity(
         "data": [[s.key, s.id, s.category, s.environment, s.options, s.truths] for s in samples],
         "turns": recipe.data.turns,
         "max_length": recipe.data.max_length,
-        "cache": cache,
+        "cache": cache.digest,
+        "no distance": cache.refusal(recipe),
         "device": device_name(),
         "versions": [version(package) for package in _PACKAGES],
     }

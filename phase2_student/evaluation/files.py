@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from firstsight.errors import DataError
 from phase2_student.evaluation.results import Evaluation, Goal, ModelResult
 from phase2_student.evaluation.summary import details_text, summary_text
+from phase2_student.runs.best import trained_student
 from phase2_student.runs.files import read_json, write_json
 from phase2_student.runs.records import NAMES, Run
 
@@ -30,13 +31,17 @@ def write_evaluation(evaluation: Evaluation, directory: Path | str) -> Path:
     return path
 
 
-def read_evaluation(runs: Sequence[Run], given: Path | None = None) -> Evaluation | None:
+def read_evaluation(
+    runs: Sequence[Run], given: Path | None = None, *, left_out: dict[str, str] | None = None
+) -> Evaluation | None:
     """The evaluation of these runs, or None if there is none.
 
     Args:
         runs: the newest evaluations in their directories are merged. With several runs, a model called `student`, or an export
             of it, gets the name of its run. Of a model that was measured twice, the later measurement counts.
         given: an evaluation file, or a directory with evaluation files, to read instead of the runs' own.
+        left_out: gets the reason for each run, by name, whose student is not in the evaluation, although a model is called like
+            it; an evaluation of the run's own is then left out. None: no weights are compared.
 
     Raises:
         DataError: the file was not found or is not an evaluation, or the evaluations have different samples.
@@ -45,11 +50,17 @@ def read_evaluation(runs: Sequence[Run], given: Path | None = None) -> Evaluatio
         path = newest_evaluation(given) if given.is_dir() else given
         if path is None or not path.is_file():
             raise DataError(f"{given}: no evaluation found; fs-student eval writes evaluation_<timestamp>.json")
-        return _read(path)
+        evaluation = _read(path)
+        if left_out is not None:
+            left_out.update({run.name: why for run in runs if (why := _misfit(evaluation, path, run))})
+        return evaluation
     found = []
     for run in runs:
         if path := newest_evaluation(run.directory / "evaluation"):
             evaluation = _read(path)
+            if left_out is not None and (why := _misfit(evaluation, path, run)):
+                left_out[run.name] = why
+                continue
             if len(runs) > 1:
                 for part in evaluation.models:
                     part.name = _name_with_run(part.name, run)
@@ -65,14 +76,45 @@ def newest_evaluation(directory: Path) -> Path | None:
 
 
 def student_of(models: Sequence[ModelResult], run: Run) -> ModelResult | None:
-    """The student of a run among the models of an evaluation, found by name: the run's, `student`, or that of the run's directory.
+    """The student of a run among the models of an evaluation: the one with its weights.
 
-    A model card compares the weights instead (`release/publish.py`); a report must be quick for many runs.
+    A model of an older file, which records no weights, and the student of a run without a student's directory are found by name:
+    the run's, `student`, or that of the run's directory.
     """
+    named, students = _named(models, run), [model for model in models if model.role == "student"]
+    weights = _weights(run) if any(model.weights for model in students) else None
+    if weights is None:
+        return named
+    same = [model for model in students if model.weights == weights]
+    if named in same or (named is not None and named.weights is None):
+        return named
+    return next(iter(same), None)
+
+
+def _named(models: Sequence[ModelResult], run: Run) -> ModelResult | None:
     students = {model.name: model for model in models if model.role == "student"}
     own = run.directory.resolve().name
     names = (run.name, "student") if own in NAMES else (run.name, "student", own)
     return next((students[name] for name in names if name in students), None)
+
+
+def _weights(run: Run) -> str | None:
+    """Digest of the weights of a run's student; None if they are not here."""
+    from firstsight.models.loading import weights_digest  # not at the top: torch
+
+    directory = trained_student(run.directory)
+    return weights_digest(directory) if any(directory.glob("*.safetensors")) else None
+
+
+def _misfit(evaluation: Evaluation, path: Path, run: Run) -> str:
+    """Why a model that is called like a run's student is not it; empty if it is, or if there is none."""
+    named = _named(evaluation.models, run)
+    if named is None or student_of(evaluation.models, run) is not None:
+        return ""
+    return (
+        f"{run.name}: not evaluated: in {path}, {named.name} has other weights than {trained_student(run.directory)}, as if it was "
+        "evaluated before the training ended, or is another run's student; run fs-student eval again"
+    )
 
 
 def _name_with_run(name: str, run: Run) -> str:
@@ -83,12 +125,11 @@ def _name_with_run(name: str, run: Run) -> str:
 def _joined(found: list[tuple[Evaluation, Path]]) -> Evaluation:
     found.sort(key=lambda pair: pair[0].created)
     newest, newest_path = found[-1]
-    ids = newest.models[0].sample_ids
     models: dict[str, ModelResult] = {}
     goals: dict[tuple[str, str], Goal] = {}
     for evaluation, path in found:
         for model in evaluation.models:
-            if model.sample_ids != ids:
+            if not model.asked_as(newest.models[0]):
                 raise DataError(
                     f"{path} and {newest_path} are evaluations of different samples, which cannot be compared; evaluate the models "
                     "with one fs-student eval --model NAME=DIR ..., and pass its file as --evaluation"
@@ -110,7 +151,7 @@ def _read(path: Path) -> Evaluation:
         ) from None
     first_model = evaluation.models[0]
     for model in evaluation.models:
-        if model.sample_ids != first_model.sample_ids:
+        if not model.asked_as(first_model):
             raise DataError(
                 f"{path}: {model.name} has other samples than {first_model.name}; run fs-student eval again"
             )

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_serializer, model_validator
 
+from storage.canonical import digest_of
+
 Role = Literal["teacher", "student"]
 
 
@@ -25,6 +27,8 @@ class AnswerRecord(_Part):
     """One sample: question, true answer, the model's answer, and how right and how sure it was."""
 
     id: str
+    key: str | None = None
+    """Digest of the content of the sample's row; None in older files."""
     category: str | None
     environment: str | None
     question: str
@@ -200,6 +204,8 @@ class ModelResult(_Part):
     distance_targets: Literal["top_k", "tail_rank", "exact"] | None = None
     """What the distance was measured on: stored entries and the rest as one outcome (a lower bound), stored entries and a tail with a
     shape (an estimate), or whole distributions."""
+    distance_digest: str | None = None
+    """Digest of the teacher's targets that the distance was measured on; None if it is not known, and in older files."""
     preprocessing: InputSettings | None = None
     """How its inputs were prepared."""
     scores: GroupedScores
@@ -208,6 +214,21 @@ class ModelResult(_Part):
     """Digest of everything that the result depends on."""
     measured: str | None = None
     """When it was measured, ISO 8601."""
+
+    @property
+    def questions(self) -> list[str] | None:
+        """Digests of what was asked, in their order, whatever the samples are called; None in older files."""
+        keys = [record.key for record in self.samples]
+        return (
+            None
+            if None in keys
+            else [digest_of([key, record.question]) for key, record in zip(keys, self.samples, strict=True)]
+        )
+
+    def asked_as(self, other: ModelResult) -> bool:
+        """Whether both were asked the same, in the same order: by content, or by the samples' ids if one is from an older file."""
+        mine, theirs = self.questions, other.questions
+        return self.sample_ids == other.sample_ids if mine is None or theirs is None else mine == theirs
 
     @property
     def sample_ids(self) -> list[str]:

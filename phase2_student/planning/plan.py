@@ -28,7 +28,7 @@ from phase2_student.planning.footprint import (
     footprint,
     student_shape,
 )
-from phase2_student.training.arguments import training_arguments, validation_note, warmup_note
+from phase2_student.training.arguments import idle_note, training_arguments, validation_note, warmup_note
 from phase2_student.training.weights import check_weights
 from storage.errors import CacheError
 from storage.format.base import EXACT, FormatVersion
@@ -234,7 +234,13 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         notes=tuple(
             filter(
                 None,
-                [*summary.notes(), _unreadable(unreadable), validation_note(recipe), warmup_note(arguments, steps)],
+                [
+                    *summary.notes(),
+                    _unreadable(unreadable),
+                    validation_note(recipe),
+                    idle_note(recipe),
+                    warmup_note(arguments, steps),
+                ],
             )
         ),
         micro_batch=size,

@@ -22,6 +22,7 @@ from phase2_student.runs.best import trained_student
 from phase2_student.runs.lineage import CacheFacts, pair_names
 from phase2_student.runs.preprocessing import read_preprocessing
 from phase2_student.runs.records import Run
+from storage.wording import counted
 
 _METRICS = {
     "exact": ("exact_match", "Exact match"),
@@ -55,6 +56,7 @@ def model_card(
     config = json.loads((trained_student(run.directory) / "config.json").read_text(encoding="utf-8"))
     sees = "model_type" not in config or family_of(SimpleNamespace(**config)).has_vision
     teacher_name, base = pair_names(run, cache)
+    hard = run.setting("loss.alpha") == 0
     own = read_preprocessing(trained_student(run.directory))
     system_prompt = None if own is None or own.system_prompt is None else repr(own.system_prompt)  # as in Python code
     data = ModelCardData(
@@ -63,7 +65,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag="image-text-to-text" if sees else "text-generation",
         license=license,
-        tags=["knowledge-distillation", "firstsight", _TASK],
+        tags=[*([] if hard else ["knowledge-distillation"]), "firstsight", _TASK],
         metrics=[_METRICS[name][0] for name in student.scores.overall.known()] if student else None,
         model_name=repo.split("/")[-1],
         eval_results=_results(evaluation, student) if evaluation and student else None,
@@ -84,6 +86,9 @@ def model_card(
         quantization=teacher.get("quantization") or run.key("teacher.quantization"),
         cache=cache,
         exact=run.identity.get("targets") == "exact",
+        hard=hard,
+        learned=_learned(run),
+        trained=_trained(run),
         evaluation=evaluation,
         own=student.name if student else None,
         table=[[_cell(cell) for cell in row] for row in table],
@@ -100,6 +105,33 @@ def model_card(
         license=license,
     )
     return ModelCard(text)
+
+
+def _learned(run: Run) -> str:
+    """What the student did not see of the teacher's distribution; empty if it saw all of it."""
+    if run.setting("loss.alpha") == 0:
+        return "It was trained on labels alone (`loss.alpha` was 0), on nothing of a teacher's distribution."
+    if run.identity.get("targets", "cache") != "cache" or not run.facts.get("cache_digest"):
+        return ""
+    entries = f"It was trained on the teacher's {run.key('cache.top_k')} most likely tokens per position"
+    tail = run.setting("loss.tail")
+    if tail in ("renormalize", "none"):
+        how = "as if they were all" if tail == "renormalize" else "without the mass of the rest"
+        return f"{entries}, {how}, not on the whole distribution."
+    if "tail" in run.identity:
+        return f"{entries} and an approximation of the rest ({run.identity['tail']}), not on the whole distribution itself."
+    return f"{entries} and the mass of the rest, not on the whole distribution."
+
+
+def _trained(run: Run) -> str:
+    """How long a run trained: `2 of 4 epochs, 14 steps`."""
+    seen, planned = run.epochs_seen, run.key("training.num_train_epochs")
+    if seen is None:
+        return "an unknown number of epochs and steps"
+    steps = counted(run.history.last_step, "step")
+    if planned and not run.max_steps:
+        return f"{seen:g} of {counted(planned, 'epoch') if planned % 1 == 0 else f'{planned:g} epochs'}, {steps}"
+    return f"{seen:g} epoch{'' if seen == 1 else 's'}, {steps}"
 
 
 def _results(evaluation: Evaluation, student: ModelResult) -> list[EvalResult]:

@@ -96,7 +96,7 @@ def prepare_folder(
         raise DataError(
             f"{path}: holds {others[0]}, which does not belong to a student; choose an empty or new directory with --output"
         )
-    cache, _ = read_cache([run])
+    cache, _ = read_cache(run)
     card = model_card(run, found, student, cache, repo=repo, license=license)
 
     def fill(scratch: Path) -> None:

@@ -19,7 +19,7 @@ from phase2_student.evaluation.results import Evaluation
 from phase2_student.evaluation.summary import difference_lines, preprocessing_lines, sample_lines, summary_table
 from phase2_student.report import charts, figures, gallery
 from phase2_student.report.costs import cost_lines, cost_rows
-from phase2_student.runs.lineage import pair_names, read_cache
+from phase2_student.runs.lineage import pair_names, read_caches
 from phase2_student.runs.records import Run, find_runs, read_runs
 from storage.wording import counted
 
@@ -72,29 +72,38 @@ def write_report(
         DataError: a directory holds no run, or a file cannot be used.
     """
     runs = read_runs(find_runs(directories))
-    found = read_evaluation(runs, evaluation)
-    cache, trouble = read_cache(runs)
-    notes = [trouble] if trouble else []
-    if found is None:
+    left_out: dict[str, str] = {}
+    found = read_evaluation(runs, evaluation, left_out=left_out)
+    caches, notes = read_caches(runs)
+    notes += left_out.values()
+    if found is None and not left_out:
         notes.append("No evaluation was found: run fs-student eval, then this command again.")
     notes += [line for run in runs if (line := _skipped(run))]
     models = found.models if found else []
     series = figures.series_of(models, runs)
     keys = _run_keys(runs)
     values: dict[str, object] = {
-        "title": pair_names(runs[-1], cache),
+        "title": pair_names(runs[-1], caches.get(str(runs[-1].facts.get("cache")))),
         "version": __version__,
         "runs": [_run(run, series, keys) for run in runs],
         "run_keys": list(keys.values()),
         "curves": _curves(runs, series),
-        "costs": cost_rows(runs, cache),
-        "cost_lines": cost_lines(runs, cache),
+        "costs": cost_rows(runs, caches),
+        "cost_lines": cost_lines(runs, caches),
         "recipes": [
             (run.name, yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)) for run in runs if run.recipe
         ],
-        "cache": cache,
-        "cache_changed": cache is not None and all(cache.digest != run.facts.get("cache_digest") for run in runs),
-        "spec": None if cache is None else yaml.safe_dump(cache.status.spec, sort_keys=False, default_flow_style=None),
+        "caches": [
+            {
+                "name": cache.name if len(caches) > 1 else "the cache",
+                "digest": cache.digest,
+                "changed": all(
+                    cache.digest != run.facts.get("cache_digest") for run in runs if run.facts.get("cache") == location
+                ),
+                "spec": yaml.safe_dump(cache.status.spec, sort_keys=False, default_flow_style=None),
+            }
+            for location, cache in caches.items()
+        ],
         "evaluation": found,
         "symbols": charts.SYMBOLS,
         "series_count": charts.SERIES,
@@ -183,12 +192,19 @@ def _run(run: Run, series: dict[str, int], keys: dict[str, str]) -> dict[str, ob
     return {
         "name": run.name,
         "series": series[run.name],
-        "values": ["-" if run.setting(key) is None else str(run.setting(key)) for key in keys],
+        "values": [_value(run, key) for key in keys],
         "losses": "-" if best is None else f"{best:.4f}",
         "precision": run.facts.get("precision", "-"),
         "seed": run.facts.get("seed", "-"),
         "commit": str(run.facts.get("git_commit") or "-"),
     }
+
+
+def _value(run: Run, key: str) -> str:
+    if key == "training.num_train_epochs" and run.max_steps:
+        return counted(run.max_steps, "step")  # they take the place of the epochs
+    value = run.setting(key)
+    return "-" if value is None else str(value)
 
 
 def _curves(runs: Sequence[Run], series: dict[str, int]) -> list[Markup]:

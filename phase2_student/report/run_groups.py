@@ -16,7 +16,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from firstsight.recipe import LossSection
-from phase2_student.report.run_row import HIDDEN, RunRow, comparable, is_known, mark_best, measured_on
+from phase2_student.report.run_row import (
+    AGREEMENT,
+    CE,
+    EVALUATED_KL,
+    EXACT_MATCH,
+    HIDDEN,
+    KL,
+    RunRow,
+    comparable,
+    is_known,
+    mark_best,
+    measured_on,
+)
 from phase2_student.runs.records import Run
 
 _SEEDS = {"training.seed", "training.data_seed"}
@@ -32,7 +44,7 @@ _OF_RUN = {
 """Figures of a group, and the field of `RunRow` that each is the mean of."""
 _BETTER = {"kl": -1, "ce": -1, "agreement": 1, "evaluation_kl": -1, "exact_match": 1}
 """Whether more is better (1) or less (-1)."""
-_KL_OF = {"kl": "measured_on", "evaluation_kl": "evaluated_on"}
+_CONDITIONS = {"kl": KL, "ce": CE, "agreement": AGREEMENT, "evaluation_kl": EVALUATED_KL, "exact_match": EXACT_MATCH}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +93,22 @@ class GroupRow:
     kl: Figure | None
     """KL(teacher || student) at T = 1, nats; this, `ce` (nats) and `agreement` (a share) are of the last validation."""
     measured_on: str
-    """The targets on which `kl` was measured."""
+    """The kind of targets on which `kl` was measured."""
+    targets_of: str
+    """This and the two after it as in `RunRow`; of runs that differ in it, all values."""
+    teacher: str
+    validated_on: str
     ce: Figure | None
     agreement: Figure | None
     evaluation_kl: Figure | None
     evaluated_on: str | None
-    """The targets on which `evaluation_kl` was measured."""
+    """The kind of targets on which `evaluation_kl` was measured."""
+    evaluated_targets: str
+    """This and the next as in `RunRow`; of runs that differ in it, all values."""
+    evaluated_samples: str | None
     exact_match: Figure | None
     best_in: list[str] = field(default_factory=list)
-    """The fields above in which no other group is better; a KL is compared only with those measured on the same kind of targets."""
+    """The fields above in which no other group is better; compared only if measured on the same samples, a KL on the same targets."""
 
     def mean(self, name: str) -> float | None:
         """The mean of a figure."""
@@ -109,16 +128,16 @@ def run_groups(runs: Sequence[Run], rows: Sequence[RunRow]) -> list[GroupRow]:
     others = _others([group[0] for group in members])
     groups = [_group(group, [by_name[run.name] for run in group], others) for group in members]
     for name, sign in _BETTER.items():
-        for same in comparable(groups, name, _KL_OF):
+        for same in comparable(groups, name, _CONDITIONS):
             mark_best(same, name, sign, GroupRow.mean)
     return groups
 
 
 def members_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups: within a group, nothing that the weights depend on differs except the seed."""
+    """The runs in groups: within a group, neither the validation samples nor what the weights depend on differ, except the seed."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        names = {*run.identity, *(f"loss.{key}" for key in LossSection.model_fields)} - _SEEDS
+        names = {*run.settings, *(f"loss.{key}" for key in LossSection.model_fields)} - _SEEDS
         if _is_hard(run):
             names = {name for name in names if not name.startswith(("loss.", *_OF_TARGETS))}
         settings = {name: run.setting(name) for name in names}
@@ -141,7 +160,7 @@ def best_group(groups: Sequence[GroupRow]) -> tuple[GroupRow, str] | None:
     """
     for name in ("exact_match", "evaluation_kl", "kl"):
         best = [group for group in groups if name in group.best_in]
-        alike = [len(same) for same in comparable(groups, name, _KL_OF)] == [len(groups)]
+        alike = [len(same) for same in comparable(groups, name, _CONDITIONS)] == [len(groups)]
         if best and alike and all(is_known(group.mean(name)) for group in groups):
             return best[0], name
     return None
@@ -166,11 +185,11 @@ def _objective(run: Run) -> Targets:
 
 def _others(firsts: Sequence[Run]) -> list[str]:
     """Settings other than the objective's in which groups differ; digests only if nothing else distinguishes two groups."""
-    names = {name for run in firsts for name in run.identity} - _SEEDS
+    names = {name for run in firsts for name in run.settings} - _SEEDS
 
     def values(name: str) -> set[str]:
         of_targets = name.startswith(_OF_TARGETS)
-        having = [run for run in firsts if not of_targets or (name in run.identity and not _is_hard(run))]
+        having = [run for run in firsts if not of_targets or (name in run.settings and not _is_hard(run))]
         return {json.dumps(run.setting(name), sort_keys=True) for run in having}
 
     beside = sorted(name for name in names if not name.startswith("loss.") and name not in ("targets", "tail"))
@@ -189,11 +208,11 @@ def _group(members: Sequence[Run], rows: Sequence[RunRow], others: Sequence[str]
     finished = [row for row in rows if row.finished]
     seeds = [run.setting("training.seed") for run, row in zip(members, rows, strict=True) if row.finished]
     figures = {name: _figure(seeds, [getattr(row, of_run) for row in finished]) for name, of_run in _OF_RUN.items()}
-    measured = {row.measured_on for row in rows}
-    evaluated = {row.evaluated_on for row in finished if row.evaluation_kl is not None}
-    for name, kinds in (("kl", measured), ("evaluation_kl", evaluated)):
-        if len(kinds) > 1:  # runs on hard labels may have several caches: figures that are not comparable have no mean
-            figures[name] = None
+    for name, of_run in _OF_RUN.items():
+        having = [row for row in finished if getattr(row, of_run) is not None]
+        if len({tuple(getattr(row, each) for each in _CONDITIONS[name]) for row in having}) > 1:
+            figures[name] = None  # seeds may be evaluated on other samples, hard labels have several caches: no mean
+    evaluated = [row for row in finished if row.evaluation_kl is not None]
     return GroupRow(
         name=_name(members[0], others),
         objective=_objective(members[0]),
@@ -201,14 +220,23 @@ def _group(members: Sequence[Run], rows: Sequence[RunRow], others: Sequence[str]
         runs=[row.name for row in finished],
         seeds=len(set(seeds)),
         unfinished=[row.name for row in rows if not row.finished],
-        measured_on=" and ".join(sorted(measured)),
-        evaluated_on=" and ".join(sorted(filter(None, evaluated))) or None,
+        measured_on=_values(rows, "measured_on"),
+        targets_of=_values(rows, "targets_of"),
+        teacher=_values(rows, "teacher"),
+        validated_on=_values(rows, "validated_on"),
+        evaluated_on=_values(evaluated, "evaluated_on") or None,
+        evaluated_targets=_values(evaluated, "evaluated_targets"),
+        evaluated_samples=_values(finished, "evaluated_samples") or None,
         kl=figures["kl"],
         ce=figures["ce"],
         agreement=figures["agreement"],
         evaluation_kl=figures["evaluation_kl"],
         exact_match=figures["exact_match"],
     )
+
+
+def _values(rows: Sequence[RunRow], name: str) -> str:
+    return " and ".join(sorted({value for row in rows if (value := getattr(row, name))}))
 
 
 def _figure(seeds: Sequence[object], values: Sequence[float | None]) -> Figure | None:

@@ -13,28 +13,36 @@ from firstsight.recipe import LossSection
 from phase2_student.evaluation.files import read_evaluation, student_of
 from phase2_student.evaluation.results import ModelResult
 from phase2_student.runs.records import Run
+from storage.canonical import digest_of
 
-HIDDEN = {"cache digest", "targets digest", "training samples", "alignment", "teacher.weights", "teacher.tokens"}
+HIDDEN = {
+    *("cache digest", "targets digest", "training samples", "validation samples"),
+    *("alignment", "teacher.weights", "teacher.tokens"),
+}
 """Digests: shown as A, B, ..., since only whether they differ is of interest."""
 WHOLE = ("exact", "online")
 """Targets that are whole distributions; a divergence on stored entries and a bucket is a lower bound of the one on whole distributions."""
 
 
-def students_of(runs: Sequence[Run], given: Path | None = None) -> list[ModelResult | None]:
+def students_of(
+    runs: Sequence[Run], given: Path | None = None, left_out: dict[str, str] | None = None
+) -> list[ModelResult | None]:
     """The student of each run as it was evaluated; None if it was not.
 
     Args:
         runs: the newest evaluation in each run's directory is read.
-        given: an evaluation file, or a directory with evaluation files, to read instead; its models have the names of the runs.
+        given: an evaluation file, or a directory with evaluation files, to read instead.
+        left_out: gets the reason for each run, by name, whose evaluation is of another student.
 
     Raises:
         DataError: an evaluation that cannot be read.
     """
+    left_out = {} if left_out is None else left_out
     if given is not None:
-        evaluation = read_evaluation(runs, given)
+        evaluation = read_evaluation(runs, given, left_out=left_out)
         models = evaluation.models if evaluation else []
         return [student_of(models, run) for run in runs]
-    read = [(run, read_evaluation([run])) for run in runs]
+    read = [(run, read_evaluation([run], left_out=left_out)) for run in runs]
     return [student_of(evaluation.models, run) if evaluation else None for run, evaluation in read]
 
 
@@ -62,9 +70,42 @@ def measured_on(run: Run) -> str:
     return f"top_k {run.key('cache.top_k')}"
 
 
+def teacher_of(run: Run) -> str:
+    """The name of a run's teacher in its recipe, without directories: a run trains only on the cache of such a teacher."""
+    return Path(str(run.key("teacher.model") or "")).name
+
+
+def targets_of(runs: Sequence[Run]) -> list[str]:
+    """For each run a digest of the teacher's targets, the same one for runs that are known to have targets from one source.
+
+    Runs are known to if they began on a cache with the same content, or with the same targets of their own samples, or have the
+    same teacher in memory. "": not recorded.
+    """
+    marks: list[set[str]] = []
+    for run in runs:
+        teacher = {name: value for name, value in run.identity.items() if name.startswith("teacher.")}
+        digests = [run.identity.get("targets digest"), run.identity.get("cache digest"), run.facts.get("cache_digest")]
+        marks.append({*filter(None, digests), *([json.dumps(teacher, sort_keys=True)] if teacher else [])})
+    joined: list[set[str]] = []
+    for mine in marks:
+        touching = [each for each in joined if each & mine]
+        joined = [each for each in joined if not each & mine] + [mine.union(*touching)]
+    return [min(next(each for each in joined if each >= mine), default="") for mine in marks]
+
+
+def questions_of(students: Sequence[ModelResult | None]) -> list[str | None]:
+    """For each student a digest of what it was asked: by content, or by the samples' ids if any file is an older one."""
+    known = [student for student in students if student is not None]
+    by_content = all(student.questions is not None for student in known)
+    return [
+        None if student is None else digest_of(student.questions if by_content else student.sample_ids)
+        for student in students
+    ]
+
+
 def differing_settings(runs: Sequence[Run]) -> list[str]:
     """Dotted names of the settings in which the runs differ, as the runs began."""
-    names = sorted({name for run in runs for name in run.identity})
+    names = sorted({name for run in runs for name in run.settings})
     return [name for name in names if len({json.dumps(run.setting(name), sort_keys=True) for run in runs}) > 1]
 
 
@@ -87,15 +128,27 @@ class RunRow:
     validation_kl: float | None
     """KL(teacher || student) at T = 1, whatever was minimised."""
     measured_on: str
-    """The targets on which `validation_kl` was measured."""
+    """The kind of targets on which `validation_kl` was measured."""
+    targets_of: str
+    """Digest of these targets; runs of one cache or of one teacher in memory have the same. "": not recorded."""
+    teacher: str
+    """The teacher's name in the recipe."""
+    validated_on: str
+    """Which samples were validated: a digest, or their number if that is all that was recorded; "": neither was."""
     exact_match: float | None
     evaluation_kl: float | None
     evaluated_on: str | None
-    """The targets on which `evaluation_kl` was measured: `ModelResult.distance_targets`."""
+    """The kind of targets on which `evaluation_kl` was measured: `ModelResult.distance_targets`."""
+    evaluated_targets: str
+    """Digest of these targets; "": not recorded."""
+    evaluated_samples: str | None
+    """Digest of the questions of the evaluation; None: it was not evaluated."""
+    evaluation_left_out: str | None
+    """Why an evaluation that was found is not used: it is of another student."""
     seconds: float
     best_in: list[str]
-    """The fields above in which no other run is better. Fields of the loss are compared only if all runs minimise the same loss,
-    and a KL only with those measured on the same kind of targets."""
+    """The fields above in which no other run is better. Fields of the loss are compared only if all runs minimise the same loss;
+    every field only with those of the same samples, a KL only with those on the same targets."""
 
 
 def run_rows(runs: Sequence[Run], evaluation: Path | None = None) -> list[RunRow]:
@@ -107,7 +160,10 @@ def run_rows(runs: Sequence[Run], evaluation: Path | None = None) -> list[RunRow
     """
     names = differing_settings(runs)
     rows = []
-    for run, student in zip(runs, students_of(runs, evaluation), strict=True):
+    left_out: dict[str, str] = {}
+    students = students_of(runs, evaluation, left_out)
+    sources, questions = targets_of(runs), questions_of(students)
+    for run, student, source, asked in zip(runs, students, sources, questions, strict=True):
         validations = run.history.validations
         final = validations[-1] if validations else {}
         rows.append(
@@ -124,9 +180,15 @@ def run_rows(runs: Sequence[Run], evaluation: Path | None = None) -> list[RunRow
                 validation_agreement=final.get("agreement"),
                 validation_kl=final.get("kl"),
                 measured_on=measured_on(run),
+                targets_of=source,
+                teacher=teacher_of(run),
+                validated_on=run.validation,
                 exact_match=None if student is None else exact_match(student),
                 evaluation_kl=None if student is None else evaluated_kl(student),
                 evaluated_on=None if student is None else student.distance_targets,
+                evaluated_targets="" if student is None else student.distance_digest or "",
+                evaluated_samples=asked,
+                evaluation_left_out=left_out.get(run.name),
                 seconds=sum(row.get("seconds", 0.0) for row in run.history.epochs),
                 best_in=[],
             )
@@ -134,7 +196,7 @@ def run_rows(runs: Sequence[Run], evaluation: Path | None = None) -> list[RunRow
     of_one_loss = one_loss(runs)
     for field, sign in _BETTER.items():
         if of_one_loss or field not in _OF_THE_LOSS:
-            for same in comparable(rows, field, _KL_OF):
+            for same in comparable(rows, field, _CONDITIONS):
                 mark_best(same, field, sign)
     return rows
 
@@ -161,18 +223,18 @@ class Marked(Protocol):
 Row = TypeVar("Row", bound=Marked)
 
 
-def comparable(rows: Sequence[Row], field: str, kinds: dict[str, str]) -> list[list[Row]]:
-    """The rows in lists, within which the figures of a field can be compared; rows of unknown targets are left out.
+def comparable(rows: Sequence[Row], field: str, conditions: dict[str, tuple[str, ...]]) -> list[list[Row]]:
+    """The rows in lists, within which the figures of a field can be compared; rows with an unknown condition are left out.
 
     Args:
         rows: rows of runs or groups.
         field: the figure's field.
-        kinds: for such a field, the field that says on which targets it was measured.
+        conditions: for each field, the fields that say on what it was measured: samples, targets, teacher.
     """
-    found: dict[Any, list[Row]] = {}
+    found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(getattr(row, kinds[field]) if field in kinds else "", []).append(row)
-    return [same for kind, same in found.items() if kind is not None]
+        found.setdefault(tuple(getattr(row, name) for name in conditions[field]), []).append(row)
+    return [same for values, same in found.items() if None not in values]
 
 
 def mark_best(
@@ -204,4 +266,14 @@ _BETTER = {
 }
 """What is compared, and whether more of it is better (1) or less (-1)."""
 _OF_THE_LOSS = {"best_validation_loss", "validation_loss", "validation_kd"}
-_KL_OF = {"validation_kl": "measured_on", "evaluation_kl": "evaluated_on"}
+KL, CE = ("validated_on", "measured_on", "targets_of"), ("validated_on",)
+AGREEMENT = ("validated_on", "teacher")
+EVALUATED_KL, EXACT_MATCH = ("evaluated_samples", "evaluated_on", "evaluated_targets"), ("evaluated_samples",)
+"""What figures must have in common to be compared: fields of rows of runs and groups."""
+_CONDITIONS = {
+    **dict.fromkeys(("best_validation_loss", "validation_loss", "validation_kd", "validation_kl"), KL),
+    "validation_ce": CE,
+    "validation_agreement": AGREEMENT,
+    "exact_match": EXACT_MATCH,
+    "evaluation_kl": EVALUATED_KL,
+}

@@ -77,6 +77,7 @@ def run_table(runs: Sequence[Run], evaluation: Path | None = None) -> str:
             "Loss and KD cannot be compared between runs with different loss settings or targets: compare KL, CE, agreement and exact "
             "match. KL is between teacher and student at T = 1, whatever was minimised."
         )
+    lines += _apart_lines(rows)
     if len(groups) < len(runs):
         lines += ["", *_group_lines(groups)]
     if len(groups) > 1:
@@ -95,6 +96,24 @@ def run_json(runs: Sequence[Run], evaluation: Path | None = None) -> str:
         "best": None if best is None else {"group": best[0].name, "by": best[1]},
     }
     return json.dumps(found, indent=2)
+
+
+def _apart_lines(rows: Sequence[RunRow]) -> list[str]:
+    """What is not compared although it stands in one column, and which evaluations are not used."""
+    lines = [row.evaluation_left_out for row in rows if row.evaluation_left_out]
+    if len({row.validated_on for row in rows}) > 1:
+        lines.append("Figures of validations on different samples are not compared: see the column validation samples.")
+    asked: dict[str, list[str]] = {}
+    for row in rows:
+        if row.evaluated_samples is not None:
+            asked.setdefault(row.evaluated_samples, []).append(row.name)
+    if len(asked) > 1:
+        sets = "; ".join(", ".join(names) for names in asked.values())
+        lines.append(
+            f"Evaluations of different samples are not compared ({sets}): evaluate the students with one fs-student eval --model "
+            "NAME=DIR ..., and pass its file as --evaluation."
+        )
+    return lines
 
 
 def _group_lines(groups: Sequence[GroupRow]) -> list[str]:
@@ -134,10 +153,21 @@ def _best_text(groups: Sequence[GroupRow]) -> str:
         return f"Best by {_BY[best[1]]}: {best[0].name}" + (
             f"; within the spread over the seeds: {'; '.join(close)}" if close else ""
         )
+    if len({group.validated_on for group in groups}) > 1:
+        return (
+            "Best: not known. The runs have different validation samples. Evaluate all students on one set (fs-student eval --model "
+            "NAME=DIR ...) and pass the file as --evaluation."
+        )
     if len({group.measured_on for group in groups}) > 1:
         return (
             "Best: not known. KL on stored entries is a lower bound of the KL on whole distributions. Evaluate all students on one cache "
             "(fs-student eval --set cache.path=... --model NAME=DIR ...) and pass the file as --evaluation."
+        )
+    if len({group.targets_of for group in groups}) > 1:
+        return (
+            "Best: not known. The runs began on caches of different content, so whether their targets are of one teacher is not known. "
+            "Evaluate all students on one cache (fs-student eval --set cache.path=... --model NAME=DIR ...) and pass the file as "
+            "--evaluation."
         )
     return "Best: not known, since not every objective has a finished run with a validation."
 

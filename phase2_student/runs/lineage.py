@@ -15,10 +15,20 @@ from storage.maintenance.status import CacheStatus, cache_status
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFacts:
-    """The cache of the runs in its present state."""
+    """A cache of runs in its present state."""
 
     status: CacheStatus
     digest: str
+
+    @property
+    def name(self) -> str:
+        """The last part of its location."""
+        return self.status.location.rstrip("/").rpartition("/")[2]
+
+    @property
+    def derived(self) -> bool:
+        """Whether it was derived from an exact cache: no token went through the teacher for it."""
+        return self.status.statistics.get("tokens") == 0 and self.status.samples > 0
 
     @property
     def teacher(self) -> dict[str, Any]:
@@ -32,16 +42,31 @@ class CacheFacts:
         return self.status.statistics.get("seconds")
 
 
-def read_cache(runs: Sequence[Run]) -> tuple[CacheFacts | None, str]:
-    """The cache that the runs name; or None and the reason."""
-    locations = list(dict.fromkeys(str(run.facts["cache"]) for run in runs if run.facts.get("cache")))
-    if not locations:
+def read_cache(run: Run) -> tuple[CacheFacts | None, str]:
+    """The cache that a run names; or None and the reason."""
+    location = run.facts.get("cache")
+    if not location:
         return None, "The runs name no cache."
     try:
-        status = cache_status(locations[-1])
-        return CacheFacts(status=status, digest=open_any_cache(locations[-1]).digest), ""
+        return CacheFacts(status=cache_status(location), digest=open_any_cache(location).digest), ""
     except (CacheError, OSError) as error:
         return None, f"The cache could not be opened: {error}"
+
+
+def read_caches(runs: Sequence[Run]) -> tuple[dict[str, CacheFacts], list[str]]:
+    """The caches that the runs name, by their locations in `run.json`; and why others could not be opened, or that none is named."""
+    caches: dict[str, CacheFacts] = {}
+    troubles: dict[str, None] = {}
+    naming = [run for run in runs if run.facts.get("cache")] or runs[:1]
+    for run in naming:
+        location = str(run.facts.get("cache"))
+        if location not in caches:
+            found, trouble = read_cache(run)
+            if found is None:
+                troubles[trouble] = None
+            else:
+                caches[location] = found
+    return caches, list(troubles)
 
 
 def pair_names(run: Run, cache: CacheFacts | None) -> tuple[str, str]:

@@ -43,9 +43,43 @@ class Run:
         return found
 
     @property
+    def validation(self) -> str:
+        """Which samples its validations are of: their digest, their number if no digest was recorded, "" if neither was."""
+        digest, count = self.facts.get("validation_digest"), self.facts.get("validation_samples")
+        return str(digest or ("" if count is None else count))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its identity and its validation samples: what runs differ in, by dotted names."""
+        return {**self.identity, "validation samples": self.validation}
+
+    @property
     def finished(self) -> bool:
         """Whether it reached its last step."""
         return (self.directory / "final").is_dir()
+
+    @property
+    def samples_seen(self) -> int | None:
+        """Number of training samples that its steps showed the student, repetitions included; None if it is not known."""
+        samples, batch, epochs = self.facts.get("train_samples"), self.identity.get("global batch"), self.history.epochs
+        if not samples or not epochs:
+            return None
+        if not batch:
+            return int(samples * epochs[-1]["epoch"])  # an older run, which counted whole epochs
+        whole, rest = divmod(self.history.last_step, -(-samples // batch))
+        return int(whole * samples + min(samples, rest * batch))
+
+    @property
+    def epochs_seen(self) -> float | None:
+        """The same in epochs."""
+        seen = self.samples_seen
+        return None if seen is None else round(seen / self.facts["train_samples"], 3)
+
+    @property
+    def max_steps(self) -> int | None:
+        """The `training.max_steps` that took the place of epochs; None if none did."""
+        steps = self.key("training.max_steps")
+        return steps if isinstance(steps, int) and steps > 0 else None
 
     @property
     def best_validation_loss(self) -> float | None:
@@ -57,8 +91,8 @@ class Run:
 
         The identity leaves out keys that older versions did not have, if they have their defaults.
         """
-        if dotted in self.identity:
-            return self.identity[dotted]
+        if dotted in self.settings:
+            return self.settings[dotted]
         section, _, name = dotted.partition(".")
         found = self.key(dotted)
         if found is None and section == "loss" and name in LossSection.model_fields:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from firstsight.errors import RecipeError
 from firstsight.recipe import Recipe, check_training
-from phase2_student.training.known_arguments import lacking, refusal
+from phase2_student.training.known_arguments import idle, lacking, refusal
 
 DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
@@ -174,6 +174,12 @@ def validation_note(recipe: Recipe) -> str | None:
     return f"{why}: there is no validation loss and no best/, the student is final/" + (
         f"; without effect: {', '.join(idle)}" if idle else ""
     )
+
+
+def idle_note(recipe: Recipe) -> str | None:
+    """Which keys of `training` have no effect beside the others, and why; None: all have one."""
+    found = idle(recipe.training, training_defaults())
+    return f"without effect: {', '.join(found)}" if found else None
 
 
 def training_defaults() -> dict[str, Any]:

@@ -8,6 +8,7 @@ all fields of the installed version; another shows for each accepted field that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 ACTS = frozenset({
@@ -157,6 +158,42 @@ def lacking(training: dict[str, Any], defaults: dict[str, Any]) -> str | None:
                 f"training.{name}: has no effect unless training.{other} is {words}, got {value!r}; change one of them"
             )
     return None
+
+
+_NAMING = {"wandb", "trackio", "comet_ml", "mlflow", "dagshub", "swanlab"}
+_IDLE: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
+    "num_train_epochs": (lambda training: (training["max_steps"] or 0) > 0, "training.max_steps decides"),
+    "data_seed": (lambda training: training["train_sampling_strategy"] == "sequential", "the order is the data's"),
+    "fsdp_config": (lambda training: not training["fsdp"], "training.fsdp is not set"),
+    **{
+        f"{kind}_checkpointing_kwargs": (
+            lambda training: not any(training.get(f"{each}_checkpointing") for each in ("activation", "gradient")),
+            f"training.{kind}_checkpointing is not set",
+        )
+        for kind in ("activation", "gradient")
+    },
+    "run_name": (lambda training: not _reports_to(training, _NAMING), "no tracker in training.report_to reads it"),
+    **{
+        name: (lambda training: not _reports_to(training, {"trackio"}), "training.report_to does not name trackio")
+        for name in ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+    },
+}
+"""Fields that another one leaves without effect, when that is, and why. They are noted, not refused: the other is often an override."""
+
+
+def _reports_to(training: dict[str, Any], trackers: set[str]) -> bool:
+    named = training["report_to"] or []
+    return not trackers.isdisjoint([named] if isinstance(named, str) else named) or named in ("all", ["all"])
+
+
+def idle(training: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """The keys of a recipe that another one leaves without effect, each with the reason. The arguments are those of `lacking`."""
+    whole = {**defaults, **training}
+    return [
+        f"training.{name} ({reason})"
+        for name, (is_idle, reason) in _IDLE.items()
+        if training.get(name) is not None and is_idle(whole)
+    ]
 
 
 def refusal(name: str, value: Any) -> str | None:

@@ -89,7 +89,7 @@ def grid_runs(
         validation: likewise.
 
     Raises:
-        RecipeError: a key or a value that is not allowed, a key without effect in any run, or two runs of one name.
+        RecipeError: a key or a value that is not allowed, a key without effect in any run, or two runs of one name or recipe.
     """
     axes = [_axis(text) for text in grid]
     keys = [key for key, _ in axes]
@@ -104,6 +104,7 @@ def grid_runs(
     last = [key.rpartition(".")[2] for key in keys]
     labels = [key if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
     runs: dict[str, SweepRun] = {}
+    read: dict[str, Recipe] = {}
     names: set[str] = set()
     for values in itertools.product(*(values for _, values in axes)):
         point = dict(zip(keys, values, strict=True))
@@ -124,6 +125,14 @@ def grid_runs(
         if name in runs:
             runs[name] = replace(runs[name], points=runs[name].points + 1)
             continue
+        comparable = recipe.model_copy(
+            update={"cache": recipe.cache.model_copy(update={"path": recipe.cache_location})}
+        )
+        if twin := next((other for other, known in read.items() if known == comparable), None):
+            raise RecipeError(
+                f"--grid: {twin} and {name} are one run, with a value in two spellings; give each value once"
+            )
+        read[name] = comparable
         training = {**recipe.training, "output_dir": str((root / name).resolve())}
         runs[name] = SweepRun(name=name, recipe=recipe.model_copy(update={"training": training}), idle=idle)
     for key, listed in axes:

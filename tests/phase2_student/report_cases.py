@@ -162,7 +162,6 @@ def _make_model(name: str, role: str, share: float, number: int) -> dict[str, ob
     return {
         "name": name,
         "role": role,
-        "weights": f"{number:02x}" * 32,
         "dtype": "int8" if role == "teacher" else "float32",
         "parameters": 1_650_000 if role == "teacher" else 400_000,
         "size_bytes": 3_500_000 if role == "teacher" else 900_000,

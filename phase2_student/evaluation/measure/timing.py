@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from firstsight.data.samples import Sample
+from firstsight.errors import RecipeError
 from phase2_student.evaluation.results import Concurrency, Throughput, ThroughputRun
 
 Answer = Callable[[Sequence[Sample], int], object]
@@ -43,6 +44,25 @@ class Timing:
     """Numbers of users who ask at the same time; each is timed."""
     requests: int = 20
     """Number of answers per batch size and per number of users, rounded up to whole batches."""
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError if a number is not possible."""
+        check_counts(0, timed=self.timed, warm_up=self.warm_up)
+        check_counts(1, repetitions=self.repetitions, requests=self.requests)
+        for name, numbers in {"batch_sizes": self.batch_sizes, "users": self.users}.items():
+            for number in numbers:
+                check_counts(1, **{name: number})
+
+
+def check_counts(least: int, **counts: object) -> None:
+    """Check numbers that a caller in Python gave, by the names of the arguments; the commands check their own.
+
+    Raises:
+        RecipeError: one is not a whole number, or is below the least possible one.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise RecipeError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 class Stopwatch:

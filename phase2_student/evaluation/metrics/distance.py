@@ -23,12 +23,12 @@ from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.batch import Item
 from phase2_student.data.cached import open_recipe_cache
-from phase2_student.data.contract import check_made_for
+from phase2_student.data.contract import check_made_for, stated_differences
 from phase2_student.data.source import SampleDataset, TargetSource, source_at
 from phase2_student.evaluation.results import AnswerRecord
 from phase2_student.loss.fused import distillation_loss
 from phase2_student.loss.objective import PLAIN_KL
-from storage.errors import CacheError
+from storage.errors import CacheError, SpecMismatch
 from storage.exact import ExactCache
 from storage.reader import Cache
 
@@ -54,6 +54,18 @@ class TeacherCache:
     def digest(self) -> str | None:
         """Digest of what is committed in the cache."""
         return None if self.cache is None else self.cache.digest
+
+    def digest_of(self, samples: Sequence[Sample]) -> str | None:
+        """Digest of the targets of those of the samples that it holds."""
+        cache = self.cache
+        return None if cache is None else cache.digest_of_samples(s.key for s in samples if s.key in cache)
+
+    def refusal(self, recipe: Recipe) -> str:
+        """Why no student's distance can be measured on it with this recipe; empty if nothing speaks against it."""
+        if self.cache is None:
+            return self.problem
+        differences = stated_differences(recipe, self.cache)
+        return _without_directory(recipe, SpecMismatch(self.cache.location, differences)) if differences else ""
 
     @property
     def kind(self) -> Literal["top_k", "tail_rank", "exact"] | None:

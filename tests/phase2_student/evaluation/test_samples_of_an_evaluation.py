@@ -10,6 +10,7 @@ from report_cases import make_record, make_result, scores_of
 
 from firstsight.data.samples import load_samples
 from firstsight.errors import DataError
+from firstsight.models.loading import weights_digest
 from firstsight.recipe import load_recipe
 from phase1_teacher.dump import dump, prepare_dump
 from phase2_student.cli import main
@@ -92,7 +93,8 @@ def test_report_compare_and_card_of_an_evaluation_without_answers(unlabelled, tm
     from phase2_student.runs.records import read_runs
 
     (run,) = make_runs(tmp_path, names=("distilled",))
-    student = unlabelled.models[1].model_copy(update={"name": "student"})
+    own = {"name": "student", "weights": weights_digest(run / "best")}
+    student = unlabelled.models[1].model_copy(update=own)
     whole = unlabelled.model_copy(update={"models": [unlabelled.models[0], student]})
     write_evaluation(whole, run / "evaluation")
     done = CliRunner().invoke(main, ["report", str(run), "--gallery", "6"])

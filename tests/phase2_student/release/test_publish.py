@@ -314,3 +314,48 @@ def test_a_hub_that_refuses_or_is_not_there_is_told_in_one_line(place, hub):
     assert "Error: me/student: the upload failed" in absent.stderr
     assert "Traceback" not in absent.stderr
     assert (place / "runs" / "distilled" / "publish" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("identity", "said", "unsaid"),
+    [
+        ({"loss.alpha": 0.0}, "trained on labels alone (`loss.alpha` was 0)", "most likely tokens per position"),
+        ({"loss.tail": "renormalize"}, "64 most likely tokens per position, as if they were all", "mass of the rest"),
+        ({"loss.tail": "none"}, "64 most likely tokens per position, without the mass of the rest", "labels alone"),
+        (
+            {"targets": "cache", "tail": "shape of rank 16"},
+            "approximation of the rest (shape of rank 16)",
+            "labels alone",
+        ),
+        ({"loss.tail": "bucket"}, "64 most likely tokens per position and the mass of the rest", "labels alone"),
+        ({"targets": "exact"}, "hidden states and head", "most likely tokens per position"),
+    ],
+)
+def test_the_card_says_what_the_student_learned_from(place, identity, said, unsaid):
+    facts = place / "runs" / "distilled" / "run.json"
+    content = json.loads(facts.read_text())
+    content["identity"] |= identity
+    facts.write_text(json.dumps(content))
+    done = publish(place, "--dry-run", "--no-evaluation")
+    assert done.exit_code == 0, done.output
+    card = (place / "runs" / "distilled" / "publish" / "README.md").read_text()
+    assert said in card
+    assert unsaid not in card
+    hard = identity.get("loss.alpha") == 0
+    assert ("distilled from" in card) is ("knowledge-distillation" in card) is not hard
+
+
+def test_the_card_tells_epochs_as_far_as_they_went(place):
+    run = place / "runs" / "distilled"
+    facts = json.loads((run / "run.json").read_text())
+    facts["identity"]["global batch"] = 4
+    (run / "run.json").write_text(json.dumps(facts))
+    history = json.loads((run / "training_history.json").read_text())
+    (run / "training_history.json").write_text(json.dumps([{**history[0], "step": 1}]))
+    (run / "publish").mkdir()
+    publish(place, "--dry-run", "--no-evaluation")
+    assert "| training | 0.04 of 4 epochs, 1 step, learning rate" in (run / "publish" / "README.md").read_text()
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("training:\n", "training:\n  max_steps: 1\n"))
+    publish(place, "--dry-run", "--no-evaluation")
+    assert "| training | 0.04 epochs, 1 step, learning rate" in (run / "publish" / "README.md").read_text()

@@ -14,7 +14,21 @@ from phase2_student.runs.records import find_runs, read_runs
 LOSS = {"temperature": 2.0, "alpha": 0.7, "tail": "bucket", "divergence": "forward_kl", "beta": None}
 
 
-def made(directory, name, *, seed=0, kl=None, ce=1.0, finished=True, targets=None, digest="a", training=None, **loss):
+def made(
+    directory,
+    name,
+    *,
+    seed=0,
+    kl=None,
+    ce=1.0,
+    finished=True,
+    targets=None,
+    digest="a",
+    training=None,
+    facts=None,
+    teacher=None,
+    **loss,
+):
     """The files of a run of which three validations are known."""
     place = directory / name
     place.mkdir(parents=True)
@@ -25,9 +39,9 @@ def made(directory, name, *, seed=0, kl=None, ce=1.0, finished=True, targets=Non
     }
     identity |= {"training.seed": seed, "training samples": "s", "targets digest": digest, **(training or {})}
     identity |= targets or {"targets": "cache"}
-    (place / "run.json").write_text(json.dumps({"identity": identity}))
+    (place / "run.json").write_text(json.dumps({"identity": identity, **(facts or {})}))
     kinds = {"targets": "exact"} if identity["targets"] == "exact" else {"targets": "top_k", "top_k": 64}
-    (place / "recipe.yaml").write_text(json.dumps({"loss": settings, "cache": kinds}))
+    (place / "recipe.yaml").write_text(json.dumps({"loss": settings, "cache": kinds, "teacher": {"model": teacher}}))
     validations = [
         {"epoch": 1.0, "step": step, "loss": 5.0 / step, "kd": 9.0 * ce, "ce": ce + 10 - step, "agreement": 0.5}
         | ({} if kl is None else {"kl": kl + 10 - step})
@@ -192,3 +206,70 @@ def test_two_runs_of_one_seed_are_no_spread(tmp_path):
     groups = {group["name"]: group for group in compared(tmp_path)["groups"]}
     assert groups["hard"]["kl"] == {"mean": 3.0, "spread": None, "count": 1}
     assert (groups["hard"]["runs"], groups["hard"]["seeds"]) == (["again", "h0"], 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ({"validation_digest": "1a"}, {"validation_digest": "2b"}),
+        ({"validation_digest": "1a", "validation_samples": 6}, {"validation_digest": "2b", "validation_samples": 6}),
+        ({"validation_samples": 3}, {"validation_samples": 6}),
+        ({"validation_digest": "1a", "validation_samples": 6}, {"validation_samples": 6}),  # it is not known
+    ],
+)
+def test_runs_with_different_validation_samples_are_neither_averaged_nor_ranked(tmp_path, x, y):
+    for seed in range(2):
+        made(tmp_path, f"x{seed}", seed=seed, kl=0.2, ce=1.0, facts=x)
+        made(tmp_path, f"y{seed}", seed=seed, kl=0.1, ce=0.0, facts=y)  # as of samples without a label
+    found = compared(tmp_path)
+    assert [group["runs"] for group in found["groups"]] == [["x0", "x1"], ["y0", "y1"]]
+    assert all(row["best_in"] == [] for row in (*found["runs"], *found["groups"]))
+    assert found["best"] is None
+    text = run("compare", tmp_path).output
+    assert "Figures of validations on different samples are not compared" in text
+    assert "Best: not known. The runs have different validation samples." in text
+    assert "validation samples" in text.splitlines()[0]
+    made(tmp_path, "x2", kl=0.3, ce=2.0, facts=x, alpha=1.0)
+    within = compared(tmp_path)
+    assert {row["name"]: row["best_in"] for row in within["runs"]}["x0"] == ["validation_ce", "validation_kl"]
+    assert within["best"] is None
+
+
+def test_runs_with_the_same_validation_samples_are_ranked(tmp_path):
+    same = {"validation_digest": "1a", "validation_samples": 6, "cache_digest": "c"}
+    made(tmp_path, "a", kl=0.2, facts=same)
+    made(tmp_path, "b", kl=0.1, facts=same, alpha=1.0)
+    found = compared(tmp_path)
+    assert found["best"]["group"].endswith("alpha 1")
+    assert "validation samples" not in run("compare", tmp_path).output
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"digest": "a", "facts": {"cache_digest": "c"}}, {"digest": "b", "facts": {"cache_digest": "d"}}),
+        ({"digest": "a"}, {"digest": "b"}),
+        (
+            {"digest": None, "targets": {"targets": "online", "teacher.weights": "1"}},
+            {"digest": None, "targets": {"targets": "online", "teacher.weights": "2"}},
+        ),
+    ],
+)
+def test_a_kl_to_another_teacher_is_not_compared(tmp_path, one, two):
+    made(tmp_path, "one", kl=0.2, ce=1.0, teacher="models/teacher", **one)
+    made(tmp_path, "two", kl=0.1, ce=2.0, teacher="/somewhere/teacher2", **two)
+    found = compared(tmp_path)
+    assert [row["best_in"] for row in found["runs"]] == [["validation_ce"], []]
+    assert found["best"] is None
+    assert "whether their targets are of one teacher is not known" in run("compare", tmp_path).output
+
+
+def test_runs_of_one_cache_have_one_teacher_although_it_grew_or_they_learned_other_samples(tmp_path):
+    made(tmp_path, "before", kl=0.3, digest="a", facts={"cache_digest": "c"})
+    made(tmp_path, "grown", kl=0.2, digest="a", facts={"cache_digest": "d"}, alpha=1.0)
+    made(tmp_path, "fewer", kl=0.1, digest="b", facts={"cache_digest": "d"}, training={"training samples": "t"})
+    found = compared(tmp_path)
+    assert len({row["targets_of"] for row in found["runs"]}) == 1
+    best = {row["name"]: row["best_in"] for row in found["runs"]}
+    assert "validation_kl" in best["fewer"]
+    assert found["best"]["by"] == "kl"

@@ -18,7 +18,7 @@ from phase2_student.evaluation.results import Evaluation
 from phase2_student.report import costs, figures, gallery
 from phase2_student.report.page import write_report
 from phase2_student.report.run_row import exact_match, students_of
-from phase2_student.runs.lineage import read_cache
+from phase2_student.runs.lineage import read_caches
 from phase2_student.runs.records import find_runs, read_runs
 
 
@@ -151,13 +151,14 @@ def test_the_gallery_takes_categories_and_outcomes_in_turn():
 
 
 def test_the_costs_are_measured_or_said_to_be_unknown(runs):
-    cache, trouble = read_cache(read_runs(runs))
+    caches, trouble = read_caches(read_runs(runs))
     assert not trouble
+    (cache,) = caches.values()
     assert cache.seconds is None  # of a cache that was written before it told
-    rows = costs.cost_rows(read_runs(runs), cache)
+    rows = costs.cost_rows(read_runs(runs), caches)
     assert [row.seconds for row in rows] == [None, 40.0, 44.0]
     assert [row.passes for row in rows] == [cache.status.samples, 0, 0]
-    lines = " ".join(costs.cost_lines(read_runs(runs), cache))
+    lines = " ".join(costs.cost_lines(read_runs(runs), caches))
     assert "One run learned from the cache" in lines  # the other had hard labels alone
     assert "would have shown it 400 training samples" in lines
     assert "is not known" in lines
@@ -166,9 +167,9 @@ def test_the_costs_are_measured_or_said_to_be_unknown(runs):
     facts = json.loads((runs[0] / "run.json").read_text()) | {"identity": {"targets": "online"}}
     (runs[0] / "run.json").write_text(json.dumps(facts))
     cache.status.statistics["seconds"] = 12.0
-    rows = costs.cost_rows(read_runs(runs), cache)
+    rows = costs.cost_rows(read_runs(runs), caches)
     assert [(row.seconds, row.passes) for row in rows] == [(12.0, cache.status.samples), (40.0, 400), (44.0, 0)]
-    lines = " ".join(costs.cost_lines(read_runs(runs), cache))
+    lines = " ".join(costs.cost_lines(read_runs(runs), caches))
     assert "together: 56 s, 12 s of it for the dump" in lines
     assert "Measured: 40 s for a run with the teacher in memory, 44 s for one from the cache (0.91 x)" in lines
     assert "is not known" not in lines

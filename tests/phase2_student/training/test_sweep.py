@@ -86,6 +86,11 @@ def test_a_sweep_survives_a_failing_run_continues_and_its_runs_are_those_of_trai
         (["alpha"], "expected key=value,value"),
         (["cache.top_k=8,16"], "a grid varies keys of loss, training, student"),
         (["alpha=0.5,0.5"], "two runs are named alpha=0.5"),
+        (["temperature=1,1.0"], "temperature=1 and temperature=1.0 are one run, with a value in two spellings"),
+        (["training.learning_rate=1e-5,0.00001"], "learning_rate=1e-5 and learning_rate=0.00001 are one run"),
+        (["training.max_steps=2,3,+2"], r"max_steps=2 and max_steps=\+2 are one run"),
+        (["alpha=0.5,0.50", "temperature=1,2"], "alpha=0.5,temperature=1 and alpha=0.50,temperature=1 are one run"),
+        (["cache.path=cache.zarr,./cache.zarr"], "path=cache.zarr and path=.-cache.zarr are one run"),
         (["divergence=tv,forward_kl", "beta=0.1,0.5"], r"loss.beta: forward_kl has no beta; "),
         (
             ["divergence=forward_kl,js", "beta=0.1,1.5"],
