@@ -12,7 +12,7 @@ from firstsight.families.parts import head_shape
 from firstsight.identity import with_turns_of_cache
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
-from firstsight.pair import load_prompter
+from firstsight.pair import clock_note, load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.order import GlobalBatches
@@ -232,7 +232,13 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         notes=tuple(
             filter(
                 None,
-                [*summary.notes(), _unreadable(unreadable), validation_note(recipe), warmup_note(arguments, steps)],
+                [
+                    *summary.notes(),
+                    clock_note(prompter),
+                    _unreadable(unreadable),
+                    validation_note(recipe),
+                    warmup_note(arguments, steps),
+                ],
             )
         ),
         micro_batch=size,
