@@ -34,6 +34,7 @@ from benchmarks.smollm2 import stored_mass
 from firstsight.data.samples import Sample, load_samples
 from firstsight.demo.synth.writing import write_dataset
 from firstsight.errors import DataError, FirstSightError
+from firstsight.families.clock import template_of_one_day
 from firstsight.models.loading import default_device, load_processor, load_teacher, resolve_directory
 from firstsight.pair import Pair, load_pair
 from firstsight.prompting import Prompter, collate
@@ -104,6 +105,7 @@ def stock_inputs(processor: Any, prompter: Prompter, sample: Sample, *, answer: 
         return_dict=True,
         return_tensors="pt",
         add_generation_prompt=not answer,
+        chat_template=template_of_one_day(processor),
     )
     return {name: torch.as_tensor(value) for name, value in dict(found).items()}
 

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "families")]
 from pairs import MIXED, SUITE  # noqa: E402
 
 from firstsight.families import FAMILIES  # noqa: E402
+from firstsight.families.clock import PROMPT_DATE  # noqa: E402
 from firstsight.models.gpus import bytes_text, count_text, model_size  # noqa: E402
 from firstsight.recipe import StudentSection, TeacherSection  # noqa: E402
 from phase1_teacher.planning.cost import device_bytes  # noqa: E402
@@ -147,6 +148,10 @@ def page() -> str:
         "Before the first batch of a dump or a training run, our logits are compared with the model's own on eight positions. Any",
         "model that scales or soft-caps its logits is refused there. Training leaves the comparison out, and says so, if the student is",
         "sharded (FSDP) with flash attention.",
+        "",
+        f"In a chat template that reads the clock, as Llama 3.2's does, it is always {PROMPT_DATE.day} {PROMPT_DATE:%B %Y},",
+        "the date that this template takes itself where there is no clock: all prompts of a cache, of training and of evaluation have",
+        "one date. Both plans and the dump say so.",
         "",
         "## Pairs",
         "",

@@ -20,6 +20,7 @@ from firstsight.data.samples import Sample
 from firstsight.data.source import Turns
 from firstsight.errors import AlignmentError, DataError
 from firstsight.families import family_of
+from firstsight.families.clock import PROMPT_DATE, template_of_one_day
 from firstsight.identity import image_settings
 from firstsight.models.loading import head_rows, load_config, load_processor, max_positions, resolve_directory
 from firstsight.prompting import Prompter
@@ -208,3 +209,12 @@ def load_prompter(
         max_positions=positions,
         turns=turns or "last",
     )
+
+
+def clock_note(*prompters: Prompter) -> str | None:
+    """A line that says which day it is in the prompts; None if no chat template asks."""
+    names = dict.fromkeys(each.family.name for each in prompters if template_of_one_day(each.processor))
+    if not names:
+        return None
+    day = f"{PROMPT_DATE.day} {PROMPT_DATE:%B %Y}"
+    return f"the chat template of {' and of '.join(names)} reads the clock; it is {day} in every prompt, so that all have one date"

@@ -107,6 +107,7 @@ def dump(
 
 def _dump(recipe: Recipe, job: DumpJob, shard: Shard, check_quantization: bool, progress: bool) -> None:
     from firstsight.models.loading import hide_bars
+    from firstsight.pair import clock_note
     from phase1_teacher.dump import dump as run
     from phase1_teacher.summary import summary_text
 
@@ -120,6 +121,8 @@ def _dump(recipe: Recipe, job: DumpJob, shard: Shard, check_quantization: bool, 
                 counted(job.again, "sample that an earlier dump skipped is", "samples that an earlier dump skipped are")
                 + " tried again"
             )
+        if note := clock_note(job.pair.teacher, job.pair.student):
+            click.echo(note[0].upper() + note[1:])
     if not progress:
         hide_bars()
     summary = run(job, shard=shard, check_quantization=check_quantization, progress=progress)

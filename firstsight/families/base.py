@@ -12,6 +12,7 @@ from torch import Tensor
 
 from firstsight.data.sample import PixelLimits
 from firstsight.errors import ModelError
+from firstsight.families.clock import template_of_one_day
 
 Part = Literal["vision", "projector", "text"]
 Section = Literal["teacher", "student"]
@@ -141,9 +142,12 @@ class Family:
         return list(messages)
 
     def render(self, processor: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        """The conversation as text."""
+        """The conversation as text, the same on every day."""
         text: str = processor.apply_chat_template(
-            self.messages(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            self.messages(messages),
+            chat_template=template_of_one_day(processor),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
         return text
 

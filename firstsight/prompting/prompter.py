@@ -22,6 +22,7 @@ from firstsight.data.source import Turns
 from firstsight.errors import DataError, RecipeError
 from firstsight.families.base import Family, Pictures
 from firstsight.prompting.encoded import Encoded, collate_images
+from firstsight.prompting.kept import UnfitText
 from firstsight.prompting.template import ChatTemplate, Conversation, UnfitAnswer, UnfitImages
 from firstsight.vocabulary import spelling
 from storage.wording import counted
@@ -45,7 +46,7 @@ class Prompter:
 
     Raises:
         ModelError: no chat template, or one that does not render an answer after its generation prompt.
-        RecipeError: a control token in the system prompt.
+        RecipeError: a control token in the system prompt, or a template that has no place for it.
     """
 
     def __init__(
@@ -69,6 +70,11 @@ class Prompter:
         self._control_tokens = self._find_control_tokens()
         if system_prompt is not None and (token := self._control_token([system_prompt])):
             raise RecipeError(f"data.system_prompt: has the control token {token} in its text; remove it")
+        if system_prompt is not None and (fault := self.template.system_fault(system_prompt)):
+            raise RecipeError(
+                f"data.system_prompt: the chat template of {family.name} {fault}; remove the key and put the text into the questions, "
+                "or give the model a template with a place for it"
+            )
         self._image_token_id = family.image_token_id(processor) if family.has_vision else -1
         self.answer_prefix = self.template.answer_prefix
         self.end_of_turn_ids = self.template.end_of_turn_ids
@@ -84,10 +90,10 @@ class Prompter:
         """The prompt of the closing answer: the rendered messages before it.
 
         Raises:
-            DataError: the template refuses the sample's messages.
+            DataError: the template refuses the sample's messages, or leaves a text out.
         """
         with self._rendering(sample):
-            return self.template.render(self._messages(sample.prompt), add_generation_prompt=True)
+            return self.template.prompt(self._messages(sample.prompt))
 
     def turn_count(self, sample: Sample) -> int:
         """How many answers a sample has, including one that the teacher is to give."""
@@ -97,7 +103,7 @@ class Prompter:
         """Token ids of each of the sample's own answers, as the chat template renders it, end of turn included.
 
         Raises:
-            DataError: the template refuses the sample's messages, or changes an answer.
+            DataError: the template refuses the sample's messages, leaves a text out, or changes an answer.
         """
         return [self._answer_ids(text) for text in self._conversation(sample).answers]
 
@@ -276,6 +282,11 @@ class Prompter:
         except UnfitAnswer as error:
             several = "; data.turns: last ignores the answers before the last" if sample.earlier_answers else ""
             raise DataError(f"{sample.place}: sample {sample.id!r}: {error}; change the row{several}") from None
+        except UnfitText as error:
+            raise DataError(
+                f"{sample.place}: sample {sample.id!r}: the chat template of {self.family.name} {error}; move it into a message "
+                "that the template renders, or give the model a template with a place for it"
+            ) from None
         except UnfitImages as error:
             raise DataError(f"{sample.place}: sample {sample.id!r}: {error}; change the row") from None
 

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from firstsight.data.sample import message_text
 from firstsight.errors import ModelError
 from firstsight.families.base import Family
+from firstsight.prompting.kept import UnfitText, check_kept
 
 Message = dict[str, Any]
 
@@ -108,21 +109,43 @@ class ChatTemplate:
         """The conversation as text; TemplateError if the template refuses it."""
         return self._family.render(self._processor, messages, add_generation_prompt=add_generation_prompt)
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The messages with a generation prompt.
+
+        Raises:
+            TemplateError: the template refuses them.
+            UnfitText: it leaves a text out.
+        """
+        rendered = self.render(messages, add_generation_prompt=True)
+        check_kept(messages, rendered)
+        return rendered
+
+    def system_fault(self, text: str) -> str | None:
+        """What the template does to a system prompt instead of rendering it, in words; None: it renders it."""
+        try:
+            # the mark at its end tells a short prompt from what the template says itself
+            self.prompt([_text("system", text + "\ue000"), _text("user", "q")])
+        except TemplateError as error:
+            return f"refuses it ({error})"
+        except UnfitText:
+            return "drops it"
+        return None
+
     def conversation(self, messages: Sequence[Message]) -> Conversation:
         """The pieces of a conversation in which every assistant message is an answer.
 
         Raises:
             TemplateError: the template refuses the conversation.
             UnfitAnswer: an answer that is not rendered unchanged; says which.
+            UnfitText: another text that is not rendered.
         """
         places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         closed = messages[-1]["role"] == "assistant"
         if not places:
-            return Conversation([self.render(messages, add_generation_prompt=True)], [])
+            return Conversation([self.prompt(messages)], [])
         if len(places) == 1 and closed and (self._closing is None or self._generation is None):
             # the generation prompt cannot be told from the question: nothing to compare with
-            prompt = self.render(messages[:-1], add_generation_prompt=True)
-            return Conversation([prompt], [self.answer_text(message_text(messages[-1]))])
+            return Conversation([self.prompt(messages[:-1])], [self.answer_text(message_text(messages[-1]))])
         return self._split(messages, places, closed)
 
     def _split(self, messages: Sequence[Message], places: Sequence[int], closed: bool) -> Conversation:
@@ -132,6 +155,7 @@ class ChatTemplate:
             raise UnfitAnswer("the chat template marks no end of the answers before the last")
         heads, contexts = [], []
         around = self._around(messages, places, closed)
+        check_kept([message for message in messages if message["role"] != "assistant"], "\0".join(around))
         for number, (text, frame) in enumerate(zip(around, frames, strict=False)):
             end = self.end_of_turn if number else ""
             if frame is None or not text.startswith(end) or not text.endswith(frame.prompt + frame.prefix):

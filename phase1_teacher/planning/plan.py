@@ -12,7 +12,7 @@ from firstsight.families.parts import HeadShape, head_shape
 from firstsight.identity import with_turns_of_cache
 from firstsight.models.gpus import GPUS, ModelSize, bytes_text, count_text, model_size
 from firstsight.models.loading import load_config
-from firstsight.pair import Pair
+from firstsight.pair import Pair, clock_note
 from firstsight.recipe import Recipe
 from phase1_teacher.planning.cost import UTILIZATION, TeacherWork, device_bytes, forward_flops
 from phase1_teacher.planning.job import (
@@ -199,9 +199,9 @@ def _demand(recipe: Recipe, pair: Pair, cache: Cache | ExactCache | None, adopte
         raise refusal(report)
     counts["rows"] = sum(report.summary.rows.values())
     counts["unreadable"] = report.fault_count
-    return Demand(
-        **counts, work=TeacherWork(**work), first_too_long=tuple(too_long), notes=tuple(report.summary.notes())
-    )
+    clock = clock_note(pair.teacher, pair.student)
+    notes = (*report.summary.notes(), *([clock] if clock else []))
+    return Demand(**counts, work=TeacherWork(**work), first_too_long=tuple(too_long), notes=notes)
 
 
 def plan_text(plan: DumpPlan, recipe: Recipe) -> str:

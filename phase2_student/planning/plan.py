@@ -13,7 +13,7 @@ from firstsight.identity import with_turns_of_cache
 from firstsight.models.gpus import GPUS, bytes_text, count_text
 from firstsight.models.loading import load_config, resolve_directory
 from firstsight.models.quantization import check_stored
-from firstsight.pair import load_prompter
+from firstsight.pair import clock_note, load_prompter
 from firstsight.prompting import Prompter
 from firstsight.recipe import Recipe
 from phase2_student.data.order import GlobalBatches
@@ -236,6 +236,7 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
                 None,
                 [
                     *summary.notes(),
+                    clock_note(prompter),
                     _unreadable(unreadable),
                     validation_note(recipe),
                     idle_note(recipe),

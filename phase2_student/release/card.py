@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from firstsight import __version__
 from firstsight.families import family_of
+from firstsight.families.clock import PROMPT_DATE, template_of_one_day
 from firstsight.page import render
 from phase2_student.evaluation.results import Evaluation, ModelResult
 from phase2_student.evaluation.summary import difference_lines, preprocessing_lines, sample_lines, summary_table
@@ -101,6 +104,7 @@ def model_card(
         else [],
         sees=sees,
         system_prompt=system_prompt,
+        prompt_date=_prompt_date(trained_student(run.directory)),
         qwen2_vl=config.get("model_type") == "qwen2_vl",
         license=license,
     )
@@ -132,6 +136,13 @@ def _trained(run: Run) -> str:
     if planned and not run.max_steps:
         return f"{seen:g} of {counted(planned, 'epoch') if planned % 1 == 0 else f'{planned:g} epochs'}, {steps}"
     return f"{seen:g} epoch{'' if seen == 1 else 's'}, {steps}"
+
+
+def _prompt_date(directory: Path) -> date | None:
+    """Which day it was in the prompts; None if the model's chat template does not ask."""
+    template = directory / "chat_template.jinja"
+    text = template.read_text(encoding="utf-8") if template.is_file() else ""
+    return PROMPT_DATE if template_of_one_day(SimpleNamespace(chat_template=text)) else None
 
 
 def _results(evaluation: Evaluation, student: ModelResult) -> list[EvalResult]:

@@ -111,6 +111,15 @@ def test_a_card_without_figures_says_so(place):
     assert not (place / "out" / "evaluation.json").exists()
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_card_names_the_date_of_a_template_that_reads_the_clock(place, reads):
+    template = "{{ strftime_now('%d %b %Y') }}" if reads else "{{ 'now' }}"
+    (place / "runs" / "distilled" / "best" / "chat_template.jinja").write_text(template)
+    done = publish(place, "--dry-run", "--output", place / "out")
+    assert done.exit_code == 0, done.output
+    assert ("in training it was always 2024-07-26:" in (place / "out" / "README.md").read_text()) == reads
+
+
 @pytest.fixture
 def nobody(monkeypatch, tmp_path):
     """A user without a token."""
