@@ -74,7 +74,7 @@ def _name(value: Any, key: str, place: str) -> str | None:
 
 
 def _times(times: Any, count: int, place: str) -> tuple[float, ...] | None:
-    if times is None:
+    if times is None or (times == [] and not count):
         return None
     if (
         not isinstance(times, list)
@@ -86,10 +86,10 @@ def _times(times: Any, count: int, place: str) -> tuple[float, ...] | None:
 
 
 def _options(options: Any, place: str) -> tuple[str, ...]:
-    if options is None:
-        return ()
     if isinstance(options, dict):
         options = _in_order(options, place)
+    if options is None or options == []:
+        return ()
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         raise DataError(f"{place}: 'options' must list the texts of a multiple choice, A first, got {options!r:.80}")
     if not 2 <= len(options) <= 26:

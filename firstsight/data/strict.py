@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -43,9 +44,11 @@ def known_only(given: Mapping[str, Any], known: Collection[str], place: str, own
     """The entries of a mapping that are not null (tables have null for a missing value).
 
     Raises:
-        DataError: an unknown key, with the nearest known one or the remedy; a column can also be ignored by name.
+        DataError: an unknown key that is not empty, with the nearest known one or the remedy; a column can also be ignored by name.
     """
-    content = {key: value for key, value in given.items() if value is not None}
+    content = {
+        key: value for key, value in given.items() if value is not None and (key in known or not is_empty(value))
+    }
     for key in content:
         if key in known:
             continue
@@ -55,6 +58,20 @@ def known_only(given: Mapping[str, Any], known: Collection[str], place: str, own
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
         raise DataError(f"{place}: {owner} has the unknown key {key!r}; {hint}{_ignore(owner, key)}")
     return content
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value holds nothing: null, a text without words, an empty list or mapping. Numbers and false are values."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+
+
+def without_nan(value: Any) -> Any:
+    """A value of a row with null in the place of each NaN: what tables write for a missing number."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _ignore(owner: str, key: str) -> str:

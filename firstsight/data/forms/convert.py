@@ -12,7 +12,7 @@ from firstsight.data.forms.messages import MESSAGES, TRL
 from firstsight.data.forms.parts import content_parts
 from firstsight.data.forms.prompt_completion import PROMPT_COMPLETION
 from firstsight.data.source import DataSource
-from firstsight.data.strict import known_only
+from firstsight.data.strict import is_empty, known_only, without_nan
 from firstsight.errors import DataError
 from storage.wording import counted
 
@@ -36,14 +36,17 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected a JSON object, got {type(value).__name__}")
-    value = _renamed(value, place, source)
+    value = _renamed(without_nan(value), place, source)
     form = _form(value, place, source)
     row = known_only(value, COMMON | form.columns, place, "the row")
-    if source.mapped_only and (other := set(row) - set(source.columns) - _BESIDE):
-        raise DataError(
-            f"{place}: the column {min(other)!r} is not in the columns of the dataset_info.json; map it there, or to ignore it add it to "
-            f"data.ignore_columns: [{min(other)}]"
-        )
+    row = {name: each for name, each in row.items() if name in form.signs[:1] or not _absent(name, each)}
+    if source.mapped_only:
+        row = {name: each for name, each in row.items() if name in source.columns or not is_empty(each)}
+        if other := set(row) - set(source.columns) - _BESIDE:
+            raise DataError(
+                f"{place}: the column {min(other)!r} is not in the columns of the dataset_info.json; map it there, or to ignore it add "
+                f"it to data.ignore_columns: [{min(other)}]"
+            )
     if source.mapped_only and isinstance(row.get("images"), str | dict):
         row["images"] = [row["images"]]  # LLaMA-Factory also takes a single one
     if source.tags is not None:
@@ -53,10 +56,17 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     return {
         "messages": messages,
         "images": _placed(messages, listed, place),
-        "is_frames": "frames" in row,
         "environment": row.get("environment", row.get("source_dataset")),
         **{name: row.get(name) for name in ("id", "times", "category", "options", "answers")},
     }
+
+
+def _absent(name: str, value: Any) -> bool:
+    """Whether a column states nothing: an empty text, as an empty cell of a CSV file, and a system prompt without words.
+
+    A system turn among the messages that has no words is another thing: it replaces the default of a chat template.
+    """
+    return value == "" or (name == "system" and is_empty(value))
 
 
 def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, Any]:
@@ -80,7 +90,9 @@ def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, A
 def _form(row: dict[str, Any], place: str, source: DataSource) -> Form:
     if source.format is not None:
         return next(form for form in FORMS if form.name == source.format)
-    fitting = [form for form in FORMS if any(row.get(sign) is not None for sign in form.signs)]
+    signs_of = [(form, [sign for sign in form.signs if row.get(sign) is not None]) for form in FORMS]
+    fitting = [form for form, signs in signs_of if not all(is_empty(row[sign]) for sign in signs)]
+    fitting = fitting or [form for form, signs in signs_of if signs]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
