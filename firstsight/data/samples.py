@@ -59,19 +59,22 @@ class SampleFiles:
         self.repeated_ids = 0
         """How many rows of the last pass have the id of an earlier row; their ids get `#2`, `#3`."""
         self.left_out: list[str] = []
-        """What is wrong with each row that the last pass left out (`DataSource.skip`)."""
+        """What is wrong with each row that the last pass left out (`DataSource.skip`), if the split tells it (`tells_faults`)."""
 
     def located(self, fault: Callable[[DataError], object] | None = None) -> Iterator[Located]:
         """Every sample of the split.
 
         Args:
-            fault: called with the error of a row or a file, which is then left out; None: the error is raised.
+            fault: called with the error of a row or a file, which is then left out, if the split tells it (`tells_faults`); None: the
+                error is raised.
 
         Raises:
             DataError: names file, row and what is wrong; also if there are no rows at all.
         """
         self.repeated_ids, self.left_out = 0, []
-        rows = taken = broken = 0
+        rows = taken = failed = broken = 0
+        tells, first = self.source.tells_faults, ""
+        report = fault or (lambda error: self.left_out.append(str(error)))
         seen = NumberSet()
         repeated: dict[str, int] = {}
         for file, container in enumerate(self.containers):
@@ -85,12 +88,11 @@ class SampleFiles:
                         if not self.source.takes(sample.key if self.source.share else ""):
                             continue
                     except DataError as error:
-                        if fault is not None:
-                            fault(error)
-                        elif self.source.skip and isinstance(error, PictureError):
-                            self.left_out.append(str(error))
-                        else:
+                        if fault is None and not (self.source.skip and isinstance(error, PictureError)):
                             raise
+                        failed, first = failed + 1, first or str(error)
+                        if tells:
+                            report(error)
                         continue
                     if not seen.add(text_mark(sample.id)):
                         self.repeated_ids += 1
@@ -100,12 +102,14 @@ class SampleFiles:
             except DataError as error:
                 if fault is None:
                     raise
-                fault(error)
+                if tells:
+                    fault(error)
                 broken += 1
-        if not taken and (fault is None or not (rows or broken)):
+        told = broken or (failed == rows and (rows or not tells))  # by the faults above, or with the training rows
+        if not taken and (fault is None or not told):
             empty = DataError(
-                f"{self.source}: none of the {counted(rows, 'row')} can be used; the first: {self.left_out[0]}"
-                if self.left_out
+                f"{self.source}: none of the {counted(rows, 'row')} can be used; the first: {first}"
+                if failed and failed == rows
                 else f"{self.source}: none of the {counted(rows, 'row')} falls into this split; change the share of data.validation"
                 if rows
                 else f"{self.source}: holds no rows; give a file with at least one"

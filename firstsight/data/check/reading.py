@@ -45,7 +45,8 @@ def check_data(
             try:
                 files = SampleFiles(source)
             except DataError as error:
-                report.row_fault(error)
+                if source.tells_faults:
+                    report.row_fault(error)
                 continue
             for located in files.located(partial(_fault_of_row, report, source)):
                 bar.update()
