@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from firstsight.data.columns import ColumnUse
 from firstsight.data.compact import NumberSet, text_mark
 from firstsight.data.containers import open_container
 from firstsight.data.entries import GivenRows, Rows
@@ -45,16 +46,20 @@ class SampleFiles:
 
     Args:
         source: the files.
+        columns: takes note of the columns that the rows have.
 
     Raises:
         DataError: a file that was not found, or of a kind that is not supported.
     """
 
-    def __init__(self, source: DataSource) -> None:
+    def __init__(self, source: DataSource, columns: ColumnUse | None = None) -> None:
         self.source = source
+        self._columns = columns or ColumnUse()
         found = [each for entry in source.files for each in sources_of(source, entry)]
         files = [file for file, _ in found]
         self._sources = [understood for _, understood in found]
+        for understood in self._sources if columns is not None else ():
+            self._columns.ask(understood)
         self.containers = [open_container(file, name) for file, name in zip(files, file_names(files), strict=True)]
         self.repeated_ids = 0
         """How many rows of the last pass have the id of an earlier row; their ids get `#2`, `#3`."""
@@ -81,6 +86,7 @@ class SampleFiles:
             try:
                 for locator, number, value in container.rows():
                     rows += 1
+                    self._columns.row(value)
                     try:
                         if isinstance(value, DataError):
                             raise value
@@ -171,17 +177,27 @@ def load_samples(
 
 
 def iter_samples(
-    data: DataSource | Path | str | Rows, root: Path | str | None = None, *, left_out: list[str] | None = None
+    data: DataSource | Path | str | Rows,
+    root: Path | str | None = None,
+    *,
+    left_out: list[str] | None = None,
+    columns: ColumnUse | None = None,
 ) -> Iterator[Sample]:
-    """`load_samples`, one sample at a time."""
-    files = SampleFiles(as_source(data, root))
+    """`load_samples`, one sample at a time; `columns` takes note of the columns that the rows have."""
+    files = SampleFiles(as_source(data, root), columns)
     for each in files.located():
         yield each.sample
     if left_out is not None:
         left_out += files.left_out
 
 
-def check_files(sources: Iterable[DataSource], *, left_out: list[str] | None = None, progress: bool = False) -> int:
+def check_files(
+    sources: Iterable[DataSource],
+    *,
+    left_out: list[str] | None = None,
+    columns: ColumnUse | None = None,
+    progress: bool = False,
+) -> int:
     """Check every row of some splits, and that its images exist. Returns the number of rows. Raises as `load_samples`."""
-    rows = (sample for source in sources for sample in iter_samples(source, left_out=left_out))
+    rows = (sample for source in sources for sample in iter_samples(source, left_out=left_out, columns=columns))
     return sum(1 for _ in tqdm(rows, desc="checking samples", unit=" sample", disable=not progress, leave=False))

@@ -43,7 +43,7 @@ def check_data(
     with tqdm(desc="checking samples", unit=" sample", disable=not progress, leave=False) as bar:
         for source in sources:
             try:
-                files = SampleFiles(source)
+                files = SampleFiles(source, report.summary.columns)
             except DataError as error:
                 if source.tells_faults:
                     report.row_fault(error)

@@ -135,6 +135,55 @@ def test_a_share_without_rows_is_a_fault_of_the_check_as_of_the_run(rows, tmp_pa
         load_samples(validation)
 
 
+NOTE = "no row has a column 'topik' (data.columns: category), so it has no effect; did you mean 'topic'?"
+
+
+def test_a_column_that_no_row_has_is_noted_once_by_check_plans_and_dump(tmp_path, models):
+    row = {"question": "What?", "answer": "A cup.", "topic": None, "web": None}
+    other = {"question": "Who?", "answer": "Kane.", "source": "x"}
+    (tmp_path / "rows.json").write_text(json.dumps([row] * 3))
+    (tmp_path / "more.json").write_text(json.dumps([other]))
+    names = (
+        "data.columns={category: topik}",
+        "data.ignore_columns=[source, web, 'Unnamed: 0']",
+        "data.validation=more.json",
+    )
+    config = (*write_recipe(tmp_path, models), *(each for name in names for each in ("--set", name)))
+    unnamed = "no row has a column 'Unnamed: 0' (data.ignore_columns), so it has no effect"
+    for command in (
+        (main, "data", "check"),
+        (teacher, "plan"),
+        (student, "plan"),
+        (teacher, "dump"),
+    ):
+        output = run(*command, *config)
+        assert output.count("no row has a column") == 2, output
+        assert output.count(NOTE) == 1
+        assert output.count(f"{unnamed}\n") == 1
+    # a column of either split counts, and null is a value like another
+    right = ("data.columns={category: topic}", "data.ignore_columns=[source, web]", "data.validation=more.json")
+    config = (*write_recipe(tmp_path, models), *(each for name in right for each in ("--set", name)))
+    assert "no row has" not in run(main, "data", "check", *config)
+    alone = run(main, "data", "check", tmp_path / "rows.json", "--column", "category=topic", "--ignore-column", "sauce")
+    assert alone.count("no row has a column 'sauce' (data.ignore_columns)") == 1
+    assert (
+        "no row has"
+        in json.loads(
+            run(
+                main,
+                "data",
+                "check",
+                tmp_path / "rows.json",
+                "--ignore-column",
+                "web",
+                "--ignore-column",
+                "x",
+                "--json",
+            )
+        )["notes"][-1]
+    )
+
+
 def test_a_damaged_jpeg_is_found_whichever_size_is_made():
     """An eighth of the rows and columns is made of what is read and decoded whole."""
     draws = random.Random(0)
