@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from firstsight.errors import DataError
+from firstsight.recipe_yaml import yaml_flow
 
 _VIDEO = "video files are not read: extract frames and list their images in 'frames' (docs/data.md)"
 _LIMITS = (
@@ -75,7 +76,7 @@ def without_nan(value: Any) -> Any:
 
 
 def _ignore(owner: str, key: str) -> str:
-    return f"; to ignore it, add it to data.ignore_columns: [{key}]" if owner == "the row" else ""
+    return f"; to ignore it, add it to data.ignore_columns: {yaml_flow([str(key)])}" if owner == "the row" else ""
 
 
 _UNFIT = re.compile("[\0\ud800-\udfff]")

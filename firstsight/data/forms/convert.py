@@ -14,6 +14,7 @@ from firstsight.data.forms.prompt_completion import PROMPT_COMPLETION
 from firstsight.data.source import DataSource
 from firstsight.data.strict import is_empty, known_only, without_nan
 from firstsight.errors import DataError
+from firstsight.recipe_yaml import yaml_flow
 from storage.wording import counted
 
 FORMS = (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, INSTRUCTION, QUERY, FLAT, TRL)
@@ -45,7 +46,7 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
         if other := set(row) - set(source.columns) - _BESIDE:
             raise DataError(
                 f"{place}: the column {min(other)!r} is not in the columns of the dataset_info.json; map it there, or to ignore it add "
-                f"it to data.ignore_columns: [{min(other)}]"
+                f"it to data.ignore_columns: {yaml_flow([min(other)])}"
             )
     if source.mapped_only and isinstance(row.get("images"), str | dict):
         row["images"] = [row["images"]]  # LLaMA-Factory also takes a single one
@@ -81,7 +82,7 @@ def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, A
         if ours in made:
             raise DataError(
                 f"{place}: data.columns takes {ours!r} from {theirs!r}, but the row also has a column {ours!r}; to ignore it add it to "
-                f"data.ignore_columns: [{ours}]"
+                f"data.ignore_columns: {yaml_flow([ours])}"
             )
         made[ours] = row[theirs]
     return made
@@ -104,9 +105,10 @@ def _form(row: dict[str, Any], place: str, source: DataSource) -> Form:
     if "messages" in row:
         return MESSAGES
     known = ", ".join(sign for form in FORMS for sign in form.signs[:1])
+    example = yaml_flow({"question": next(iter(row), "query")})
     raise DataError(
         f"{place}: 'messages' must be a list of messages, got None; the row has {', '.join(map(repr, list(row)[:12])) or 'no columns'}: "
-        f"expected one of {known}; name other columns in data.columns, such as question: {next(iter(row), 'query')}"
+        f"expected one of {known}; name other columns in data.columns, such as {example}"
     )
 
 

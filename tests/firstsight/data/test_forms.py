@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from firstsight.data.samples import load_samples
@@ -318,6 +319,47 @@ def test_what_cannot_be_acted_on_is_refused_by_name(read, row, message):
     assert "\n" not in str(error.value)
     assert "row 1" in str(error.value)
     assert len(str(error.value)) < 700
+
+
+NAMES = [
+    "split",
+    "Unnamed: 0",
+    "",
+    "no",
+    "null",
+    "1",
+    "1.5",
+    "a, b",
+    "[a]",
+    "{",
+    "#1",
+    " x",
+    "it's",
+    '"',
+    "Größe",
+    "a\nb",
+    "é\u2028",
+    "- a",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_message_tells_to_paste_is_read_back_as_that_name(read, name):
+    row = {"messages": [USER, CUP], name: 1}
+    with pytest.raises(DataError, match=r"data\.ignore_columns: ") as error:
+        read(row)
+    _, _, hint = str(error.value).partition("data.ignore_columns: ")
+    assert len(hint.splitlines()) == 1
+    assert yaml.safe_load(hint) == [name]
+    (sample,) = read(row, ignore_columns=frozenset(yaml.safe_load(hint)))
+    assert shown(sample) == "user: What? -> A cup."
+    with pytest.raises(DataError, match=r"data\.columns, such as ") as error:
+        read({name: "What?"})
+    hint = re.search(r"such as (\{.*\})( \(the row's id.*)?$", str(error.value))[1]
+    assert yaml.safe_load(hint) == {"question": name}
+    with pytest.raises(DataError, match="is not in the columns of the dataset_info") as error:
+        read({"instruction": "x", "history": [["a", "b"]]}, mapped_only=True, columns={"instruction": "instruction"})
+    assert yaml.safe_load(str(error.value).partition("data.ignore_columns: ")[2]) == ["history"]
 
 
 @pytest.mark.parametrize("answers", ["yes", [], [1], [{"text": "yes"}], [None], {"a": "b"}])
