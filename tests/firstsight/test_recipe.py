@@ -159,6 +159,9 @@ def test_models_are_directories_or_hub_ids(tmp_path):
     [
         ("validation: 0%", r"data\.validation: must be a file or a share above 0% and below 100%, such as 5%"),
         ("validation: 100%", r"a share above 0%"),
+        ("validation: 0.05", r"data\.validation: must be a file, none, or a share .* with its unit, such as 5%"),
+        ("validation: 0.125", r"such as 12\.5%"),
+        ("validation: 5", r"a share of the training rows with its unit, such as 5%"),
         ("validation: five%", r"a share above 0%"),
         ("train: []", r"data\.train"),
         ("columns: {anser: label}", r"has no column 'anser'; did you mean 'answer'\?"),

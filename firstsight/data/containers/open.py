@@ -13,7 +13,7 @@ from firstsight.data.containers.given import given_container
 from firstsight.data.containers.hub import HubDataset
 from firstsight.data.containers.json_array import JsonArray
 from firstsight.data.containers.jsonl import GzipLines, JsonLines
-from firstsight.data.containers.table import Table
+from firstsight.data.containers.table import Table, suffixes
 from firstsight.data.entries import GivenRows, HubSplit
 from firstsight.errors import DataError
 from firstsight.recipe_yaml import yaml_flow
@@ -59,7 +59,7 @@ def open_container(path: Path | HubSplit | GivenRows, name: str) -> Container:
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first == b"[":
         return JsonArray(path, name)
-    if first != b"{" and {".csv", ".tsv"} & set(path.suffixes):
+    if first != b"{" and {".csv", ".tsv"} & suffixes(path):
         return Table(path, name)
     return GzipLines(path, name) if packed else JsonLines(path, name)
 

@@ -56,7 +56,7 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     messages = [_message(message, place, form.marks) for message in form.messages(row, place)]
     return {
         "messages": messages,
-        "images": _placed(messages, listed, place),
+        "images": _placed(messages, listed, place, timed=bool(row.get("times"))),
         "environment": row.get("environment", row.get("source_dataset")),
         **{name: row.get(name) for name in ("id", "times", "category", "options", "answers")},
     }
@@ -120,7 +120,7 @@ def _message(message: Any, place: str, marks: bool) -> dict[str, Any]:
     return {"role": role, "content": content_parts(message.get("content"), place, marks=marks)}
 
 
-def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> list[Any]:
+def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str, *, timed: bool) -> list[Any]:
     """The images in the order of their places; `messages` keep image parts without images."""
     places = [part for message in messages for part in message["content"] if part["type"] == "image"]
     marks = sum("mark" in part for part in places)
@@ -128,6 +128,8 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
         raise DataError(
             f"{place}: the messages have {marks} <image> marks and {len(places) - marks} image parts; keep one kind"
         )
+    if any("index" in part for part in places):
+        return _named(places, listed, place, timed=timed)
     own = sum("image" in part for part in places)
     if not places and listed:
         first = next((message for message in messages if message["role"] == "user"), None)
@@ -151,3 +153,23 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
         pictures.append(part.pop("image") if "image" in part else next(rest))
         part.pop("mark", None)
     return pictures
+
+
+def _named(places: list[dict[str, Any]], listed: list[Any], place: str, *, timed: bool) -> list[Any]:
+    """The images that parts name by their `index` in the row's images, from 0."""
+    if not all("index" in part for part in places):
+        raise DataError(f"{place}: some image parts have an 'index' and others do not; give each one, or none")
+    indices = [part.pop("index") for part in places]
+    if (most := max(indices)) >= len(listed):
+        raise DataError(
+            f"{place}: an image part has index = {most}, but the row lists {counted(len(listed), 'image')}, counted from 0; correct it"
+        )
+    if unused := set(range(len(listed))) - set(indices):
+        raise DataError(
+            f"{place}: no image part has index = {min(unused)}, so that image is not used; remove it from the row"
+        )
+    if timed and indices != list(range(len(listed))):
+        raise DataError(
+            f"{place}: 'times' are of frames in their order, but an 'index' of the image parts changes it; list the frames in order"
+        )
+    return [listed[index] for index in indices]
