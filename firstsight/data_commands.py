@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import yaml
 
 from firstsight.console import progress_option, set_option
 from firstsight.data.source import FORMATS, DataSource, Turns
 from firstsight.errors import DataError, RecipeError
+from firstsight.recipe_yaml import yaml_flow
 from storage.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -255,9 +255,9 @@ def init(file: str, out: Path, **reading: Any) -> None:
             rows=f"{sum(summary.rows.values()):,}",
             images=f"{summary.images:,}",
             name=out.name,
-            root=_yaml(root),
-            train=_yaml(train),
-            reading="".join(f"\n  {key}: {_yaml(value)}" for key, value in stated.items()),
+            root=yaml_flow(root),
+            train=yaml_flow(train),
+            reading="".join(f"\n  {key}: {yaml_flow(value)}" for key, value in stated.items()),
             generate=generate,
         ),
         encoding="utf-8",
@@ -279,9 +279,3 @@ def _portable(section: dict[str, Any], directory: Path) -> tuple[str, Any]:
             for key, value in train.items()
         }
     return os.path.relpath(root, directory.absolute()), train
-
-
-def _yaml(value: Any) -> str:
-    """A value in one line of YAML."""
-    text = yaml.safe_dump(value, allow_unicode=True, width=10**6, default_flow_style=True, sort_keys=False)
-    return text.split("\n...")[0].strip()

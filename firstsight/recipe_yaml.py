@@ -146,3 +146,15 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, or all of them."""
     match = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {match[0]!r}?" if match else f"; known keys: {', '.join(sorted(known))}"
+
+
+def yaml_flow(value: Any) -> str:
+    """A value in one line of YAML, to be pasted into a recipe: what YAML would read as something else is quoted."""
+    for style in (None, '"'):  # quoted so that a line end in a text is written as \n
+        text = yaml.safe_dump(
+            value, allow_unicode=True, width=10**6, default_flow_style=True, default_style=style, sort_keys=False
+        )
+        line: str = text.split("\n...")[0].strip()
+        if len(line.splitlines()) < 2:
+            break
+    return line

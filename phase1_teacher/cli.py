@@ -78,6 +78,7 @@ def dump(
 
     Example: torchrun --nproc-per-node 8 --no-python fs-teacher dump --config recipe.yaml
     """
+    from firstsight.data.columns import ColumnUse
     from firstsight.data.samples import check_files
     from phase1_teacher.dump import prepare_dump
 
@@ -87,7 +88,10 @@ def dump(
     try:
         with stop_on_signals():
             left_out: list[str] = []
-            rows = check_files(recipe.sources(), left_out=left_out, progress=progress)
+            columns = ColumnUse()
+            rows = check_files(recipe.sources(), left_out=left_out, columns=columns, progress=progress)
+            for note in columns.notes():
+                click.echo(note, err=True)
             if left_out:
                 click.echo(left_out_text(left_out), err=True)
             job = prepare_dump(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from firstsight.data.forms import to_row
@@ -73,7 +74,7 @@ def _name(value: Any, key: str, place: str) -> str | None:
 
 
 def _times(times: Any, count: int, place: str) -> tuple[float, ...] | None:
-    if times is None:
+    if times is None or (times == [] and not count):
         return None
     if (
         not isinstance(times, list)
@@ -85,15 +86,30 @@ def _times(times: Any, count: int, place: str) -> tuple[float, ...] | None:
 
 
 def _options(options: Any, place: str) -> tuple[str, ...]:
-    if options is None:
+    if isinstance(options, dict):
+        options = _in_order(options, place)
+    if options is None or options == []:
         return ()
-    if isinstance(options, dict):  # {"A": "a mug", "B": "a bottle"}
-        options = [options[letter] for letter in sorted(options) if options[letter] is not None]
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         raise DataError(f"{place}: 'options' must list the texts of a multiple choice, A first, got {options!r:.80}")
     if not 2 <= len(options) <= 26:
         raise DataError(f"{place}: 'options' must list 2 to 26 texts, got {len(options)}")
     return tuple(clean_text(option, place, "an option") for option in options)
+
+
+def _in_order(options: dict[str, Any], place: str) -> list[Any]:
+    """The texts of `{"A": "a mug", "B": "a bottle"}` or `{"1": "a mug", "2": "a bottle"}`, so that each keeps its letter.
+
+    Tables have a null for each key that a row lacks. DataError: keys that leave open which letter a text has.
+    """
+    given = {key for key, text in options.items() if text is not None}
+    for keys in (ascii_uppercase, ascii_lowercase, [str(n) for n in range(26)], [str(n) for n in range(1, 27)]):
+        if given == set(keys[: len(given)]):
+            return [options[key] for key in keys[: len(given)]]
+    raise DataError(
+        f"{place}: the keys of 'options' must be A, B, C, ... (or a, b, c, ...) or whole numbers from 0 or 1, without gaps (null is "
+        f"a gap) and at most 26, got {', '.join(map(repr, sorted(given)))[:80]}; correct them, or list the texts, A first"
+    )
 
 
 def _truths(answers: Any, place: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from firstsight.data.columns import ColumnUse
 from firstsight.data.compact import NumberSet, text_mark
 from firstsight.data.containers import open_container
 from firstsight.data.entries import GivenRows, Rows
@@ -45,39 +46,47 @@ class SampleFiles:
 
     Args:
         source: the files.
+        columns: takes note of the columns that the rows have.
 
     Raises:
         DataError: a file that was not found, or of a kind that is not supported.
     """
 
-    def __init__(self, source: DataSource) -> None:
+    def __init__(self, source: DataSource, columns: ColumnUse | None = None) -> None:
         self.source = source
+        self._columns = columns or ColumnUse()
         found = [each for entry in source.files for each in sources_of(source, entry)]
         files = [file for file, _ in found]
         self._sources = [understood for _, understood in found]
+        for understood in self._sources if columns is not None else ():
+            self._columns.ask(understood)
         self.containers = [open_container(file, name) for file, name in zip(files, file_names(files), strict=True)]
         self.repeated_ids = 0
         """How many rows of the last pass have the id of an earlier row; their ids get `#2`, `#3`."""
         self.left_out: list[str] = []
-        """What is wrong with each row that the last pass left out (`DataSource.skip`)."""
+        """What is wrong with each row that the last pass left out (`DataSource.skip`), if the split tells it (`tells_faults`)."""
 
     def located(self, fault: Callable[[DataError], object] | None = None) -> Iterator[Located]:
         """Every sample of the split.
 
         Args:
-            fault: called with the error of a row or a file, which is then left out; None: the error is raised.
+            fault: called with the error of a row or a file, which is then left out, if the split tells it (`tells_faults`); None: the
+                error is raised.
 
         Raises:
             DataError: names file, row and what is wrong; also if there are no rows at all.
         """
         self.repeated_ids, self.left_out = 0, []
-        rows = taken = broken = 0
+        rows = taken = failed = broken = 0
+        tells, first = self.source.tells_faults, ""
+        report = fault or (lambda error: self.left_out.append(str(error)))
         seen = NumberSet()
         repeated: dict[str, int] = {}
         for file, container in enumerate(self.containers):
             try:
                 for locator, number, value in container.rows():
                     rows += 1
+                    self._columns.row(value)
                     try:
                         if isinstance(value, DataError):
                             raise value
@@ -85,12 +94,11 @@ class SampleFiles:
                         if not self.source.takes(sample.key if self.source.share else ""):
                             continue
                     except DataError as error:
-                        if fault is not None:
-                            fault(error)
-                        elif self.source.skip and isinstance(error, PictureError):
-                            self.left_out.append(str(error))
-                        else:
+                        if fault is None and not (self.source.skip and isinstance(error, PictureError)):
                             raise
+                        failed, first = failed + 1, first or str(error)
+                        if tells:
+                            report(error)
                         continue
                     if not seen.add(text_mark(sample.id)):
                         self.repeated_ids += 1
@@ -100,12 +108,14 @@ class SampleFiles:
             except DataError as error:
                 if fault is None:
                     raise
-                fault(error)
+                if tells:
+                    fault(error)
                 broken += 1
-        if not taken and (fault is None or not (rows or broken)):
+        told = broken or (failed == rows and (rows or not tells))  # by the faults above, or with the training rows
+        if not taken and (fault is None or not told):
             empty = DataError(
-                f"{self.source}: none of the {counted(rows, 'row')} can be used; the first: {self.left_out[0]}"
-                if self.left_out
+                f"{self.source}: none of the {counted(rows, 'row')} can be used; the first: {first}"
+                if failed and failed == rows
                 else f"{self.source}: none of the {counted(rows, 'row')} falls into this split; change the share of data.validation"
                 if rows
                 else f"{self.source}: holds no rows; give a file with at least one"
@@ -167,17 +177,27 @@ def load_samples(
 
 
 def iter_samples(
-    data: DataSource | Path | str | Rows, root: Path | str | None = None, *, left_out: list[str] | None = None
+    data: DataSource | Path | str | Rows,
+    root: Path | str | None = None,
+    *,
+    left_out: list[str] | None = None,
+    columns: ColumnUse | None = None,
 ) -> Iterator[Sample]:
-    """`load_samples`, one sample at a time."""
-    files = SampleFiles(as_source(data, root))
+    """`load_samples`, one sample at a time; `columns` takes note of the columns that the rows have."""
+    files = SampleFiles(as_source(data, root), columns)
     for each in files.located():
         yield each.sample
     if left_out is not None:
         left_out += files.left_out
 
 
-def check_files(sources: Iterable[DataSource], *, left_out: list[str] | None = None, progress: bool = False) -> int:
+def check_files(
+    sources: Iterable[DataSource],
+    *,
+    left_out: list[str] | None = None,
+    columns: ColumnUse | None = None,
+    progress: bool = False,
+) -> int:
     """Check every row of some splits, and that its images exist. Returns the number of rows. Raises as `load_samples`."""
-    rows = (sample for source in sources for sample in iter_samples(source, left_out=left_out))
+    rows = (sample for source in sources for sample in iter_samples(source, left_out=left_out, columns=columns))
     return sum(1 for _ in tqdm(rows, desc="checking samples", unit=" sample", disable=not progress, leave=False))

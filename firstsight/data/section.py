@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from firstsight.data.entries import Entry, entry
 from firstsight.data.source import COLUMNS, FORMATS, Turns
@@ -53,7 +53,10 @@ class DataSection(Section):
 
     @field_validator("train", "validation", mode="before")
     @classmethod
-    def _entries(cls, value: Any) -> Any:
+    def _entries(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "validation" and isinstance(value, int | float) and not isinstance(value, bool):
+            share = f"{100 * value:g}%" if 0 < value < 1 else "5%"
+            raise ValueError(f"must be a file, none, or a share of the training rows with its unit, such as {share}")
         if isinstance(value, list | tuple):
             return tuple(entry(each) for each in value)
         return value if value is None else entry(value)

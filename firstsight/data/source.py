@@ -70,6 +70,13 @@ class DataSource:
         below = int(key[:16], 16) < self.share * 2**64
         return below == (self.part == "validation")
 
+    @property
+    def tells_faults(self) -> bool:
+        """Whether faults of rows are told with this split. Both sides of a share read every row; a row that cannot be read has no
+        key that says to which it belongs, and is told with the training rows alone.
+        """
+        return not self.share or self.part == "train"
+
     def __str__(self) -> str:
         names = ", ".join(file_names(self.files))
         return f"{100 * self.share:g}% of {names} for validation" if self.share and self.part == "validation" else names

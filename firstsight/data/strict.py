@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from firstsight.errors import DataError
+from firstsight.recipe_yaml import yaml_flow
 
 _VIDEO = "video files are not read: extract frames and list their images in 'frames' (docs/data.md)"
 _LIMITS = (
@@ -43,9 +45,11 @@ def known_only(given: Mapping[str, Any], known: Collection[str], place: str, own
     """The entries of a mapping that are not null (tables have null for a missing value).
 
     Raises:
-        DataError: an unknown key, with the nearest known one or the remedy; a column can also be ignored by name.
+        DataError: an unknown key that is not empty, with the nearest known one or the remedy; a column can also be ignored by name.
     """
-    content = {key: value for key, value in given.items() if value is not None}
+    content = {
+        key: value for key, value in given.items() if value is not None and (key in known or not is_empty(value))
+    }
     for key in content:
         if key in known:
             continue
@@ -57,8 +61,22 @@ def known_only(given: Mapping[str, Any], known: Collection[str], place: str, own
     return content
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a value holds nothing: null, a text without words, an empty list or mapping. Numbers and false are values."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+
+
+def without_nan(value: Any) -> Any:
+    """A value of a row with null in the place of each NaN: what tables write for a missing number."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _ignore(owner: str, key: str) -> str:
-    return f"; to ignore it, add it to data.ignore_columns: [{key}]" if owner == "the row" else ""
+    return f"; to ignore it, add it to data.ignore_columns: {yaml_flow([str(key)])}" if owner == "the row" else ""
 
 
 _UNFIT = re.compile("[\0\ud800-\udfff]")

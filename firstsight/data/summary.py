@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from firstsight.data.columns import ColumnUse
 from firstsight.data.compact import NumberSet
 from firstsight.data.sample import Sample
 from firstsight.data.source import Turns
@@ -40,6 +41,8 @@ class DataSummary:
     """Validation rows whose content a training row has."""
     first_leaks: list[str] = field(default_factory=list)
     """Places of the first of them."""
+    columns: ColumnUse = field(default_factory=ColumnUse, repr=False)
+    """Whether the columns that the recipe names are there."""
     _seen: dict[str, NumberSet] = field(
         default_factory=lambda: {"train": NumberSet(), "validation": NumberSet()}, repr=False
     )
@@ -110,4 +113,4 @@ class DataSummary:
                 if self.turns == "all"
                 else f"{several}; the {self.earlier_answers:,} before the last are only context (data.turns: last)"
             )
-        return lines
+        return lines + self.columns.notes()

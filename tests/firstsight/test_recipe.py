@@ -199,6 +199,9 @@ def test_a_hub_id_is_no_folder_of_the_working_directory(tmp_path, monkeypatch):
     [
         ("validation: 0%", r"data\.validation: must be a file or a share above 0% and below 100%, such as 5%"),
         ("validation: 100%", r"a share above 0%"),
+        ("validation: 0.05", r"data\.validation: must be a file, none, or a share .* with its unit, such as 5%"),
+        ("validation: 0.125", r"such as 12\.5%"),
+        ("validation: 5", r"a share of the training rows with its unit, such as 5%"),
         ("validation: five%", r"a share above 0%"),
         ("train: []", r"data\.train"),
         ("columns: {anser: label}", r"has no column 'anser'; did you mean 'answer'\?"),

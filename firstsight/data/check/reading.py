@@ -43,9 +43,10 @@ def check_data(
     with tqdm(desc="checking samples", unit=" sample", disable=not progress, leave=False) as bar:
         for source in sources:
             try:
-                files = SampleFiles(source)
+                files = SampleFiles(source, report.summary.columns)
             except DataError as error:
-                report.row_fault(error)
+                if source.tells_faults:
+                    report.row_fault(error)
                 continue
             for located in files.located(partial(_fault_of_row, report, source)):
                 bar.update()

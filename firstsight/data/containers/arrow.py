@@ -171,8 +171,8 @@ def _labels(schema: Any) -> dict[str, list[str]]:
 
 def _named(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
     for column, names in labels.items():
-        if isinstance(number := row.get(column), int) and 0 <= number < len(names):
-            row[column] = names[number]
+        if isinstance(number := row.get(column), int) and -1 <= number < len(names):
+            row[column] = names[number] if number >= 0 else None  # -1: no label
     return row
 
 

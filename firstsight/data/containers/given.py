@@ -65,6 +65,8 @@ class GivenDataset(DatasetRows):
 
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
+_MISSING = ("NAType", "NaTType")
+"""Types of pandas for a missing value; NaN, its third way to say it, is null in a row of any container."""
 _REMEDIES = {
     "PIL": "give the path of a picture, or the bytes of its file; datasets.Dataset.from_list makes these of PIL pictures",
     "numpy": "call tolist() of it",
@@ -74,6 +76,8 @@ _REMEDIES = {
 
 def _plain(value: Any, place: str, owner: str) -> Any:
     """A copy of a value in the types that files have. DataError: another type, by name."""
+    if type(value).__name__ in _MISSING and type(value).__module__.partition(".")[0] == "pandas":
+        return None
     if isinstance(value, _PLAIN) and type(value).__module__ != "numpy":
         return value
     if isinstance(value, Mapping):

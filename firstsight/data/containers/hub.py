@@ -10,6 +10,7 @@ from typing import Any
 from firstsight.data.containers.arrow import Tables, check_names
 from firstsight.data.entries import HubSplit
 from firstsight.errors import DataError
+from firstsight.recipe_yaml import yaml_flow
 
 
 class DatasetRows(Tables):
@@ -65,7 +66,7 @@ class HubDataset(DatasetRows):
         if isinstance(found, dict):
             if len(found) != 1:
                 raise DataError(
-                    f"{self.name}: has the splits {', '.join(found)}; name one: split: {next(iter(found), 'train')}"
+                    f"{self.name}: has the splits {', '.join(found)}; name one: {yaml_flow({'split': next(iter(found), 'train')})[1:-1]}"
                 )
             (found,) = found.values()
         rows = found.with_format("arrow")

@@ -50,11 +50,25 @@ class GzipLines(Spooled):
 
 def _rows(file: BinaryIO, container: Container) -> Iterator[Row]:
     begin = skip_mark(file, container.name)
+    rows, opened = 0, None  # the fault of a first line that may begin an object of several lines
     for number, (offset, line) in enumerate(lines(file, begin, container.name), start=1):
         if not line.strip():
             continue
+        if opened and not line.startswith(b"{"):
+            raise DataError(
+                f"{container.place(opened[1])}: a JSON object begins here that goes on in the next line; expected one row per line "
+                "(JSONL), or a JSON array of rows, [{...}, ...]; write the rows in one of these ways"
+            )
+        if opened:
+            yield opened
+        rows, opened = rows + 1, None
         place = container.place(number)
         try:
             yield offset, number, parse_json(decode(line, place), place)
         except DataError as error:
-            yield offset, number, error
+            if rows == 1 and line.rstrip().endswith((b"{", b"[", b",")):
+                opened = (offset, number, error)
+            else:
+                yield offset, number, error
+    if opened:
+        yield opened

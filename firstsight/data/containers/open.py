@@ -13,9 +13,10 @@ from firstsight.data.containers.given import given_container
 from firstsight.data.containers.hub import HubDataset
 from firstsight.data.containers.json_array import JsonArray
 from firstsight.data.containers.jsonl import GzipLines, JsonLines
-from firstsight.data.containers.table import Table
+from firstsight.data.containers.table import Table, suffixes
 from firstsight.data.entries import GivenRows, HubSplit
 from firstsight.errors import DataError
+from firstsight.recipe_yaml import yaml_flow
 
 _HEAD = 4096
 _REFUSED = {
@@ -58,12 +59,13 @@ def open_container(path: Path | HubSplit | GivenRows, name: str) -> Container:
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first == b"[":
         return JsonArray(path, name)
-    if first != b"{" and {".csv", ".tsv"} & set(path.suffixes):
+    if first != b"{" and {".csv", ".tsv"} & suffixes(path):
         return Table(path, name)
     return GzipLines(path, name) if packed else JsonLines(path, name)
 
 
 def _directory(path: Path, name: str) -> Container:
+    as_hub = yaml_flow({"hub": name, "split": "train"})
     if (path / "state.json").is_file():
         return ArrowDirectory(path, name)
     if (path / "dataset_dict.json").is_file():
@@ -76,16 +78,14 @@ def _directory(path: Path, name: str) -> Container:
         if len(kinds) > 1:
             raise DataError(
                 f"{name}: holds Parquet files of different names ({', '.join(part.name for part in parts[:3])}, ...), perhaps splits; "
-                f"list the files to read, or give {{hub: {name}, split: train}}"
+                f"list the files to read, or give {as_hub}"
             )
         return Parquet(path, name, parts)
     if next(path.rglob("*.parquet"), None):
-        raise DataError(
-            f"{name}: its Parquet files are in subdirectories; give one of these, or {{hub: {name}, split: train}}"
-        )
+        raise DataError(f"{name}: its Parquet files are in subdirectories; give one of these, or {as_hub}")
     raise DataError(
         f"{name}: is a directory, but not one of save_to_disk (no state.json) or of Parquet files; give a file, or "
-        f"{{hub: {name}, split: train}} for a directory that datasets.load_dataset reads"
+        f"{as_hub} for a directory that datasets.load_dataset reads"
     )
 
 

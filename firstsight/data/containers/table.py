@@ -5,12 +5,18 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from firstsight.data.containers.base import Row, Spooled
 from firstsight.data.containers.text import MAX_ROW_BYTES, decode, lines, parse_json, skip_mark
 from firstsight.errors import DataError
 from storage.wording import counted
+
+
+def suffixes(path: Path) -> set[str]:
+    """The endings of a file's name, in lower case."""
+    return {suffix.lower() for suffix in path.suffixes}
 
 
 class Table(Spooled):
@@ -25,7 +31,7 @@ class Table(Spooled):
             file = cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if packed else plain
             texts = self._texts(file)
             header_line = next(texts, "")
-            tabs = ".tsv" in self.path.suffixes
+            tabs = ".tsv" in suffixes(self.path)
             delimiter = "\t" if tabs else max(",;\t", key=header_line.count)
             names = next(csv.reader([header_line], delimiter=delimiter), [])
             if twice := [name for name in names if names.count(name) > 1]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from firstsight.data.strict import is_empty
 from firstsight.errors import DataError
 
 COMMON = frozenset({"id", "image", "images", "frames", "times", "category", "environment", "options", "answers"})
@@ -38,7 +39,8 @@ def listed_images(row: dict[str, Any], form: Form, place: str) -> list[Any]:
     Raises:
         DataError: several such columns, or one of the wrong type.
     """
-    given = [name for name in ("images", "frames", "image", *form.pictures) if name in row]
+    names = [name for name in ("images", "frames", "image", *form.pictures) if name in row]
+    given = [name for name in names if not is_empty(row[name])] or names[:1]
     if len(given) > 1:
         raise DataError(f"{place}: {given[0]!r} and {given[1]!r} exclude each other; keep one of them")
     if not given:
@@ -50,7 +52,7 @@ def listed_images(row: dict[str, Any], form: Form, place: str) -> list[Any]:
         raise DataError(
             f"{place}: {given[0]!r} must be a list of paths, got {type(value).__name__}; for a single image use a column 'image'"
         )
-    return [value] if value != "" else []
+    return [value]
 
 
 def text_of(row: dict[str, Any], column: str, place: str) -> str:
@@ -75,9 +77,9 @@ def question_and_answer(
     question: str, answer: str | None, *, system: str | None = None, before: Messages | None = None
 ) -> Messages:
     """The messages of one question, with those before it."""
-    messages: Messages = [{"role": "system", "content": system}] if system else []
+    messages: Messages = [{"role": "system", "content": system}] if system is not None else []
     messages += before or []
     messages.append({"role": "user", "content": question})
-    if answer is not None and answer != "":
+    if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     return messages

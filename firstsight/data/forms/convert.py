@@ -12,8 +12,9 @@ from firstsight.data.forms.messages import MESSAGES, TRL
 from firstsight.data.forms.parts import content_parts
 from firstsight.data.forms.prompt_completion import PROMPT_COMPLETION
 from firstsight.data.source import DataSource
-from firstsight.data.strict import known_only
+from firstsight.data.strict import is_empty, known_only, without_nan
 from firstsight.errors import DataError
+from firstsight.recipe_yaml import yaml_flow
 from storage.wording import counted
 
 FORMS = (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, INSTRUCTION, QUERY, FLAT, TRL)
@@ -36,14 +37,17 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected a JSON object, got {type(value).__name__}")
-    value = _renamed(value, place, source)
+    value = _renamed(without_nan(value), place, source)
     form = _form(value, place, source)
     row = known_only(value, COMMON | form.columns, place, "the row")
-    if source.mapped_only and (other := set(row) - set(source.columns) - _BESIDE):
-        raise DataError(
-            f"{place}: the column {min(other)!r} is not in the columns of the dataset_info.json; map it there, or to ignore it add it to "
-            f"data.ignore_columns: [{min(other)}]"
-        )
+    row = {name: each for name, each in row.items() if name in form.signs[:1] or not _absent(name, each)}
+    if source.mapped_only:
+        row = {name: each for name, each in row.items() if name in source.columns or not is_empty(each)}
+        if other := set(row) - set(source.columns) - _BESIDE:
+            raise DataError(
+                f"{place}: the column {min(other)!r} is not in the columns of the dataset_info.json; map it there, or to ignore it add "
+                f"it to data.ignore_columns: {yaml_flow([min(other)])}"
+            )
     if source.mapped_only and isinstance(row.get("images"), str | dict):
         row["images"] = [row["images"]]  # LLaMA-Factory also takes a single one
     if source.tags is not None:
@@ -52,11 +56,18 @@ def to_row(value: Any, place: str, source: DataSource) -> dict[str, Any]:
     messages = [_message(message, place, form.marks) for message in form.messages(row, place)]
     return {
         "messages": messages,
-        "images": _placed(messages, listed, place),
-        "is_frames": "frames" in row,
+        "images": _placed(messages, listed, place, timed=bool(row.get("times"))),
         "environment": row.get("environment", row.get("source_dataset")),
         **{name: row.get(name) for name in ("id", "times", "category", "options", "answers")},
     }
+
+
+def _absent(name: str, value: Any) -> bool:
+    """Whether a column states nothing: an empty text, as an empty cell of a CSV file, and a system prompt without words.
+
+    A system turn among the messages that has no words is another thing: it replaces the default of a chat template.
+    """
+    return value == "" or (name == "system" and is_empty(value))
 
 
 def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, Any]:
@@ -71,7 +82,7 @@ def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, A
         if ours in made:
             raise DataError(
                 f"{place}: data.columns takes {ours!r} from {theirs!r}, but the row also has a column {ours!r}; to ignore it add it to "
-                f"data.ignore_columns: [{ours}]"
+                f"data.ignore_columns: {yaml_flow([ours])}"
             )
         made[ours] = row[theirs]
     return made
@@ -80,7 +91,9 @@ def _renamed(row: dict[str, Any], place: str, source: DataSource) -> dict[str, A
 def _form(row: dict[str, Any], place: str, source: DataSource) -> Form:
     if source.format is not None:
         return next(form for form in FORMS if form.name == source.format)
-    fitting = [form for form in FORMS if any(row.get(sign) is not None for sign in form.signs)]
+    signs_of = [(form, [sign for sign in form.signs if row.get(sign) is not None]) for form in FORMS]
+    fitting = [form for form, signs in signs_of if not all(is_empty(row[sign]) for sign in signs)]
+    fitting = fitting or [form for form, signs in signs_of if signs]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -92,9 +105,10 @@ def _form(row: dict[str, Any], place: str, source: DataSource) -> Form:
     if "messages" in row:
         return MESSAGES
     known = ", ".join(sign for form in FORMS for sign in form.signs[:1])
+    example = yaml_flow({"question": next(iter(row), "query")})
     raise DataError(
         f"{place}: 'messages' must be a list of messages, got None; the row has {', '.join(map(repr, list(row)[:12])) or 'no columns'}: "
-        f"expected one of {known}; name other columns in data.columns, such as question: {next(iter(row), 'query')}"
+        f"expected one of {known}; name other columns in data.columns, such as {example}"
     )
 
 
@@ -106,7 +120,7 @@ def _message(message: Any, place: str, marks: bool) -> dict[str, Any]:
     return {"role": role, "content": content_parts(message.get("content"), place, marks=marks)}
 
 
-def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> list[Any]:
+def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str, *, timed: bool) -> list[Any]:
     """The images in the order of their places; `messages` keep image parts without images."""
     places = [part for message in messages for part in message["content"] if part["type"] == "image"]
     marks = sum("mark" in part for part in places)
@@ -114,6 +128,8 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
         raise DataError(
             f"{place}: the messages have {marks} <image> marks and {len(places) - marks} image parts; keep one kind"
         )
+    if any("index" in part for part in places):
+        return _named(places, listed, place, timed=timed)
     own = sum("image" in part for part in places)
     if not places and listed:
         first = next((message for message in messages if message["role"] == "user"), None)
@@ -137,3 +153,23 @@ def _placed(messages: list[dict[str, Any]], listed: list[Any], place: str) -> li
         pictures.append(part.pop("image") if "image" in part else next(rest))
         part.pop("mark", None)
     return pictures
+
+
+def _named(places: list[dict[str, Any]], listed: list[Any], place: str, *, timed: bool) -> list[Any]:
+    """The images that parts name by their `index` in the row's images, from 0."""
+    if not all("index" in part for part in places):
+        raise DataError(f"{place}: some image parts have an 'index' and others do not; give each one, or none")
+    indices = [part.pop("index") for part in places]
+    if (most := max(indices)) >= len(listed):
+        raise DataError(
+            f"{place}: an image part has index = {most}, but the row lists {counted(len(listed), 'image')}, counted from 0; correct it"
+        )
+    if unused := set(range(len(listed))) - set(indices):
+        raise DataError(
+            f"{place}: no image part has index = {min(unused)}, so that image is not used; remove it from the row"
+        )
+    if timed and indices != list(range(len(listed))):
+        raise DataError(
+            f"{place}: 'times' are of frames in their order, but an 'index' of the image parts changes it; list the frames in order"
+        )
+    return [listed[index] for index in indices]

@@ -9,7 +9,7 @@ from firstsight.data.forms.base import Form, Messages, question_and_answer, text
 
 def _instruction(row: dict[str, Any], place: str) -> Messages:
     question = text_of(row, "instruction", place)
-    if row.get("input"):
+    if "input" in row:
         question = "\n".join(filter(None, (question, text_of(row, "input", place))))
     return _turns(row, question, "output", place)
 

@@ -16,7 +16,8 @@ MARK = re.compile(r"<(image|video|audio)>")
 
 
 def content_parts(content: Any, place: str, *, marks: bool) -> list[dict[str, Any]]:
-    """Parts `{"type": "text", "text"}` and `{"type": "image"}`; the latter with `image` if it brings its own, and with its limits.
+    """Parts `{"type": "text", "text"}` and `{"type": "image"}`; the latter with `image` if it brings its own, with
+    `index` if it names one of the row's, and with its limits.
 
     Args:
         content: of a message.
@@ -49,11 +50,13 @@ def _part(part: Any, place: str) -> dict[str, Any]:
         if isinstance(address, str):
             return {"type": "image", "image": address}
     if kind in ("image", "video_frame"):
-        part = known_only(part, ("type", *_PICTURES, *_LIMITS), place, "an image part")
+        part = known_only(part, ("type", "index", *_PICTURES, *_LIMITS), place, "an image part")
         limits = _limits(part, place)
         given = [key for key in _PICTURES if key in part]
         if len(given) > 1:
             raise DataError(f"{place}: an image part has {given[0]!r} and {given[1]!r}; keep one of them")
+        if "index" in part:
+            return {"type": "image", "index": _index(part, given, place), **limits}
         if not given:
             return {"type": "image", **limits}
         picture = part[given[0]]
@@ -69,6 +72,18 @@ def _part(part: Any, place: str) -> dict[str, Any]:
     raise DataError(
         f"{place}: a part must be {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, got {part!r:.120}"
     )
+
+
+def _index(part: dict[str, Any], given: list[str], place: str) -> int:
+    value = part["index"]
+    if given:
+        raise DataError(f"{place}: an image part has 'index' and {given[0]!r}; keep one of them")
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    if not whole or value < 0:
+        raise DataError(
+            f"{place}: 'index' of an image part must be the place of an image in the row's images, from 0, got {value!r:.80}"
+        )
+    return int(value)
 
 
 def _limits(part: dict[str, Any], place: str) -> dict[str, int]:

@@ -13,9 +13,12 @@ from PIL import Image
 from firstsight.cli import main
 from firstsight.data.check import DataReport, draw
 from firstsight.data.compact import NumberSet
+from firstsight.data.samples import load_samples
+from firstsight.errors import DataError
 from firstsight.recipe import load_recipe
 from phase1_teacher.cli import main as teacher
 from phase2_student.cli import main as student
+from phase2_student.training.prepare import prepare
 
 
 def run(command, *arguments, code=0):
@@ -104,6 +107,92 @@ def test_both_plans_name_all_faults_at_once(rows, tmp_path, models, command):
     if command is student:  # what is skipped is not counted, in either split
         both = run(command, "plan", *skipping, "--set", "data.validation=rows.json")
         assert "6 to train on, 6 to validate" in both
+
+
+def test_a_row_with_a_fault_counts_once_beside_a_share_for_validation(rows, tmp_path, models):
+    many = [{**row, "id": f"{row['id']} {copy}"} for copy in range(4) for row in rows]
+    for number, row in enumerate(many):  # different contents, so that both sides have some
+        row["conversations"] = [{**turn, "value": f"{turn['value']} {number}"} for turn in row["conversations"]]
+    lost = {**rows[0], "image": "gone.jpg"}
+    (tmp_path / "rows.json").write_text(json.dumps([*many, lost]))
+    skipping = (*write_recipe(tmp_path, models, on_error="skip"), "--set", "data.validation=20%")
+    assert "\n1 fault;" in run(main, "data", "check", *skipping, code=1)
+    for command in (teacher, student):
+        assert "1 sample cannot be used and is skipped" in run(command, "plan", *skipping)
+    assert "1 sample is left out (cache.on_error: skip):" in run(teacher, "dump", *skipping)
+    plan = prepare(load_recipe(tmp_path / "r.yaml", ["data.validation=20%"]), progress=False)
+    assert plan.facts()["skipped_samples"] == 1
+    assert len(plan.validation) > 0
+
+    (tmp_path / "rows.json").write_text(json.dumps([*many, {**rows[0], "colour": 1}, {"x": 1}]))
+    assert "\n2 faults;" in run(main, "data", "check", *skipping, code=1)
+    assert "the data have 2 faults:" in run(teacher, "plan", *skipping, code=2)
+    (tmp_path / "rows.json").write_text("[]")
+    assert "\n1 fault;" in run(main, "data", "check", *skipping, code=1)
+    (tmp_path / "rows.json").unlink()
+    assert "\n1 fault;" in run(main, "data", "check", *skipping, code=1)
+
+
+def test_a_share_without_rows_is_a_fault_of_the_check_as_of_the_run(rows, tmp_path, models):
+    (tmp_path / "rows.json").write_text(json.dumps(rows[:1]))
+    config = (*write_recipe(tmp_path, models, on_error="skip"), "--set", "data.validation=0.001%")
+    assert "falls into this split" in run(main, "data", "check", *config, code=1)
+    (tmp_path / "rows.json").write_text(json.dumps([{**rows[0], "image": "gone.jpg"}]))
+    report = run(main, "data", "check", *config, code=1)
+    assert "falls into this split" not in report
+    assert "\n1 fault;" in report
+    validation = load_recipe(tmp_path / "r.yaml", ["data.validation=0.001%"]).source("validation")
+    with pytest.raises(DataError, match=r"none of the 1 row can be used; the first: .*gone\.jpg"):
+        load_samples(validation)
+
+
+NOTE = "no row has a column 'topik' (data.columns: category), so it has no effect; did you mean 'topic'?"
+
+
+def test_a_column_that_no_row_has_is_noted_once_by_check_plans_and_dump(tmp_path, models):
+    row = {"question": "What?", "answer": "A cup.", "topic": None, "web": None}
+    other = {"question": "Who?", "answer": "Kane.", "source": "x"}
+    (tmp_path / "rows.json").write_text(json.dumps([row] * 3))
+    (tmp_path / "more.json").write_text(json.dumps([other]))
+    names = (
+        "data.columns={category: topik}",
+        "data.ignore_columns=[source, web, 'Unnamed: 0']",
+        "data.validation=more.json",
+    )
+    config = (*write_recipe(tmp_path, models), *(each for name in names for each in ("--set", name)))
+    unnamed = "no row has a column 'Unnamed: 0' (data.ignore_columns), so it has no effect"
+    for command in (
+        (main, "data", "check"),
+        (teacher, "plan"),
+        (student, "plan"),
+        (teacher, "dump"),
+    ):
+        output = run(*command, *config)
+        assert output.count("no row has a column") == 2, output
+        assert output.count(NOTE) == 1
+        assert output.count(f"{unnamed}\n") == 1
+    # a column of either split counts, and null is a value like another
+    right = ("data.columns={category: topic}", "data.ignore_columns=[source, web]", "data.validation=more.json")
+    config = (*write_recipe(tmp_path, models), *(each for name in right for each in ("--set", name)))
+    assert "no row has" not in run(main, "data", "check", *config)
+    alone = run(main, "data", "check", tmp_path / "rows.json", "--column", "category=topic", "--ignore-column", "sauce")
+    assert alone.count("no row has a column 'sauce' (data.ignore_columns)") == 1
+    assert (
+        "no row has"
+        in json.loads(
+            run(
+                main,
+                "data",
+                "check",
+                tmp_path / "rows.json",
+                "--ignore-column",
+                "web",
+                "--ignore-column",
+                "x",
+                "--json",
+            )
+        )["notes"][-1]
+    )
 
 
 def test_a_damaged_jpeg_is_found_whichever_size_is_made():

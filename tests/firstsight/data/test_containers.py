@@ -222,3 +222,43 @@ def test_a_huge_row_is_refused_with_bounded_memory(tmp_path, kind):
     assert "t.jsonl" in message
     assert len(message) < 300
     assert int(grown) < 450_000  # KB
+
+
+@pytest.mark.parametrize("name", ["UP.CSV", "Rows.Csv", "rows.TSV", "rows.tsv.GZ"])
+def test_the_ending_of_a_table_may_be_in_capitals(tmp_path, name):
+    text = "question,answer\nWhat?,A cup.\n"
+    text = text.replace(",", "\t") if "tsv" in name.lower() else text
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("GZ") else data)
+    assert [row[1:] for row in read(tmp_path / name)] == [("What?", "A cup.")]
+
+
+@pytest.mark.parametrize("indent", [2, "\t"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("content", [{"data": [{"question": "q"}]}, {"question": "q", "answer": "a"}, {"rows": []}])
+def test_one_object_over_several_lines_is_one_fault_that_says_so(tmp_path, content, indent, packed):
+    data = ("\n" + json.dumps(content, indent=indent) + "\n").encode()
+    path = tmp_path / "rows.json"
+    path.write_bytes(gzip.compress(data) if packed else data)
+    faults = []
+    assert list(SampleFiles(DataSource(files=(path,), root=tmp_path)).located(faults.append)) == []
+    (fault,) = map(str, faults)
+    assert fault.startswith(
+        "rows.json:2: a JSON object begins here that goes on in the next line; expected one row per line"
+    )
+    with pytest.raises(DataError, match="expected one row per line"):
+        read(path)
+
+
+def test_a_broken_line_between_rows_is_a_fault_of_its_own(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a"}\n{"question": "b",\n{"question": "c"}\n')
+    faults = []
+    files = SampleFiles(DataSource(files=(path,), root=tmp_path))
+    assert [each.sample.question for each in files.located(faults.append)] == ["a", "c"]
+    assert len(faults) == 1
+    path.write_text('{"question": "b",\n{"question": "c"}\n')
+    assert [each.sample.question for each in files.located(faults.append)] == ["c"]
+    path.write_text('{"question": "b",\n')
+    assert list(files.located(faults.append)) == []
+    assert [("rows.jsonl:1: not a JSON object" in str(fault)) for fault in faults] == [False, True, True]

@@ -219,6 +219,57 @@ def test_the_model_gets_each_form_as_written_by_hand(read, models, name):
     assert ["red" if each[0] > each[2] else "blue" for each in channels] == colors
 
 
+def part(**keys):
+    return {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png", **keys}, TEXT]}]}
+
+
+def indexed(*indices, content="What?", **columns):
+    """A row as `datasets` has LLaVA's instruction mix: each part with all keys, and the index of its image."""
+    parts = [{"index": index, "text": None, "type": "image"} for index in indices]
+    parts.append({"index": None, "text": content, "type": "text"})
+    answer = [{"index": None, "text": "A cup.", "type": "text"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "images": ["a.png", "b.png"], **columns}
+
+
+def test_an_index_names_the_image_of_a_part(read):
+    for indices, colors in (
+        ((0, 1), "[red][blue]"), ((1, 0), "[blue][red]"), ((1, 0, 1), "[blue][red][blue]"), ((0.0, 1.0), "[red][blue]"),
+        ((None, None), "[red][blue]"),
+    ):  # fmt: skip
+        (sample,) = read(indexed(*indices))
+        assert shown(sample) == f"user: {colors}What? -> A cup."
+    (ordered,), (plain,) = read(indexed(0, 1)), read(indexed(None, None))
+    assert ordered.key == plain.key
+    turns = [*indexed(1)["messages"], *indexed(0)["messages"]]
+    (sample,) = read({"messages": turns, "images": ["a.png", "b.png"]})
+    assert shown(sample) == "user: [blue]What? | assistant: A cup. | user: [red]What? -> A cup."
+    frames = {"frames": ["a.png", "b.png"], "images": None, "times": [0, 1]}
+    assert read(indexed(0, 1, **frames))[0].times == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (indexed(0, 2), r"an image part has index = 2, but the row lists 2 images, counted from 0"),
+        (indexed(0, images=[]), r"index = 0, but the row lists 0 images"),
+        (indexed(0), r"no image part has index = 1, so that image is not used"),
+        (indexed(0, None), r"some image parts have an 'index' and others do not"),
+        (indexed(-1, 0), r"'index' of an image part must be the place of an image in the row's images, from 0, got -1"),
+        (indexed(True, 0), r"from 0, got True"),
+        (indexed("0", 1), r"from 0, got '0'"),
+        (indexed(0.5, 1), r"from 0, got 0\.5"),
+        (indexed(0, 1, content="<image>"), r"1 <image> marks and 2 image parts"),
+        (part(index=0), r"an image part has 'index' and 'image'; keep one of them"),
+        (indexed(1, 0, images=None, frames=["a.png", "b.png"], times=[0, 1]), r"'times' are of frames in their order"),
+        ({"messages": [{"role": "user", "content": [{**TEXT, "index": 0}]}]}, r"a text part has the unknown key 'index'"),
+    ],
+)  # fmt: skip
+def test_an_index_that_names_no_image_is_refused(read, row, message):
+    with pytest.raises(DataError, match=f"row 1: .*{message}"):
+        read(row)
+
+
 def test_columns_by_other_names(read):
     row = {"query": "What?", "label": "A cup.", "file": "a.png", "uid": 7, "source": "web"}
     columns = {"question": "query", "answer": "label", "image": "file", "id": "uid"}
@@ -236,10 +287,6 @@ def test_a_mark_that_is_meant_as_text(read):
     assert shown(sample) == "user: What does <image> mean in HTML? -> None"
     with pytest.raises(DataError, match=r"places for 1 image, but the row lists 0; .* set data\.format: trl"):
         read(row)
-
-
-def part(**keys):
-    return {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png", **keys}, TEXT]}]}
 
 
 BAD = [

@@ -172,3 +172,46 @@ def test_options_of_a_multiple_choice_are_read_and_leave_the_key_as_it_is(load):
 def test_options_that_are_none_are_refused(load, options):
     with pytest.raises(DataError, match=r"train\.jsonl:1: 'options' must list"):
         load(row(options=options))
+
+
+TEXTS = [f"o{number}" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ({str(number): text for number, text in enumerate(TEXTS)}, TEXTS),
+        ({str(number): text for number, text in reversed(list(enumerate(TEXTS, start=1)))}, TEXTS),
+        (dict(zip("lkjihgfedcba", reversed(TEXTS), strict=True)), TEXTS),
+        ({"A": "x", "B": "y", "C": None, "D": None}, ["x", "y"]),
+        ({"2": None, "0": "x", "1": "y"}, ["x", "y"]),
+    ],
+)
+def test_each_option_of_a_mapping_keeps_its_letter(load, options, texts):
+    (sample,) = load(row(options=options))
+    assert sample.options == tuple(texts)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"A": "a mug", "B": None, "C": "a bottle", "D": "a lamp"},
+        {"A": None, "B": "x", "C": "y"},
+        {"B": "x", "C": "y"},
+        {"a": "x", "B": "y"},
+        {"A": "x", "a": "y"},
+        {"1": "x", "3": "y"},
+        {"2": "x", "3": "y"},
+        {"01": "x", "02": "y"},
+        {"0": "x", "1": None, "2": "y"},
+        {"-1": "x", "0": "y"},
+        {"A": "x", "1": "y"},
+        {"option1": "x", "option2": "y"},
+        {str(number): "x" for number in range(27)},
+        {"\u0661": "x", "\u0662": "y"},
+    ],
+)
+def test_options_whose_letters_are_open_are_refused(load, options):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: the keys of 'options' must be A, B, C") as error:
+        load(row(options=options))
+    assert "\n" not in str(error.value)
