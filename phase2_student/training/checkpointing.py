@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import shutil
 import sys
@@ -20,13 +21,22 @@ class SealingTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # checkpoints are deleted here, after the new one is sealed
+        # checkpoints are deleted here, after the new one is sealed; the arguments belong to the caller
+        self.args = copy.copy(self.args)
         self._keep = self.args.save_total_limit
         self.args.save_total_limit = None
+        self._resumed: Path | None = None
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """The stock method; the checkpoint that it resumes from is not written again."""
+        self._resumed = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Write the stock checkpoint, seal it, and only then delete old ones."""
         directory = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        if self._resumed is not None and directory.name == self._resumed.name:
+            return  # no step was taken since: while it is written again, there might be no other
         if self.args.should_save:
             shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted run
         self.accelerator.wait_for_everyone()
@@ -48,7 +58,7 @@ class SealingTrainer(Trainer):
                 str(directory),
             ) from error
         if self.args.should_save and self._keep is not None:
-            keep_newest(directory.parent, max(1, self._keep))
+            keep_newest(directory.parent, max(1, self._keep), step=self.state.global_step)
 
     def write_state(self, directory: Path) -> None:
         """Add what the stock trainer does not write to a checkpoint; process 0 calls it before the seal."""
