@@ -329,6 +329,25 @@ def test_a_field_that_nobody_has_looked_at_is_refused():
         ({"optim": "sgd", "adam_beta1": 0.8}, "adam_beta1: has no effect unless training.optim is an Adam"),
         ({"seed": -1}, "seed: must lie between"),
         ({"optim": "adamx"}, "training: adamx is not a valid OptimizerNames"),
+        ({"adam_beta1": 1.5}, "adam_beta1: must be 0 or more, and less than 1, got 1.5"),
+        ({"adam_beta2": 1.0}, "adam_beta2: must be 0 or more, and less than 1"),
+        ({"adam_epsilon": -1.0}, "adam_epsilon: must not be negative"),
+        ({"weight_decay": -0.1}, "weight_decay: must not be negative"),
+        ({"neftune_noise_alpha": -1.0}, "neftune_noise_alpha: must not be negative"),
+        ({"log_level": "nonsense"}, "log_level: must be one of detail, debug, .*passive, got 'nonsense'"),
+        ({"log_level_replica": "loud"}, "log_level_replica: must be one of"),
+        (
+            {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "nonsense"},
+            "dataloader_multiprocessing_context: must be one of .*spawn",
+        ),
+        ({"optim": "schedule_free_adamw"}, "optim: must not be schedule-free"),
+        ({"optim": "schedule_free_sgd"}, "optim: must not be schedule-free"),
+        ({"optim": "lomo"}, "optim: lomo cannot be used: .*install"),
+        ({"optim": "galore_adamw"}, "optim: galore_adamw cannot be used: "),
+        (
+            {"lr_scheduler_type": "polynomial", "learning_rate": 1e-8},
+            "do not fit polynomial: lr_end .*learning_rate is 1e-08",
+        ),
         (
             {"ddp_backend": "gloo"},
             "ddp_backend: is only for several processes, started by torchrun or accelerate launch",
@@ -346,3 +365,13 @@ def test_bf16_without_a_gpu_is_refused_with_what_to_do(world, monkeypatch):
     with pytest.raises(RecipeError, match=r"no GPU; to train on its CPU add --set training\.use_cpu=true"):
         arguments(world, bf16=True, use_cpu=False)
     assert arguments(world, bf16=True, use_cpu=True).bf16
+
+
+@pytest.mark.parametrize("setting", ["optim=lomo", "fsdp=full_shard", "adam_beta1=1.5"])
+def test_a_refused_setting_leaves_no_run_behind(world, setting):
+    command = ("train", "--config", world / "recipe.yaml", "--no-progress", "--set", "training.max_steps=1")
+    refused = run(*command, "--set", f"training.{setting}")
+    assert refused.exit_code == 2, refused.output
+    assert f"training.{setting.partition('=')[0]}: " in refused.output
+    assert not (world / "runs").exists()
+    assert run(*command).exit_code == 0
