@@ -117,17 +117,30 @@ class Objective:
         """What a log shows of a batch or many: `loss`, `kd`, `ce` (nats per position) and `agreement` (a share). A validation adds
         `kl`: KL(teacher || student) at T = 1, by which runs of any objective can be compared.
 
-        `kd` and `kl` are left out if they were not computed.
+        A part is left out if it has no positions; `kd` and `kl` also if they were not computed.
         """
-        soft = terms.soft.clamp(min=1)
         means = {"loss": self.loss(terms.kd, terms.ce) / terms.counted.clamp(min=1)}
         if self.takes_soft(training=training):
-            means["kd"] = terms.kd / soft
-        means |= {"ce": terms.ce / terms.hard.clamp(min=1), "agreement": terms.agree / soft}
+            means["kd"] = terms.kd / terms.soft
+        means |= {"ce": terms.ce / terms.hard, "agreement": terms.agree / terms.soft}
         if not training:
-            means["kl"] = terms.kl / terms.soft  # NaN without soft targets
+            means["kl"] = terms.kl / terms.soft
+        counts = torch.stack([terms.soft, terms.hard]).tolist()
+        soft, hard = (count > 0 for count in counts)
+        shown = {"loss": True, "kd": soft, "ce": hard, "agreement": soft, "kl": soft}
         found = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
-        return {name: value for name, value in found.items() if name != "kl" or not math.isnan(value)}
+        return {
+            name: value for name, value in found.items() if shown[name] and not (name == "kl" and math.isnan(value))
+        }
+
+    def weighs(self, soft_N: Tensor, hard_N: Tensor) -> bool:
+        """Whether any of some positions has a part in the loss.
+
+        Args:
+            soft_N: bool, positions with soft targets.
+            hard_N: bool, positions with a label.
+        """
+        return bool((self.alpha > 0 and soft_N.any()) or (self.alpha < 1 and hard_N.any()))
 
 
 PLAIN_KL = Objective(temperature=1.0, alpha=1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +31,8 @@ from phase2_student.planning.footprint import (
     student_shape,
 )
 from phase2_student.training.arguments import idle_note, training_arguments, validation_note, warmup_note
+from phase2_student.training.loaders import global_batches
+from phase2_student.training.prepare import nothing_weighed
 from phase2_student.training.weights import check_weights
 from storage.errors import CacheError
 from storage.format.base import EXACT, FormatVersion
@@ -192,6 +196,8 @@ def _cache_version(recipe: Recipe) -> FormatVersion | None:
 def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, progress: bool) -> Work:
     lengths: list[int] = []
     validated = positions = given = longest_answer = most_patches = too_long = 0
+    split_places: dict[str, str] = {}
+    labelled: Counter[str] = Counter()
     per_token = prompter.family.patches_per_token(prompter.processor)
 
     def judge(split: str, sample: Sample, _new: bool) -> int:
@@ -200,6 +206,8 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
         # an answer that the teacher gave is only in the cache: counted at its maximum length
         answer = sum(answers) + (recipe.cache.generate_max_tokens if sample.answer is None else 0)
         too_long += prompt + answer > prompter.longest
+        split_places.setdefault(split, sample.place)
+        labelled[split] += sum(answers)
         validated += split == "validation"
         if split == "train":
             lengths.append(prompt + answer)
@@ -213,13 +221,16 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
     if report.row_faults or (report.lost and (recipe.cache.on_error == "stop" or not lengths)):  # none is left
         raise refusal(report)
     summary, unreadable = report.summary, report.fault_count
-    size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-    grouped = arguments.train_sampling_strategy in ("group_by_length", "batch_rebalance")
-    batches = GlobalBatches(
-        lengths, batch_size=size, accumulation=accumulation, processes=processes, seed=arguments.seed, group=grouped
-    )
+    if recipe.loss.alpha == 0:
+        of = {"train": ("training", len(lengths)), "validation": ("validation", validated)}
+        for split, place in split_places.items():
+            if not labelled[split] and (split == "train" or arguments.eval_strategy != "no"):
+                raise nothing_weighed(recipe, of[split][0], place, of[split][1])
+    accumulation = arguments.gradient_accumulation_steps
+    batches = global_batches(lengths, arguments, processes=processes)
     steps_per_epoch = -(-len(batches) // accumulation)
-    steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_per_epoch * arguments.num_train_epochs)
+    # as the trainer counts them
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(steps_per_epoch * arguments.num_train_epochs)
     return Work(
         samples=len(lengths),
         validation_samples=validated,
@@ -244,8 +255,8 @@ def _work(recipe: Recipe, prompter: Prompter, arguments: Any, processes: int, pr
                 ],
             )
         ),
-        micro_batch=size,
-        global_batch=size * accumulation * processes,
+        micro_batch=batches.batch_size,
+        global_batch=batches.batch_size * accumulation * processes,
         processes=processes,
         steps_per_epoch=steps_per_epoch,
         steps=steps,

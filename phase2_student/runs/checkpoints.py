@@ -74,8 +74,9 @@ def lacking(directory: Path) -> str | None:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoint directories of a run, newest first."""
-    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted(
+        (path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)), key=_step, reverse=True
+    )
 
 
 def newest_whole(output_dir: Path, report: Callable[[str], None]) -> Path | None:
@@ -93,11 +94,26 @@ def newest_whole(output_dir: Path, report: Callable[[str], None]) -> Path | None
     return None
 
 
-def keep_newest(output_dir: Path, count: int) -> None:
-    """Delete all checkpoints except the newest `count`, the oldest first; call it after the newest is sealed."""
-    for directory in reversed(checkpoints(output_dir)[count:]):
+def keep_newest(output_dir: Path, count: int, *, step: int | None = None) -> None:
+    """Delete all checkpoints except the newest `count` that are sealed; call it after one is sealed.
+
+    Args:
+        output_dir: the run's directory.
+        count: 1 or more.
+        step: of the checkpoint that was sealed just now; None: the newest. A run at this step did not resume from a later one, which
+            was unfinished or damaged, so those are deleted as well.
+    """
+    found = checkpoints(output_dir)
+    sealed = [path for path in found if (path / SEAL).is_file() and (step is None or _step(path) <= step)]
+    for directory in reversed([path for path in found if path not in sealed[:count]]):
         (directory / SEAL).unlink(missing_ok=True)  # from here on it counts as unfinished
         shutil.rmtree(directory)
+
+
+def _step(directory: Path) -> int:
+    match = _NAME.fullmatch(directory.name)
+    assert match is not None
+    return int(match[1])
 
 
 def _files(directory: Path) -> list[Path]:

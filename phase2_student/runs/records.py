@@ -17,7 +17,7 @@ from firstsight.recipe import LossSection
 from firstsight.secrets import masked
 from phase2_student.runs.files import read_json
 from phase2_student.runs.history import History, read_history
-from phase2_student.runs.run_directory import RUN
+from phase2_student.runs.run_directory import BOUND, RUN, VALIDATION
 
 NAMES = ("teacher", "teacher-bf16", "base", "student", "student-int8", "student-nf4")
 """The names of a recipe's models in an evaluation."""
@@ -45,7 +45,7 @@ class Run:
     @property
     def validation(self) -> str:
         """Which samples its validations are of: their digest, their number if no digest was recorded, "" if neither was."""
-        digest, count = self.facts.get("validation_digest"), self.facts.get("validation_samples")
+        digest, count = self.facts.get(BOUND, {}).get(VALIDATION), self.facts.get("validation_samples")
         return str(digest or ("" if count is None else count))
 
     @property

@@ -25,9 +25,15 @@ from firstsight.recipe import LossSection, Recipe
 from firstsight.secrets import masked
 from phase2_student.runs.checkpoints import checkpoints
 from phase2_student.runs.files import write_json
+from phase2_student.runs.history import HISTORY
 from phase2_student.runs.ownership import check_apart, check_new, remove_run
 
 RUN = "run.json"
+BOUND = "bound"
+"""Key of `run.json`: what the run is bound to besides its identity, by name; older runs record none of it."""
+VALIDATION = "validation samples"
+"""Name in it: a digest, or `WITHOUT`."""
+WITHOUT = "none"
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "torch-optimi", "zarr", "numpy")
 
 _WITHOUT_EFFECT = {
@@ -104,6 +110,7 @@ def check_run(
     output_dir: Path,
     identity: dict[str, Any],
     *,
+    bound: dict[str, str],
     defaults: dict[str, Any],
     cache_digest: str | None,
     recipe_directory: Path,
@@ -114,6 +121,7 @@ def check_run(
     Args:
         output_dir: the run's directory; need not exist.
         identity: identity of the requested run.
+        bound: what else it depends on, by name; compared with what the run recorded.
         defaults: defaults of the `training` section.
         cache_digest: digest of the whole cache as it is now, to which older runs were bound; None: no cache.
         recipe_directory: directory of the recipe, where no run may begin.
@@ -137,7 +145,9 @@ def check_run(
             check_new(output_dir, recipe_directory)
         return False
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = dict(facts["identity"])
+        recorded = dict(facts.get(BOUND, {}))
     except (ValueError, KeyError, TypeError):
         raise RecipeError(f"training.output_dir: {path} cannot be read; pass --overwrite to begin again") from None
     found = _effective(found, defaults)
@@ -150,18 +160,24 @@ def check_run(
             )
         del found["cache digest"]
         found["targets digest"] = identity["targets digest"]
+    finished = (output_dir / "final").is_dir()
+    if VALIDATION not in recorded and bound[VALIDATION] == WITHOUT and (output_dir / "best").is_dir() and not finished:
+        recorded[VALIDATION] = "some"  # best/ would remain, and count as the student
+    found.update(recorded)
+    wanted = {**identity, **{name: bound.get(name) for name in recorded}}
     differences = [
-        f"  {name}: the run has {_shown(found.get(name))}, the recipe {_shown(identity.get(name))}"
-        for name in sorted(found.keys() | identity.keys())
-        if found.get(name) != identity.get(name)
+        f"  {name}: the run has {_shown(found.get(name))}, the recipe {_shown(wanted.get(name))}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
     ]
-    if differences:
+    begun = [*checkpoints(output_dir), *(output_dir / name for name in ("best", "final", HISTORY))]
+    if differences and any(path.exists() for path in begun):  # else it stopped before its first step
         raise RecipeError(
             f"training.output_dir: {output_dir} holds the run of another recipe:\n"
             + "\n".join(differences)
             + "\nchoose another training.output_dir, or pass --overwrite"
         )
-    return (output_dir / "final").is_dir()
+    return finished
 
 
 def begin_run(output_dir: Path, recipe: Recipe, identity: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from firstsight.errors import RecipeError
 from firstsight.recipe import Recipe, check_training
-from phase2_student.training.known_arguments import idle, lacking, refusal
+from phase2_student.training.known_arguments import REFUSED, idle, lacking, refusal
 
 DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
@@ -84,6 +84,7 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         if new in hints and old in values:
             values.setdefault(new, values.pop(old))
     processes = _processes(values)
+    _check_environment(values)
     _check_bf16(values)
     try:
         arguments = TrainingArguments(**values)
@@ -102,8 +103,21 @@ def training_arguments(recipe: Recipe, *, progress: bool = True) -> Any:
         )
         arguments._n_gpu = 1
     _check_trackers(arguments.report_to)
+    _check_optimizer(arguments)
     _check_schedule(arguments)
     return arguments
+
+
+def check_launch(arguments: Any) -> None:
+    """Raise RecipeError for settings that the number of processes that were started does not allow.
+
+    Args:
+        arguments: `transformers.TrainingArguments`.
+    """
+    if arguments.fsdp and arguments.world_size == 1:
+        raise RecipeError(
+            "training.fsdp: is only for several processes, started by torchrun or accelerate launch, and this is one; remove it"
+        )
 
 
 def _processes(values: dict[str, Any]) -> int:
@@ -125,6 +139,48 @@ def _processes(values: dict[str, Any]) -> int:
             "start one for each GPU, or set training.use_cpu"
         )
     return world
+
+
+_SWITCHES = {
+    "ACCELERATE_USE_DEEPSPEED": "set training.deepspeed in the recipe instead",
+    "ACCELERATE_USE_MEGATRON_LM": "only DDP and FSDP2 were tested (examples/accelerate)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "only DDP and FSDP2 were tested (examples/accelerate)",
+}
+"""Variables by which accelerate takes another engine than the recipe states, and what to do."""
+
+
+def _check_environment(values: dict[str, Any]) -> None:
+    """Check that `accelerate launch`, or a variable that was exported, changes nothing that the recipe decides.
+
+    Args:
+        values: of `transformers.TrainingArguments`.
+
+    Raises:
+        RecipeError: a variable of accelerate states something else than the recipe; names the recipe's key.
+    """
+    stated = "bf16" if values.get("bf16") else "fp16" if values.get("fp16") else "no"
+    found = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if found.lower() not in ("", "no", stated):
+        instead = (
+            f"set training.{found.lower()}: true" if found.lower() in ("bf16", "fp16") else "set training.bf16: true"
+        )
+        raise RecipeError(
+            f"ACCELERATE_MIXED_PRECISION: is {found!r}, but the recipe computes in {_PRECISIONS[stated]}; {instead} in the recipe "
+            "instead of accelerate launch --mixed_precision, or unset the variable"
+        )
+    found = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if found.lower() not in ("", "no"):
+        raise RecipeError(
+            f"ACCELERATE_DYNAMO_BACKEND: is {found!r}, but compiling is not supported here ({REFUSED['torch_compile'][1]}); unset the "
+            "variable, or set it to no"
+        )
+    for name, instead in _SWITCHES.items():
+        on = os.environ.get(name, "false").lower() in ("1", "true", "yes", "on", "y", "t")
+        if on and not (name == "ACCELERATE_USE_DEEPSPEED" and values.get("deepspeed")):
+            raise RecipeError(f"{name}: is set, but the recipe does not state it; {instead}, or unset the variable")
+
+
+_PRECISIONS = {"bf16": "bfloat16 (training.bf16)", "fp16": "float16 (training.fp16)", "no": "float32"}
 
 
 def _check_bf16(values: dict[str, Any]) -> None:
@@ -206,12 +262,24 @@ def _check_trackers(names: list[str]) -> None:
             raise RecipeError(f"training.report_to: {name} is not installed; pip install {name}, or remove it")
 
 
+def _check_optimizer(arguments: Any) -> None:
+    """Raise the error of an optimiser that is not installed, or needs what is not supported, before anything is written."""
+    import torch
+    from transformers import Trainer
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))
+    except (ImportError, ValueError, RuntimeError) as error:
+        name = getattr(arguments.optim, "value", arguments.optim)
+        raise RecipeError(f"training.optim: {name} cannot be used: {' '.join(str(error).split())[:240]}") from None
+
+
 def _check_schedule(arguments: Any) -> None:
     """Raise the error of a schedule that cannot be made now, not after the student is loaded."""
     import torch
     from transformers import get_scheduler
 
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     try:
         get_scheduler(
             arguments.lr_scheduler_type,
@@ -222,5 +290,6 @@ def _check_schedule(arguments: Any) -> None:
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"training.lr_scheduler_kwargs: do not fit {arguments.lr_scheduler_type.value}: {' '.join(str(error).split())[:200]}"
+            f"training.lr_scheduler_kwargs: do not fit {arguments.lr_scheduler_type.value}: {' '.join(str(error).split())[:200]} "
+            f"(training.learning_rate is {arguments.learning_rate:g})"
         ) from None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +23,34 @@ class SealingTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # checkpoints are deleted here, after the new one is sealed
+        # checkpoints are deleted here, after the new one is sealed; the arguments belong to the caller
+        self.args: Any = copy.copy(self.args)
         self._keep = self.args.save_total_limit
         self.args.save_total_limit = None
+        self._resumed: Path | None = None
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """The stock method; the checkpoint that it resumes from is not written again."""
+        self._resumed = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Write the stock checkpoint, seal it, and only then delete old ones."""
         directory = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        if self._resumed is not None and directory.name == self._resumed.name:
+            return  # no step was taken since: while it is written again, there might be no other
         if self.args.should_save:
             shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted run
         self.accelerator.wait_for_everyone()
-        try:
+        with told_of_full_disk(directory, f"a checkpoint (training.save_total_limit is {self._keep})"):
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.write_state(directory)
                 give_usual_modes(directory)
                 seal(directory)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not _disk_is_full(error):
-                raise
-            shutil.rmtree(directory, ignore_errors=True)
-            raise OSError(
-                errno.ENOSPC,
-                f"no space left for a checkpoint; earlier checkpoints are complete: free some space and run the same command again "
-                f"(training.save_total_limit is {self._keep})",
-                str(directory),
-            ) from error
         if self.args.should_save and self._keep is not None:
-            keep_newest(directory.parent, max(1, self._keep))
+            keep_newest(directory.parent, max(1, self._keep), step=self.state.global_step)
 
     def write_state(self, directory: Path) -> None:
         """Add what the stock trainer does not write to a checkpoint; process 0 calls it before the seal."""
@@ -82,6 +84,30 @@ def checkpoint_to_resume(output_dir: Path, *, main: bool) -> str | None:
     names = [None if found is None else str(found)]
     broadcast_object_list(names)
     return names[0]
+
+
+@contextmanager
+def told_of_full_disk(directory: Path, what: str) -> Iterator[None]:
+    """Within it a directory is written; if the disk gets full, the part that was written is removed.
+
+    Args:
+        directory: it.
+        what: it, in words.
+
+    Raises:
+        OSError: the disk is full; says what to do.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        shutil.rmtree(directory, ignore_errors=True)
+        raise OSError(
+            errno.ENOSPC,
+            f"no space left for {what}; earlier checkpoints are complete: free some space and run the same command again",
+            str(directory),
+        ) from error
 
 
 def _disk_is_full(error: Exception) -> bool:

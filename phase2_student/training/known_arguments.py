@@ -9,6 +9,7 @@ all fields of the installed version; another shows for each accepted field that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from multiprocessing import get_all_start_methods
 from typing import Any
 
 ACTS = frozenset({
@@ -102,6 +103,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Fields that would do nothing or harm: the values that are accepted because they state what is true anyway, and the reason."""
 
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+
 _VALUES: dict[str, tuple[Any, str]] = {
     "per_device_train_batch_size": (lambda value: value >= 1, "must be 1 or more"),
     "per_device_eval_batch_size": (lambda value: value >= 1, "must be 1 or more"),
@@ -118,6 +121,25 @@ _VALUES: dict[str, tuple[Any, str]] = {
     "save_total_limit": (lambda value: value is None or value >= 1, "must be 1 or more, or null: all are kept"),
     "dataloader_num_workers": (lambda value: value >= 0, "must be 0 or more"),
     "torch_empty_cache_steps": (lambda value: value is None or value >= 1, "must be 1 or more, or null"),
+    **{
+        name: (lambda value: 0 <= value < 1, "must be 0 or more, and less than 1")
+        for name in ("adam_beta1", "adam_beta2")
+    },
+    "adam_epsilon": (lambda value: value >= 0, "must not be negative"),
+    "weight_decay": (lambda value: value >= 0, "must not be negative"),
+    "neftune_noise_alpha": (lambda value: value is None or value >= 0, "must not be negative"),
+    **{
+        name: (lambda value: value in _LOG_LEVELS, f"must be one of {', '.join(_LOG_LEVELS)}")
+        for name in ("log_level", "log_level_replica")
+    },
+    "dataloader_multiprocessing_context": (
+        lambda value: value is None or value in get_all_start_methods(),
+        f"must be one of {', '.join(get_all_start_methods())}",
+    ),
+    "optim": (
+        lambda value: not str(getattr(value, "value", value)).startswith("schedule_free"),
+        "must not be schedule-free: best/, final/ and validations would have the weights that it moves, not its average of them",
+    ),
     "seed": (lambda value: 0 <= value < 2**32, "must lie between 0 and 2^32 - 1"),
     "data_seed": (lambda value: value is None or 0 <= value < 2**32, "must lie between 0 and 2^32 - 1"),
     "save_strategy": (lambda value: value != "best", f"must be steps, epoch or no: {_BEST}, whatever is saved"),

@@ -23,17 +23,33 @@ def train_batches(dataset: Any, args: Any) -> GlobalBatches:
         dataset: a `source.SampleDataset`.
         args: `transformers.TrainingArguments`.
     """
-    grouped = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+    lengths = dataset.lengths() if _grouped(args) else [0] * len(dataset)
+    return global_batches(lengths, args, processes=args.world_size, rank=args.process_index)
+
+
+def global_batches(lengths: Sequence[int], args: Any, *, processes: int, rank: int = 0) -> GlobalBatches:
+    """The batches of a training run.
+
+    Args:
+        lengths: tokens of each sample.
+        args: `transformers.TrainingArguments`.
+        processes: number of processes.
+        rank: the process whose micro-batches they are.
+    """
     return GlobalBatches(
-        dataset.lengths() if grouped else [0] * len(dataset),
+        lengths,
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
-        processes=args.world_size,
-        rank=args.process_index,
+        processes=processes,
+        rank=rank,
         seed=args.seed if args.data_seed is None else args.data_seed,
         shuffle=args.train_sampling_strategy != "sequential",
-        group=grouped,
+        group=_grouped(args),
     )
+
+
+def _grouped(args: Any) -> bool:
+    return args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
 
 
 def validation_batches(dataset: Any, args: Any) -> GlobalBatches:

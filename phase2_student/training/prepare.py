@@ -6,20 +6,24 @@ other = prepare(recipe, like=plan)   # takes over what both have in common
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from firstsight.console import NAMED, left_out_text
 from firstsight.data.samples import load_samples
-from firstsight.identity import model_name
-from firstsight.models.loading import load_config, resolve_directory
+from firstsight.errors import RecipeError
+from firstsight.identity import image_settings, model_name, text_digest
+from firstsight.models.loading import load_config, resolve_directory, weights_digest
 from firstsight.models.quantization import check_stored
 from firstsight.recipe import Recipe
+from firstsight.vocabulary import table_digest, token_table
 from phase2_student.data.source import SampleDataset, TargetSource, open_source
 from phase2_student.loss.objective import Objective
-from phase2_student.runs.run_directory import check_run, run_identity
-from phase2_student.training.arguments import training_arguments, training_defaults
+from phase2_student.runs.run_directory import BOUND, VALIDATION, WITHOUT, check_run, run_identity
+from phase2_student.training.arguments import check_launch, training_arguments, training_defaults
 from phase2_student.training.weights import check_weights, precision_text
 from storage.wording import counted
 
@@ -95,11 +99,46 @@ class Plan:
             seed=arguments.seed,
         )
 
+    @cached_property
+    def bound(self) -> dict[str, str]:
+        """What the run is bound to besides the keys of its recipe, by name: digests of the student's files as they are now, and of
+        the validation samples in order.
+        """
+        prompter, validated = self.source.prompter, self.arguments.eval_strategy != "no" and len(self.validation)
+        keys = "\n".join(key for key, _ in self.validation.samples)
+        return {
+            "student weights": weights_digest(self.directory),
+            "student tokens": table_digest(token_table(prompter.tokenizer)),
+            "student chat template": text_digest(prompter.processor.chat_template),
+            "student image settings": text_digest(
+                json.dumps(image_settings(prompter.processor, prompter.family), sort_keys=True)
+            ),
+            VALIDATION: text_digest(keys) if validated else WITHOUT,
+        }
+
+    def check(self) -> None:
+        """Raise RecipeError for what neither recipe nor data alone shows: how it was started, and splits without a part in the loss."""
+        check_launch(self.arguments)
+        self._check_weighed()
+
+    def _check_weighed(self) -> None:
+        objective, collate = Objective.of_recipe(self.recipe.loss), self.source.collator()
+        splits = {"training": self.train}
+        if self.arguments.eval_strategy != "no":
+            splits["validation"] = self.validation
+        for split, dataset in splits.items():
+            # encodes samples until it finds one; labelled rows first: they are the likely ones
+            order = sorted(range(len(dataset)), key=lambda index: dataset.samples[index][1].answer is None)
+            batches = (collate([dataset[index]]).targets for index in order)
+            if order and not any(objective.weighs(targets.soft_N, targets.hard_N) for targets in batches):
+                raise nothing_weighed(self.recipe, split, dataset.samples[0][1].place, len(order))
+
     def check_run(self, *, overwrite: bool) -> bool:
         """Whether the run is finished already; checks as `run_directory.check_run` does."""
         return check_run(
             self.recipe.output_dir,
             self.identity(),
+            bound=self.bound,
             defaults=training_defaults(),
             cache_digest=self.source.facts()["cache_digest"],
             recipe_directory=self.recipe.directory,
@@ -110,6 +149,7 @@ class Plan:
         """What `run.json` records besides the identity."""
         return {
             "student": model_name(self.recipe, self.recipe.student),
+            BOUND: self.bound,
             **self.source.facts(),
             "data_root": str(self.recipe.image_root),
             "objective": self.objective_text,
@@ -133,13 +173,13 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
         like: another run; what both have in common is taken from it.
 
     Raises:
-        FirstSightError: bad recipe or data, samples without targets, target ids that differ.
+        FirstSightError: bad recipe or data, samples without targets or without a part in the loss, target ids that differ.
         CacheError: the cache was not found, or is for another teacher or student.
     """
     if like is not None and like.online == online and _same_samples(recipe, like.recipe):
         check_weights(recipe, load_config(like.directory, recipe.student))
         source = like.source.at(recipe)
-        return replace(
+        plan = replace(
             like,
             recipe=recipe,
             arguments=training_arguments(recipe, progress=progress),
@@ -147,6 +187,8 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
             train=source.reused(like.train),
             validation=source.reused(like.validation),
         )
+        plan.check()
+        return plan
     left_out: list[str] = []
     train_samples, *others = (load_samples(source, left_out=left_out) for source in recipe.sources())
     validation_samples = others[0] if others else []
@@ -155,7 +197,7 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
     arguments = training_arguments(recipe, progress=progress)
     check_weights(recipe, load_config(directory, recipe.student))
     source = open_source(recipe, directory, online=online, progress=progress)
-    return Plan(
+    plan = Plan(
         recipe=recipe,
         arguments=arguments,
         directory=directory,
@@ -164,6 +206,31 @@ def prepare(recipe: Recipe, *, online: bool = False, progress: bool = True, like
         train=source.dataset(train_samples),
         validation=source.dataset(validation_samples),
         left_out=tuple(left_out),
+    )
+    plan.check()
+    return plan
+
+
+def nothing_weighed(recipe: Recipe, split: str, place: str, count: int) -> RecipeError:
+    """The error for samples of which the loss weighs no position.
+
+    Args:
+        recipe: the run's recipe.
+        split: `training` or `validation`.
+        place: of its first sample.
+        count: number of its samples.
+    """
+    lacks, advice = "soft targets", "set loss.alpha below 1"
+    if recipe.loss.alpha == 0:
+        lacks = "a label"
+        advice = "set loss.alpha above 0, or give labels: fs-teacher answers writes the teacher's answers as rows with labels"
+    elif recipe.loss.alpha < 1:
+        lacks, advice = "soft targets or a label", "dump again"
+    if split == "validation":
+        advice += '; or train without validation (training.eval_strategy: "no")'
+    return RecipeError(
+        f"loss.alpha: is {recipe.loss.alpha:g}, but none of the {counted(count, f'{split} sample')} in {place.rpartition(':')[0]} has "
+        f"{lacks}, so the loss would be 0; {advice}"
     )
 
 

@@ -119,8 +119,4 @@ class StepFigures:
 
     def _figures(self, terms: LossTerms, norm: float | None) -> dict[str, float]:
         means = self._objective.means(terms, training=True)
-        if not terms.soft:
-            means = {name: value for name, value in means.items() if name not in ("kd", "agreement")}
-        if not terms.hard:
-            means.pop("ce", None)
         return means if norm is None or not math.isfinite(norm) else {**means, "grad_norm": norm}

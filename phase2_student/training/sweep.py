@@ -22,7 +22,6 @@ from firstsight.data.entries import Rows
 from firstsight.errors import FirstSightError, RecipeError
 from firstsight.recipe import LossSection, Recipe, load_recipe
 from phase2_student.runs.lock import RunInUse
-from phase2_student.training.arguments import training_arguments
 from phase2_student.training.prepare import Plan, is_finished, prepare
 from phase2_student.training.train import TrainResult, train
 from storage.errors import CacheError
@@ -217,9 +216,7 @@ def sweep(
     outcomes = []
     for number, (run, plan) in enumerate(zip(runs, plans, strict=True), start=1):
         try:
-            # made again, since the arguments that were made last decide the precision of this process
-            arguments = training_arguments(run.recipe, progress=progress)
-            result = train(replace(plan, arguments=arguments))
+            result = train(plan)
             outcome = Outcome(run=run, result=result)
             (run.recipe.output_dir / "error.txt").unlink(missing_ok=True)
         except RunInUse as error:  # we may not write into its directory

@@ -16,6 +16,7 @@ from signal import SIGINT
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 import firstsight
@@ -138,7 +139,7 @@ def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
     from phase2_student.training.callbacks.progress import Bar, ValidationLines
     from phase2_student.training.callbacks.run_log import RunLog
     from phase2_student.training.callbacks.signals import StopOnSignal
-    from phase2_student.training.checkpointing import checkpoint_to_resume
+    from phase2_student.training.checkpointing import checkpoint_to_resume, told_of_full_disk
     from phase2_student.training.trainer import DistillationTrainer
 
     recipe, arguments, prompter = plan.recipe, plan.arguments, plan.source.prompter
@@ -150,13 +151,16 @@ def _run(plan: Plan, lock: RunLock | None, main: bool) -> TrainResult:
     def save(directory: Path | None) -> None:
         if directory is None:
             gather_weights(model)
-        else:
+            return
+        with told_of_full_disk(directory, "the student"):
             save_student(model, prompter.processor, directory, getattr(torch, recipe.student.dtype))
             preprocessing.write(directory)
 
     first = f"FirstSight {firstsight.__version__}, {plan.objective_text}; {plan.precision}"
     stop = StopOnSignal(processes=arguments.world_size, main=main)
     history = HistoryCallback(output_dir, save, plan.objective_text)
+    # another plan that was prepared or trained in this process may compute in another precision
+    AcceleratorState._reset_state()
     with RunLog(output_dir, first, lock=lock, main=main) as log, stop:
         trainer = DistillationTrainer(
             model=model,

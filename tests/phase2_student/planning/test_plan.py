@@ -191,3 +191,27 @@ def test_plan_and_training_note_the_warm_up(world):
     )
     assert trained.exit_code == 0, trained.output
     assert "3 of 3 steps are warm-up (training.warmup_steps: 3)" in trained.output
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.num_train_epochs=0.3"],
+        ["training.num_train_epochs=1.5", "training.data_seed=9"],
+        ["training.train_sampling_strategy=sequential"],
+        ["training.train_sampling_strategy=random", "training.seed=3"],
+        ["training.max_steps=5", "training.per_device_train_batch_size=3"],
+    ],
+)
+def test_steps_and_padding_are_those_of_the_training(world, settings):
+    from phase2_student.training.loaders import train_batches
+
+    recipe = load_recipe(world / "recipe.yaml", settings)
+    planned = plan_training(recipe, progress=False).work
+    plan = prepare(recipe, progress=False)
+    lengths = plan.train.lengths()
+    assert planned.padding == padding_share(lengths, train_batches(plan.train, plan.arguments))
+    if "training.num_train_epochs=0.3" in settings:
+        done = run("train", "--config", world / "recipe.yaml", "--no-progress", "--set", settings[0])
+        assert f"{planned.steps} steps in" in done.output
+        assert planned.steps == 3

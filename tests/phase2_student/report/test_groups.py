@@ -211,10 +211,16 @@ def test_two_runs_of_one_seed_are_no_spread(tmp_path):
 @pytest.mark.parametrize(
     ("x", "y"),
     [
-        ({"validation_digest": "1a"}, {"validation_digest": "2b"}),
-        ({"validation_digest": "1a", "validation_samples": 6}, {"validation_digest": "2b", "validation_samples": 6}),
+        ({"bound": {"validation samples": "1a"}}, {"bound": {"validation samples": "2b"}}),
+        (
+            {"bound": {"validation samples": "1a"}, "validation_samples": 6},
+            {"bound": {"validation samples": "2b"}, "validation_samples": 6},
+        ),
         ({"validation_samples": 3}, {"validation_samples": 6}),
-        ({"validation_digest": "1a", "validation_samples": 6}, {"validation_samples": 6}),  # it is not known
+        (
+            {"bound": {"validation samples": "1a"}, "validation_samples": 6},
+            {"validation_samples": 6},
+        ),  # it is not known
     ],
 )
 def test_runs_with_different_validation_samples_are_neither_averaged_nor_ranked(tmp_path, x, y):
@@ -236,7 +242,7 @@ def test_runs_with_different_validation_samples_are_neither_averaged_nor_ranked(
 
 
 def test_runs_with_the_same_validation_samples_are_ranked(tmp_path):
-    same = {"validation_digest": "1a", "validation_samples": 6, "cache_digest": "c"}
+    same = {"bound": {"validation samples": "1a"}, "validation_samples": 6, "cache_digest": "c"}
     made(tmp_path, "a", kl=0.2, facts=same)
     made(tmp_path, "b", kl=0.1, facts=same, alpha=1.0)
     found = compared(tmp_path)
