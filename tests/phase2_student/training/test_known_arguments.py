@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from firstsight.errors import RecipeError
 from firstsight.recipe import load_recipe
 from phase2_student.training import loaders
-from phase2_student.training.arguments import training_arguments, training_defaults
+from phase2_student.training.arguments import training_arguments
 from phase2_student.training.known_arguments import ACTS, REFUSED, refusal
 from phase2_student.training.prepare import prepare
 from phase2_student.training.train import train
