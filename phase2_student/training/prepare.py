@@ -127,11 +127,12 @@ class Plan:
         if self.arguments.eval_strategy != "no":
             splits["validation"] = self.validation
         for split, dataset in splits.items():
-            # encodes samples until it finds one; labelled rows first: they are the likely ones
-            order = sorted(range(len(dataset)), key=lambda index: dataset.samples[index][1].answer is None)
-            batches = (collate([dataset[index]]).targets for index in order)
-            if order and not any(objective.weighs(targets.soft_N, targets.hard_N) for targets in batches):
-                raise nothing_weighed(self.recipe, split, dataset.samples[0][1].place, len(order))
+            if objective.alpha < 1 and any(sample.answer is not None for _, sample in dataset.samples):
+                continue  # an answer of the data has labels; no target is read for that
+            # encodes samples until it finds one
+            batches = (collate([dataset[index]]).targets for index in range(len(dataset)))
+            if len(dataset) and not any(objective.weighs(targets.soft_N, targets.hard_N) for targets in batches):
+                raise nothing_weighed(self.recipe, split, dataset.samples[0][1].place, len(dataset))
 
     def check_run(self, *, overwrite: bool) -> bool:
         """Whether the run is finished already; checks as `run_directory.check_run` does."""
