@@ -62,6 +62,8 @@ class DataSource:
     """The part of the rows that is for validation, by key; 0: all rows are of this split."""
     part: Literal["train", "validation"] = "train"
     """Which side of `share` this split is."""
+    beside_training: bool = False
+    """The training rows are read as well."""
 
     def takes(self, key: str) -> bool:
         """Whether a sample belongs to this split. It depends only on the sample's content: adding data moves no sample."""
@@ -73,9 +75,9 @@ class DataSource:
     @property
     def tells_faults(self) -> bool:
         """Whether faults of rows are told with this split. Both sides of a share read every row; a row that cannot be read has no
-        key that says to which it belongs, and is told with the training rows alone.
+        key that says to which it belongs, and is told with the training rows if these are read as well.
         """
-        return not self.share or self.part == "train"
+        return not (self.share and self.beside_training)
 
     def __str__(self) -> str:
         names = ", ".join(file_names(self.files))

@@ -8,6 +8,7 @@ transformers fills weights that it does not find with random ones, and continues
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -28,7 +29,7 @@ _NAMED = 2
 
 
 def check_weight_files(directory: Path) -> None:
-    """Read the header of every .safetensors file.
+    """Read the header of every .safetensors file that the model uses: those of its index, or else all.
 
     Raises:
         ModelError: one is a Git LFS pointer, was cut, or is no safetensors file; or the directory holds an adapter.
@@ -44,7 +45,7 @@ def check_weight_files(directory: Path) -> None:
 def _stored_names(directory: Path) -> list[str]:
     """Names of all stored weights; raises what `check_weight_files` raises for a file."""
     names: list[str] = []
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in _files(directory):
         with file.open("rb") as stream:
             if stream.read(len(_POINTER)) == _POINTER:
                 raise ModelError(
@@ -58,6 +59,18 @@ def _stored_names(directory: Path) -> list[str]:
                 f"{file} is damaged or was not downloaded whole, {file.stat().st_size:,} bytes ({_line(error)}); download it again"
             ) from None
     return names
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of the index if there is one: others may lie beside them, such as `consolidated.safetensors`."""
+    index, files = directory / "model.safetensors.index.json", sorted(directory.glob("*.safetensors"))
+    if (directory / "model.safetensors").is_file() or not index.is_file():
+        return files
+    try:
+        used = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        raise ModelError(f"{index} is damaged; download it again") from None
+    return [file for file in files if file.name in used]
 
 
 def check_fit(directory: Path, model: Any, report: dict[str, Any]) -> None:

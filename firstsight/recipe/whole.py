@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,9 @@ class Recipe(Section):
 
     def sources(self) -> list[DataSource]:
         """The splits, training first; only the training rows if there is no validation data."""
-        return [self.source("train"), *([] if self.data.validation is None else [self.source("validation")])]
+        if self.data.validation is None:
+            return [self.source("train")]
+        return [self.source("train"), replace(self.source("validation"), beside_training=True)]
 
     def _entry(self, entry: Entry) -> Entry:
         """An entry of a split with its paths made absolute."""

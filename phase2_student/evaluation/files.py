@@ -76,19 +76,19 @@ def newest_evaluation(directory: Path) -> Path | None:
 
 
 def student_of(models: Sequence[ModelResult], run: Run) -> ModelResult | None:
-    """The student of a run among the models of an evaluation: the one with its weights.
+    """The student of a run among the models of an evaluation: the one with the weights of a student of the run.
 
     A model of an older file, which records no weights, and the student of a run without a student's directory are found by name:
     the run's, `student`, or that of the run's directory.
     """
     named, students = _named(models, run), [model for model in models if model.role == "student"]
-    weights = _weights(run) if any(model.weights for model in students) else None
-    if weights is None:
+    directories = _students(run)
+    if not directories or not any(model.weights for model in students) or (named and named.weights is None):
         return named
-    same = [model for model in students if model.weights == weights]
-    if named in same or (named is not None and named.weights is None):
+    trained = _weights(directories[0])
+    if named and any(_weights(directory) == named.weights for directory in directories):
         return named
-    return next(iter(same), None)
+    return next((model for model in students if model.weights == trained), None)
 
 
 def _named(models: Sequence[ModelResult], run: Run) -> ModelResult | None:
@@ -98,12 +98,17 @@ def _named(models: Sequence[ModelResult], run: Run) -> ModelResult | None:
     return next((students[name] for name in names if name in students), None)
 
 
-def _weights(run: Run) -> str | None:
-    """Digest of the weights of a run's student; None if they are not here."""
+def _students(run: Run) -> list[Path]:
+    """Directories of a run's students that are here: the trained one first, then the others and their exports."""
+    trained = trained_student(run.directory)
+    found = [trained, *sorted([*run.directory.glob("best*"), *run.directory.glob("final*")])]
+    return [directory for directory in dict.fromkeys(found) if any(directory.glob("*.safetensors"))]
+
+
+def _weights(directory: Path) -> str:
     from firstsight.models.loading import weights_digest  # not at the top: torch
 
-    directory = trained_student(run.directory)
-    return weights_digest(directory) if any(directory.glob("*.safetensors")) else None
+    return weights_digest(directory)
 
 
 def _misfit(evaluation: Evaluation, path: Path, run: Run) -> str:

@@ -90,7 +90,7 @@ def targets_of(runs: Sequence[Run]) -> list[str]:
     for mine in marks:
         touching = [each for each in joined if each & mine]
         joined = [each for each in joined if not each & mine] + [mine.union(*touching)]
-    return [min(next(each for each in joined if each >= mine), default="") for mine in marks]
+    return [min(next(each for each in joined if each >= mine)) if mine else "" for mine in marks]
 
 
 def questions_of(students: Sequence[ModelResult | None]) -> list[str | None]:

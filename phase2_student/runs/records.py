@@ -35,18 +35,16 @@ class Run:
     facts: dict[str, Any]
     """The content of `run.json`."""
     history: History
+    validation: str
+    """Which samples its validations are of, as far as all runs that are read together recorded it: their digest, else their number;
+    "": neither.
+    """
 
     @property
     def identity(self) -> dict[str, Any]:
         """What its weights depend on, by dotted names."""
         found: dict[str, Any] = self.facts["identity"]
         return found
-
-    @property
-    def validation(self) -> str:
-        """Which samples its validations are of: their digest, their number if no digest was recorded, "" if neither was."""
-        digest, count = self.facts.get(BOUND, {}).get(VALIDATION), self.facts.get("validation_samples")
-        return str(digest or ("" if count is None else count))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -130,24 +128,29 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
     Raises:
         DataError: a directory holds no run, or a file in it cannot be read.
     """
-    runs = []
-    for directory, name in zip(directories, _names(directories), strict=True):
+    read = []
+    for directory in directories:
         path = directory / RUN
         if not path.is_file():
             raise DataError(f"{directory}: no {RUN} was found; pass the training.output_dir of fs-student train")
         facts = read_json(path, dict)
         if not isinstance(facts.get("identity"), dict):
             raise DataError(f"{path}: the settings of the run are missing; the file is damaged")
-        runs.append(
-            Run(
-                name=name,
-                directory=directory,
-                recipe=_recipe(directory / "recipe.yaml"),
-                facts=facts,
-                history=read_history(directory),
-            )
+        read.append(facts)
+    digests = [facts.get(BOUND, {}).get(VALIDATION) for facts in read]
+    counts = [facts.get("validation_samples", "") for facts in read]
+    validations = map(str, digests if all(digests) else counts)
+    return [
+        Run(
+            name=name,
+            directory=directory,
+            recipe=_recipe(directory / "recipe.yaml"),
+            facts=facts,
+            history=read_history(directory),
+            validation=validation,
         )
-    return runs
+        for directory, name, facts, validation in zip(directories, _names(directories), read, validations, strict=True)
+    ]
 
 
 def _names(directories: Sequence[Path]) -> list[str]:

@@ -163,6 +163,8 @@ def check_run(
     finished = (output_dir / "final").is_dir()
     if VALIDATION not in recorded and bound[VALIDATION] == WITHOUT and (output_dir / "best").is_dir() and not finished:
         recorded[VALIDATION] = "some"  # best/ would remain, and count as the student
+    if finished:  # nothing is chosen by a validation any more
+        recorded.pop(VALIDATION, None)
     found.update(recorded)
     wanted = {**identity, **{name: bound.get(name) for name in recorded}}
     differences = [

@@ -102,10 +102,10 @@ class Plan:
     @cached_property
     def bound(self) -> dict[str, str]:
         """What the run is bound to besides the keys of its recipe, by name: digests of the student's files as they are now, and of
-        the validation samples in order.
+        the validation samples, whatever their order.
         """
         prompter, validated = self.source.prompter, self.arguments.eval_strategy != "no" and len(self.validation)
-        keys = "\n".join(key for key, _ in self.validation.samples)
+        keys = "\n".join(sorted(key for key, _ in self.validation.samples))
         return {
             "student weights": weights_digest(self.directory),
             "student tokens": table_digest(token_table(prompter.tokenizer)),

@@ -123,6 +123,9 @@ def test_a_row_with_a_fault_counts_once_beside_a_share_for_validation(rows, tmp_
     plan = prepare(load_recipe(tmp_path / "r.yaml", ["data.validation=20%"]), progress=False)
     assert plan.facts()["skipped_samples"] == 1
     assert len(plan.validation) > 0
+    left_out = []
+    load_samples(load_recipe(tmp_path / "r.yaml", ["data.validation=20%"]).source("validation"), left_out=left_out)
+    assert len(left_out) == 1  # read alone, as an evaluation does, the share tells it
 
     (tmp_path / "rows.json").write_text(json.dumps([*many, {**rows[0], "colour": 1}, {"x": 1}]))
     assert "\n2 faults;" in run(main, "data", "check", *skipping, code=1)

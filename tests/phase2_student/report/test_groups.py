@@ -217,10 +217,6 @@ def test_two_runs_of_one_seed_are_no_spread(tmp_path):
             {"bound": {"validation samples": "2b"}, "validation_samples": 6},
         ),
         ({"validation_samples": 3}, {"validation_samples": 6}),
-        (
-            {"bound": {"validation samples": "1a"}, "validation_samples": 6},
-            {"validation_samples": 6},
-        ),  # it is not known
     ],
 )
 def test_runs_with_different_validation_samples_are_neither_averaged_nor_ranked(tmp_path, x, y):
@@ -239,6 +235,13 @@ def test_runs_with_different_validation_samples_are_neither_averaged_nor_ranked(
     within = compared(tmp_path)
     assert {row["name"]: row["best_in"] for row in within["runs"]}["x0"] == ["validation_ce", "validation_kl"]
     assert within["best"] is None
+
+
+def test_beside_a_run_that_recorded_only_their_number_the_number_is_compared(tmp_path):
+    new, old = {"bound": {"validation samples": "1a"}, "validation_samples": 6}, {"validation_samples": 6}
+    made(tmp_path, "new", seed=0, kl=0.2, facts=new)
+    made(tmp_path, "old", seed=1, kl=0.1, facts=old)
+    assert [group["runs"] for group in compared(tmp_path)["groups"]] == [["new", "old"]]
 
 
 def test_runs_with_the_same_validation_samples_are_ranked(tmp_path):

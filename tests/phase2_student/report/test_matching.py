@@ -57,6 +57,18 @@ def test_one_runs_student_is_not_anothers(runs, tmp_path):
     assert "distilled: not evaluated" in report.stderr
 
 
+@pytest.mark.parametrize("other", ["final", "best-int8"])
+def test_any_student_of_a_run_is_the_runs(runs, tmp_path, other):
+    if not (runs[0] / other).exists():
+        shutil.copytree(runs[0] / "best", runs[0] / other)
+    for path in (runs[0] / other).glob("*.safetensors"):
+        path.write_bytes(path.read_bytes() + b"other")
+    weights = weights_digest(runs[0] / other)
+    file = write_evaluation(tmp_path / "judged", evaluated((runs[0].name, "student", 0.5, weights)))
+    found = compared(*runs, "--evaluation", file)["runs"]
+    assert [row["exact_match"] is None for row in found] == [False, True]
+
+
 def test_an_evaluation_from_the_middle_of_the_training_is_not_the_finished_runs(runs):
     models = (("teacher", "teacher", 0.9, "ab" * 32), ("student", "student", 0.5, runs[1]))
     write_evaluation(runs[1] / "evaluation", evaluated(*models))
