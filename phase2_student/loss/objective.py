@@ -125,12 +125,12 @@ class Objective:
         means |= {"ce": terms.ce / terms.hard, "agreement": terms.agree / terms.soft}
         if not training:
             means["kl"] = terms.kl / terms.soft
-        counts = torch.stack([terms.soft, terms.hard]).tolist()
-        soft, hard = (count > 0 for count in counts)
-        shown = {"loss": True, "kd": soft, "ce": hard, "agreement": soft, "kl": soft}
-        found = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+        # one tensor, so that the device is waited for once
+        *values, soft, hard = torch.stack([*means.values(), terms.soft, terms.hard]).tolist()
+        positions = {"loss": 1, "kd": soft, "ce": hard, "agreement": soft, "kl": soft}
+        found = dict(zip(means, values, strict=True))
         return {
-            name: value for name, value in found.items() if shown[name] and not (name == "kl" and math.isnan(value))
+            name: value for name, value in found.items() if positions[name] and not (name == "kl" and math.isnan(value))
         }
 
     def weighs(self, soft_N: Tensor, hard_N: Tensor) -> bool:
